@@ -1,0 +1,117 @@
+"""`sandbox image`: build the base image, list what is here, check what would be admitted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from sandbox import places
+from sandbox.base_image import REPOSITORY, bootstrap
+from sandbox.cli.handover import leave_root
+from sandbox.cli.screen import escaped
+from sandbox.engine import Engine
+from sandbox.errors import ImageUnavailable
+from sandbox.image import admit, ensure, resolve
+
+
+@contextlib.contextmanager
+def _engine() -> Iterator[Engine]:
+    # Imported late: `sandbox image --help` needs neither Podman nor its client.
+    from sandbox.host import probe
+    from sandbox.podman_engine import PodmanEngine
+
+    leave_root()
+    runtime_dir = places.runtime_dir()
+    engine = PodmanEngine(probe(runtime_dir).engine, runtime_dir=runtime_dir)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@click.group("image")
+def image() -> None:
+    """Build, list and check the images that scripts run in."""
+
+
+@image.command("bootstrap")
+@click.option("--suite", metavar="NAME", help="Release of the distribution; this host's own by default.")
+@click.option("--force", is_flag=True, help="Build it again, with the packages of today.")
+def bootstrap_command(suite: str | None, force: bool) -> None:
+    """Build the base image from this host's package sources, without a registry."""
+    with _engine() as engine:
+        name = f"{REPOSITORY}:{suite or 'latest'}"
+        if not force:
+            with contextlib.suppress(ImageUnavailable):
+                record = engine.image(name)
+                click.echo(f"{name} is here already ({_mib(record.size_bytes)}); --force builds it again.")
+                return
+        work_dir = _work_dir()
+        record = bootstrap(engine, suite=suite, work_dir=work_dir, progress=_progress)
+        click.echo(f"Built {name}: {_mib(record.size_bytes)}, {record.digest}")
+
+
+@image.command("list")
+def list_command() -> None:
+    """List the images on this host."""
+    with _engine() as engine:
+        records = engine.images()
+    if not records:
+        click.echo("No images yet. Build the base image: sandbox image bootstrap")
+    lines = [
+        f"{escaped(name)}  {record.id[:12]}  {_mib(record.size_bytes)}"
+        for record in records
+        for name in record.names
+    ]
+    for line in sorted(lines):
+        click.echo(line)
+
+
+@image.command("check")
+@click.argument("reference")
+@click.option("--pull", is_flag=True, help="Fetch the image when it is not here.")
+def check_command(reference: str, pull: bool) -> None:
+    """Say whether the image REFERENCE would be admitted, and what is in it."""
+    with _engine() as engine:
+        record = ensure(engine, reference, policy_pull="missing" if pull else "never")
+        admitted = admit(engine, record, cache_dir=verdict_dir())
+    version = ".".join(map(str, admitted.python_version)) if admitted.python_version else "of unknown version"
+    click.echo(f"{escaped(admitted.name)} is admitted.")
+    click.echo(f"  id      {admitted.id}\n  digest  {admitted.digest}")
+    click.echo(f"  Python  {version} at {escaped(admitted.python_path)}")
+    for finding in admitted.findings:
+        click.echo(f"  note    {escaped(finding)}")
+
+
+@image.command("remove")
+@click.argument("reference")
+def remove_command(reference: str) -> None:
+    """Remove the image REFERENCE from this host, with any sandbox that runs in it."""
+    with _engine() as engine:
+        ensure(engine, reference, policy_pull="never")
+        engine.remove_image(resolve(reference))
+    click.echo(f"Removed {resolve(reference)}")
+
+
+def verdict_dir() -> Path:
+    """Return where verdicts on images are kept."""
+    return places.cache_dir() / "images"
+
+
+def _work_dir() -> Path:
+    asked = os.environ.get("TMPDIR", "")
+    # On disk, where /tmp may be small and in memory.
+    return Path(asked) if asked and os.access(asked, os.W_OK) else Path("/var/tmp")  # noqa: S108
+
+
+def _progress(sentence: str) -> None:
+    click.echo(f"  {sentence} …", file=sys.stderr)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.0f} MiB"

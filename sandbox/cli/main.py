@@ -1,0 +1,121 @@
+"""`sandbox`: the group, the one error handler, and the exit statuses.
+
+| status | meaning |
+|---|---|
+| 0 | the program succeeded, or the command did |
+| 1 | the program failed |
+| 2 | wrong usage, bad input or an unknown name |
+| 3 | the program ended without a result |
+| 4 | this host can't enforce the policy (`doctor`: no policy can run) |
+| 5 | too many processes |
+| 6 | too much output, result, files or log records |
+| 7 | the program was killed |
+| 10 | the policy forbids the request |
+| 11 | the image is unavailable or not admitted |
+| 12 | a build failed |
+| 13 | Podman is missing, too old or broken |
+| 14 | too much at once |
+| 70 | a defect of this program, or a sandbox that broke the protocol |
+| 124 | the program timed out |
+| 130 | cancelled |
+| 137 | the program ran out of memory |
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sandbox import __version__
+from sandbox.errors import Internal, SandboxError
+
+# Imported only when called: each command pays for what it needs.
+COMMANDS = {
+    "doctor": "sandbox.cli.doctor:doctor",
+    "image": "sandbox.cli.image:image",
+    "policy": "sandbox.cli.policy:policy",
+    "run": "sandbox.cli.run:run",
+    "template": "sandbox.cli.template:template",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sandbox")
+@click.option("--policy-dir", "policy_dirs", multiple=True, type=click.Path(path_type=Path),
+              help="Look for policies here first. May be given more than once.")  # fmt: skip
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.pass_context
+def cli(ctx: click.Context, *, policy_dirs: tuple[Path, ...], debug: bool) -> None:
+    """Run untrusted Python in rootless, verified Podman sandboxes."""
+    ctx.obj = {"policy_dirs": list(policy_dirs), "debug": debug}
+
+
+def report(error: SandboxError) -> None:
+    """Print one error for its reader."""
+    click.secho(f"sandbox: {error.code}: ", err=True, nl=False, fg="red")
+    click.echo(printable(error.message), err=True)
+    if error.hint:
+        click.echo(f"  what to do: {printable(error.hint)}", err=True)
+
+
+def printable(text: str) -> str:
+    """Return `text` without anything that could steer a terminal."""
+    from sandbox.cli.screen import escaped
+
+    return escaped(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run_command(arguments, debug=debug))
+
+
+def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
+    """Run one command line; return its exit status."""
+    try:
+        return cli(args=arguments, standalone_mode=False, prog_name="sandbox") or 0
+    except SandboxError as error:
+        if debug:
+            traceback.print_exc()
+        report(error)
+        return error.exit_status
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone: nobody is left to tell
+        return 141
+    except Exception as error:  # noqa: BLE001 - the last resort: a defect still gets one clear sentence
+        if debug:
+            traceback.print_exc()
+        report(Internal(f"unexpected {type(error).__name__}: {error}",
+                        hint="run it again with --debug, and report what it prints"))  # fmt: skip
+        return Internal.exit_status

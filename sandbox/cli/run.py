@@ -1,0 +1,343 @@
+"""`sandbox run`: one script, one sandbox, one result."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sandbox.cli.screen import Screen, escaped
+from sandbox.cli.session import Session, session
+from sandbox.errors import InvalidRequest, NotFound, SandboxError
+
+if TYPE_CHECKING:
+    from sandbox.models import RunRequest, RunResult
+
+MEMORY = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
+
+
+def parse_memory(text: str) -> int:
+    """Return MiB for `512m`, `1g`, `2048` (MiB). Raises `InvalidRequest`."""
+    match = MEMORY.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequest(f"--memory {text!r} is not an amount of memory", hint="write for example 256m or 1g")
+    number = int(match[1])
+    mib = {"k": number // 1024, "m": number, "": number, "g": number * 1024}[match[2].lower()]
+    if mib < 1:
+        raise InvalidRequest(f"--memory {text!r} is less than 1 MiB", hint="write for example 256m")
+    return mib
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds for `30`, `2.5s`, `500ms`, `2m`. Raises `InvalidRequest`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m)?", text.strip())
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1, None: 1, "m": 60}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise InvalidRequest(
+            f"--timeout {text!r} is not a duration above zero", hint="write for example 30s, 500ms or 2m"
+        )
+    return seconds
+
+
+def read_bytes(path: str, *, what: str) -> bytes:
+    """Return a file's content, or standard input for `-`. Raises `NotFound` or `InvalidRequest`."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"{what} {path} does not exist", hint="check the path") from None
+    except OSError as error:
+        raise InvalidRequest(
+            f"{what} {path} can't be read: {error.strerror}", hint="check the path and its permissions"
+        ) from None
+
+
+def read_code(path: str) -> str:
+    """Return a script as text."""
+    data = read_bytes(path, what="the script")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the script {path} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8"
+        ) from None
+
+
+def read_payload(text: str | None) -> bytes:
+    """Return the payload as JSON text, checked. Raises `InvalidRequest` with line and column."""
+    if text is None:
+        return b"null"
+    source = "--input" if not text.startswith(("@", "-")) or is_number(text) else text
+    if text == "-":
+        data = read_bytes("-", what="the input")
+    elif text.startswith("@"):
+        data = read_bytes(text[1:], what="the input")
+    else:
+        data = text.encode(errors="surrogateescape")
+    try:
+        json.loads(data)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8") from None
+    except RecursionError:
+        raise InvalidRequest(f"{source} is nested too deeply", hint="send flatter data") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}",
+            hint="text needs quotes of its own: --input '\"hello\"'; a file is given as --input @FILE",
+        ) from None
+    return data
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a value that begins with `-` is a number."""
+    return re.fullmatch(r"-\d.*", text) is not None
+
+
+def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
+    """Return NAME=VALUE pairs; a bare NAME takes the caller's own variable."""
+    found = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals:
+            if name not in os.environ:
+                raise InvalidRequest(
+                    f"{option} {name}: there is no such variable here", hint=f"set it, or write {option} {name}=VALUE"
+                )
+            value = os.environ[name]
+        found[name] = value
+    return found
+
+
+def read_files(values: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the content of NAME=PATH pairs."""
+    found = {}
+    for text in values:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise InvalidRequest(f"--file {text!r} is not NAME=PATH", hint="for example --file data.csv=/srv/data.csv")
+        found[name] = read_bytes(path, what="the file")
+    return found
+
+
+def build_request(code: str, filename: str, options: dict[str, Any]) -> RunRequest:
+    """Return the request that the options describe. Raises `InvalidRequest`."""
+    from pydantic import ValidationError
+
+    from sandbox.models import RunRequest, Tightening
+
+    secrets = options["secrets"]
+    if named := [text for text in secrets if "=" in text]:
+        raise InvalidRequest(
+            f"--secret {named[0].partition('=')[0]} carries its value, which every user of this host can read in the process list",
+            hint="set an environment variable of that name and write --secret NAME",
+        )
+    try:
+        return RunRequest.model_validate(
+            {
+                "code": code, "filename": filename, "payload_json": read_payload(options["input_text"]),
+                "topic": options["topic"], "policy": options["policy"], "image": options["image"],
+                "limits": Tightening(
+                    timeout_s=parse_duration(options["timeout"]) if options["timeout"] else None,
+                    memory_mib=parse_memory(options["memory"]) if options["memory"] else None,
+                    cpus=options["cpus"], processes=options["pids"],
+                ),
+                "env": pairs(options["env"], option="--env"),
+                "secrets": pairs(secrets, option="--secret"),
+                "files": read_files(options["files"]),
+            },
+            strict=False,
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidRequest(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see sandbox run --help"
+        ) from None
+
+
+class Output:
+    """Where the program's live output and the result go."""
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self._json = as_json
+        self._quiet = quiet
+        self._out = Screen(sys.stdout.buffer, terminal=sys.stdout.isatty())
+        self._err = Screen(sys.stderr.buffer, terminal=sys.stderr.isatty())
+
+    def live(self, kind: str, data: bytes) -> None:
+        """Pass on a piece of output. With --json, stdout is the document's alone: the program prints to stderr."""
+        if kind == "log":
+            if not self._quiet:
+                self._err.end_line()
+                self._err.write(data + b"\n")
+        elif kind == "stdout" and not self._json:
+            self._out.write(data)
+        elif not (self._json and self._quiet):
+            self._err.write(data)
+
+    def progress(self, sentence: str) -> None:
+        """Say what is going on, on a terminal only."""
+        if sys.stderr.isatty() and not self._quiet:
+            click.secho(f"· {sentence}", err=True, dim=True)
+
+    def finish(self, result: RunResult) -> None:
+        """Print the result, or why there is none."""
+        from sandbox.cli.document import as_document, readable
+
+        if self._json:
+            sys.stdout.buffer.write(as_document(result) + b"\n")
+            sys.stdout.buffer.flush()
+            return
+        self._out.end_line()
+        self._err.end_line()
+        if result.result_json is not None:
+            self._out.write(readable(result.result_json) + b"\n")
+        if result.error is not None and result.error.traceback:
+            click.echo(escaped(result.error.traceback.rstrip("\n")), err=True)
+        for warning in result.warnings:
+            if not self._quiet:
+                click.echo(f"sandbox: warning: {escaped(warning)}", err=True)
+        if result.explanation:
+            click.secho(f"sandbox: {result.outcome.value}: ", err=True, nl=False, fg="red")
+            click.echo(escaped(result.explanation), err=True)
+        elif sys.stderr.isatty() and not self._quiet:
+            fallback = sum(control.status == "fallback" for control in result.receipt.controls) if result.receipt else 0
+            held = len(result.receipt.controls) if result.receipt else 0
+            note = f", {fallback} by a fallback" if fallback else ""
+            click.secho(
+                f"· succeeded in {result.durations.total_ms / 1000:.2f} s, {held} controls proven{note}",
+                err=True,
+                dim=True,
+            )
+
+
+def open_directory(path: str | None) -> int | None:
+    """Open the directory for saved files before the run, so that a run is not wasted. Raises `InvalidRequest`."""
+    if path is None:
+        return None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(13, f"user id {os.geteuid()} may not write there")
+    except OSError as error:
+        raise InvalidRequest(
+            f"--save-files {path} can't be used: {error.strerror}",
+            hint=f"name a directory that user id {os.geteuid()} may write",
+        ) from None
+    return fd
+
+
+def save_files(result: RunResult, fd: int) -> None:
+    """Write saved files below an open directory. Existing links are not followed: the old entry is replaced."""
+    for file in result.files:
+        temporary = f".{result.run_id}.part"
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd
+        )
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(file.content)
+            os.rename(temporary, file.name, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            os.unlink(temporary, dir_fd=fd)
+            raise InvalidRequest(
+                f"the file {escaped(file.name)} can't be saved: {error.strerror}",
+                hint="free some space, or name another directory",
+            ) from None
+
+
+def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], output: Output) -> RunResult:
+    """Run one request on an open session; Ctrl-C and SIGTERM cancel it."""
+    from sandbox.policy_file import policy_directories
+    from sandbox.runner import Places, Runner
+
+    places = Places(
+        runtime_dir=opened.runtime_dir, cache_dir=opened.cache_dir, policy_dirs=policy_directories(policy_dirs)
+    )
+    runner = Runner(opened.engine, opened.facts, places)
+
+    async def work() -> RunResult:
+        cancel = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, cancel.set)
+        return await runner.run(request, on_output=output.live, on_progress=output.progress, cancel=cancel)
+
+    return asyncio.run(work())
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that `run` and `template run` share."""
+    options = (
+        click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file of JSON, or standard input."),
+        click.option("--topic", default="", help="The message's topic."),
+        click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
+        click.option("--image", help="Image to run in; the policy's own by default."),
+        click.option("--timeout", metavar="DURATION", help="Less time than the policy allows: 30s, 500ms, 2m."),
+        click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
+        click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="Fewer CPUs than the policy allows."),
+        click.option("--pids", type=click.IntRange(min=1), help="Fewer processes than the policy allows."),
+        click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program; a bare NAME takes yours."),
+        click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A variable of yours that is kept out of every record."),
+        click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="A file that read_file(NAME) finds."),
+        click.option("--save-files", metavar="DIR", help="Where files given to save_file() go."),
+        click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
+        click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("run", context_settings={"ignore_unknown_options": False})
+@click.argument("file", metavar="FILE|-")
+@run_options
+@click.pass_obj
+def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
+    """Run the Python script FILE (- for standard input) in a sandbox of its own."""
+    if file == "-" and options["input_text"] == "-":
+        raise InvalidRequest(
+            "the script and the input can't both come from standard input", hint="give one of them as a file"
+        )
+    filename = "script.py" if file == "-" else Path(file).name
+    return run_code(obj, read_code(file), filename=filename, options=options)
+
+
+def run_code(obj: dict[str, Any], code: str, *, filename: str, options: dict[str, Any]) -> int:
+    """Run `code` with the options of `run_options`; return the exit status."""
+    output = Output(as_json=options["as_json"], quiet=options["quiet"])
+    try:
+        # Inputs are read before root is given up: they are the caller's to read.
+        request = build_request(code, filename, options)
+        with session(quiet=options["quiet"]) as opened:
+            opened.engine()  # starts while the rest is imported
+            directory = open_directory(options["save_files"])
+            opened.sweep()
+            result = execute(opened, request, policy_dirs=obj["policy_dirs"], output=output)
+            if directory is not None:
+                save_files(result, directory)
+                os.close(directory)
+            elif result.files and not options["as_json"] and not options["quiet"]:
+                names = ", ".join(escaped(file.name) for file in result.files[:5])
+                click.echo(
+                    f"sandbox: {len(result.files)} file(s) not kept ({names}); --save-files DIR keeps them", err=True
+                )
+        output.finish(result)
+    except SandboxError as error:
+        if options["as_json"]:
+            from sandbox.cli.document import error_document
+
+            sys.stdout.buffer.write(error_document(error) + b"\n")
+        raise
+    from sandbox.models import EXIT_STATUS
+
+    return EXIT_STATUS[result.outcome]

@@ -1,0 +1,41 @@
+"""Text of a sandbox on its way to a terminal: nothing in it may steer the terminal."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import BinaryIO
+
+# C0 but tab and newline, DEL, C1, and the marks that reorder text.
+CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def escaped(text: str) -> str:
+    r"""Return `text` with every control character shown as its code, such as `\x1b`."""
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+class Screen:
+    """Writes a program's bytes to one stream as they come: escaped on a terminal, unchanged elsewhere."""
+
+    def __init__(self, stream: BinaryIO, *, terminal: bool) -> None:
+        self._stream = stream
+        self._terminal = terminal
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._at_line_start = True
+
+    def write(self, data: bytes) -> None:
+        """Write and flush."""
+        if self._terminal:
+            data = escaped(self._decoder.decode(data)).encode()
+        if data:
+            self._at_line_start = data.endswith(b"\n")
+            self._stream.write(data)
+            self._stream.flush()
+
+    def end_line(self) -> None:
+        """Begin a new line unless one has begun."""
+        if not self._at_line_start:
+            self.write(b"\n")

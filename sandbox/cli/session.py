@@ -1,0 +1,51 @@
+"""What every command that touches Podman begins and ends with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from sandbox import places
+from sandbox.cli.handover import leave_root
+from sandbox.host import HostFacts, probe
+from sandbox.podman_engine import PodmanEngine
+
+
+class Session:
+    """The host, probed, and an engine that is started when first asked for and stopped at the end."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        leave_root(quiet=quiet)
+        self.runtime_dir: Path = places.runtime_dir()
+        self.cache_dir: Path = places.cache_dir()
+        self.facts: HostFacts = probe(self.runtime_dir)
+        self._engine: PodmanEngine | None = None
+
+    def engine(self) -> PodmanEngine:
+        """Return the engine; the first call starts it and removes what dead runs left."""
+        if self._engine is None:
+            self._engine = PodmanEngine(self.facts.engine, runtime_dir=self.runtime_dir)
+        return self._engine
+
+    def sweep(self) -> None:
+        """Remove what dead runs left; costs nothing when they left nothing."""
+        from sandbox.workspace import abandoned, sweep
+
+        if abandoned(self.runtime_dir):
+            sweep(self.runtime_dir, self.engine())
+
+    def close(self) -> None:
+        """Stop the engine."""
+        if self._engine is not None:
+            self._engine.close()
+
+
+@contextlib.contextmanager
+def session(*, quiet: bool = False) -> Iterator[Session]:
+    """Open a session and close it on every path."""
+    opened = Session(quiet=quiet)
+    try:
+        yield opened
+    finally:
+        opened.close()

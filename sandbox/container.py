@@ -1,0 +1,264 @@
+"""One sandbox from start to end: create, start, handshake, verify, run one job, dispose.
+
+The job channel is a Unix socket in a directory that the sandbox sees read-only. The runner accepts one connection,
+from process 1 of that very container and no other, and removes the socket before a byte is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sandbox import kernel, verify
+from sandbox.engine import Engine
+from sandbox.errors import Internal, NotEnforceable, SandboxError
+from sandbox.models import ControlEvidence
+from sandbox.spec import JOB_SOCKET, ContainerSpec
+from sandbox.wire import FrameReader
+
+READY_TIMEOUT_S = 60.0
+
+
+Result = TypeVar("Result")
+
+
+async def settled(work: Callable[[], Result]) -> Result:
+    """Run a blocking call in a thread and let it finish even when cancelled: half a creation can't be cleaned up."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(SandboxError):
+            await task
+        raise
+
+
+class Sandbox:
+    """One container for one run; an asynchronous context manager that leaves nothing behind.
+
+    On entering, the container runs, is verified, and its harness waits for a job. `marks` holds the moments
+    (monotonic seconds) of: begin, created, started, ready, verified; `ready` is the harness's first frame.
+    """
+
+    def __init__(self, engine: Engine, spec: ContainerSpec) -> None:
+        self._engine = engine
+        self.spec = spec
+        self.container_id = ""
+        self.pid = 0
+        self.evidence: tuple[ControlEvidence, ...] = ()
+        self.cgroup: kernel.CgroupLimits | None = None
+        self.marks: dict[str, float] = {}
+        self.ready: tuple[str, bytes] = ("", b"")
+        self._pidfd = -1
+        self._writer: asyncio.StreamWriter | None = None
+        self._frames: FrameReader | None = None
+        self._disposed = False
+
+    async def __aenter__(self) -> Sandbox:
+        """Start and verify. Raises a `SandboxError`, with everything removed, when either fails."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.dispose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Destroy the container, whatever happened."""
+        await self.dispose()
+
+    def _mark(self, name: str) -> None:
+        self.marks[name] = time.monotonic()
+
+    async def _start(self) -> None:
+        self._mark("begin")
+        path = self.spec.place.job_dir / Path(JOB_SOCKET).name
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as listener:
+            listener.bind(str(path))
+            path.chmod(0o666)  # the sandbox's user has another uid; the directory above is ours alone
+            listener.listen(1)
+            listener.settimeout(0)
+            warnings = await settled(self._create)
+            self._mark("created")
+            if warnings:
+                # Podman's way to say that it dropped a setting; on cgroup v1 that is every resource limit.
+                raise NotEnforceable(
+                    f"Podman would not hold the policy: {'; '.join(warnings)}", hint="run `sandbox doctor`"
+                )
+            connection = await self._start_and_accept(listener)
+            path.unlink()
+        reader, self._writer = await asyncio.open_connection(sock=connection)
+        self._frames = FrameReader(reader)
+        await self._handshake()
+        self._mark("ready")
+        self._confine()
+        self._verify()
+        self._mark("verified")
+
+    def _create(self) -> tuple[str, ...]:
+        self.container_id, warnings = self._engine.create(self.spec.podman)
+        return warnings
+
+    async def _start_and_accept(self, listener: socket.socket) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        accepting = loop.create_task(loop.sock_accept(listener))
+        try:
+            await settled(lambda: self._engine.start(self.container_id))
+            self._mark("started")
+            self.pid = self._read_pid() or 0
+            ended = loop.create_task(self.wait_end())
+            try:
+                await asyncio.wait({accepting, ended}, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+            if not accepting.done():
+                raise Internal(
+                    "the sandbox ended or hung before its harness reported",
+                    hint="the image's python3 may be broken; try `sandbox image check` or another --image",
+                )
+            connection, _ = accepting.result()
+        finally:
+            if not accepting.done():
+                accepting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await accepting
+        try:
+            self._check_peer(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _read_pid(self) -> int | None:
+        """Return the host's id of process 1 and hold it by a pidfd, so that it can't be mistaken later."""
+        info = self._engine.info()
+        pidfile = info.run_root / f"{info.storage_driver}-containers" / self.container_id / "userdata/pidfile"
+        try:
+            pid = int(pidfile.read_text())
+        except (OSError, ValueError):
+            pid = self._engine.inspect(self.container_id).pid
+        if not pid:
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(pid)
+        return pid
+
+    def _check_peer(self, connection: socket.socket) -> None:
+        """Refuse a connection from anyone but process 1 of this container."""
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if uid != self.spec.host_uid or pid != self.pid:
+            raise NotEnforceable(
+                f"the job channel was opened by process {pid} of user {uid}, expected {self.pid} of {self.spec.host_uid}",
+                hint="no code was handed over; run `sandbox doctor`",
+            )
+
+    async def _handshake(self) -> None:
+        try:
+            frame = await asyncio.wait_for(self.frames().read(), READY_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            frame = None
+        if frame is None:
+            raise Internal("the harness did not report that it is ready", hint="try another --image")
+        self.ready = frame
+
+    def _confine(self) -> None:
+        """Apply from outside what the runtime can't: children inherit it, and seccomp denies undoing it."""
+        spec = self.spec
+        try:
+            if spec.cpu_ids is not None:
+                os.sched_setaffinity(self.pid, spec.cpu_ids)
+            for kind, value in (
+                (resource.RLIMIT_AS, spec.address_space_bytes), (resource.RLIMIT_CPU, spec.cpu_time_s),
+            ):  # fmt: skip
+                if value is not None:
+                    resource.prlimit(self.pid, kind, (value, value))
+        except OSError as error:
+            raise NotEnforceable(
+                f"a fallback limit can't be set on the sandbox: {error.strerror}", hint="run `sandbox doctor`"
+            ) from None
+
+    def _verify(self) -> None:
+        info = self._engine.info()
+        path = info.graph_root / f"{info.storage_driver}-containers" / self.container_id / "userdata/config.json"
+        try:
+            oci: dict[str, Any] = json.loads(path.read_text())
+            process = kernel.read_process(self.pid)
+        except (OSError, ValueError, KeyError) as error:
+            raise NotEnforceable(
+                f"the sandbox can't be read back: {error}", hint="no code was handed over; run `sandbox doctor`"
+            ) from None
+        self.cgroup = process.cgroup
+        seen = verify.Observed(process=process, own_namespaces=kernel.read_namespaces("self"), oci=oci)
+        self.evidence = verify.compare(self.spec, seen)
+
+    def frames(self) -> FrameReader:
+        """Return the reader of the job channel."""
+        if self._frames is None:
+            raise Internal("the sandbox has not started")
+        return self._frames
+
+    async def send(self, chunks: Iterable[bytes]) -> None:
+        """Send frames, no faster than the harness takes them. A vanished harness is noticed by the reader."""
+        if self._writer is None:
+            raise Internal("the sandbox has not started")
+        with contextlib.suppress(ConnectionError):
+            for chunk in chunks:
+                self._writer.write(chunk)
+                await self._writer.drain()
+
+    async def read_all(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Yield frames until the channel closes."""
+        while True:
+            try:
+                frame = await self.frames().read()
+            except ConnectionError:
+                return
+            if frame is None:
+                return
+            yield frame
+
+    async def wait_end(self) -> None:
+        """Return when process 1 has ended. Podman's own wait polls every 250 ms; a pidfd tells at once."""
+        if self._pidfd < 0:
+            return
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        loop.add_reader(self._pidfd, lambda: None if ended.done() else ended.set_result(None))
+        try:
+            await ended
+        finally:
+            loop.remove_reader(self._pidfd)
+
+    def kill(self) -> None:
+        """Kill process 1, and with it, by the kernel, every process of the sandbox."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def dispose(self) -> None:
+        """Kill and remove; never raises for a sandbox that is already gone, also when cancelled meanwhile."""
+        if self._disposed:
+            return
+        self._disposed = True
+        self.kill()
+        if self._writer is not None:
+            self._writer.close()
+        if self.container_id:
+            await settled(lambda: self._engine.remove(self.container_id))
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1

@@ -1,0 +1,208 @@
+"""What this host can do, row by row, each gap with the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox import host, places, podman_engine, spec
+from sandbox.errors import SandboxError
+from sandbox.host import Capability, HostFacts
+from sandbox.policy import load_policy, policy_names
+
+PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The doctor's findings. `policies` maps each policy to why it can't run here ("" = it can)."""
+
+    capabilities: tuple[Capability, ...]
+    policies: dict[str, str]
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether at least one policy can run."""
+        blocked = any(row.status == "missing" and row.name in REQUIRED for row in self.capabilities)
+        return not blocked and any(not reason for reason in self.policies.values())
+
+
+REQUIRED = {"podman", "user and group ids", "user namespaces", "runtime directory", "seccomp", "OCI runtime"}
+
+
+def examine(
+    *, policy_dirs: Sequence[Path], facts: Callable[[Path], HostFacts], base_image_present: Callable[[HostFacts], bool]
+) -> Report:
+    """Look at everything; nothing raises, each failure is a row."""
+    rows = [podman_row(), ids_row(), user_namespaces_row(), runtime_directory_row(), seccomp_row()]
+    found: HostFacts | None = None
+    if not any(row.status == "missing" for row in rows):
+        try:
+            found = facts(places.runtime_dir())
+        except SandboxError as error:
+            rows.append(Capability(name="OCI runtime", status="missing", detail=error.message, fix=error.hint))
+    if found is not None:
+        rows += [runtime_row(found), storage_row(found), *cap_rows(found), network_row(), identity_row(found)]
+        rows.append(image_row(present=base_image_present(found)))
+    return Report(capabilities=tuple(rows), policies=policy_reasons(found, policy_dirs))
+
+
+def guarded(name: str, check: Callable[[], str]) -> Capability:
+    """Return a row that is ok with `check`'s detail, or missing with its error."""
+    try:
+        return Capability(name=name, status="ok", detail=check())
+    except SandboxError as error:
+        return Capability(name=name, status="missing", detail=error.message, fix=error.hint)
+
+
+def podman_row() -> Capability:
+    """Podman is there, answers, and is new enough."""
+    return guarded("podman", lambda: ".".join(map(str, podman_engine.podman_version())))
+
+
+def ids_row() -> Capability:
+    """Subordinate ids and the programs that map them."""
+
+    def check() -> str:
+        start, count, _, _ = host.require_subordinate_ids()
+        return f"{count} from {start}"
+
+    row = guarded("user and group ids", check)
+    program = shutil.which("newuidmap", path=PATH)
+    if (
+        row.status == "ok"
+        and program
+        and not Path(program).stat().st_mode & stat.S_ISUID
+        and not has_file_capability(program)
+    ):
+        return Capability(name=row.name, status="missing", detail=f"{program} is not setuid: it can't map ids",
+                          fix="as root: apt-get install --reinstall uidmap")  # fmt: skip
+    return row
+
+
+def has_file_capability(program: str) -> bool:
+    """Tell whether a program carries file capabilities instead of the setuid bit."""
+    try:
+        return bool(os.getxattr(program, "security.capability"))
+    except OSError:
+        return False
+
+
+def number_in(path: str) -> int | None:
+    """Return the number in a /proc/sys file; None where there is none."""
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def user_namespaces_row() -> Capability:
+    """The kernel lets this user make user namespaces."""
+    closed = {"/proc/sys/kernel/unprivileged_userns_clone": 0, "/proc/sys/user/max_user_namespaces": 0}
+    for path, value in closed.items():
+        if number_in(path) == value:
+            key = path.removeprefix("/proc/sys/").replace("/", ".")
+            wanted = 1 if key.startswith("kernel") else 15_000
+            return Capability(name="user namespaces", status="missing", detail=f"{key} = {value} forbids them",
+                              fix=f"as root: sysctl -w {key}={wanted}")  # fmt: skip
+    return Capability(name="user namespaces", status="ok", detail="allowed by the kernel")
+
+
+def runtime_directory_row() -> Capability:
+    """A private directory for sockets."""
+    return guarded("runtime directory", lambda: str(places.runtime_dir()))
+
+
+def seccomp_row() -> Capability:
+    """The kernel filters system calls."""
+    try:
+        actions = Path("/proc/sys/kernel/seccomp/actions_avail").read_text().split()
+    except OSError:
+        actions = []
+    if "errno" in actions:
+        return Capability(name="seccomp", status="ok", detail="the kernel filters system calls")
+    return Capability(
+        name="seccomp",
+        status="missing",
+        detail="the kernel has no seccomp filter",
+        fix="boot a kernel with CONFIG_SECCOMP_FILTER",
+    )
+
+
+def runtime_row(facts: HostFacts) -> Capability:
+    """The OCI runtime that really started a container."""
+    others = "; ".join(f"{name}: {reason}" for name, reason in facts.rejected_runtimes.items())
+    detail = f"{facts.engine.runtime_version} at {facts.engine.runtime_path}"
+    return Capability(name="OCI runtime", status="ok", detail=f"{detail} ({others})" if others else detail)
+
+
+def storage_row(facts: HostFacts) -> Capability:
+    """Overlay storage; vfs copies every image for every container."""
+    driver = facts.engine.storage_driver
+    if driver == "overlay":
+        return Capability(name="storage", status="ok", detail=f"overlay at {facts.engine.graph_root}")
+    return Capability(
+        name="storage", status="fallback", detail=f"{driver}: works, but each sandbox costs a copy of its image",
+        fix="mkdir -p ~/.config/containers && printf '[storage]\\ndriver = \"overlay\"\\n' > ~/.config/containers/storage.conf"
+            " && podman system reset, then: sandbox image bootstrap",
+    )  # fmt: skip
+
+
+def cap_rows(facts: HostFacts) -> list[Capability]:
+    """Memory, CPUs and processes: by cgroup v2, or by a fallback."""
+    held = {"memory": "RLIMIT_AS and a watchdog on used memory", "cpus": "core affinity and RLIMIT_CPU",
+            "processes": "RLIMIT_NPROC for a user id of its own"}  # fmt: skip
+    rows = []
+    for control, fallback in held.items():
+        why = spec.why_no_cgroup(facts, control)
+        if why:
+            rows.append(
+                Capability(
+                    name=control,
+                    status="fallback",
+                    detail=f"{fallback}; {why}",
+                    fix=spec.CGROUP_FIX[facts.engine.cgroup_version],
+                )
+            )
+        else:
+            rows.append(Capability(name=control, status="ok", detail="cgroup v2"))
+    return rows
+
+
+def network_row() -> Capability:
+    """No sandbox has a network; nothing needs to be installed for that."""
+    return Capability(name="no network", status="ok", detail="a network namespace with the loopback interface alone")
+
+
+def identity_row(facts: HostFacts) -> Capability:
+    """Each live sandbox has a host user id of its own."""
+    first, last = (facts.subuid_start + uid - 1 for uid in (spec.UID_FIRST, spec.UID_LAST))
+    return Capability(
+        name="user id per sandbox", status="ok", detail=f"host ids {first} to {last}, one for each live sandbox"
+    )
+
+
+def image_row(*, present: bool) -> Capability:
+    """The base image is there."""
+    if present:
+        return Capability(name="base image", status="ok", detail="in local storage")
+    return Capability(name="base image", status="missing", detail="not built yet", fix="sandbox image bootstrap")
+
+
+def policy_reasons(facts: HostFacts | None, policy_dirs: Sequence[Path]) -> dict[str, str]:
+    """Return, for each known policy, why it can't run on this host; "" when it can."""
+    reasons = {}
+    for name in policy_names(policy_dirs):
+        if facts is None:
+            reasons[name] = "this host can't run any sandbox"
+            continue
+        try:
+            spec.plan_caps(load_policy(name, directories=policy_dirs).policy, facts)
+            reasons[name] = ""
+        except SandboxError as error:
+            reasons[name] = error.message
+    return reasons

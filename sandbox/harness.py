@@ -1,0 +1,1660 @@
+"""Process 1 inside the sandbox: receives one job, runs it in a child, streams what it does.
+
+One file, standard library only, Python 3.8+, and it imports nothing of this project: it is bind-mounted
+into images that know nothing of us and started with::
+
+    python3 -I -B -c "import sys; sys.path.insert(0, '/run/sandbox/lib'); import harness; harness.main(...)"
+
+Only what is needed to say "ready" is imported at the top (`_socket` rather than `socket`, no `typing`):
+start-up time is part of every cold run. The rest is imported while the runner checks the sandbox.
+
+Two roles, one fork apart. The *supervisor* (process 1, non-dumpable) owns the job socket, enforces the caps
+and reports. The *program* (its child) runs the user's code and is hostile from the supervisor's point of
+view: all it has is its own output pipes and one end of a packet socket, the *channel*. A packet there is one
+type byte and at most 64 KiB:
+
+    L log JSON    F 8-byte size + file name    f file data    V result JSON in chunks    A additional data
+    M meta JSON (commits the result)    X error JSON    Z the result is certain to exceed its cap
+
+The host uses this module as a library for `compile_program`, `name_problem` and `as_json_text`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import struct
+import sys
+import time
+from _socket import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ast
+    from collections.abc import Callable, Iterable, Iterator
+    from types import CodeType, FrameType, TracebackType
+    from typing import Any, NoReturn
+
+__all__ = ["as_json_text", "compile_program", "main", "name_problem"]
+
+PROTOCOL = 1
+CHUNK_BYTES = 65_536
+MAX_BODY_BYTES = 1_048_576
+MAX_PART_BYTES = 4 << 30
+MAX_RECORD_BYTES = 60_000  # a JSON record of ours (log, error, meta), so that it fits one packet
+MAX_TRACEBACK_BYTES = 32_768
+MAX_MESSAGE_CHARS = 8_192
+MAX_TOPIC_CHARS = 2_048
+MAX_WARNINGS = 20
+MAX_WARNING_CHARS = 300
+MAX_DEPTH = 100
+MAX_ITERATOR_ITEMS = 1_000_000
+MAX_EXACT_INT = 2**53
+MAX_INT_BITS = 14_000  # a little below Python's own limit of 4300 digits
+BATCH_ITEMS = 512
+HIGH_WATER_BYTES = 262_144
+DRAIN_S = 1.0
+FAREWELL_S = 5.0
+EXIT_BROKEN = 70
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
+CO_COROUTINE = 0x80
+BODY = "<module>"  # not an identifier, so no name of the user's can collide
+LEVELS = ("debug", "info", "warning", "error")
+HERE = (lambda: 0).__code__.co_filename
+
+
+# ---------------------------------------------------------------- text and names
+
+
+def clean(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    """Return `text` without lone surrogates and cut to `limit` characters, marked where it was cut."""
+    if len(text) > limit:
+        text = text[:limit] + " [truncated]"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def name_problem(name: object) -> str | None:
+    """Return what keeps `name` from being a flat file name, in words, or None when it is one."""
+    if not isinstance(name, str):
+        return f"must be text, not {type(name).__name__}"
+    if name in ("", ".", ".."):
+        return "must not be empty, '.' or '..'"
+    if "/" in name:
+        return "must not contain '/': files live directly in the working directory"
+    if not name.isprintable():  # control characters, NUL, lone surrogates, direction overrides
+        return "must not contain control or invisible characters"
+    if len(name.encode("utf-8")) > 255:
+        return "must not be longer than 255 bytes"
+    return None
+
+
+def _record(fields: dict[str, Any], shrinkable: tuple[str, ...]) -> bytes:
+    """Encode a JSON record, halving the `shrinkable` texts until it fits one packet."""
+    import json
+
+    while True:
+        body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+        if len(body) <= MAX_RECORD_BYTES:
+            return body
+        for key in shrinkable:
+            text = fields[key]
+            if len(text) > 200:
+                fields[key] = text[: len(text) // 2] + " [truncated]"
+
+
+# ---------------------------------------------------------------- compiling
+
+
+def compile_program(source: str, filename: str) -> CodeType:
+    """Compile a user's program in which top-level `return` and `await` work.
+
+    Line numbers stay the user's own. `execute` runs the code that this gives. Raises SyntaxError, and
+    nothing else, for text that is no program.
+    """
+    from _ast import PyCF_ALLOW_TOP_LEVEL_AWAIT as top_level_await
+
+    try:
+        try:
+            code: CodeType = compile(source, filename, "exec", top_level_await, dont_inherit=True)
+        except SyntaxError:
+            tree = _with_return(source, filename)
+            if tree is None:
+                raise
+            code = compile(tree, filename, "exec", dont_inherit=True)
+        return code
+    except (RecursionError, MemoryError):
+        problem = "the program is nested too deeply to compile"
+    except UnicodeError:
+        problem = "the program contains a character that is not valid Unicode text"
+    except ValueError:  # NUL, in Python before 3.12
+        problem = "source code cannot contain null bytes"
+        line = source.split("\0", 1)[0].count("\n") + 1
+        raise SyntaxError(problem, (filename, line, 1, "")) from None
+    raise SyntaxError(problem, (filename, 1, 1, ""))
+
+
+def _with_return(source: str, filename: str) -> ast.Module | None:
+    """Return the program with its body in a function, or None when it has no top-level `return`."""
+    import ast
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first attempt has already given them
+        tree = ast.parse(source, filename)
+    scope = list(_scope(tree.body))
+    if not any(isinstance(node, ast.Return) for node in scope):
+        return None
+    for node in scope:
+        if isinstance(node, (ast.Yield, ast.YieldFrom)):
+            # In the wrapping function it would silently turn the program into a generator.
+            text = source.splitlines()[node.lineno - 1]
+            raise SyntaxError("'yield' outside function", (filename, node.lineno, node.col_offset + 1, text))
+    head, body = _split_head(tree.body)
+    names = sorted({name for node in scope for name in _bound_names(node)})
+    prefix = "async " if any(_awaits(node) for node in scope) else ""
+    wrapper = ast.parse(f"{prefix}def body(): pass").body[0]
+    assert isinstance(wrapper, (ast.FunctionDef, ast.AsyncFunctionDef))
+    wrapper.name = BODY
+    rewritten = [_rewriter().visit(statement) for statement in body]
+    wrapper.body = [*([ast.Global(names)] if names else []), *rewritten]
+    tree.body = [*head, wrapper]
+    return ast.fix_missing_locations(tree)
+
+
+def _scope(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Yield the nodes of this scope, leaving out the bodies of functions, lambdas and classes."""
+    import ast
+
+    stack = list(statements)
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            stack += [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
+        elif isinstance(node, ast.ClassDef):
+            stack += [*node.decorator_list, *node.bases, *node.keywords]
+        elif isinstance(node, ast.Lambda):
+            stack.append(node.args)
+        else:
+            stack += ast.iter_child_nodes(node)
+
+
+def _bound_names(node: ast.AST) -> Iterator[str]:
+    """Yield the names that `node` binds or deletes in its scope."""
+    import ast
+
+    kind = type(node).__name__
+    name: str | None = None
+    if isinstance(node, ast.Name):
+        name = None if isinstance(node.ctx, ast.Load) else node.id
+    elif isinstance(node, ast.alias):
+        name = node.asname or node.name.split(".")[0]
+    elif kind in ("FunctionDef", "AsyncFunctionDef", "ClassDef", "ExceptHandler", "MatchAs", "MatchStar"):
+        name = getattr(node, "name", None)
+    elif kind == "MatchMapping":
+        name = getattr(node, "rest", None)
+    if name is not None and name != "*":
+        yield name
+
+
+def _awaits(node: ast.AST) -> bool:
+    import ast
+
+    return isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)) or bool(getattr(node, "is_async", 0))
+
+
+def _split_head(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """Split off what must stay at the top of a module: the docstring and `from __future__` imports."""
+    import ast
+
+    end = 0
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        end = 1
+    while end < len(body):
+        statement = body[end]
+        if not (isinstance(statement, ast.ImportFrom) and statement.module == "__future__"):
+            break
+        end += 1
+    return body[:end], body[end:]
+
+
+def _rewriter() -> ast.NodeTransformer:
+    """Return the transformer that makes top-level statements mean the same inside a function."""
+    import ast
+
+    class Rewriter(ast.NodeTransformer):
+        def nested(self, node: ast.AST) -> ast.AST:
+            return node
+
+        visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = nested  # noqa: N815
+
+        def visit_Return(self, node: ast.Return) -> ast.AST:
+            # `return X` gives (X,), so that a bare `return` (None) is told apart from `return None`.
+            if node.value is not None:
+                boxed = ast.Tuple([node.value], ast.Load())
+                node.value = ast.copy_location(boxed, node.value)
+            return node
+
+        def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+            if not isinstance(node.target, ast.Name):
+                return node
+            # An annotated name can't be declared global.
+            plain = ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else ast.Pass()
+            return ast.copy_location(plain, node)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+            if node.names[0].name != "*":
+                return node
+            # `import *` is allowed at module level only: execute it there.
+            statement = f"from {'.' * node.level}{node.module or ''} import *"
+            call = ast.parse(f"__import__('builtins').exec({statement!r}, globals())").body[0]
+            for child in ast.walk(call):
+                if hasattr(child, "lineno"):
+                    ast.copy_location(child, node)
+            return call
+
+    return Rewriter()
+
+
+def execute(code: CodeType, namespace: dict[str, Any]) -> None:
+    """Run what `compile_program` gave; a top-level `return X` sets `result` in `namespace`."""
+    if code.co_flags & CO_COROUTINE:
+        import asyncio
+
+        asyncio.run(eval(code, namespace))  # noqa: S307 - a code object with a top-level await
+        return
+    exec(code, namespace)
+    function = namespace.pop(BODY, None)
+    if function is None:
+        return
+    value = function()
+    if function.__code__.co_flags & CO_COROUTINE:
+        import asyncio
+
+        value = asyncio.run(value)
+    if value is not None:
+        namespace["result"] = value[0]
+
+
+# ---------------------------------------------------------------- values to JSON
+
+
+class ResultTooLargeError(Exception):
+    """The JSON text of a value is certain to be longer than its cap."""
+
+
+def _is(value: object, module: str, name: str) -> bool:
+    """Tell whether `value` is an instance of a class of a module that may not even be imported."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _is_plain(value: object, *, depth: int, max_bytes: int) -> bool:
+    """Tell whether the JSON encoder can take `value` as it is, with nothing to convert or to warn of.
+
+    Level by level, with the loops in C: as fast as encoding, where a walk in Python would cost five times
+    as much. A cycle shows as excess depth. Raises ResultTooLargeError.
+    """
+    from itertools import chain
+    from math import isfinite
+
+    level = [value]
+    size = 0
+    for _ in range(depth):
+        kinds = set(map(type, level))
+        if not kinds <= {str, int, float, bool, type(None), list, dict, tuple}:
+            return False
+        size += len(level)
+        if size > max_bytes:
+            raise ResultTooLargeError
+        if int in kinds:
+            integers = [item for item in level if type(item) is int]
+            if max(integers) > MAX_EXACT_INT or min(integers) < -MAX_EXACT_INT:
+                return False
+        if float in kinds and not all(map(isfinite, [item for item in level if type(item) is float])):
+            return False
+        if str in kinds:
+            size += sum(map(len, [item for item in level if type(item) is str]))
+        containers = [item for item in level if type(item) in (list, dict, tuple)]
+        if not containers:
+            return True
+        keys = chain.from_iterable([item for item in containers if type(item) is dict])
+        if not set(map(type, keys)) <= {str}:
+            return False
+        level = gc.get_referents(*containers)
+    return False
+
+
+class Converter:
+    """Turns Python values into plain JSON values, collecting warnings about what JSON cannot say.
+
+    Converts dates, `Decimal`, sets, dataclasses, enums, named tuples (to objects), bytes (to Node Buffers),
+    NumPy and pandas values; the last two by what they offer, without importing either.
+    """
+
+    def __init__(self, root: str, max_bytes: int) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self.path: list[object] = []
+        self.active: set[int] = set()
+        self.size = 0
+        self.counts: dict[str, tuple[int, str]] = {}
+
+    def warnings(self) -> list[str]:
+        """Return one sentence for each kind of surprise: how often, and where first."""
+        return [
+            f"{text} ({count} times, first at {where})" if count > 1 else f"{text} (at {where})"
+            for text, (count, where) in self.counts.items()
+        ]
+
+    def convert(self, value: Any) -> Any:
+        """Return `value` as plain data. Raises TypeError or ValueError, which name the place."""
+        if _is_plain(value, depth=MAX_DEPTH, max_bytes=self.max_bytes):
+            return value
+        return self._plain(value)
+
+    def _where(self) -> str:
+        keys = self.path if len(self.path) <= 8 else [*self.path[:4], ..., *self.path[-3:]]
+        parts = ["[...]" if key is ... else f"[{clean(repr(key), 80)}]" for key in keys]
+        return self.root + "".join(parts)
+
+    def _warn(self, text: str) -> None:
+        count, where = self.counts.get(text, (0, ""))
+        self.counts[text] = (count + 1, where or self._where())
+
+    def _grow(self, size: int) -> None:
+        self.size += size
+        if self.size > self.max_bytes:
+            raise ResultTooLargeError
+
+    def _plain(self, value: Any) -> Any:
+        self._grow(1)
+        if value is None or value is True or value is False:
+            return value
+        kind = type(value)
+        if kind is str:
+            self._grow(len(value))
+            return value
+        if kind is int:
+            return self._integer(value)
+        if kind is float:
+            return self._float(value)
+        if kind in (list, tuple, dict):
+            if len(value) > 1000 and _is_plain(
+                value, depth=MAX_DEPTH - len(self.path), max_bytes=self.max_bytes - self.size
+            ):
+                return value
+            return self._object(value) if kind is dict else self._array(value)
+        return self._converted(value)
+
+    def _integer(self, value: int) -> int:
+        if not -MAX_EXACT_INT <= value <= MAX_EXACT_INT:
+            if value.bit_length() > MAX_INT_BITS:
+                raise ValueError(f"{self._where()} is an integer of over 4,200 digits: turn it into text")
+            self._warn("an integer beyond 2**53 loses digits in JavaScript; send it as text")
+            self._grow(value.bit_length() // 4)
+        return value
+
+    def _float(self, value: float) -> float | None:
+        if value - value == 0:
+            return value
+        self._warn("NaN or infinity became null: JSON has no such number")
+        return None
+
+    def _inside(self, value: object) -> None:
+        if id(value) in self.active:
+            raise ValueError(f"{self._where()} contains itself: JSON cannot express a cycle")
+        if len(self.path) >= MAX_DEPTH:
+            raise ValueError(f"{self._where()} is nested more than {MAX_DEPTH} levels deep")
+
+    def _array(self, values: Iterable[Any], owner: object = None) -> list[Any]:
+        marker = id(values if owner is None else owner)
+        self._inside(values if owner is None else owner)
+        self.active.add(marker)
+        self.path.append(0)
+        converted = []
+        for index, item in enumerate(values):
+            self.path[-1] = index
+            converted.append(self._plain(item))
+        self.path.pop()
+        self.active.discard(marker)
+        return converted
+
+    def _object(self, value: Any) -> dict[str, Any]:
+        self._inside(value)
+        self.active.add(id(value))
+        self.path.append(None)
+        converted: dict[str, Any] = {}
+        for key, item in value.items():
+            self.path[-1] = key
+            name = key if type(key) is str else self._key(key)
+            self._grow(len(name))
+            if name in converted:
+                self._warn("two keys became the same text; the later one was kept")
+            converted[name] = self._plain(item)
+        self.path.pop()
+        self.active.discard(id(value))
+        return converted
+
+    def _key(self, key: Any) -> str:
+        """Return the text of a key of an object; numbers as JSON writes them."""
+        if isinstance(key, str):
+            return str.__str__(key)
+        if isinstance(key, (bytes, bytearray)):
+            return key.decode("utf-8", "backslashreplace")
+        if isinstance(key, tuple):
+            self._warn("a tuple used as a key became text")
+            return str(key)
+        if isinstance(key, float):
+            return float.__repr__(key)
+        plain = self._converted(key) if key is not None and type(key) not in (bool, int) else key
+        if isinstance(plain, str):
+            return plain
+        if plain is None or isinstance(plain, bool):
+            return {None: "null", True: "true", False: "false"}[plain]
+        if isinstance(plain, (int, float)):
+            return str(self._integer(plain)) if isinstance(plain, int) else repr(plain)
+        raise TypeError(f"{self._where()}: a {_type_name(key)} cannot be a key of a JSON object")
+
+    def _converted(self, value: Any) -> Any:
+        """Convert a value of any type other than the plain ones."""
+        if _is(value, "enum", "Enum"):
+            return self._plain(value.value)
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._buffer(bytes(value))
+        if isinstance(value, str):
+            return self._plain(str.__str__(value))
+        if isinstance(value, int):
+            return self._plain(int.__int__(value))
+        if isinstance(value, float):
+            return self._plain(float.__float__(value))
+        if isinstance(value, dict):
+            return self._object(value)
+        if isinstance(value, tuple):
+            fields = getattr(value, "_fields", None)
+            return self._array(value) if fields is None else self._object(dict(zip(fields, value)))  # noqa: B905
+        if isinstance(value, list):
+            return self._array(value)
+        if isinstance(value, complex):
+            return self._object({"real": value.real, "imag": value.imag})
+        if isinstance(value, (set, frozenset)):
+            return self._array(_in_order(value), value)
+        if _type_name(value).endswith("NAType"):
+            return None
+        for convert in (self._of_library, self._of_duck, self._of_iterable):
+            done, converted = convert(value)
+            if done:
+                return converted
+        raise TypeError(
+            f"{self._where()} is a {_type_name(value)}, which has no JSON form: "
+            "turn it into text, numbers, lists or dicts first"
+        )
+
+    def _buffer(self, value: bytes) -> dict[str, Any]:
+        self._grow(2 * len(value))
+        return {"type": "Buffer", "data": list(value)}
+
+    def _of_library(self, value: Any) -> tuple[bool, Any]:
+        """Convert values of the standard library."""
+        if _is(value, "datetime", "datetime"):
+            if value != value:  # pandas' NaT
+                return True, None
+            return True, value.isoformat()
+        if _is(value, "datetime", "date") or _is(value, "datetime", "time"):
+            return True, value.isoformat()
+        if _is(value, "datetime", "timedelta"):
+            seconds = value.total_seconds()
+            return True, self._float(seconds)
+        if _is(value, "decimal", "Decimal"):
+            return True, self._decimal(value)
+        if _is(value, "fractions", "Fraction"):
+            try:
+                return True, float(value)
+            except OverflowError:
+                return True, str(value)
+        if _is(value, "uuid", "UUID") or type(value).__module__ == "ipaddress":
+            return True, str(value)
+        if isinstance(value, os.PathLike):
+            return True, self._plain(os.fsdecode(os.fspath(value)))
+        names = getattr(type(value), "__dataclass_fields__", None)
+        if names is not None:
+            return True, self._object({name: getattr(value, name) for name in names if hasattr(value, name)})
+        return False, None
+
+    def _decimal(self, value: Any) -> Any:
+        if not value.is_finite():
+            return self._float(float("nan"))
+        if abs(value) <= MAX_EXACT_INT and value == value.to_integral_value():
+            return int(value)
+        number = float(value)
+        return number if type(value)(repr(number)) == value else str(value)
+
+    def _of_duck(self, value: Any) -> tuple[bool, Any]:
+        """Convert NumPy, pandas and the like by the methods they offer."""
+        if isinstance(value, type):
+            return False, None
+        if hasattr(value, "columns") and callable(getattr(value, "to_dict", None)):
+            return True, self._plain(value.to_dict("records"))
+        if callable(getattr(value, "to_dicts", None)):  # Polars
+            return True, self._plain(value.to_dicts())
+        if not callable(getattr(value, "tolist", None)):
+            return False, None
+        kind = getattr(getattr(value, "dtype", None), "kind", "")
+        if kind in ("M", "m") and not hasattr(value, "array"):  # NumPy; pandas gives Timestamps by itself
+            value = value.astype("datetime64[us]" if kind == "M" else "timedelta64[us]")
+        listed = value.tolist()
+        if type(listed) is type(value):  # a long double has no Python equivalent
+            return True, self._float(float(value))
+        return True, self._plain(listed)
+
+    def _of_iterable(self, value: Any) -> tuple[bool, Any]:
+        """Convert mappings, ranges, generators and other one-pass iterables, bounded."""
+        from collections import abc
+
+        if isinstance(value, abc.Mapping):
+            return True, self._object(dict(value.items()))
+        known = (abc.Sequence, abc.Set, abc.ValuesView, abc.Generator)
+        lazy = (map, filter, zip, enumerate, reversed)
+        module = type(value).__module__
+        if not isinstance(value, (*known, *lazy)) and module not in ("itertools", "collections"):
+            return False, None
+        if not isinstance(value, abc.Iterable):
+            return False, None
+        return True, self._array(self._bounded(value), value)
+
+    def _bounded(self, values: Iterable[Any]) -> Iterator[Any]:
+        for count, item in enumerate(values):
+            if count >= MAX_ITERATOR_ITEMS:
+                raise ValueError(f"{self._where()} gives more than {MAX_ITERATOR_ITEMS:,} items")
+            yield item
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    module = kind.__module__
+    return kind.__qualname__ if module in ("builtins", "__main__") else f"{module}.{kind.__qualname__}"
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    try:
+        return sorted(values)
+    except Exception:
+        return list(values)
+
+
+def _texts(value: Any, encode: Callable[[Any], str], level: int = 0) -> Iterator[str]:
+    """Yield the JSON text of plain data in pieces, so that a large one never exists twice in memory."""
+    from itertools import islice
+
+    if type(value) in (list, tuple) and len(value) > BATCH_ITEMS:
+        for start in range(0, len(value), BATCH_ITEMS):
+            yield ("," if start else "[") + encode(value[start : start + BATCH_ITEMS])[1:-1]
+        yield "]"
+    elif type(value) is dict and len(value) > BATCH_ITEMS:
+        items = iter(value.items())
+        for start in range(0, len(value), BATCH_ITEMS):
+            yield ("," if start else "{") + encode(dict(islice(items, BATCH_ITEMS)))[1:-1]
+        yield "}"
+    elif level < 2 and value and type(value) is dict:
+        for index, (key, item) in enumerate(value.items()):
+            yield ("," if index else "{") + encode(key) + ":"
+            yield from _texts(item, encode, level + 1)
+        yield "}"
+    elif level < 2 and value and type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            yield "," if index else "["
+            yield from _texts(item, encode, level + 1)
+        yield "]"
+    else:
+        yield encode(value)
+
+
+def _encoded(texts: Iterable[str], converter: Converter) -> Iterator[bytes]:
+    """Yield UTF-8 of a few dozen KiB at a time; lone surrogates become U+FFFD, with a warning."""
+    pending: list[str] = []
+    size = 0
+    for text in texts:
+        pending.append(text)
+        size += len(text)
+        if size >= CHUNK_BYTES // 2:
+            yield _utf8_of_json("".join(pending), converter)
+            pending, size = [], 0
+    yield _utf8_of_json("".join(pending), converter)
+
+
+def _utf8_of_json(text: str, converter: Converter) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        replaced = "text that is not valid Unicode (a lone surrogate) had characters replaced"
+        converter.counts[replaced] = (1, converter.root)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
+
+
+def json_chunks(value: Any, converter: Converter) -> Iterator[bytes]:
+    """Yield the strict JSON (UTF-8) of any convertible value. Raises as `Converter.convert` does."""
+    import json
+
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
+    return _encoded(_texts(converter.convert(value), encoder.encode), converter)
+
+
+def as_json_text(value: Any, *, max_bytes: int = 1 << 30) -> tuple[bytes, list[str]]:
+    """Return the JSON (UTF-8) that a result of `value` would travel as, and the warnings about it."""
+    converter = Converter("result", max_bytes)
+    text = b"".join(json_chunks(value, converter))
+    return text, converter.warnings()
+
+
+def from_json(text: bytes | bytearray) -> Any:
+    """Parse JSON, turning Node Buffers (`{"type": "Buffer", "data": [...]}`) into bytes."""
+    import json
+
+    # Node never escapes these letters: a text without the word holds no Buffer and parses at full speed.
+    return json.loads(text, object_hook=_unbuffered if b'"Buffer"' in text else None)
+
+
+def _unbuffered(value: dict[str, Any]) -> Any:
+    data = value.get("data")
+    if len(value) != 2 or value.get("type") != "Buffer" or not isinstance(data, list):
+        return value
+    try:
+        return bytes(data)
+    except (TypeError, ValueError):
+        return value
+
+
+# ---------------------------------------------------------------- errors of the program
+
+
+def _type_and_message(error: BaseException) -> tuple[str, str]:
+    try:
+        message = str(error)
+    except Exception:
+        message = "[the exception's own text could not be made]"
+    return clean(_type_name(error), 200), clean(message)
+
+
+def _location(error: BaseException, filename: str) -> tuple[int | None, int | None]:
+    """Return the 1-based line and column of the innermost frame in the user's own file."""
+    found: TracebackType | None = None
+    tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code.co_filename == filename:
+            found = tb
+        tb = tb.tb_next
+    if found is None:
+        if isinstance(error, SyntaxError) and error.filename == filename:
+            return error.lineno, error.offset
+        return None, None
+    code = found.tb_frame.f_code
+    positions = getattr(code, "co_positions", None)
+    if positions is None:
+        return found.tb_lineno, None
+    from itertools import islice
+
+    span = next(islice(positions(), found.tb_lasti // 2, None), (None, None, None, None))
+    return found.tb_lineno, None if span[2] is None or span[0] != found.tb_lineno else span[2] + 1
+
+
+def _traceback_text(error: BaseException, filename: str) -> str:
+    """Return the traceback without frames of ours, bounded in its middle."""
+    import traceback
+
+    report = traceback.TracebackException(type(error), error, error.__traceback__)
+    _drop_our_frames(report, filename, set())
+    lines = []
+    size = 0
+    for line in report.format():
+        lines.append(clean(line, MAX_TRACEBACK_BYTES))
+        size += len(line)
+        if size > 64 * MAX_TRACEBACK_BYTES:
+            break
+    text = "".join(lines).encode("utf-8")
+    if len(text) > MAX_TRACEBACK_BYTES:
+        third = MAX_TRACEBACK_BYTES // 3
+        text = text[:third] + b"\n  [truncated]\n" + text[-2 * third :]
+    return text.decode("utf-8", "ignore")
+
+
+def _drop_our_frames(report: Any, filename: str, seen: set[int]) -> None:
+    if report is None or id(report) in seen:
+        return
+    seen.add(id(report))
+    frames = [frame for frame in report.stack if frame.filename != HERE]
+    users = [index for index, frame in enumerate(frames) if frame.filename == filename]
+    # What comes before the user's first frame is the event loop that runs a top-level await.
+    report.stack[:] = frames[users[0] :] if users else frames
+    for other in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
+        _drop_our_frames(other, filename, seen)
+
+
+def _cause(error: BaseException) -> str | None:
+    """Return which cap of the sandbox explains the exception: memory, processes, or None."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "processes"
+    if not isinstance(error, OSError) or error.filename is not None:
+        return None
+    import errno
+
+    if error.errno == errno.ENOMEM:
+        return "memory"
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    if error.errno != errno.EAGAIN or tb is None:
+        return None
+    starters = {"fork", "forkpty", "fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp"}
+    return "processes" if starters.intersection(tb.tb_frame.f_code.co_names) else None
+
+
+def error_record(error: BaseException, filename: str) -> bytes:
+    """Return the JSON body of an X frame for an exception of the program."""
+    kind, message = _type_and_message(error)
+    cause = _cause(error)
+    try:
+        line, column = _location(error, filename)
+        text = _traceback_text(error, filename)
+    except Exception:  # out of memory once more, or an exception that fights back
+        line, column, text = None, None, f"{kind}: {message}\n"
+    fields = {"type": kind, "message": message, "line": line, "column": column}
+    fields.update(traceback=text, cause=cause)
+    return _record(fields, ("traceback", "message"))
+
+
+# ---------------------------------------------------------------- the program's side
+
+
+class Channel:
+    """The program's end of the packet socket to the supervisor; shared by its threads and its forks."""
+
+    def __init__(self, end: socket) -> None:
+        from _thread import allocate_lock
+
+        self._socket = end
+        self._lock = allocate_lock()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        from _thread import allocate_lock
+
+        self._lock = allocate_lock()  # a thread that held it doesn't exist in the copy
+
+    def send(self, kind: bytes, body: bytes | memoryview = b"") -> None:
+        """Send one packet; packets of several threads and processes never mix."""
+        self._socket.send(b"".join((kind, body)))
+
+    def send_file(self, name: str, content: memoryview) -> None:
+        """Send a file in one piece, one file at a time over all threads and forked processes."""
+        import fcntl
+
+        with self._lock:
+            fcntl.lockf(self._socket.fileno(), fcntl.LOCK_EX)
+            try:
+                self.send(b"F", struct.pack(">Q", len(content)) + name.encode("utf-8"))
+                for start in range(0, len(content), CHUNK_BYTES):
+                    self.send(b"f", content[start : start + CHUNK_BYTES])
+            finally:
+                fcntl.lockf(self._socket.fileno(), fcntl.LOCK_UN)
+
+    def send_json(self, kind: bytes, chunks: Iterable[bytes]) -> None:
+        """Send JSON text in packets."""
+        for chunk in chunks:
+            for start in range(0, len(chunk), CHUNK_BYTES):
+                self.send(kind, chunk[start : start + CHUNK_BYTES])
+
+
+class Helpers:
+    """The functions that a program finds in its namespace."""
+
+    def __init__(self, channel: Channel, app_dir: str, started: float) -> None:
+        self._channel = channel
+        self._app_dir = app_dir
+        self._started = started
+
+    def log(self, message: object, level: str = "info") -> None:
+        """Add a record to the run's log; levels are debug, info, warning and error."""
+        text = str(message)
+        known = str(level).lower()
+        known = "warning" if known == "warn" else known
+        if known not in LEVELS:
+            known, text = "info", f"[{level}] {text}"
+        elapsed = round(time.monotonic() - self._started, 6)
+        record = {"level": known, "message": clean(text, MAX_RECORD_BYTES), "elapsed_s": elapsed}
+        self._channel.send(b"L", _record(record, ("message",)))
+
+    def save_file(self, name: str, content: str | bytes | bytearray | memoryview) -> str:
+        """Write a file and hand it to the caller of the run; return its path."""
+        problem = name_problem(name)
+        if problem:
+            raise ValueError(f"save_file: the name {clean(repr(name), 80)} {problem}")
+        if isinstance(content, str):
+            view = memoryview(content.encode("utf-8", "backslashreplace"))
+        elif isinstance(content, (bytes, bytearray, memoryview)):
+            view = memoryview(bytes(content))
+        else:
+            kind = _type_name(content)
+            raise TypeError(f"save_file: the content must be str or bytes, not {kind}")
+        path = os.path.join(self._app_dir, name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+        try:
+            written = 0
+            while written < len(view):
+                written += os.write(descriptor, view[written : written + (1 << 20)])
+        finally:
+            os.close(descriptor)
+        self._channel.send_file(name, view)
+        return path
+
+    def read_file(self, name: str, binary: bool = False) -> str | bytes | None:  # noqa: FBT001, FBT002
+        """Return a file of the working directory as text, or as bytes; None when there is none."""
+        path = os.path.normpath(os.path.join(self._app_dir, name))
+        if "\0" in name or not path.startswith(self._app_dir.rstrip("/") + "/"):
+            raise ValueError(f"read_file: {clean(repr(name), 80)} is not below {self._app_dir}")
+        try:
+            if binary:
+                with open(path, "rb") as file:
+                    return file.read()
+            with open(path, encoding="utf-8") as text:
+                return text.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"read_file: {name!r} is not UTF-8 text; read_file({name!r}, binary=True) gives its bytes"
+            ) from None
+
+    def run_command(self, cmd: str | list[str], timeout: float | None = None) -> dict[str, Any]:
+        """Run a command (text through /bin/sh, a list directly); never raises for one that fails.
+
+        Returns `{"returncode", "stdout", "stderr"}`; 127 when it could not start, 124 when it timed out.
+        """
+        import signal
+        import subprocess
+
+        if not isinstance(cmd, (str, list, tuple)):
+            raise TypeError(f"run_command: the command must be text or a list, not {_type_name(cmd)}")
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        try:
+            process = subprocess.Popen(
+                cmd,
+                shell=isinstance(cmd, str),
+                stdin=null,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+            )
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            return {"returncode": 127, "stdout": "", "stderr": f"could not start: {error}"}
+        with process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+                status, reason = process.returncode, ""
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                out, err = process.communicate()
+                status, reason = 124, f"timed out after {timeout} seconds"
+        shown = [part.decode("utf-8", "backslashreplace") for part in (out, err)]
+        return {"returncode": status, "stdout": shown[0], "stderr": shown[1] + reason}
+
+
+class SourceLoader:
+    """Gives the program's text to `linecache` and `inspect` through the module's `__loader__`."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def get_source(self, _name: str) -> str:
+        """Return the program's text."""
+        return self._source
+
+
+class Program:
+    """One run of the user's code in the child process."""
+
+    def __init__(
+        self, job: dict[str, Any], parts: dict[str, bytes | bytearray], channel: Channel, app_dir: str
+    ) -> None:
+        self.job = job
+        self.parts = parts
+        self.channel = channel
+        self.app_dir = app_dir
+        self.filename: str = job["filename"]
+        self.pid = os.getpid()
+        # Address space to give back when memory runs out, so that the error can still be told.
+        self.reserve = bytearray(8 << 20)
+
+    def run(self, started: float) -> NoReturn:
+        """Run the program, report, and leave this process; never returns."""
+        status = 1
+        try:
+            status = self._run(started)
+        except BaseException as error:
+            # Reporting itself failed: a closed channel, or no memory left.
+            self._complain(error)
+        finally:
+            _leave(status)
+
+    def _run(self, started: float) -> int:
+        error: BaseException | None = None
+        status = 0
+        namespace: dict[str, Any] = {}
+        try:
+            try:
+                namespace = self._namespace(started)
+                source = self._source(namespace)
+                execute(compile_program(source, self.filename), namespace)
+            finally:
+                self.reserve = bytearray()
+        except SystemExit as leaving:
+            status = _exit_status(leaving.code)
+            error = leaving if status else None
+        except BaseException as raised:
+            error, status = raised, 1
+        if os.getpid() != self.pid:
+            # A forked copy fell off the end of the program: it has no result to give.
+            if error is not None and not isinstance(error, SystemExit):
+                self._complain(error)
+            return status
+        _wait_for_threads()
+        if error is not None:
+            self._send_error(error)
+            return status
+        return self._send_result(namespace)
+
+    def _complain(self, error: BaseException) -> None:
+        try:
+            os.write(2, _traceback_text(error, self.filename).encode("utf-8", "backslashreplace"))
+        except BaseException:  # nobody is left to tell
+            return
+
+    def _source(self, namespace: dict[str, Any]) -> str:
+        import linecache
+
+        source = bytes(self.parts.pop("code", b"")).decode("utf-8", "surrogateescape")
+        source = source[1:] if source.startswith("\ufeff") else source
+        namespace["__loader__"] = SourceLoader(source)
+        lines = [line + "\n" for line in source.split("\n")]
+        linecache.cache[self.filename] = (len(source), None, lines, self.filename)
+        return source
+
+    def _namespace(self, started: float) -> dict[str, Any]:
+        job = self.job
+        payload = self._parsed("payload", b"null")
+        message = self._parsed("message", b"{}")
+        if not isinstance(message, dict):
+            raise TypeError(f"the message must be a JSON object, not {_type_name(message)}")
+        message["payload"] = payload
+        message.setdefault("topic", job["topic"])
+        helpers = Helpers(self.channel, self.app_dir, started)
+        module = type(sys)("__main__")
+        module.__dict__.update(
+            __builtins__=__builtins__,
+            __file__=os.path.join(self.app_dir, self.filename),
+            payload=payload,
+            topic=job["topic"],
+            timestamp=job["timestamp"],
+            previous_result=payload,
+            execution_id=job["run_id"],
+            node_id=job["node_id"],
+            original_message=message,
+            msg=dict(message),
+            log=helpers.log,
+            save_file=helpers.save_file,
+            read_file=helpers.read_file,
+            run_command=helpers.run_command,
+        )
+        sys.modules["__main__"] = module
+        return module.__dict__
+
+    def _parsed(self, part: str, absent: bytes) -> Any:
+        try:
+            return from_json(self.parts.pop(part, b"") or absent)
+        except ValueError as error:
+            raise ValueError(f"the {part} is not valid JSON: {error}") from None
+
+    def _send_error(self, error: BaseException) -> None:
+        self.channel.send(b"X", error_record(error, self.filename))
+
+    def _send_result(self, namespace: dict[str, Any]) -> int:
+        """Convert and send the result; M comes last and makes it count."""
+        max_bytes = self.job["limits"]["result_bytes"]
+        warnings: list[str] = []
+        try:
+            for kind, name in ((b"V", "result"), (b"A", "additional_data")):
+                value = namespace.get(name)
+                if name in namespace and (kind == b"V" or value is not None):
+                    converter = Converter(name, max_bytes)
+                    self.channel.send_json(kind, json_chunks(value, converter))
+                    warnings += converter.warnings()
+            meta: dict[str, Any] = {}
+            topic = namespace.get("output_topic")
+            if topic is not None:
+                if not isinstance(topic, str):
+                    warnings.append(f"output_topic is a {_type_name(topic)} and became text")
+                meta["output_topic"] = clean(str(topic), MAX_TOPIC_CHARS)
+            meta["warnings"] = [clean(text, MAX_WARNING_CHARS) for text in warnings[:MAX_WARNINGS]]
+            self.channel.send(b"M", _record(meta, ()))
+        except ResultTooLargeError:
+            self.channel.send(b"Z")
+            return 1
+        except BaseException as error:
+            self._send_error(error)
+            return 1
+        return 0
+
+
+def _exit_status(code: object) -> int:
+    """Return the exit status that Python would leave with for `SystemExit(code)`."""
+    if code is None:
+        return 0
+    return int(code) & 0xFF if isinstance(code, int) else 1
+
+
+def _wait_for_threads() -> None:
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process as Python would, with exit functions and flushed output, but without teardown."""
+    try:
+        import atexit
+
+        atexit._run_exitfuncs()
+    except BaseException:  # noqa: S110 - Python prints it and goes on, too
+        pass
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:  # noqa: S112 - closed or replaced by the program
+            continue
+    os._exit(status)
+
+
+def _set_limits(limits: dict[str, int]) -> None:
+    """Apply the resource limits that the job names, soft and hard."""
+    import resource
+
+    kinds = {
+        "as_bytes": resource.RLIMIT_AS,
+        "fsize_bytes": resource.RLIMIT_FSIZE,
+        "nofile": resource.RLIMIT_NOFILE,
+        "nproc": resource.RLIMIT_NPROC,
+    }
+    for name, kind in kinds.items():
+        if limits.get(name) is not None:
+            resource.setrlimit(kind, (limits[name], limits[name]))
+    if limits.get("cpu_s") is not None:
+        # One second apart: at the soft limit SIGXCPU says why, the hard one is a plain SIGKILL.
+        resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _open_streams() -> None:
+    """Give the program text streams that flush each line and never fail on bad text."""
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, **options)  # type: ignore[misc] # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, **options)  # type: ignore[misc] # noqa: SIM115
+
+
+def _become_program(job: dict[str, Any], out: int, err: int, app_dir: str) -> None:
+    """Turn the forked child into a process of its own, with nothing of the supervisor's."""
+    import signal
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (out, 1), (err, 2)):
+        os.dup2(source, target)
+        os.close(source)
+    _set_dumpable(1)  # or /dev/stdout and /proc/self/fd would be out of its own reach
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # when memory runs out, the program dies and the supervisor reports it
+    except OSError:  # a read-only /proc costs only the better report
+        pass
+    os.environ.update(job["env"])
+    _set_limits(job["limits"])
+    _open_streams()
+    sys.argv = [job["filename"]]
+    sys.path.insert(0, app_dir)
+    sys.modules.pop("harness", None)
+    gc.unfreeze()
+
+
+# ---------------------------------------------------------------- the supervisor's side
+
+
+class HarnessError(Exception):
+    """The supervisor cannot go on: the connection is gone or what came over it makes no sense."""
+
+
+class Connection:
+    """The job socket: exact reads before the program starts, bounded buffered writes after."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket = socket(AF_UNIX, SOCK_STREAM)
+        self._socket.connect(socket_path)
+        self.fd = self._socket.fileno()
+        self._out = bytearray()
+
+    def close(self) -> None:
+        """Close it in this process."""
+        self._socket.close()
+
+    def _exactly(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        received = 0
+        while received < size:
+            count = self._socket.recv_into(view[received:], min(size - received, MAX_BODY_BYTES))
+            if count == 0:
+                raise HarnessError("the runner is gone")
+            received += count
+        return data
+
+    def read(self) -> tuple[bytes, bytearray]:
+        """Return the next frame's type and body. Raises HarnessError."""
+        head = self._exactly(5)
+        size = int.from_bytes(head[1:], "big")
+        if size > MAX_BODY_BYTES:
+            raise HarnessError(f"a frame of {size} bytes is too large")
+        return bytes(head[:1]), self._exactly(size)
+
+    def nonblocking(self) -> None:
+        """Switch to buffered writes, for the time in which the program runs."""
+        self._socket.setblocking(False)  # noqa: FBT003
+
+    @property
+    def pending(self) -> int:
+        """Bytes not yet sent."""
+        return len(self._out)
+
+    def put(self, kind: bytes, body: bytes) -> None:
+        """Queue a frame and send what the socket takes now. Raises HarnessError when the runner is gone."""
+        self._out += kind
+        self._out += len(body).to_bytes(4, "big")
+        self._out += body
+        self.flush()
+
+    def put_json(self, kind: bytes, fields: dict[str, Any]) -> None:
+        """Queue a frame with a JSON body."""
+        import json
+
+        self.put(kind, json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Send what the socket takes now. Raises HarnessError when the runner is gone."""
+        while self._out:
+            try:
+                with memoryview(self._out) as view:
+                    sent = self._socket.send(view[:CHUNK_BYTES])
+            except BlockingIOError:
+                return
+            except OSError:
+                raise HarnessError("the runner is gone") from None
+            del self._out[:sent]
+
+    def receive(self) -> bytes:
+        """Return what came while the program runs: b"" at the end of the connection."""
+        try:
+            return self._socket.recv(4096)
+        except BlockingIOError:
+            return b"?"
+        except OSError:
+            return b""
+
+    def settle(self, timeout_s: float) -> None:
+        """Send everything queued, then wait for the runner to close, for at most `timeout_s`."""
+        self.nonblocking()
+        deadline = time.monotonic() + timeout_s
+        poll = select.poll()
+        while time.monotonic() < deadline:
+            poll.register(self.fd, select.POLLIN | (select.POLLOUT if self._out else 0))
+            poll.poll(max(1, int(1000 * (deadline - time.monotonic()))))
+            self.flush()
+            if not self.receive():
+                return
+
+
+class Supervisor:
+    """Watches the program: relays its output, counts against the caps, kills it, reports its end."""
+
+    def __init__(self, connection: Connection, limits: dict[str, int], channel: socket) -> None:
+        self.connection = connection
+        self.limits = limits
+        self.channel = channel
+        self.sources: dict[int, bytes] = {}  # descriptor to frame type; the channel's is b""
+        self.pid = 0
+        self.wake = 0
+        self.status: int | None = None
+        self.ended: str | None = None
+        self.output_bytes = 0
+        self.result_bytes = 0
+        self.files_bytes = 0
+        self.files_count = 0
+        self.log_records = 0
+        self.file_missing = 0
+        self.stage = b""  # the last of V, A, M, X that came
+
+    # ---- what the program sends
+
+    def _limit(self, ended: str) -> None:
+        self.ended = self.ended or ended
+
+    def _output(self, kind: bytes, data: bytes) -> None:
+        room = self.limits["output_bytes"] - self.output_bytes
+        if len(data) > room:
+            self._limit("output_limit")
+            data = data[: max(room, 0)]
+        if data:
+            self.output_bytes += len(data)
+            self.connection.put(kind, data)
+
+    def _packet(self, kind: bytes, body: bytes) -> None:
+        """Relay one packet of the channel, or end the run where it breaks the rules."""
+        handlers = {
+            b"L": self._log,
+            b"F": self._file,
+            b"f": self._file_data,
+            b"V": self._result,
+            b"A": self._result,
+            b"M": self._final,
+            b"X": self._final,
+        }
+        if kind == b"Z" and not body and self.stage not in (b"M", b"X"):
+            self._limit("result_limit")
+        elif kind not in handlers or not body or len(body) > CHUNK_BYTES:
+            self._limit("channel")
+        else:
+            handlers[kind](kind, body)
+
+    def _log(self, kind: bytes, body: bytes) -> None:
+        if self.log_records >= self.limits["log_records"]:
+            self._limit("log_limit")
+        elif self.output_bytes + len(body) > self.limits["output_bytes"]:
+            self._limit("output_limit")
+        else:
+            self.log_records += 1
+            self.output_bytes += len(body)
+            self.connection.put(kind, body)
+
+    def _file(self, kind: bytes, body: bytes) -> None:
+        try:
+            name = body[8:].decode("utf-8")
+        except UnicodeDecodeError:
+            name = ""
+        size = int.from_bytes(body[:8], "big")
+        if self.file_missing or name_problem(name):
+            self._limit("channel")
+        elif self.files_count >= self.limits["files_count"] or self.files_bytes + size > self.limits["files_bytes"]:
+            self._limit("files_limit")
+        else:
+            self.files_count += 1
+            self.files_bytes += size
+            self.file_missing = size
+            self.connection.put_json(kind, {"name": name, "size": size})
+
+    def _file_data(self, kind: bytes, body: bytes) -> None:
+        if len(body) > self.file_missing:
+            self._limit("channel")
+        else:
+            self.file_missing -= len(body)
+            self.connection.put(kind, body)
+
+    def _result(self, kind: bytes, body: bytes) -> None:
+        if self.stage not in (b"", b"V", kind):
+            self._limit("channel")
+            return
+        self.stage = kind
+        self.result_bytes += len(body)
+        if self.result_bytes > self.limits["result_bytes"]:
+            self._limit("result_limit")
+        else:
+            self.connection.put(kind, body)
+
+    def _final(self, kind: bytes, body: bytes) -> None:
+        if self.stage in (b"M", b"X"):
+            self._limit("channel")
+        else:
+            self.stage = kind
+            self.connection.put(kind, body)
+
+    # ---- the event loop
+
+    def _read(self, source: int) -> None:
+        kind = self.sources[source]
+        try:
+            # Of a packet, one byte more than is allowed shows that it is too large.
+            data = os.read(source, CHUNK_BYTES) if kind else self.channel.recv(CHUNK_BYTES + 2)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(source)
+        elif kind:
+            self._output(kind, data)
+        elif self.ended is None:
+            self._packet(data[:1], data[1:])
+
+    def _close(self, source: int) -> None:
+        if self.sources.pop(source):
+            os.close(source)
+        else:
+            self.channel.close()
+
+    def _commands(self) -> None:
+        data = self.connection.receive()
+        if not data:
+            raise HarnessError("the runner is gone")
+        if data[:1] == b"C":
+            self._limit("cancelled")
+
+    def _step(self, timeout_s: float) -> bool:
+        """Handle what is ready within `timeout_s`; return whether anything was."""
+        poll = select.poll()
+        blocked = self.connection.pending > 0
+        poll.register(self.connection.fd, select.POLLIN | (select.POLLOUT if blocked else 0))
+        poll.register(self.wake, select.POLLIN)
+        if self.connection.pending < HIGH_WATER_BYTES:
+            for source in self.sources:
+                poll.register(source, select.POLLIN)
+        ready = poll.poll(int(timeout_s * 1000))
+        for descriptor, events in ready:
+            if descriptor == self.connection.fd:
+                if events & select.POLLOUT:
+                    self.connection.flush()
+                if events & ~select.POLLOUT:
+                    self._commands()
+            elif descriptor == self.wake:
+                os.read(self.wake, 4096)
+            elif descriptor in self.sources:
+                self._read(descriptor)
+        return bool(ready)
+
+    def _reap(self) -> bool:
+        """Collect every dead process; return whether any child is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self.pid:
+                self.status = status
+
+    def kill(self) -> None:
+        """Kill the program and, as process 1, everything else in the sandbox."""
+        import signal
+
+        if os.getpid() == 1:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+        elif self.pid:  # in a test on a host, where -1 would mean everybody
+            for kill in (os.killpg, os.kill):
+                try:
+                    kill(self.pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    continue
+
+    def watch(self) -> None:
+        """Relay until the program is dead, then everything it left behind. Raises HarnessError."""
+        killed = False
+        while self.status is None:
+            if self.ended and not killed:
+                self.kill()
+                killed = True
+            self._step(1.0)
+            self._reap()
+        self.kill()
+        self._drain()
+        deadline = time.monotonic() + DRAIN_S
+        while self._reap() and os.getpid() == 1 and time.monotonic() < deadline:
+            self.kill()
+            time.sleep(0.001)
+
+    def _drain(self) -> None:
+        """Relay what the dead left in the pipes. Waiting for a slow runner doesn't count as time."""
+        deadline = time.monotonic() + DRAIN_S
+        while self.sources:
+            if self.connection.pending >= HIGH_WATER_BYTES:
+                self._step(1.0)
+                deadline = time.monotonic() + DRAIN_S
+            elif time.monotonic() > deadline or not self._step(0.05):
+                return
+
+
+def _report(connection: Connection, ended: str, *, status: int | None = None, wall_s: float = 0.0) -> None:
+    """Queue the final frame; `status` is what `waitpid` said of the program."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    exit_code, signal_name = None, None
+    if status is not None and os.WIFEXITED(status):
+        exit_code = os.WEXITSTATUS(status)
+    elif status is not None:
+        signal_name = _signal_name(os.WTERMSIG(status))
+    fields = {
+        "exit_code": exit_code,
+        "signal": signal_name,
+        "ended": ended,
+        "max_rss_kib": usage.ru_maxrss,
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 6),
+        "wall_s": round(wall_s, 6),
+    }
+    connection.put_json(b"Q", fields)
+
+
+def _signal_name(number: int) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def _set_dumpable(value: int) -> None:
+    """Set whether /proc shows this process to its own user. Raises OSError unless it took effect."""
+    import ctypes
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    arguments = [ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3]
+    if prctl(PR_SET_DUMPABLE, *arguments) != 0 or prctl(PR_GET_DUMPABLE) != value:
+        raise OSError(ctypes.get_errno(), f"prctl(PR_SET_DUMPABLE, {value}) failed")
+
+
+def _hide() -> None:
+    """Make process 1 opaque to the program and deaf to its signals, and import what is needed later.
+
+    All this happens after "ready" was sent, while the runner checks the sandbox.
+    """
+    import json  # noqa: F401
+    import linecache  # noqa: F401
+    import signal
+
+    _set_dumpable(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _read_job(connection: Connection, app_dir: str) -> tuple[dict[str, Any], dict[str, bytes | bytearray]] | None:
+    """Receive the job and write its files; None when it was cancelled. Raises HarnessError, OSError."""
+    import json
+
+    kind, body = connection.read()
+    if kind == b"C":
+        return None
+    if kind != b"J":
+        raise HarnessError(f"expected a job, got {kind!r}")
+    job = json.loads(body)
+    if job["protocol"] != PROTOCOL:
+        raise HarnessError(f"this harness speaks protocol {PROTOCOL}, the runner {job['protocol']!r}")
+    parts: dict[str, bytes | bytearray] = {}
+    body = bytearray()
+    for part in job["parts"]:
+        if part["size"] > MAX_PART_BYTES:
+            raise HarnessError("a part is too large")
+        content = bytearray()
+        while len(content) < part["size"]:
+            if not body:
+                kind, body = connection.read()
+                if kind == b"C":
+                    return None
+                if kind != b"D" or not body:
+                    raise HarnessError(f"expected data, got {kind!r}")
+            missing = part["size"] - len(content)
+            content += body[:missing] if len(body) > missing else body
+            del body[:missing]
+        if part["kind"] == "file":
+            _write_input(app_dir, part["name"], content)
+        else:
+            parts[part["kind"]] = content
+    kind, rest = connection.read()
+    if kind == b"C":
+        return None
+    if kind != b"G" or rest or body:
+        raise HarnessError(f"expected the word to go, got {kind!r}")
+    return job, parts
+
+
+def _write_input(app_dir: str, name: str, content: bytearray) -> None:
+    problem = name_problem(name)
+    if problem:
+        raise HarnessError(f"an input file's name {problem}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(os.path.join(app_dir, name), flags, 0o644)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+
+
+def _start(
+    connection: Connection, job: dict[str, Any], parts: dict[str, bytes | bytearray], app_dir: str
+) -> Supervisor:
+    """Fork the program; return its supervisor. Raises OSError when the fork is refused."""
+    import signal
+
+    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    out, err, wake = os.pipe(), os.pipe(), os.pipe()
+    supervisor = Supervisor(connection, job["limits"], ours)
+    supervisor.wake = wake[0]
+    for descriptor in wake:
+        os.set_blocking(descriptor, False)
+    signal.signal(signal.SIGCHLD, _wake_up)
+    signal.set_wakeup_fd(wake[1], warn_on_full_buffer=False)
+    gc.freeze()
+    started = time.monotonic()
+    supervisor.pid = os.fork()
+    if supervisor.pid == 0:
+        _run_child(connection, supervisor, job, parts, (out, err, wake, theirs, started, app_dir))
+    theirs.close()
+    parts.clear()
+    for descriptor in (out[1], err[1]):
+        os.close(descriptor)
+    ours.setblocking(False)  # noqa: FBT003
+    supervisor.sources = {out[0]: b"O", err[0]: b"E", ours.fileno(): b""}
+    return supervisor
+
+
+def _wake_up(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: a handler must exist for the wake-up descriptor to be written."""
+
+
+def _run_child(
+    connection: Connection,
+    supervisor: Supervisor,
+    job: dict[str, Any],
+    parts: dict[str, bytes | bytearray],
+    ends: tuple[tuple[int, int], tuple[int, int], tuple[int, int], socket, float, str],
+) -> NoReturn:
+    """Live the child's life; never returns."""
+    out, err, wake, theirs, started, app_dir = ends
+    status = EXIT_BROKEN
+    try:
+        connection.close()
+        supervisor.channel.close()
+        channel = Channel(theirs)
+        try:
+            _become_program(job, out[1], err[1], app_dir)
+            for descriptor in (out[0], err[0], *wake):
+                os.close(descriptor)
+        except BaseException as error:
+            _, message = _type_and_message(error)
+            channel.send(b"X", _broken(f"the sandbox could not prepare the program: {message}"))
+            os._exit(status)
+        Program(job, parts, channel, app_dir).run(started)
+    finally:
+        os._exit(status)
+
+
+def _broken(message: str, *, kind: str = "SandboxSetupError", cause: str | None = "channel") -> bytes:
+    fields = {"type": kind, "message": clean(message), "line": None, "column": None}
+    fields.update(traceback="", cause=cause)
+    return _record(fields, ("message",))
+
+
+def _serve(connection: Connection, app_dir: str) -> None:
+    """Take one job from ready to quit. Raises HarnessError."""
+    version = ",".join(map(str, sys.version_info[:3]))
+    ready = f'{{"protocol":{PROTOCOL},"python":[{version}],"implementation":"{sys.implementation.name}"}}'
+    connection.put(b"R", ready.encode())
+    _hide()
+    try:
+        received = _read_job(connection, app_dir)
+    except OSError as error:
+        message = f"an input file could not be written: {error.strerror}"
+        connection.put(b"X", _broken(message, kind="OSError", cause=None))
+        _report(connection, "exited")
+        return
+    if received is None:
+        _report(connection, "cancelled")
+        return
+    job, parts = received
+    connection.nonblocking()
+    started = time.monotonic()
+    try:
+        supervisor = _start(connection, job, parts, app_dir)
+    except OSError as error:
+        message = f"the program's process could not start: {error}"
+        connection.put(b"X", _broken(message, kind="OSError", cause="processes"))
+        _report(connection, "exited")
+        return
+    try:
+        connection.put(b"S", b"")
+        supervisor.watch()
+    except HarnessError:
+        supervisor.kill()
+        raise
+    wall_s = time.monotonic() - started
+    _report(connection, supervisor.ended or "exited", status=supervisor.status, wall_s=wall_s)
+
+
+def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
+    """Run one job over the socket, in the working directory `app_dir`, and exit; never returns."""
+    status = EXIT_BROKEN
+    try:
+        here = os.path.dirname(HERE)
+        sys.path[:] = [entry for entry in sys.path if entry != here]
+        os.chdir(app_dir)
+        connection = Connection(socket_path)
+        _serve(connection, app_dir)
+        connection.settle(FAREWELL_S)
+        status = 0
+    except HarnessError as error:
+        os.write(2, f"harness: {error}\n".encode())
+    except BaseException as error:
+        os.write(2, clean(f"harness: {_type_name(error)}: {error}\n").encode())
+    finally:
+        os._exit(status)

@@ -1,0 +1,191 @@
+"""Read what the kernel says of one process: the only source that verification believes.
+
+Everything comes from the host's own /proc and /sys/fs/cgroup, never from inside the sandbox. Formats: proc(5),
+cgroups(7), and the kernel's Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """One line of mountinfo: `options` are the mount's own, `super_options` the file system's."""
+
+    root: str
+    point: str
+    options: frozenset[str]
+    kind: str
+    super_options: tuple[str, ...]
+
+    @property
+    def read_only(self) -> bool:
+        """Tell whether nothing can be written through this mount."""
+        return "ro" in self.options
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Return the size limit of a tmpfs, None when it has none."""
+        for option in self.super_options:
+            if match := re.fullmatch(r"size=(\d+)([kmg]?)", option):
+                return int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2]]
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CgroupLimits:
+    """The tightest cgroup v2 limits on the way from a process to the root; None where nothing limits."""
+
+    path: str
+    memory_bytes: int | None
+    swap_bytes: int | None
+    cpus: float | None
+    processes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessFacts:
+    """What the kernel says of one process."""
+
+    pid: int
+    status: dict[str, str]
+    namespaces: dict[str, str]
+    uid_map: tuple[tuple[int, int, int], ...]
+    limits: dict[str, str]
+    mounts: tuple[Mount, ...]
+    interfaces: tuple[str, ...]
+    cgroup: CgroupLimits | None
+
+
+def read_status(pid: int) -> dict[str, str]:
+    """Return /proc/PID/status as name → value, values with single spaces."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
+
+
+def read_namespaces(pid: int | str) -> dict[str, str]:
+    """Return the identity of each namespace, such as `net:[4026531833]`."""
+    # The directory can't be listed for another user's process; its entries can be read by the namespace's owner.
+    return {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES}
+
+
+def parse_limits(text: str) -> dict[str, str]:
+    """Return /proc/PID/limits as name → "soft hard"."""
+    rows = {}
+    for line in text.splitlines()[1:]:
+        if match := re.match(r"(Max [a-z ]+?)\s{2,}(\S+)\s+(\S+)", line):
+            rows[match[1]] = f"{match[2]} {match[3]}"
+    return rows
+
+
+def parse_mounts(text: str) -> tuple[Mount, ...]:
+    """Return the mounts of a mountinfo file, later ones covering earlier ones at the same point."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(" "), right.split(" ")
+        point = fields[4].encode().decode("unicode_escape") if "\\" in fields[4] else fields[4]
+        mounts.append(
+            Mount(
+                root=fields[3], point=point, options=frozenset(fields[5].split(",")), kind=tail[0],
+                super_options=tuple(tail[-1].split(",")),
+            )
+        )  # fmt: skip
+    return tuple(mounts)
+
+
+def read_limit(path: Path) -> int | None:
+    """Return the number in a cgroup limit file; None for `max` or no such file (not limited there)."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return None if text == "max" else int(text)
+
+
+def tightest(values: list[int | None]) -> int | None:
+    """Return the lowest limit; None when nothing limits."""
+    known = [value for value in values if value is not None]
+    return min(known) if known else None
+
+
+def read_cgroup(pid: int, *, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> CgroupLimits | None:
+    """Return the effective cgroup v2 limits of a process; None where it is in no v2 group below the root."""
+    for line in (proc / str(pid) / "cgroup").read_text().splitlines():
+        if line.startswith("0::/") and line != "0::/":
+            path = line.removeprefix("0::/")
+            break
+    else:
+        return None
+    directories = [root / path, *(root / parent for parent in Path(path).parents if parent != Path())]
+    cpus: list[float] = []
+    for directory in directories:
+        try:
+            quota, period = (directory / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if quota != "max":
+            cpus.append(int(quota) / int(period))
+    return CgroupLimits(
+        path=path,
+        memory_bytes=tightest([read_limit(directory / "memory.max") for directory in directories]),
+        swap_bytes=tightest([read_limit(directory / "memory.swap.max") for directory in directories]),
+        cpus=min(cpus) if cpus else None,
+        processes=tightest([read_limit(directory / "pids.max") for directory in directories]),
+    )
+
+
+def read_process(pid: int) -> ProcessFacts:
+    """Read everything that verification compares. Raises OSError when the process is gone."""
+    proc = Path(f"/proc/{pid}")
+    net = (proc / "net/dev").read_text().splitlines()[2:]
+    maps = [tuple(map(int, line.split())) for line in (proc / "uid_map").read_text().splitlines()]
+    return ProcessFacts(
+        pid=pid,
+        status=read_status(pid),
+        namespaces=read_namespaces(pid),
+        uid_map=tuple((a, b, c) for a, b, c in maps),
+        limits=parse_limits((proc / "limits").read_text()),
+        mounts=parse_mounts((proc / "mountinfo").read_text()),
+        interfaces=tuple(line.partition(":")[0].strip() for line in net),
+        cgroup=read_cgroup(pid),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CgroupEvents:
+    """What a cgroup v2 group went through: processes killed for memory, forks refused, highest use."""
+
+    oom_kills: int
+    fork_failures: int
+    peak_bytes: int | None
+
+
+def read_events(path: Path) -> dict[str, int]:
+    """Return a flat-keyed cgroup file; empty where there is none."""
+    try:
+        rows = (line.split() for line in path.read_text().splitlines())
+        return {name: int(value) for name, value in rows}
+    except (OSError, ValueError):
+        return {}
+
+
+def read_cgroup_events(limits: CgroupLimits | None, *, root: Path = CGROUP_ROOT) -> CgroupEvents | None:
+    """Return the events of a sandbox's group; None where it is in none (cgroup v1)."""
+    if limits is None:
+        return None
+    directory = root / limits.path
+    # The runtime may put processes one level below the group that carries the limits (crun: `container`).
+    groups = [directory, directory.parent] if directory.name == "container" else [directory]
+    peaks = [peak for group in groups if (peak := read_limit(group / "memory.peak")) is not None]
+    return CgroupEvents(
+        oom_kills=max(read_events(group / "memory.events").get("oom_kill", 0) for group in groups),
+        fork_failures=max(read_events(group / "pids.events").get("max", 0) for group in groups),
+        peak_bytes=max(peaks) if peaks else None,
+    )

@@ -1,0 +1,85 @@
+"""Decide how a run ended. Pure: evidence in, `(Outcome, explanation)` out."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from sandbox.models import Outcome, ProgramError
+from sandbox.policy_model import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known at the end of a run.
+
+    `ended` is the harness's own word (see `sandbox.wire`), None when it could not say one. `cause` is what the
+    harness saw behind the program's exception: "memory", "processes", "channel" or None.
+    """
+
+    cancelled: bool = False
+    timed_out: bool = False
+    memory_exceeded: bool = False
+    processes_exceeded: bool = False
+    ended: str | None = None
+    exit_code: int | None = None
+    signal_name: str | None = None
+    error: ProgramError | None = None
+    cause: str | None = None
+    has_result: bool = False
+
+
+def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
+    """Return the outcome and one sentence that says what it means and what to do."""
+    limits = policy.limits
+    finished = seen.ended == "exited" and seen.exit_code == 0 and seen.error is None
+    if (seen.cancelled or seen.ended == "cancelled") and not seen.timed_out:
+        return Outcome.CANCELLED, "the run was cancelled"
+    if (seen.memory_exceeded and not (finished and seen.has_result)) or seen.cause == "memory":
+        return Outcome.OUT_OF_MEMORY, f"the program needed more than {limits.memory_mib} MiB (limits.memory_mib)"
+    too_many = f"the program needed more than {limits.processes} processes and threads (limits.processes)"
+    if seen.cause == "processes":
+        return Outcome.TOO_MANY_PROCESSES, too_many
+    if seen.timed_out:
+        if seen.processes_exceeded:
+            return Outcome.TOO_MANY_PROCESSES, too_many
+        return Outcome.TIMED_OUT, f"the program was stopped after {limits.timeout_s:g} s (limits.timeout_s)"
+    if (limit := LIMITS.get(seen.ended or "")) is not None:
+        return Outcome.OUTPUT_LIMIT, limit
+    return decide_end(seen, policy, finished=finished, too_many=too_many)
+
+
+LIMITS = {
+    "output_limit": "the program printed more than limits.output_mib allows",
+    "result_limit": "the result is larger than limits.result_mib allows",
+    "files_limit": "the saved files are larger or more than limits.files_mib and limits.files_count allow",
+    "log_limit": "the program logged more than limits.log_records allows",
+}
+
+
+def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str) -> tuple[Outcome, str]:
+    """Decide a run that ended by itself."""
+    if seen.signal_name == signal.SIGXCPU.name:
+        seconds = policy.limits.timeout_s * policy.limits.cpus
+        return (
+            Outcome.TIMED_OUT,
+            f"one process used more than {seconds:g} s of CPU time (limits.timeout_s x limits.cpus)",
+        )
+    if seen.signal_name == signal.SIGSYS.name:
+        return Outcome.KILLED, "the program made a system call of another architecture, which is denied (SIGSYS)"
+    if seen.ended is None or seen.signal_name is not None:
+        if seen.processes_exceeded:
+            return Outcome.TOO_MANY_PROCESSES, too_many
+        return Outcome.KILLED, f"the program was killed by {seen.signal_name or 'an unknown signal'}"
+    if seen.ended == "channel":
+        return Outcome.FAILED, "the program wrote to the runner's own channel"
+    if seen.error is not None:
+        line = f" at line {seen.error.line}" if seen.error.line else ""
+        return Outcome.FAILED, f"the program raised {seen.error.type}{line}"
+    if not finished:
+        if seen.processes_exceeded:
+            return Outcome.TOO_MANY_PROCESSES, too_many
+        return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"
+    if not seen.has_result:
+        return Outcome.NO_RESULT, "the program ended without setting `result`"
+    return Outcome.SUCCEEDED, ""

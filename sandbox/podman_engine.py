@@ -1,0 +1,383 @@
+"""The Podman engine: the only module that imports podman-py or starts the podman program.
+
+A private `podman system service` is started on a socket in our own runtime directory, with an
+environment built from nothing, and stopped again by `close()`. Requests go through podman-py's API
+client. Containers are created from a full JSON spec of ours: podman-py's own `create()` drops or
+mis-routes several settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sandbox.engine import ContainerRecord, EngineInfo, ImageRecord
+from sandbox.errors import EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
+
+if TYPE_CHECKING:
+    from podman.api.client import APIClient
+
+MINIMUM_VERSION = (4, 3, 0)
+START_TIMEOUT_S = 30.0
+REQUEST_TIMEOUT_S = 60.0
+PULL_TIMEOUT_S = 1_800.0
+RUNTIMES = ("crun", "runc")
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def scrubbed_environment() -> dict[str, str]:
+    """Return the only variables that Podman gets: nothing of the caller's can leak or steer it.
+
+    The certificate variables are kept so that a pull trusts what the host trusts; Podman itself uses them and no
+    container inherits them (`unsetenvall`).
+    """
+    kept = {name: os.environ[name] for name in CERTIFICATE_VARIABLES if name in os.environ}
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(Path.home()),
+        "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
+        "LANG": "C.UTF-8",
+        # An administrator's containers.conf can add mounts, hooks, variables and annotations to every container.
+        "CONTAINERS_CONF": "/dev/null",
+        **kept,
+    }
+
+
+def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run the podman program once. Raises `EngineUnavailable` when it is absent or doesn't end in time."""
+    command = ["podman", "--log-level", "error", *arguments]
+    try:
+        return subprocess.run(
+            command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors="replace", timeout=timeout_s, check=False, cwd="/",
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise missing_podman() from None
+    except subprocess.TimeoutExpired:
+        raise EngineUnavailable(
+            f"`{shlex.join(command)}` did not end within {timeout_s:g} s",
+            hint="look for a hung podman process, then try again",
+        ) from None
+
+
+def missing_podman() -> EngineUnavailable:
+    """Return the error for a host without Podman."""
+    return EngineUnavailable(
+        "Podman is not installed: no `podman` program on the PATH", hint="run scripts/setup, or: apt-get install podman"
+    )
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, without Podman's `Error: ` prefix."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ") if lines else "it gave no reason"
+
+
+def podman_version() -> tuple[int, int, int]:
+    """Return Podman's version. Raises `EngineUnavailable` when it is missing, broken or too old."""
+    if shutil.which("podman", path=scrubbed_environment()["PATH"]) is None:
+        raise missing_podman()
+    answer = podman_command("--version", timeout_s=20)
+    match = re.search(r"(\d+)\.(\d+)\.(\d+)", answer.stdout)
+    if answer.returncode != 0 or match is None:
+        raise EngineUnavailable(
+            f"`podman --version` failed: {last_line(answer.stderr)}",
+            hint="reinstall Podman: apt-get install --reinstall podman",
+        )
+    version = (int(match[1]), int(match[2]), int(match[3]))
+    if version < MINIMUM_VERSION:
+        raise EngineUnavailable(
+            f"Podman {'.'.join(map(str, version))} is too old: at least {'.'.join(map(str, MINIMUM_VERSION))} is needed",
+            hint="upgrade Podman (Debian 12 and Ubuntu 24.04 ship a newer one)",
+        )
+    return version
+
+
+def read_info(runtime_path: str) -> EngineInfo:
+    """Ask Podman what it is and what it has, with a given OCI runtime."""
+    answer = podman_command("--runtime", runtime_path, "info", "--format", "json", timeout_s=60)
+    if answer.returncode != 0:
+        raise EngineUnavailable(f"`podman info` failed: {last_line(answer.stderr)}", hint="run `sandbox doctor`")
+    host = json.loads(answer.stdout)["host"]
+    store = json.loads(answer.stdout)["store"]
+    return EngineInfo(
+        version=podman_version(),
+        runtime=Path(runtime_path).name,
+        runtime_path=runtime_path,
+        runtime_version=(host["ociRuntime"].get("version") or "unknown").splitlines()[0],
+        cgroup_version=2 if host["cgroupVersion"] == "v2" else 1,
+        cgroup_controllers=tuple(host.get("cgroupControllers") or ()),
+        storage_driver=store["graphDriverName"],
+        graph_root=Path(store["graphRoot"]),
+        run_root=Path(store["runRoot"]),
+        rootless=bool(host["security"]["rootless"]),
+    )
+
+
+def try_runtime(runtime_path: str, canary_root: Path) -> str:
+    """Start one container with this runtime from `canary_root`, a directory with one static program.
+
+    Returns "" when it ran, else the runtime's own reason. Versions prove nothing: crun 1.8.1 answers `--version`
+    and refuses every container on a hybrid cgroup host.
+    """
+    answer = podman_command(
+        "--runtime", runtime_path, "run", "--rm", "--network", "none", "--log-driver", "none", "--read-only",
+        "--cap-drop", "all", "--security-opt", "no-new-privileges", "--entrypoint", "/canary",
+        "--rootfs", str(canary_root), "--version", timeout_s=60,
+    )  # fmt: skip
+    return "" if answer.returncode == 0 else last_line(answer.stderr)
+
+
+class PodmanEngine:
+    """Rootless Podman through its REST service; see `sandbox.engine.Engine` for the methods."""
+
+    def __init__(self, info: EngineInfo, *, runtime_dir: Path) -> None:
+        """Start the private service; it becomes ready while the caller goes on."""
+        self._info = info
+        self._socket = runtime_dir / f"engine-{os.getpid()}.sock"
+        self._socket.unlink(missing_ok=True)
+        self._api: APIClient | None = None
+        self._service = self._start_service()
+
+    def _start_service(self) -> subprocess.Popen[bytes]:
+        # --pdeathsig: the service must not outlive us, also when we are killed with SIGKILL.
+        command = [
+            "setpriv", "--pdeathsig", "TERM", "podman", "--runtime", self._info.runtime_path, "--log-level", "error",
+            "system", "service", "--time", "0", f"unix://{self._socket}",
+        ]  # fmt: skip
+        try:
+            return subprocess.Popen(
+                command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, cwd="/", start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise missing_podman() from None
+
+    def _ready_api(self) -> APIClient:
+        if self._api is not None:
+            return self._api
+        # Imported late: it takes longer than Podman's own start, and both go on at the same time.
+        from podman.api.client import APIClient
+
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._socket.exists():
+            if self._service.poll() is not None:
+                reason = self._service.stderr.read().decode(errors="replace") if self._service.stderr else ""
+                raise EngineUnavailable(
+                    f"Podman's service ended at once: {last_line(reason)}", hint="run `sandbox doctor`"
+                )
+            if time.monotonic() > deadline:
+                raise EngineUnavailable(
+                    f"Podman's service did not open its socket within {START_TIMEOUT_S:g} s",
+                    hint="run `sandbox doctor`",
+                )
+            time.sleep(0.001)
+        self._api = APIClient(base_url=f"unix://{self._socket}", timeout=REQUEST_TIMEOUT_S)
+        return self._api
+
+    def _call(self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **options: Any) -> Any:
+        """Send one request; return the response whatever its status. Raises `EngineUnavailable` only."""
+        import requests
+        from podman.errors import PodmanError
+
+        api = self._ready_api()
+        try:
+            return getattr(api, method)(path, timeout=timeout_s, **options)
+        except (requests.RequestException, PodmanError, OSError) as error:
+            raise EngineUnavailable(
+                f"Podman's service did not answer {method.upper()} {path}: {error}", hint="run `sandbox doctor`"
+            ) from error
+
+    def _expect(self, response: Any, *statuses: int, otherwise: type[SandboxError], doing: str, hint: str = "") -> Any:
+        if response.status_code in statuses:
+            return response
+        reason = reason_of(response)
+        if "no space left on device" in reason.lower():
+            hint = f"free some space below {self._info.graph_root}"
+        kind = EngineUnavailable if response.status_code >= 500 and otherwise is NotFound else otherwise
+        raise kind(f"Podman could not {doing}: {reason}", hint=hint or "run `sandbox doctor`")
+
+    def info(self) -> EngineInfo:
+        """Return what Podman said of itself when the host was probed."""
+        return self._info
+
+    def create(self, spec: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Create a container; see the protocol."""
+        response = self._call(
+            "post", "/containers/create", data=json.dumps(spec), headers={"Content-Type": "application/json"}
+        )
+        missing = response.status_code == 404
+        body = self._expect(
+            response, 201, otherwise=ImageUnavailable if missing else NotEnforceable, doing="create the sandbox"
+        ).json()
+        return body["Id"], tuple(body.get("Warnings") or ())
+
+    def start(self, container_id: str) -> None:
+        """Start a container; see the protocol."""
+        response = self._call("post", f"/containers/{container_id}/start")
+        self._expect(response, 204, 304, otherwise=NotEnforceable, doing="start the sandbox")
+
+    def inspect(self, container_id: str) -> ContainerRecord:
+        """Describe a container; see the protocol."""
+        response = self._call("get", f"/containers/{container_id}/json")
+        body = self._expect(response, 200, otherwise=NotFound, doing=f"find the container {container_id[:12]}").json()
+        path = body.get("OCIConfigPath")
+        return ContainerRecord(
+            id=body["Id"],
+            labels=dict(body["Config"].get("Labels") or {}),
+            running=bool(body["State"]["Running"]),
+            pid=int(body["State"].get("Pid") or 0),
+            oci_config_path=Path(path) if path else None,
+        )
+
+    def remove(self, container_id: str) -> None:
+        """Remove a container; see the protocol."""
+        # 409 and 500 "removing" come when conmon's own clean-up removes the same container at the same moment.
+        for attempt in range(20):
+            response = self._delete(container_id)
+            if response.status_code in (200, 204, 404):
+                return
+            time.sleep(0.02 * (attempt + 1))
+        self._expect(
+            self._delete(container_id),
+            200,
+            204,
+            404,
+            otherwise=EngineUnavailable,
+            doing=f"remove the container {container_id[:12]}",
+        )
+
+    def _delete(self, container_id: str) -> Any:
+        params = {"force": "true", "timeout": 0, "v": "true"}
+        return self._call("delete", f"/containers/{container_id}", params=params)
+
+    def containers(self, label: str) -> list[ContainerRecord]:
+        """List containers by label; see the protocol."""
+        response = self._call(
+            "get", "/containers/json", params={"all": "true", "filters": json.dumps({"label": [label]})}
+        )
+        rows = self._expect(response, 200, otherwise=EngineUnavailable, doing="list containers").json()
+        return [
+            ContainerRecord(
+                id=row["Id"],
+                labels=dict(row.get("Labels") or {}),
+                running=row.get("State") == "running",
+                pid=int(row.get("Pid") or 0),
+                oci_config_path=None,
+            )
+            for row in rows or []
+        ]
+
+    def image(self, name: str) -> ImageRecord:
+        """Describe an image; see the protocol."""
+        response = self._call("get", f"/images/{quote(name, safe='')}/json")
+        body = self._expect(response, 200, otherwise=ImageUnavailable, doing=f"find the image {name}").json()
+        return image_record(body)
+
+    def images(self) -> list[ImageRecord]:
+        """List named images; see the protocol."""
+        response = self._call("get", "/images/json")
+        rows = self._expect(response, 200, otherwise=EngineUnavailable, doing="list images").json()
+        return [self.image(row["Id"]) for row in rows or [] if row.get("Names") or row.get("RepoTags")]
+
+    def pull(self, reference: str) -> ImageRecord:
+        """Pull an image; see the protocol."""
+        response = self._call(
+            "post", "/images/pull", params={"reference": reference, "policy": "missing", "quiet": "true"},
+            timeout_s=PULL_TIMEOUT_S,
+        )  # fmt: skip
+        lines = [json.loads(line) for line in response.text.splitlines() if line.startswith("{")]
+        reason = next((str(line["error"]) for line in lines if line.get("error")), "")
+        if response.status_code != 200 or reason:
+            raise ImageUnavailable(f"{reference} can't be pulled: {reason or reason_of(response)}")
+        return self.image(reference)
+
+    def load(self, archive: Path) -> ImageRecord:
+        """Load an archive of our own making; see the protocol."""
+        with archive.open("rb") as body:
+            response = self._call("post", "/images/load", data=body, timeout_s=PULL_TIMEOUT_S)
+        names = self._expect(response, 200, otherwise=ImageUnavailable, doing=f"load {archive.name}").json()["Names"]
+        return self.image(names[0])
+
+    def tag(self, image_id: str, repository: str, tag: str) -> None:
+        """Name an image; see the protocol."""
+        response = self._call(
+            "post", f"/images/{quote(image_id, safe='')}/tag", params={"repo": repository, "tag": tag}
+        )
+        self._expect(response, 201, otherwise=ImageUnavailable, doing=f"name an image {repository}:{tag}")
+
+    def remove_image(self, name: str) -> None:
+        """Remove an image; see the protocol."""
+        response = self._call("delete", f"/images/{quote(name, safe='')}", params={"force": "true"})
+        self._expect(response, 200, 404, otherwise=EngineUnavailable, doing=f"remove the image {name}")
+
+    def export_filesystem(self, image: str) -> Iterator[bytes]:
+        """Stream an image's files; see the protocol."""
+        container_id, _ = self.create(
+            {
+                "image": image,
+                "command": ["/none"],
+                "entrypoint": [],
+                "netns": {"nsmode": "none"},
+                "image_volume_mode": "ignore",
+            }
+        )
+        try:
+            response = self._call("get", f"/containers/{container_id}/export", stream=True, timeout_s=PULL_TIMEOUT_S)
+            with contextlib.closing(response):
+                self._expect(response, 200, otherwise=ImageUnavailable, doing=f"read the files of {image}")
+                yield from response.iter_content(chunk_size=1 << 20)
+        finally:
+            self.remove(container_id)
+
+    def close(self) -> None:
+        """Stop the service and remove its socket."""
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+        if self._service.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._service.pid, signal.SIGTERM)
+        try:
+            self._service.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._service.pid, signal.SIGKILL)
+            self._service.wait()
+        if self._service.stderr is not None:
+            self._service.stderr.close()
+        self._socket.unlink(missing_ok=True)
+
+
+def reason_of(response: Any) -> str:
+    """Return the reason that Podman gave with an error response."""
+    try:
+        body = response.json()
+        return last_line(str(body.get("cause") or "") + "\n" + str(body.get("message") or body))
+    except ValueError:
+        return last_line(response.text[:2_000])
+
+
+def image_record(body: dict[str, Any]) -> ImageRecord:
+    """Return the parts of an image description that we use."""
+    config = body.get("Config") or {}
+    return ImageRecord(
+        id=body["Id"],
+        digest=body.get("Digest") or "",
+        names=tuple(body.get("RepoTags") or ()),
+        size_bytes=int(body.get("Size") or 0),
+        env=tuple(config.get("Env") or ()),
+        labels=dict(config.get("Labels") or body.get("Labels") or {}),
+        annotations=dict(body.get("Annotations") or {}),
+        architecture=body.get("Architecture") or "",
+    )

@@ -1,0 +1,240 @@
+"""Policies in plain words: what each value means, and what is wrong with one that can't be."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from sandbox.errors import InvalidRequest
+from sandbox.policy_file import TomlFile
+from sandbox.policy_model import ANY, BUILT_IN, KEYS, PolicyDocument, Sections, range_of, unit_of
+
+if TYPE_CHECKING:
+    from sandbox.policy import LoadedPolicy
+
+UNIT_WORDS = {"s": "seconds"}
+
+
+def shown(value: Any) -> str:
+    """Return a value as TOML would write it, clipped; nothing in it can steer a terminal."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# ---- what a value means --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of an explanation. `open` is None where a child may only tighten, else True or the bound."""
+
+    key: str
+    value: Any
+    unit: str
+    origin: str
+    meaning: str
+    open: Any = None
+
+
+def explain(loaded: LoadedPolicy) -> list[Row]:
+    """Return one row per control, in the order of the model."""
+    return [
+        Row(
+            key=key,
+            value=value,
+            unit=unit_of(key),
+            origin=loaded.origins.get(key, BUILT_IN),
+            meaning=meaning(key, value),
+            open=loaded.open.get(key),
+        )
+        for key, value in loaded.policy.values().items()
+    ]
+
+
+def meaning(key: str, value: Any) -> str:
+    """Return what a key with this value means for a run, as one sentence."""
+    sentence = MEANINGS[key]
+    if callable(sentence):
+        return sentence(value)
+    if isinstance(sentence, dict):
+        return sentence[value]
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    return sentence.replace("{}", number)
+
+
+def _names(verb: str, what: str) -> Callable[[tuple[str, ...]], str]:
+    def sentence(allowed: tuple[str, ...]) -> str:
+        if ANY in allowed:
+            return f"A request may {verb} any {what}, except reserved names."
+        return f"A request may {verb} these: {', '.join(allowed)}." if allowed else f"A request may {verb} no {what}."
+
+    return sentence
+
+
+def _images(allowed: tuple[str, ...]) -> str:
+    if ANY in allowed:
+        return "Any image may be used."
+    return f"Images that match may be used: {', '.join(allowed)}." if allowed else "No image may be used."
+
+
+MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
+    "isolation.per_run": {"container": "Each run gets a container of its own, which is thrown away afterwards."},
+    "limits.timeout_s": "A program that still runs after {} seconds is killed; it ends as timed_out.",
+    "limits.memory_mib": "Processes and in-memory files may hold {} MiB together; beyond, it ends as out_of_memory.",
+    "limits.cpus": "The program gets the processor time of {} CPUs, shared by all its processes.",
+    "limits.processes": "At most {} processes and threads at a time; starting more fails.",
+    "limits.open_files": "Each process may hold {} files and sockets open; opening more fails.",
+    "limits.output_mib": "Printed text and logs may reach {} MiB together; beyond, it ends as output_limit.",
+    "limits.result_mib": "The result may be {} MiB of JSON; beyond, it ends as output_limit.",
+    "limits.files_mib": "Saved files may reach {} MiB together; beyond, it ends as output_limit.",
+    "limits.files_count": "At most {} files may be saved.",
+    "limits.payload_mib": "Payload, message and input files may be {} MiB together; larger ones are refused.",
+    "limits.code_kib": "The program may be {} KiB long; longer ones are refused.",
+    "limits.log_records": "log may be called {} times; beyond, it ends as output_limit.",
+    "filesystem.app_mib": "/app, the working directory, holds {} MiB, in memory, and is gone after the run.",
+    "filesystem.tmp_mib": "/tmp holds {} MiB, in memory, and is gone after the run.",  # noqa: S108 - a name inside the sandbox
+    "filesystem.shm_mib": "/dev/shm holds {} MiB, in memory, and is gone after the run.",  # noqa: S108 - as above
+    "filesystem.exec": {
+        False: "Files that the program writes can't be executed.",
+        True: "Files that the program writes to /app may be executed.",
+    },
+    "network.mode": {"none": "There is no network: no address outside the sandbox can be reached."},
+    "seccomp.profile": "Only the system calls of the profile {} work; all others fail.",
+    "environment.allow": _names("set", "environment variable"),
+    "secrets.allow": _names("hand over", "secret"),
+    "images.default": "A request that names no image gets {}.",
+    "images.allow": _images,
+    "images.pull": {
+        "never": "Only images that are already on this host are used.",
+        "missing": "An allowed image that is not on this host is fetched from its registry.",
+    },
+    "enforcement.on_unenforceable": {
+        "refuse": "A host that can't hold memory, CPUs or processes by cgroup v2 runs nothing.",
+        "fallback": "Where cgroup v2 is missing, weaker mechanisms hold the limits, and the receipt names them.",
+    },
+}
+
+
+def as_toml(loaded: LoadedPolicy) -> str:
+    """Return the effective policy as a file that extends nothing and means the same."""
+    policy = loaded.policy
+    lines = [
+        *(f"# {'from' if not index else 'extends'} {path}" for index, path in enumerate(loaded.files)),
+        f"# {policy.hash}",
+        "",
+        f"description = {toml_value(policy.description)}",
+    ]
+    section = ""
+    for key, value in policy.values().items():
+        table, _, name = key.partition(".")
+        if table != section:
+            lines += ["", f"[{table}]"]
+            section = table
+        lines.append(f"{name} = {toml_value(value)}")
+    if loaded.open:
+        lines += ["", "[open]", *(f"{key} = {toml_value(bound)}" for key, bound in loaded.open.items())]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """Return a value as TOML writes it, whole."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+# ---- what a value may be -------------------------------------------------------------------------
+
+
+def expectation(key: str) -> str:
+    """Return what the value of a key, a section or a top-level key must be, to follow "must be"."""
+    if key in Sections.model_fields:
+        return f"a section, [{key}]"
+    if key not in KEYS:
+        return {"description": "a text of at most 500 characters", "extends": "the name of a policy"}.get(key, "valid")
+    kind = KEYS[key].annotation
+    if get_origin(kind) is Literal:
+        return " or ".join(json.dumps(choice) for choice in get_args(kind))
+    if kind is bool:
+        return "true or false"
+    low, high = range_of(key)
+    if low is None or high is None:
+        return "a text" if kind is str else 'a list of texts, such as ["A", "B"]'
+    number = "a whole number" if kind is int else "a number"
+    return f"{number} of {UNIT_WORDS.get(unit_of(key), unit_of(key))} from {low:g} to {high:.12g}"
+
+
+def validated(data: dict[str, Any], file: TomlFile, *, prefix: str = "") -> PolicyDocument:
+    """Return the document that TOML data describes; `prefix` is where in the file it stands.
+
+    Raises one `InvalidRequest` for the first mistake in the file; its fact `mistakes` lists them all.
+    """
+    try:
+        # By way of JSON: strict Python mode refuses TOML's lists, lax mode reads true as 1.
+        return PolicyDocument.model_validate_json(json.dumps(data, default=lambda value: {"not JSON": str(value)}))
+    except ValidationError as error:
+        mistakes = sorted((_mistake(d, data, file, prefix) for d in error.errors()), key=lambda m: m.facts["line"])
+    mistakes[0].facts["mistakes"] = [mistake.message for mistake in mistakes]
+    raise mistakes[0]
+
+
+def _mistake(details: Any, data: dict[str, Any], file: TomlFile, prefix: str) -> InvalidRequest:
+    location = details["loc"]
+    key = ".".join(part for part in location if isinstance(part, str))
+    if details["type"] == "extra_forbidden":
+        return unknown_key(prefix + key, file)
+    value: Any = data
+    for part in location:
+        value = value[part]
+    entry = isinstance(location[-1], int)
+    written = str(value) if isinstance(value, float) else shown(value)
+    subject = f"the entry {written} of {prefix}{key}" if entry else f"{prefix}{key} is {written}, but it"
+    if details["type"] == "value_error":
+        problem = str(details["ctx"]["error"])
+    else:
+        problem = f"must be {'true or ' if prefix else ''}{'a text' if entry else expectation(key)}"
+    hint = f"see {key} in docs/policies.md, or `sandbox policy schema`"
+    if isinstance(value, str) and key in KEYS and unit_of(key):
+        unit = UNIT_WORDS.get(unit_of(key), unit_of(key))
+        hint = f"write the number alone, without quotes or unit: {key} always counts {unit}"
+    return _at(file, prefix + key, f"{subject} {problem}", hint)
+
+
+def unknown_key(key: str, file: TomlFile) -> InvalidRequest:
+    """Return the error for a key that doesn't exist, naming the nearest that does."""
+    bare = key.removeprefix("open.")
+    known = [*KEYS, *Sections.model_fields, *(() if bare != key else ("description", "extends", "open"))]
+    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    nearest = difflib.get_close_matches(bare, known, n=1, cutoff=0.75)
+    last = difflib.get_close_matches(bare.rpartition(".")[2], by_last_part, n=1)
+    likely = nearest[0] if nearest else by_last_part[last[0]] if last else ""
+    return _at(
+        file, key, f"there is no key {shown(key)[1:-1]}{f'; did you mean {likely}?' if likely else ''}",
+        "docs/policies.md lists every key, and `sandbox policy schema` prints them",
+    )  # fmt: skip
+
+
+def _at(file: TomlFile, key: str, problem: str, hint: str) -> InvalidRequest:
+    place = file.at(key)
+    return InvalidRequest(f"{place}: {problem}", hint=hint, key=key, line=int(place.rpartition(":")[2]))
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a policy file."""
+    bounds = {key: {"description": f"True, or the loosest {key} that a child may set."} for key in KEYS}
+    document = PolicyDocument.model_json_schema()
+    document["title"] = "Policy of podman-sandbox-runner"
+    document["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    tables: dict[str, Any] = {}
+    for key, description in bounds.items():
+        section, _, name = key.partition(".")
+        table = tables.setdefault(section, {"type": "object", "additionalProperties": False, "properties": {}})
+        table["properties"][name] = description
+    # A bound may be written as limits.cpus = 4 (a table in a table) or "limits.cpus" = 4 (one key).
+    document["properties"]["open"] |= {"additionalProperties": False, "properties": {**tables, **bounds}}
+    return document

@@ -1,0 +1,290 @@
+"""Decide: `(policy, image, host facts, place) -> ContainerSpec`. Pure: no I/O, no clock, no chance.
+
+The specification carries the JSON that Podman is sent *and* what the kernel must say afterwards, so
+that `sandbox.verify` compares with the same object that was applied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sandbox.errors import NotEnforceable
+from sandbox.host import HostFacts
+from sandbox.policy_model import Policy
+from sandbox.seccomp import SeccompProfile
+
+MIB = 1024 * 1024
+RUN_LABEL = "podman-sandbox-runner.run"
+OWNER_LABEL = "podman-sandbox-runner.owner"
+LIB_DIR = "/run/sandbox/lib"
+JOB_DIR = "/run/sandbox/job"
+JOB_SOCKET = f"{JOB_DIR}/job.sock"
+HOSTNAME = "sandbox"
+
+# Container user ids handed out to live sandboxes, one each. Above every id that images use for real users.
+UID_FIRST = 20_000
+UID_LAST = 60_000
+
+# The harness is process 1 and counts against the same limits as the program's processes.
+OWN_PROCESSES = 1
+# Address space is not memory: thread stacks and allocator arenas are reserved, hardly used. The watchdog counts
+# what is used; this bound stops one process from mapping without end.
+ADDRESS_SPACE_HEADROOM_MIB = 2_048
+# The container's own end, should the runner die before it: conmon kills it this long after the policy's timeout.
+ORPHAN_GRACE_S = 45
+
+# /proc files that tell of the host and that Podman's defaults leave readable.
+EXTRA_MASKS = ("/proc/interrupts", "/proc/cmdline", "/proc/config.gz", "/proc/kallsyms", "/proc/modules", "/proc/version_signature",
+               "/sys/devices/virtual/powercap", "/sys/devices/virtual/dmi", "/sys/kernel/debug", "/sys/kernel/security")  # fmt: skip
+
+# Numeric libraries size their thread pools by the host's cores unless told otherwise.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+                    "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "NUMBA_NUM_THREADS",
+                    "RAYON_NUM_THREADS")  # fmt: skip
+
+BOOTSTRAP = f"import sys;sys.path.insert(0,{LIB_DIR!r});import harness;harness.main({JOB_SOCKET!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where one sandbox lives: the lease of a container user id, its two host directories, and the filter's file."""
+
+    run_id: str
+    uid: int
+    job_dir: Path
+    lib_dir: Path
+    seccomp_path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cap:
+    """How one capped resource is held: by cgroup v2, or by the fallback that the policy allows.
+
+    `wanted` is for people; `why` says why the fallback is used ("" when the kernel's cgroups hold it).
+    """
+
+    control: Literal["memory", "cpus", "processes"]
+    mechanism: Literal["cgroup", "rlimit+watchdog", "affinity+rlimit", "rlimit"]
+    wanted: str
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tmpfs:
+    """One writable place: a tmpfs with a hard size."""
+
+    destination: str
+    size_mib: int
+    executable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """One sandbox, decided.
+
+    `podman` is the body for Podman's create call. `address_space_bytes`, `cpu_time_s` and `cpu_ids` are applied
+    to process 1 from outside before any code is handed over (None: not needed).
+    """
+
+    podman: dict[str, Any]
+    host_uid: int
+    host_gid: int
+    place: Place
+    caps: tuple[Cap, ...]
+    tmpfs: tuple[Tmpfs, ...]
+    seccomp: SeccompProfile
+    memory_bytes: int
+    processes: int
+    cpus: float
+    open_files: int
+    address_space_bytes: int | None
+    cpu_time_s: int | None
+    cpu_ids: tuple[int, ...] | None
+
+    @property
+    def hash(self) -> str:
+        """Return a digest of everything that Podman is told, for comparing two specifications."""
+        return "sha256:" + hashlib.sha256(json.dumps(self.podman, sort_keys=True).encode()).hexdigest()
+
+    def cap(self, control: str) -> Cap:
+        """Return the plan for one capped resource."""
+        return next(cap for cap in self.caps if cap.control == control)
+
+
+CGROUP_FIX = {
+    1: "use a host with cgroup v2 (boot with systemd.unified_cgroup_hierarchy=1), or a policy with"
+       ' on_unenforceable = "fallback" such as `default`',
+    2: "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
+       " /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload; then log in again",
+}  # fmt: skip
+FALLBACKS: dict[str, Literal["rlimit+watchdog", "affinity+rlimit", "rlimit"]] = {
+    "memory": "rlimit+watchdog",
+    "cpus": "affinity+rlimit",
+    "processes": "rlimit",
+}
+CONTROLLERS = {"memory": "memory", "cpus": "cpu", "processes": "pids"}
+
+
+def why_no_cgroup(facts: HostFacts, control: str) -> str:
+    """Return why cgroups can't hold `control` on this host, or "" when they can."""
+    if facts.engine.cgroup_version != 2:
+        return "this host uses cgroup v1, where rootless Podman ignores resource limits"
+    if CONTROLLERS[control] not in facts.controllers:
+        return f"the cgroup v2 controller {CONTROLLERS[control]!r} is not delegated to this user"
+    return ""
+
+
+def plan_caps(policy: Policy, facts: HostFacts) -> tuple[Cap, ...]:
+    """Decide how memory, CPUs and processes are held.
+
+    Raises `NotEnforceable`, naming every control that this host can't hold, when the policy refuses fallbacks.
+    """
+    limits = policy.limits
+    wanted = {
+        "memory": f"{limits.memory_mib} MiB",
+        "cpus": f"{limits.cpus:g} CPUs",
+        "processes": f"{limits.processes} processes",
+    }
+    reasons = {control: why_no_cgroup(facts, control) for control in wanted}
+    missing = [control for control, why in reasons.items() if why]
+    if missing and policy.enforcement.on_unenforceable == "refuse":
+        named = ", ".join(
+            {"memory": "memory", "cpus": "CPUs", "processes": "processes"}[control] for control in missing
+        )
+        raise NotEnforceable(
+            f"policy {policy.name!r} caps {named} by cgroup v2, and {reasons[missing[0]]}",
+            hint=CGROUP_FIX[2 if facts.engine.cgroup_version == 2 else 1],
+            controls=missing,
+            cgroup_version=facts.engine.cgroup_version,
+        )
+    caps = []
+    for control, text in wanted.items():
+        mechanism = FALLBACKS[control] if reasons[control] else "cgroup"
+        caps.append(Cap(control=control, mechanism=mechanism, wanted=text, why=reasons[control]))  # type: ignore[arg-type]  # keys of `wanted`
+    return tuple(caps)
+
+
+def tmpfs_mounts(policy: Policy) -> tuple[Tmpfs, ...]:
+    """Return the sandbox's only writable places."""
+    files = policy.filesystem
+    return (
+        Tmpfs(destination="/app", size_mib=files.app_mib, executable=files.exec),
+        Tmpfs(destination="/tmp", size_mib=files.tmp_mib, executable=False),  # noqa: S108 - inside the sandbox
+        Tmpfs(destination="/dev/shm", size_mib=files.shm_mib, executable=False),  # noqa: S108 - inside the sandbox
+    )
+
+
+def environment(policy: Policy, python_path: str) -> dict[str, str]:
+    """Return the whole environment of process 1; nothing of the image or the host is added."""
+    directory = str(Path(python_path).parent)
+    path = [directory, *(d for d in ("/usr/local/bin", "/usr/bin", "/bin") if d != directory)]
+    threads = str(max(1, math.ceil(policy.limits.cpus)))
+    return {
+        "PATH": ":".join(path),
+        "HOME": "/app",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",  # noqa: S108 - inside the sandbox
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **dict.fromkeys(THREAD_VARIABLES, threads),
+    }
+
+
+def resource_limits(policy: Policy, caps: tuple[Cap, ...]) -> dict[str, Any]:
+    """Return the cgroup part of Podman's spec, for those controls only that cgroups hold."""
+    by_cgroup = {cap.control for cap in caps if cap.mechanism == "cgroup"}
+    limits: dict[str, Any] = {}
+    if "memory" in by_cgroup:
+        memory_bytes = policy.limits.memory_mib * MIB
+        limits["memory"] = {"limit": memory_bytes, "swap": memory_bytes}  # equal: no swap at all
+    if "cpus" in by_cgroup:
+        limits["cpu"] = {"period": 100_000, "quota": round(policy.limits.cpus * 100_000)}
+    if "processes" in by_cgroup:
+        limits["pids"] = {"limit": policy.limits.processes + OWN_PROCESSES}
+    return limits
+
+
+def mount_json(mount: Tmpfs) -> dict[str, Any]:
+    """Return one tmpfs for Podman's spec.
+
+    `U` gives it to the sandbox's own user: runc gives a tmpfs the mode of the image's directory of that name, whatever
+    `mode=` says, so a world-writable mode can't be relied upon.
+    """
+    options = ["rw", "nosuid", "nodev", "exec" if mount.executable else "noexec", f"size={mount.size_mib}m",
+               "mode=0700", "U", "notmpcopyup"]  # fmt: skip
+    return {"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options}
+
+
+def bind_json(source: Path, destination: str) -> dict[str, Any]:
+    """Return one read-only bind mount for Podman's spec."""
+    return {"destination": destination, "type": "bind", "source": str(source),
+            "options": ["ro", "nosuid", "nodev", "noexec", "bind", "rprivate"]}  # fmt: skip
+
+
+def spread(cpu_ids: tuple[int, ...], cpus: float, uid: int) -> tuple[int, ...]:
+    """Choose ceil(cpus) cores, different ones for neighbouring sandboxes."""
+    count = min(len(cpu_ids), math.ceil(cpus))
+    return tuple(sorted(cpu_ids[(uid + i) % len(cpu_ids)] for i in range(count)))
+
+
+def build(
+    policy: Policy, *, image_id: str, python_path: str, facts: HostFacts, seccomp: SeccompProfile, place: Place
+) -> ContainerSpec:
+    """Decide one sandbox completely. Raises `NotEnforceable` as `plan_caps` does."""
+    caps = plan_caps(policy, facts)
+    limits = policy.limits
+    mechanisms = {cap.control: cap.mechanism for cap in caps}
+    nproc = limits.processes + OWN_PROCESSES
+    tmpfs = tmpfs_mounts(policy)
+    podman = {
+        "image": image_id,
+        "name": f"sandbox-{place.run_id}",
+        "entrypoint": [],
+        "command": [python_path, "-I", "-B", "-c", BOOTSTRAP],
+        "env": environment(policy, python_path),
+        "unsetenvall": True, "env_host": False, "httpproxy": False,
+        "work_dir": "/", "hostname": HOSTNAME, "user": f"{place.uid}:{place.uid}",
+        "terminal": False, "stdin": False,
+        "privileged": False, "cap_drop": ["all"], "no_new_privileges": True,
+        "read_only_filesystem": True, "image_volume_mode": "ignore",
+        "seccomp_profile_path": str(place.seccomp_path),
+        "netns": {"nsmode": "none"}, "ipcns": {"nsmode": "private"}, "pidns": {"nsmode": "private"},
+        "utsns": {"nsmode": "private"}, "cgroupns": {"nsmode": "private"},
+        "mounts": [*(mount_json(mount) for mount in tmpfs),
+                   bind_json(place.lib_dir, LIB_DIR), bind_json(place.job_dir, JOB_DIR)],
+        "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
+                     (("nproc", nproc), ("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0))],
+        "mask": list(EXTRA_MASKS),
+        "log_configuration": {"driver": "none"},
+        "use_image_hosts": True, "use_image_resolve_conf": True,
+        "systemd": "false", "sdnotifyMode": "ignore", "init": False,
+        "restart_policy": "no", "stop_timeout": 0, "stop_signal": 9,
+        "timeout": math.ceil(limits.timeout_s) + ORPHAN_GRACE_S,
+        "remove": True,
+        "labels": {RUN_LABEL: place.run_id, OWNER_LABEL: str(place.uid)},
+    }  # fmt: skip
+    if cgroup := resource_limits(policy, caps):
+        podman["resource_limits"] = cgroup
+    memory_bytes = limits.memory_mib * MIB
+    return ContainerSpec(
+        podman=podman,
+        host_uid=facts.subuid_start + place.uid - 1,
+        host_gid=facts.subgid_start + place.uid - 1,
+        place=place,
+        caps=caps,
+        tmpfs=tmpfs,
+        seccomp=seccomp,
+        memory_bytes=memory_bytes,
+        processes=limits.processes,
+        cpus=limits.cpus,
+        open_files=limits.open_files,
+        address_space_bytes=(
+            None if mechanisms["memory"] == "cgroup" else memory_bytes + ADDRESS_SPACE_HEADROOM_MIB * MIB
+        ),
+        cpu_time_s=None if mechanisms["cpus"] == "cgroup" else math.ceil(limits.timeout_s * limits.cpus) + 1,
+        cpu_ids=None if mechanisms["cpus"] == "cgroup" else spread(facts.cpu_ids, limits.cpus, place.uid),
+    )

@@ -1,0 +1,121 @@
+"""The fallback for hosts without cgroup v2: count what a sandbox uses, from outside, and kill it past the cap.
+
+Counted: private and shared anonymous memory of every process, and the content of its tmpfs. Not counted: memory
+that the kernel holds on its behalf (pipe and socket buffers), which open files and processes bound.
+Source of the fields: proc(5), `status` and `smaps_rollup`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+INTERVAL_S = 0.02
+# At most this share of one core goes into measuring a sandbox of many processes.
+DUTY = 0.1
+KIB = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the processes below one process use: memory in bytes, tasks = threads of all processes."""
+
+    memory_bytes: int
+    tasks: int
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes started by any thread of `pid`."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - hot path
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as stream:  # noqa: PTH123 - hot path
+                found.extend(map(int, stream.read().split()))
+    except OSError:
+        pass  # it ended meanwhile
+    return found
+
+
+def family(pid: int) -> list[int]:
+    """Return `pid` and every process below it: all of a pid namespace, since orphans fall to its process 1."""
+    found, waiting = [pid], [pid]
+    while waiting:
+        new = children(waiting.pop())
+        found.extend(new)
+        waiting.extend(new)
+    return found
+
+
+def fields(path: str, *names: bytes) -> dict[bytes, int]:
+    """Return the named numbers of a /proc file, 0 where one is absent or the process is gone."""
+    values = dict.fromkeys(names, 0)
+    try:
+        with open(path, "rb") as stream:  # noqa: PTH123 - hot path
+            for line in stream:
+                name, _, rest = line.partition(b":")
+                if name in values:
+                    values[name] = int(rest.split()[0])
+    except OSError:
+        pass
+    return values
+
+
+def tmpfs_bytes(pid: int, places: tuple[str, ...]) -> int:
+    """Return what lies in the sandbox's tmpfs. The paths are mount points of a read-only root: nothing can swap them."""
+    total = 0
+    for place in places:
+        try:
+            status = os.statvfs(f"/proc/{pid}/root{place}")
+        except OSError:
+            continue
+        total += (status.f_blocks - status.f_bfree) * status.f_frsize
+    return total
+
+
+def measure(pid: int, *, places: tuple[str, ...], cap_bytes: int) -> Usage:
+    """Measure the family of `pid`.
+
+    The cheap sum counts a page once per process that maps it. Only when that sum is past the cap is each page
+    shared out between its users (PSS), so that forked workers are not counted many times over.
+    """
+    pids = family(pid)
+    rows = [fields(f"/proc/{p}/status", b"RssAnon", b"RssShmem", b"Threads") for p in pids]
+    tasks = sum(row[b"Threads"] for row in rows)
+    files = tmpfs_bytes(pid, places)
+    anonymous = sum(row[b"RssAnon"] for row in rows) * KIB
+    shared = sum(row[b"RssShmem"] for row in rows) * KIB
+    if anonymous + max(shared, files) > cap_bytes:
+        exact = [fields(f"/proc/{p}/smaps_rollup", b"Pss_Anon", b"Pss_Shmem") for p in pids]
+        anonymous = sum(row[b"Pss_Anon"] for row in exact) * KIB
+        shared = sum(row[b"Pss_Shmem"] for row in exact) * KIB
+    return Usage(memory_bytes=anonymous + max(shared, files), tasks=tasks)
+
+
+class Watchdog:
+    """Measures one sandbox until stopped; `exceeded` says whether the memory cap was passed."""
+
+    def __init__(self, pid: int, *, cap_bytes: int, places: tuple[str, ...], kill: Callable[[], None]) -> None:
+        self._pid = pid
+        self._cap_bytes = cap_bytes
+        self._places = places
+        self._kill = kill
+        self.exceeded = False
+        self.peak = Usage(memory_bytes=0, tasks=0)
+
+    async def watch(self) -> None:
+        """Measure at short intervals; kill once past the cap. Ends when cancelled or after the kill."""
+        while Path(f"/proc/{self._pid}").exists():
+            began = time.perf_counter()
+            usage = measure(self._pid, places=self._places, cap_bytes=self._cap_bytes)
+            self.peak = Usage(
+                memory_bytes=max(self.peak.memory_bytes, usage.memory_bytes), tasks=max(self.peak.tasks, usage.tasks)
+            )
+            if usage.memory_bytes > self._cap_bytes:
+                self.exceeded = True
+                self._kill()
+                return
+            await asyncio.sleep(max(INTERVAL_S, (time.perf_counter() - began) / DUTY))

@@ -1,0 +1,359 @@
+"""Frames between the runner and the harness, and what the runner believes of them: nothing unchecked.
+
+A frame is one type byte, four bytes of big-endian length and a body of at most 1 MiB. `job_frames` gives
+what the runner sends; `FrameReader` and `Collector` take what comes back. The harness enforces the caps while
+it streams; `Collector` enforces all of them again, because user code may have taken the harness over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_core import from_json
+
+from sandbox.errors import Internal, InvalidRequest
+from sandbox.harness import name_problem
+from sandbox.models import LogRecord, ProgramError, SavedFile, Strict
+
+__all__ = [
+    "CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Limits", "ProtocolViolation", "Quit", "Ready",
+    "encode", "job_frames",
+]  # fmt: skip
+
+PROTOCOL = 1
+MAX_BODY_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10
+MAX_RECORD_BYTES = 64 << 10
+HEADER = struct.Struct(">cI")
+FROM_HARNESS = "RSOELFfVMAXQ"
+RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RECORD_BYTES} | {
+    "X": MAX_RECORD_BYTES, "Q": 4096
+}  # fmt: skip
+
+Ended = Literal["exited", "output_limit", "result_limit", "files_limit", "log_limit", "cancelled", "channel"]
+Cause = Literal["memory", "processes", "channel"]
+Count = Annotated[int, Field(ge=0)]
+
+
+class ProtocolViolation(Internal):
+    """The sandbox sent what the protocol does not allow: it is broken, or lying."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps of one run; the optional ones become resource limits of the program's processes."""
+
+    output_bytes: int
+    result_bytes: int
+    files_bytes: int
+    files_count: int
+    log_records: int
+    as_bytes: int | None = None
+    cpu_s: int | None = None
+    fsize_bytes: int | None = None
+    nofile: int | None = None
+    nproc: int | None = None
+
+
+class Ready(Strict):
+    """The harness is up and waits for a job."""
+
+    protocol: Literal[1]
+    python: list[Count] = Field(min_length=3, max_length=3)
+    implementation: Annotated[str, Field(max_length=40)]
+
+
+class Quit(Strict):
+    """How the program's process ended, by the harness's account."""
+
+    exit_code: int | None
+    signal: Annotated[str, Field(pattern=r"^SIG[A-Z0-9+-]{1,12}$")] | None
+    ended: Ended
+    max_rss_kib: Count
+    cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    wall_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Meta(Strict):
+    """What a program set besides its result."""
+
+    output_topic: str | None = None
+    warnings: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
+
+
+class Failure(ProgramError):
+    """An error of the program together with the cap that explains it."""
+
+    cause: Cause | None = None
+
+
+class FileHeader(Strict):
+    """The name and the exact size in bytes of a file that follows."""
+
+    name: str
+    size: Count
+
+
+Shape = TypeVar("Shape", bound=Strict)
+
+
+def encode(kind: str, body: bytes | memoryview = b"") -> bytes:
+    """Return one frame."""
+    return b"".join((HEADER.pack(kind.encode("ascii"), len(body)), body))
+
+
+CANCEL = encode("C")
+
+
+def job_frames(
+    *,
+    run_id: str,
+    node_id: str,
+    topic: str,
+    timestamp: str,
+    filename: str,
+    env: Mapping[str, str],
+    limits: Limits,
+    code: bytes,
+    payload_json: bytes,
+    message_json: bytes,
+    files: Mapping[str, bytes],
+) -> Iterator[bytes]:
+    """Yield the frames of one job. `message_json` needs no payload: the harness puts it in.
+
+    Raises InvalidRequest when topic, names and environment together exceed one frame, or for a file name
+    that is not flat.
+    """
+    for name in files:
+        if problem := name_problem(name):
+            raise InvalidRequest(f"the file name {name[:80]!r} {problem}", hint="give files plain names")
+    contents = [("code", code), ("payload", payload_json), ("message", message_json)]
+    parts: list[dict[str, Any]] = [{"kind": kind, "size": len(body)} for kind, body in contents]
+    parts += [{"kind": "file", "name": name, "size": len(body)} for name, body in files.items()]
+    job = {
+        "protocol": PROTOCOL, "run_id": run_id, "node_id": node_id, "topic": topic, "timestamp": timestamp,
+        "filename": filename, "env": dict(env), "limits": asdict(limits), "parts": parts,
+    }  # fmt: skip
+    body = json.dumps(job).encode("ascii")
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidRequest(
+            f"topic, environment and file names take {len(body)} bytes, more than {MAX_BODY_BYTES}",
+            hint="send large values in the payload or as files",
+        )
+    yield encode("J", body)
+    for content in (*(body for _, body in contents), *files.values()):
+        view = memoryview(content)
+        for start in range(0, len(view), CHUNK_BYTES):
+            yield encode("D", view[start : start + CHUNK_BYTES])
+    yield encode("G")
+
+
+class FrameReader:
+    """Reads frames of the harness from a stream; bounded in size, not in time."""
+
+    def __init__(self, stream: asyncio.StreamReader) -> None:
+        self._stream = stream
+
+    async def read(self) -> tuple[str, bytes] | None:
+        """Return type and body of the next frame, or None at a clean end. Raises ProtocolViolation."""
+        try:
+            head = await self._stream.readexactly(HEADER.size)
+        except asyncio.IncompleteReadError as error:
+            if not error.partial:
+                return None
+            raise ProtocolViolation("the sandbox's connection ended inside a frame") from None
+        kind, size = HEADER.unpack(head)
+        letter = kind.decode("latin-1")
+        if letter not in FROM_HARNESS:
+            raise ProtocolViolation(f"the sandbox sent a frame of unknown type {letter!r}")
+        if size > RECORD_BYTES.get(letter, MAX_BODY_BYTES):
+            raise ProtocolViolation(f"the sandbox sent a frame {letter!r} of {size} bytes")
+        try:
+            return letter, await self._stream.readexactly(size)
+        except asyncio.IncompleteReadError:
+            raise ProtocolViolation("the sandbox's connection ended inside a frame") from None
+
+
+class Collector:
+    """Takes the frames of one run, in order, and holds what they amount to; no I/O.
+
+    `on_output` is called with "stdout" or "stderr" and the bytes, `on_log` with each record, as they come.
+    Read the results after `quit` is set. Every method raises ProtocolViolation for what must not happen.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        on_output: Callable[[Literal["stdout", "stderr"], bytes], None] | None = None,
+        on_log: Callable[[LogRecord], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.ready: Ready | None = None
+        self.started = False
+        self.logs: list[LogRecord] = []
+        self.meta = Meta()
+        self.error: ProgramError | None = None
+        self.cause: Cause | None = None
+        self.quit: Quit | None = None
+        self._on_output = on_output
+        self._on_log = on_log
+        self._output = {"O": bytearray(), "E": bytearray()}
+        self._json = {"V": bytearray(), "A": bytearray()}
+        self._output_bytes = 0
+        self._files: dict[str, bytes] = {}
+        self._files_seen = 0
+        self._files_bytes = 0
+        self._file: tuple[FileHeader, bytearray] | None = None
+        self._stage = ""  # the last of V, A, M, X that came
+
+    @property
+    def stdout(self) -> bytes:
+        """What the program wrote to its standard output."""
+        return bytes(self._output["O"])
+
+    @property
+    def stderr(self) -> bytes:
+        """What the program wrote to its standard error."""
+        return bytes(self._output["E"])
+
+    @property
+    def files(self) -> tuple[SavedFile, ...]:
+        """Complete files; of two with the same name the later."""
+        return tuple(SavedFile(name=name, content=content) for name, content in self._files.items())
+
+    def result_json(self) -> bytes | None:
+        """Return the result as valid JSON (UTF-8), or None when the program gave none."""
+        return self._committed("V")
+
+    def additional_data_json(self) -> bytes | None:
+        """Return the additional data as valid JSON (UTF-8), or None when the program gave none."""
+        return self._committed("A")
+
+    def feed(self, kind: str, body: bytes) -> None:
+        """Take one frame. Raises ProtocolViolation."""
+        if self.quit is not None:
+            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} after its last one")
+        if len(body) > RECORD_BYTES.get(kind, MAX_BODY_BYTES):
+            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} of {len(body)} bytes")
+        if not body and kind != "S":
+            raise ProtocolViolation(f"the sandbox sent an empty frame {kind!r}")
+        if (kind == "R") != (self.ready is None) or (kind == "S" and self.started):
+            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} out of order")
+        if kind not in "RSXQ" and not self.started:
+            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} before the program started")
+        handler = getattr(self, f"_take_{kind}", None) if len(kind) == 1 and kind in FROM_HARNESS else None
+        if handler is None:
+            raise ProtocolViolation(f"the sandbox sent a frame of unknown type {kind!r}")
+        handler(body)
+
+    def _take_R(self, body: bytes) -> None:  # noqa: N802
+        self.ready = _shaped(Ready, body)
+
+    def _take_S(self, _body: bytes) -> None:  # noqa: N802
+        self.started = True
+
+    def _take_O(self, body: bytes) -> None:  # noqa: N802
+        self._count_output(len(body))
+        self._output["O"] += body
+        if self._on_output:
+            self._on_output("stdout", body)
+
+    def _take_E(self, body: bytes) -> None:  # noqa: N802
+        self._count_output(len(body))
+        self._output["E"] += body
+        if self._on_output:
+            self._on_output("stderr", body)
+
+    def _take_L(self, body: bytes) -> None:  # noqa: N802
+        self._count_output(len(body))
+        if len(self.logs) >= self.limits.log_records:
+            raise ProtocolViolation("the sandbox sent more log records than allowed")
+        record = _shaped(LogRecord, body)
+        self.logs.append(record)
+        if self._on_log:
+            self._on_log(record)
+
+    def _take_F(self, body: bytes) -> None:  # noqa: N802
+        header = _shaped(FileHeader, body)
+        self._files_seen += 1
+        self._files_bytes += header.size
+        if self._file is not None:
+            raise ProtocolViolation("the sandbox began a file inside another")
+        if self._files_seen > self.limits.files_count or self._files_bytes > self.limits.files_bytes:
+            raise ProtocolViolation("the sandbox sent more files than allowed")
+        if problem := name_problem(header.name):
+            raise ProtocolViolation(f"the sandbox sent a file whose name {problem}")
+        self._file = (header, bytearray())
+        self._finish_file()
+
+    def _take_f(self, body: bytes) -> None:
+        if self._file is None or len(self._file[1]) + len(body) > self._file[0].size:
+            raise ProtocolViolation("the sandbox sent more data than its file has")
+        self._file[1].extend(body)
+        self._finish_file()
+
+    def _take_V(self, body: bytes) -> None:  # noqa: N802
+        self._take_json("V", body)
+
+    def _take_A(self, body: bytes) -> None:  # noqa: N802
+        self._take_json("A", body)
+
+    def _take_M(self, body: bytes) -> None:  # noqa: N802
+        self._advance("M")
+        self.meta = _shaped(Meta, body)
+
+    def _take_X(self, body: bytes) -> None:  # noqa: N802
+        self._advance("X")
+        failure = _shaped(Failure, body)
+        self.cause = failure.cause
+        self.error = ProgramError(**failure.model_dump(exclude={"cause"}))
+
+    def _take_Q(self, body: bytes) -> None:  # noqa: N802
+        self.quit = _shaped(Quit, body)
+
+    def _finish_file(self) -> None:
+        if self._file is not None and len(self._file[1]) == self._file[0].size:
+            self._files[self._file[0].name] = bytes(self._file[1])
+            self._file = None
+
+    def _count_output(self, size: int) -> None:
+        self._output_bytes += size
+        if self._output_bytes > self.limits.output_bytes:
+            raise ProtocolViolation("the sandbox sent more output than allowed")
+
+    def _advance(self, stage: str) -> None:
+        allowed = {"V": "V", "A": "VA", "M": "VA", "X": "VA"}[stage]
+        if self._stage and self._stage not in allowed:
+            raise ProtocolViolation(f"the sandbox sent a frame {stage!r} after {self._stage!r}")
+        self._stage = stage
+
+    def _take_json(self, kind: str, body: bytes) -> None:
+        self._advance(kind)
+        self._json[kind] += body
+        if sum(map(len, self._json.values())) > self.limits.result_bytes:
+            raise ProtocolViolation("the sandbox sent a larger result than allowed")
+
+    def _committed(self, kind: str) -> bytes | None:
+        text = bytes(self._json[kind])
+        if self._stage != "M" or not text:
+            return None
+        try:
+            from_json(text, allow_inf_nan=False, cache_strings="none")
+        except (ValueError, RecursionError) as error:
+            raise ProtocolViolation(f"the sandbox sent a result that is not JSON: {error}") from None
+        return text
+
+
+def _shaped(shape: type[Shape], body: bytes) -> Shape:
+    try:
+        return shape.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ProtocolViolation(f"the sandbox sent a malformed {shape.__name__} record: {first['msg']}") from None

@@ -1,0 +1,130 @@
+"""The host side of one sandbox: a private directory that is also the lease of a container user id.
+
+A workspace is `runs/UID/` in the runtime directory, locked by the process that owns it. A process that dies, also
+by SIGKILL, drops its lock; `sweep()` then removes what it left: containers first, then the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.engine import Engine
+from sandbox.errors import EngineUnavailable
+from sandbox.places import private_directory
+from sandbox.spec import OWNER_LABEL, RUN_LABEL, UID_FIRST, UID_LAST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """One leased directory. `lock_fd` holds the lease; `release()` gives it back."""
+
+    uid: int
+    directory: Path
+    lock_fd: int
+
+    @property
+    def job_dir(self) -> Path:
+        """Return the directory that the sandbox sees read-only."""
+        return self.directory / "job"
+
+    def release(self) -> None:
+        """Remove the directory and give the user id back."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.close(self.lock_fd)
+
+
+@contextlib.contextmanager
+def registry_lock(runs: Path) -> Iterator[None]:
+    """Hold the lock under which workspaces are made and swept."""
+    fd = os.open(runs / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def runs_dir(runtime_dir: Path) -> Path:
+    """Return the directory of all workspaces."""
+    return private_directory(runtime_dir / "runs")
+
+
+def acquire(runtime_dir: Path) -> Workspace:
+    """Lease a workspace with a user id that no other live sandbox of this user has."""
+    runs = runs_dir(runtime_dir)
+    try:
+        with registry_lock(runs):
+            taken = {entry.name for entry in runs.iterdir()}
+            if len(taken) > (UID_LAST - UID_FIRST) // 2:
+                raise EngineUnavailable("too many sandboxes are alive at once", hint="run `sandbox doctor`")
+            uid = random.randint(UID_FIRST, UID_LAST)  # noqa: S311 - any free number does
+            while str(uid) in taken:
+                uid = random.randint(UID_FIRST, UID_LAST)  # noqa: S311 - as above
+            directory = runs / str(uid)
+            directory.mkdir(mode=0o700)
+            (directory / "job").mkdir()
+            (directory / "job").chmod(0o711)
+            fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"no workspace can be made in {runs}: {error.strerror}", hint="free some space there, then try again"
+        ) from None
+    return Workspace(uid=uid, directory=directory, lock_fd=fd)
+
+
+def abandoned(runtime_dir: Path) -> list[Path]:
+    """Return the workspaces whose owner is dead; cheap, no engine needed."""
+    runs = runtime_dir / "runs"
+    if not runs.is_dir():
+        return []
+    left = []
+    with registry_lock(runs):
+        for directory in runs.iterdir():
+            if directory.is_dir() and is_abandoned(directory):
+                left.append(directory)
+    return left
+
+
+def is_abandoned(directory: Path) -> bool:
+    """Tell whether nobody holds the lock of this workspace."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int:
+    """Remove what dead owners left; return how many sandboxes that were.
+
+    `everything` also removes containers that carry our label and have no workspace (after a reboot).
+    """
+    directories = abandoned(runtime_dir)
+    removed = 0
+    if everything:
+        alive = {entry.name for entry in runs_dir(runtime_dir).iterdir()} - {entry.name for entry in directories}
+        for container in engine.containers(RUN_LABEL):
+            if container.labels.get(OWNER_LABEL) not in alive:
+                engine.remove(container.id)
+                removed += 1
+    for directory in directories:
+        for container in engine.containers(f"{OWNER_LABEL}={directory.name}"):
+            engine.remove(container.id)
+        shutil.rmtree(directory, ignore_errors=True)
+        removed += 1
+    return removed

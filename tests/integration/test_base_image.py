@@ -1,0 +1,187 @@
+"""The base image, really built on this host and really started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox import base_image, places
+from sandbox.engine import Engine, ImageRecord
+from sandbox.host import probe
+from sandbox.image import AdmittedImage, admit, ensure
+from sandbox.podman_engine import PodmanEngine
+
+pytestmark = pytest.mark.podman
+
+MAX_MIB = 80
+MAX_BUILD_S = 40.0
+
+
+def unavailable(reason: str) -> None:
+    if os.environ.get("SANDBOX_REQUIRE_PODMAN"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    if os.geteuid() == 0:
+        unavailable("needs an unprivileged user")
+    for program in ("podman", "mmdebstrap"):
+        if shutil.which(program) is None:
+            unavailable(f"needs {program}")
+    runtime_dir = places.runtime_dir()
+    engine = PodmanEngine(probe(runtime_dir).engine, runtime_dir=runtime_dir)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def repository() -> str:
+    return f"localhost/sandbox-python-test-{os.getpid()}"
+
+
+@pytest.fixture(scope="module")
+def builds(engine: Engine, repository: str) -> Iterator[list[tuple[ImageRecord, float]]]:
+    done = []
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+        patch.setattr(base_image, "REPOSITORY", repository)
+        for _ in range(2):
+            started = time.monotonic()
+            record = base_image.bootstrap(engine, suite=None, work_dir=Path(directory), progress=lambda sentence: None)
+            done.append((record, time.monotonic() - started))
+        left = [path.name for path in Path(directory).iterdir()]
+    assert left == []
+    yield done
+    for name in done[0][0].names:
+        if name.startswith(repository):
+            engine.remove_image(name)
+
+
+@pytest.fixture(scope="module")
+def record(builds: list[tuple[ImageRecord, float]]) -> ImageRecord:
+    return builds[0][0]
+
+
+@pytest.fixture(scope="module")
+def members(
+    engine: Engine, record: ImageRecord, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tarfile.TarInfo]:
+    path = tmp_path_factory.mktemp("export") / "image.tar"
+    with path.open("wb") as target:
+        for chunk in engine.export_filesystem(record.id):
+            target.write(chunk)
+    with tarfile.open(path) as archive:
+        return {member.name.removeprefix("./").rstrip("/"): member for member in archive}
+
+
+@pytest.fixture(scope="module")
+def admitted(engine: Engine, record: ImageRecord, tmp_path_factory: pytest.TempPathFactory) -> AdmittedImage:
+    return admit(engine, record, cache_dir=tmp_path_factory.mktemp("verdicts"))
+
+
+def in_image(engine: Engine, record: ImageRecord, *command: str) -> str:
+    """Run a command in a plain, read-only, network-less container of the image."""
+    answer = subprocess.run(
+        ["podman", "--runtime", engine.info().runtime_path, "run", "--rm", "--network", "none", "--read-only",
+         "--cap-drop", "all", "--user", "12345:12345", "--env", "LANG=C.UTF-8", record.id, *command],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+def test_two_builds_from_the_same_packages_give_the_same_image(builds: list[tuple[ImageRecord, float]]) -> None:
+    (first, _), (second, _) = builds
+    if first.labels != second.labels:
+        pytest.skip("the package archive changed between the two builds")
+    assert (first.id, first.digest) == (second.id, second.digest)
+
+
+def test_the_image_is_small_and_quick_to_build(builds: list[tuple[ImageRecord, float]]) -> None:
+    for record, seconds in builds:
+        assert record.size_bytes <= MAX_MIB << 20
+        assert seconds <= MAX_BUILD_S
+
+
+def test_the_image_carries_no_settings_but_a_path_and_labels(record: ImageRecord) -> None:
+    assert record.env == ("PATH=/usr/local/bin:/usr/bin:/bin",)
+    assert record.annotations == {}
+    assert set(record.labels) == {"podman-sandbox-runner.packages", "podman-sandbox-runner.suite"}
+
+
+def test_no_file_gives_privilege_and_nothing_can_install_or_interpret_but_python(
+    members: dict[str, tarfile.TarInfo],
+) -> None:
+    assert [name for name, member in members.items() if member.isreg() and member.mode & 0o6000] == []
+    programs = {name.rpartition("/")[2] for name in members if "bin/" in name}
+    assert programs.isdisjoint(
+        {"apt", "apt-get", "dpkg", "perl", "openssl", "mount", "su", "passwd", "chroot", "mknod"}
+    )
+    assert {"python3", "sh", "ls", "cat", "date"} <= programs
+    assert [name for name in members if name.startswith(("usr/share/doc/", "usr/share/man/", "etc/apt/"))] == []
+
+
+def test_every_standard_library_module_is_compiled(members: dict[str, tarfile.TarInfo]) -> None:
+    sources = [name for name, member in members.items() if name.endswith(".py") and member.isreg()]
+    compiled = {name.replace("__pycache__/", "").split(".cpython-")[0] for name in members if name.endswith(".pyc")}
+    assert len(sources) > 400
+    assert [name for name in sources if name.removesuffix(".py") not in compiled] == []
+
+
+def test_the_image_is_admitted_with_nothing_to_remark(admitted: AdmittedImage) -> None:
+    assert admitted.python_path == "/usr/bin/python3"
+    assert admitted.python_version is not None
+    assert admitted.python_version >= (3, 10)
+    assert admitted.findings == ()
+
+
+def test_python_has_what_users_expect_of_its_standard_library(engine: Engine, record: ImageRecord) -> None:
+    program = """
+import asyncio, bz2, csv, ctypes, decimal, hashlib, json, locale, lzma, multiprocessing, socket, sqlite3, ssl, uuid, zlib
+import datetime, subprocess, zoneinfo, xml.etree.ElementTree
+locale.setlocale(locale.LC_ALL, "")
+assert len(ssl.create_default_context().get_ca_certs()) > 50
+assert datetime.datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Paris")).utcoffset().total_seconds() == 7200
+assert subprocess.run("ls / | sort | head -n 1", shell=True, capture_output=True, text=True).stdout == "app\\n"
+assert asyncio.__cached__.endswith(".pyc")
+assert socket.gethostbyname("localhost") == "127.0.0.1"
+print("fine")
+"""
+    assert in_image(engine, record, "/usr/bin/python3", "-c", program) == "fine\n"
+
+
+def test_no_link_of_the_image_leads_nowhere(engine: Engine, record: ImageRecord) -> None:
+    program = """
+import os
+for top in ("/bin", "/etc", "/lib", "/lib64", "/usr"):
+    for directory, names, files in os.walk(top):
+        for path in (os.path.join(directory, name) for name in names + files):
+            if os.path.islink(path) and not os.path.exists(path):
+                print(path)
+"""
+    broken = in_image(engine, record, "/usr/bin/python3", "-c", program).splitlines()
+    assert [path for path in broken if path != "/etc/mtab"] == []
+
+
+def test_a_cached_verdict_costs_less_than_a_millisecond(engine: Engine, record: ImageRecord, tmp_path: Path) -> None:
+    first = admit(engine, record, cache_dir=tmp_path)
+    times = []
+    for _ in range(20):
+        started = time.perf_counter()
+        assert admit(engine, record, cache_dir=tmp_path) == first
+        times.append(time.perf_counter() - started)
+    assert sorted(times)[10] < 0.001
+
+
+def test_the_image_has_the_names_it_is_asked_for_by(engine: Engine, builds: object, repository: str) -> None:
+    names = ensure(engine, f"{repository}:latest", policy_pull="never").names
+    assert f"{repository}:{base_image.os_release()['VERSION_CODENAME']}" in names
