@@ -305,9 +305,6 @@ def _is_plain(value: object, *, depth: int, max_bytes: int) -> bool:
         kinds = set(map(type, level))
         if not kinds <= {str, int, float, bool, type(None), list, dict, tuple}:
             return False
-        size += len(level)
-        if size > max_bytes:
-            raise ResultTooLargeError
         if int in kinds:
             integers = [item for item in level if type(item) is int]
             if max(integers) > MAX_EXACT_INT or min(integers) < -MAX_EXACT_INT:
@@ -317,6 +314,10 @@ def _is_plain(value: object, *, depth: int, max_bytes: int) -> bool:
         if str in kinds:
             size += sum(map(len, [item for item in level if type(item) is str]))
         containers = [item for item in level if type(item) in (list, dict, tuple)]
+        # Counted before the next level is built: a few shared lists can stand for billions of items.
+        size += sum(map(len, containers))
+        if size > max_bytes:
+            raise ResultTooLargeError
         if not containers:
             return True
         keys = chain.from_iterable([item for item in containers if type(item) is dict])

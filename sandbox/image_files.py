@@ -11,6 +11,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import IO, cast
 
 from sandbox.errors import ImageUnavailable
 
@@ -45,6 +46,7 @@ class _Stream:
         self._chunks = chunks
         self._rest = b""
         self._total = 0
+        self._end_of_data = 0
 
     def read(self, size: int) -> bytes:
         parts = [self._rest]
@@ -52,12 +54,24 @@ class _Stream:
         while have < size and (chunk := next(self._chunks, b"")):
             parts.append(chunk)
             have += len(chunk)
+            if data := chunk.rstrip(b"\0"):
+                self._end_of_data = self._total + len(data)
             self._total += len(chunk)
             if self._total > MAX_BYTES:
                 raise tarfile.ReadError(f"more than {MAX_BYTES >> 30} GiB of files")
         data = b"".join(parts)
         self._rest = data[size:]
         return data[:size]
+
+    def check_end(self, offset: int) -> None:
+        """Raise unless the archive ended at `offset` in the way a complete one does: with two blocks of zeros.
+
+        tarfile takes a stream that breaks off for a complete one: what it never saw would be admitted.
+        """
+        while self.read(1 << 20):
+            pass
+        if self._end_of_data > offset or self._total < offset + 2 * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("the stream broke off")
 
 
 @dataclass
@@ -83,13 +97,15 @@ def inspect_filesystem(chunks: Iterator[bytes], *, path_variable: str) -> Filesy
     Raises `ImageUnavailable` when the stream is no tar or is larger than any image should be.
     """
     walk = _Walk()
+    stream = _Stream(chunks)
     try:
-        with tarfile.open(fileobj=_Stream(chunks), mode="r|") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
             for count, member in enumerate(archive):
-                archive.members = []  # else every header is kept in memory
+                archive.members = []  # type: ignore[attr-defined]  # else every header is kept in memory
                 if count >= MAX_MEMBERS:
                     raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} files")
                 _look_at(member, walk)
+            stream.check_end(archive.offset)
     except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
         raise ImageUnavailable(
             f"the files of the image can't be read: {error}", hint="remove the image and fetch it again"
@@ -137,9 +153,7 @@ def _remember_python(member: tarfile.TarInfo, name: str, walk: _Walk) -> None:
 def _judge(walk: _Walk, path_variable: str) -> FilesystemVerdict:
     verdict = FilesystemVerdict(refusals=list(walk.refusals))
     if walk.privileged:
-        verdict.findings.append(
-            f"{walk.privileged} files are setuid or setgid, which has no effect in a sandbox"
-        )
+        verdict.findings.append(f"{walk.privileged} files are setuid or setgid, which has no effect in a sandbox")
     if walk.world_writable:
         verdict.findings.append(f"{walk.world_writable} files or directories can be written by everyone")
     own = [entry for entry in path_variable.split(":") if entry.startswith("/")]

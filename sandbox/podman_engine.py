@@ -139,6 +139,14 @@ def try_runtime(runtime_path: str, canary_root: Path) -> str:
     return "" if answer.returncode == 0 else last_line(answer.stderr)
 
 
+def remove_dead_sockets(runtime_dir: Path) -> None:
+    """Remove the sockets of processes that ended without closing their engine."""
+    for path in runtime_dir.glob("engine-*.sock"):
+        pid = path.stem.partition("-")[2]
+        if pid == str(os.getpid()) or not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)
+
+
 class PodmanEngine:
     """Rootless Podman through its REST service; see `sandbox.engine.Engine` for the methods."""
 
@@ -146,7 +154,7 @@ class PodmanEngine:
         """Start the private service; it becomes ready while the caller goes on."""
         self._info = info
         self._socket = runtime_dir / f"engine-{os.getpid()}.sock"
-        self._socket.unlink(missing_ok=True)
+        remove_dead_sockets(runtime_dir)
         self._api: APIClient | None = None
         self._service = self._start_service()
 

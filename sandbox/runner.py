@@ -22,7 +22,7 @@ from sandbox import image, kernel, spec, workspace
 from sandbox.container import Sandbox
 from sandbox.engine import Engine
 from sandbox.errors import Internal, InvalidRequest, PolicyDenied
-from sandbox.harness import compile_program
+from sandbox.harness import compile_program, name_problem
 from sandbox.host import HostFacts
 from sandbox.library import harness_directory, seccomp_file
 from sandbox.models import Durations, Outcome, Receipt, RunRequest, RunResult
@@ -111,6 +111,9 @@ def check_request(request: RunRequest, policy: Policy) -> None:
                 f"the request has {size} bytes, policy {policy.name!r} takes {allowed} (limits.{key})",
                 hint="send less, or choose a policy that takes more",
             )
+    for name in request.files:
+        if problem := name_problem(name):
+            raise InvalidRequest(f"the file name {name[:80]!r} {problem}", hint="give files plain names, without a path")
     for name in request.env:
         policy.env_allowed(name)
     for name in request.secrets:
@@ -218,6 +221,8 @@ class Runner:
             pieces.append(sending)
             if not await first_of({reading}, until={sending}, timeout_s=START_TIMEOUT_S):
                 raise Internal("the harness did not take the job in time", hint="try again; report this if it repeats")
+            if sending.done():
+                sending.result()
             live.program_began = time.monotonic()
             stop = asyncio.ensure_future(live.cancel.wait())
             pieces.append(stop)

@@ -19,6 +19,7 @@
 | 124 | the program timed out |
 | 130 | cancelled |
 | 137 | the program ran out of memory |
+| 141 | the reader of standard output went away |
 """
 
 from __future__ import annotations
@@ -110,9 +111,6 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone: nobody is left to tell
-        return 141
     except Exception as error:  # noqa: BLE001 - the last resort: a defect still gets one clear sentence
         if debug:
             traceback.print_exc()

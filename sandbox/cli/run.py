@@ -21,6 +21,7 @@ from sandbox.errors import InvalidRequest, NotFound, SandboxError
 if TYPE_CHECKING:
     from sandbox.models import RunRequest, RunResult
 
+READER_GONE = 128 + signal.SIGPIPE
 MEMORY = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
 
 
@@ -338,6 +339,10 @@ def run_code(obj: dict[str, Any], code: str, *, filename: str, options: dict[str
 
             sys.stdout.buffer.write(error_document(error) + b"\n")
         raise
+    except BrokenPipeError:
+        # The reader has gone; without this, Python's own flush at exit would complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     from sandbox.models import EXIT_STATUS
 
     return EXIT_STATUS[result.outcome]

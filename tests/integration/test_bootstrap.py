@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import base_image, places
+from sandbox.apt_sources import os_release
 from sandbox.engine import Engine, ImageRecord
 from sandbox.host import probe
 from sandbox.image import AdmittedImage, admit, ensure
@@ -184,4 +185,4 @@ def test_a_cached_verdict_costs_less_than_a_millisecond(engine: Engine, record: 
 
 def test_the_image_has_the_names_it_is_asked_for_by(engine: Engine, builds: object, repository: str) -> None:
     names = ensure(engine, f"{repository}:latest", policy_pull="never").names
-    assert f"{repository}:{base_image.os_release()['VERSION_CODENAME']}" in names
+    assert f"{repository}:{os_release()['VERSION_CODENAME']}" in names
