@@ -13,9 +13,11 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +33,8 @@ HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMEOUT_S = 900.0
 NEEDED_MIB = 600
 KEPT_LINES = 60
+PREFIX = "sandbox-bootstrap-"
+LEFTOVER_AGE_S = 3_600.0
 OCI_ARCHITECTURES = {
     "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
     "riscv64": "riscv64", "i686": "386",
@@ -96,9 +100,7 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
 )  # fmt: skip
 
 
-def bootstrap(
-    engine: Engine, *, suite: str | None, work_dir: Path, progress: Callable[[str], None]
-) -> ImageRecord:
+def bootstrap(engine: Engine, *, suite: str | None, work_dir: Path, progress: Callable[[str], None]) -> ImageRecord:
     """Build the base image, load it and return it; `progress` gets one short sentence per step.
 
     `suite` is a release of the distribution (None: the host's own); `work_dir` holds files during the build.
@@ -138,9 +140,7 @@ def _unpack(
 ) -> None:
     program = shutil.which("mmdebstrap")
     if program is None:
-        raise BuildFailed(
-            "mmdebstrap is not installed", hint="run scripts/setup, or: apt-get install mmdebstrap"
-        )
+        raise BuildFailed("mmdebstrap is not installed", hint="run scripts/setup, or: apt-get install mmdebstrap")
     sources = sources_for(
         suite,
         host_sources(),
@@ -183,9 +183,7 @@ def _hook() -> str:
 
 def _apt_options() -> list[str]:
     """Return the host's apt settings that say how to reach the archive: proxies, certificates, checks."""
-    answer = subprocess.run(
-        ["apt-config", "dump"], capture_output=True, text=True, errors="replace", check=False
-    )
+    answer = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, errors="replace", check=False)
     options = transport_options(answer.stdout)
     bundle = Path(os.environ.get("SSL_CERT_FILE") or HOST_CERTIFICATES)
     if bundle.is_file() and not any("cainfo" in option.lower() for option in options):
@@ -209,16 +207,14 @@ def _environment(chroots: Path) -> dict[str, str]:
     }
 
 
-def _run(
-    command: Sequence[str], environment: dict[str, str], progress: Callable[[str], None]
-) -> tuple[int, list[str]]:
+def _run(command: Sequence[str], environment: dict[str, str], progress: Callable[[str], None]) -> tuple[int, list[str]]:
     """Run mmdebstrap; return its status and the last lines it wrote."""
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, errors="replace", cwd="/",
+        text=True, errors="replace", cwd="/", start_new_session=True,
     ) as process:  # fmt: skip
-        timer = threading.Timer(TIMEOUT_S, process.terminate)
+        timer = threading.Timer(TIMEOUT_S, _end, [process])
         timer.start()
         try:
             assert process.stderr is not None
@@ -227,31 +223,31 @@ def _run(
                 if re.match(r"I: (running|downloading|extracting|creating) .*\.\.\.$", line):
                     progress(line[3:].strip().rstrip("."))
         except BaseException:
-            # mmdebstrap removes its own tree when it is asked to end.
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=20)
-            process.kill()
+            _end(process)
             raise
         finally:
             timer.cancel()
     return process.returncode, list(lines)
 
 
+def _end(process: subprocess.Popen[str]) -> None:
+    """End mmdebstrap with all that it started; it removes its own tree when it is asked to end."""
+    for number, patience_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience_s)
+            return
+
+
 def _failure(lines: Sequence[str]) -> BuildFailed:
-    told = [
-        line
-        for line in lines
-        if re.match(r"(E|Err|W|error)[: ]|\S+: (E|error):|.*(failed|denied|cannot)", line)
-    ]
+    told = [line for line in lines if re.match(r"(E|Err|W|error)[: ]|\S+: (E|error):|.*(failed|denied|cannot)", line)]
     told = [line for line in told if "see the man page" not in line] or list(lines)
     detail = "; ".join(told[-4:]) or "it gave no reason"
     text = "\n".join(told)
     for pattern, cause, hint in _CAUSES:
         if re.search(pattern, text):
-            return BuildFailed(
-                f"the base image can't be built: {cause}: {detail}", hint=hint, output=list(lines[-20:])
-            )
+            return BuildFailed(f"the base image can't be built: {cause}: {detail}", hint=hint, output=list(lines[-20:]))
     return BuildFailed(
         f"the base image can't be built: mmdebstrap failed: {detail}",
         hint="make `apt-get update` work on this host first, then try again",
@@ -263,9 +259,7 @@ def _os_failure(error: OSError) -> BuildFailed:
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     return BuildFailed(
         f"the base image can't be written: {error.strerror or error}",
-        hint=f"free {NEEDED_MIB} MiB in the work directory"
-        if full
-        else "check the owner of the work directory",
+        hint=f"free {NEEDED_MIB} MiB in the work directory" if full else "check the owner of the work directory",
     )
 
 
@@ -282,17 +276,28 @@ def _scratch_directories(work_dir: Path) -> Iterator[tuple[Path, Path]]:
                     f"the base image can't be built: {place} has {free_mib} MiB left",
                     hint=f"free some space there: {NEEDED_MIB} MiB are needed for the build",
                 )
-        scratch = Path(tempfile.mkdtemp(prefix="bootstrap-", dir=work_dir))
+        for place in {work_dir, parent}:
+            _remove_leftovers(place)
+        scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=work_dir))
     except OSError as error:
         raise _os_failure(error) from None
     chroots = None
     try:
-        chroots = Path(tempfile.mkdtemp(prefix="sandbox-bootstrap-", dir=parent))
+        chroots = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         chroots.chmod(0o711)
         yield scratch, chroots
     finally:
         for directory in filter(None, (scratch, chroots)):
             _remove(directory)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what a build that was killed outright has left; a living one is never that old."""
+    for directory in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = directory.lstat()
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > LEFTOVER_AGE_S:
+                _remove(directory)
 
 
 def _open_to_others(directory: Path) -> bool:

@@ -313,7 +313,7 @@ def _is_plain(value: object, *, depth: int, max_bytes: int) -> bool:
             return False
         if str in kinds:
             size += sum(map(len, [item for item in level if type(item) is str]))
-        containers = [item for item in level if type(item) in (list, dict, tuple)]
+        containers: list[Any] = [item for item in level if type(item) in (list, dict, tuple)]
         # Counted before the next level is built: a few shared lists can stand for billions of items.
         size += sum(map(len, containers))
         if size > max_bytes:

@@ -225,7 +225,8 @@ class PodmanEngine:
         response = self._call(
             "post", "/containers/create", data=json.dumps(spec), headers={"Content-Type": "application/json"}
         )
-        missing = response.status_code == 404
+        # Podman 4 answers 500 for an absent image, 5 answers 404; both carry this cause.
+        missing = response.status_code == 404 or "image not known" in reason_of(response)
         body = self._expect(
             response, 201, otherwise=ImageUnavailable if missing else NotEnforceable, doing="create the sandbox"
         ).json()
@@ -345,9 +346,17 @@ class PodmanEngine:
             response = self._call("get", f"/containers/{container_id}/export", stream=True, timeout_s=PULL_TIMEOUT_S)
             with contextlib.closing(response):
                 self._expect(response, 200, otherwise=ImageUnavailable, doing=f"read the files of {image}")
-                yield from response.iter_content(chunk_size=1 << 20)
+                yield from self._streamed(response)
         finally:
             self.remove(container_id)
+
+    def _streamed(self, response: Any) -> Iterator[bytes]:
+        import requests
+
+        try:
+            yield from response.iter_content(chunk_size=1 << 20)
+        except requests.RequestException as error:
+            raise EngineUnavailable(f"Podman's answer broke off: {error}", hint="run `sandbox doctor`") from error
 
     def close(self) -> None:
         """Stop the service and remove its socket."""

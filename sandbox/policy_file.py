@@ -131,11 +131,17 @@ def _check_trusted(path: Path, status: os.stat_result, what: str) -> None:
         )
 
 
+def parse(text: str) -> dict[str, Any]:
+    """Parse TOML. Raises `ValueError`."""
+    data: dict[str, Any] = tomllib.loads(text)
+    return data
+
+
 def read_toml(path: Path, *, what: str) -> TomlFile:
     """Read, trust and parse a TOML file. Raises `NotFound` or `InvalidRequest` (file, line, column)."""
     text = read_trusted(path, what=what)
     try:
-        data = tomllib.loads(text)
+        data = parse(text)
         lines = key_lines(text)
     except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits is another
         raise _syntax_error(path, text, str(error)) from None
@@ -252,4 +258,4 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
 def _unquoted(part: str) -> str:
     if part[0] not in "\"'":
         return part
-    return str(tomllib.loads(f"key = {part}")["key"])
+    return str(parse(f"key = {part}")["key"])

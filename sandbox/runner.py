@@ -27,9 +27,9 @@ from sandbox.host import HostFacts
 from sandbox.library import harness_directory, seccomp_file
 from sandbox.models import Durations, Outcome, Receipt, RunRequest, RunResult
 from sandbox.outcome import Evidence, decide
+from sandbox.places import private_directory
 from sandbox.policy import load_policy
 from sandbox.policy_model import Policy
-from sandbox.seccomp import load_profile
 from sandbox.watchdog import Watchdog
 from sandbox.wire import CANCEL, Collector, Limits, ProtocolViolation, job_frames
 
@@ -173,13 +173,12 @@ class Runner:
         cancel: asyncio.Event,
     ) -> RunResult:
         began = time.monotonic()
-        loaded = load_policy(request.policy, directories=self._places.policy_dirs).policy
-        policy = loaded.tightened(request.limits)
+        loaded = load_policy(request.policy, directories=self._places.policy_dirs)
+        policy = loaded.policy.tightened(request.limits)
         check_request(request, policy)
         spec.plan_caps(policy, self._facts)
         reference = image.resolve(request.image or policy.images.default)
         policy.image_allowed(reference)
-        profile = load_profile(policy.seccomp.profile, directories=self._places.policy_dirs)
         doubtful = syntax_error(request)
         if doubtful is not None and not request.image:
             raise doubtful
@@ -194,10 +193,10 @@ class Runner:
         place = workspace.acquire(self._places.runtime_dir)
         try:
             decided = spec.build(
-                policy, image_id=admitted.id, python_path=admitted.python_path, facts=self._facts, seccomp=profile,
+                policy, image_id=admitted.id, python_path=admitted.python_path, facts=self._facts, seccomp=loaded.seccomp,
                 place=spec.Place(run_id=run_id, uid=place.uid, job_dir=place.job_dir,
                                  lib_dir=harness_directory(self._places.cache_dir),
-                                 seccomp_path=seccomp_file(profile, self._places.cache_dir)),
+                                 seccomp_path=seccomp_file(loaded.seccomp, self._places.cache_dir)),
             )  # fmt: skip
             sandbox = Sandbox(engine, decided)
             async with sandbox:
@@ -209,7 +208,7 @@ class Runner:
 
     def _admit(self, engine: Engine, reference: str, policy: Policy) -> image.AdmittedImage:
         record = image.ensure(engine, reference, policy_pull=policy.images.pull)
-        return image.admit(engine, record, cache_dir=self._places.cache_dir)
+        return image.admit(engine, record, cache_dir=private_directory(self._places.cache_dir / "images"))
 
     async def _drive(self, sandbox: Sandbox, live: Live) -> None:
         """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""

@@ -238,40 +238,49 @@ class Collector:
 
     def feed(self, kind: str, body: bytes) -> None:
         """Take one frame. Raises ProtocolViolation."""
-        if self.quit is not None:
-            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} after its last one")
-        if len(body) > RECORD_BYTES.get(kind, MAX_BODY_BYTES):
-            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} of {len(body)} bytes")
-        if not body and kind != "S":
-            raise ProtocolViolation(f"the sandbox sent an empty frame {kind!r}")
-        if (kind == "R") != (self.ready is None) or (kind == "S" and self.started):
-            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} out of order")
-        if kind not in "RSXQ" and not self.started:
-            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} before the program started")
-        handler = getattr(self, f"_take_{kind}", None) if len(kind) == 1 and kind in FROM_HARNESS else None
-        if handler is None:
+        self._check_order(kind, len(body))
+        if kind in ("O", "E"):
+            self._take_output(kind, body)
+        elif kind == "L":
+            self._take_log(body)
+        elif kind == "F":
+            self._take_file(body)
+        elif kind == "f":
+            self._take_file_data(body)
+        elif kind in ("V", "A"):
+            self._take_json(kind, body)
+        elif kind == "M":
+            self._advance(kind)
+            self.meta = _shaped(Meta, body)
+        elif kind == "X":
+            self._advance(kind)
+            failure = _shaped(Failure, body)
+            self.cause = failure.cause
+            self.error = ProgramError(**failure.model_dump(exclude={"cause"}))
+        elif kind == "S":
+            self.started = True
+        elif kind == "R":
+            self.ready = _shaped(Ready, body)
+        else:
+            self.quit = _shaped(Quit, body)
+
+    def _check_order(self, kind: str, size: int) -> None:
+        if len(kind) != 1 or kind not in FROM_HARNESS:
             raise ProtocolViolation(f"the sandbox sent a frame of unknown type {kind!r}")
-        handler(body)
+        if size > RECORD_BYTES.get(kind, MAX_BODY_BYTES) or (not size and kind != "S"):
+            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} of {size} bytes")
+        too_early = kind not in "RSXQ" and not self.started
+        again = (kind == "R") != (self.ready is None) or (kind == "S" and self.started)
+        if too_early or again or self.quit is not None:
+            raise ProtocolViolation(f"the sandbox sent a frame {kind!r} out of order")
 
-    def _take_R(self, body: bytes) -> None:  # noqa: N802
-        self.ready = _shaped(Ready, body)
-
-    def _take_S(self, _body: bytes) -> None:  # noqa: N802
-        self.started = True
-
-    def _take_O(self, body: bytes) -> None:  # noqa: N802
+    def _take_output(self, kind: str, body: bytes) -> None:
         self._count_output(len(body))
-        self._output["O"] += body
+        self._output[kind] += body
         if self._on_output:
-            self._on_output("stdout", body)
+            self._on_output("stdout" if kind == "O" else "stderr", body)
 
-    def _take_E(self, body: bytes) -> None:  # noqa: N802
-        self._count_output(len(body))
-        self._output["E"] += body
-        if self._on_output:
-            self._on_output("stderr", body)
-
-    def _take_L(self, body: bytes) -> None:  # noqa: N802
+    def _take_log(self, body: bytes) -> None:
         self._count_output(len(body))
         if len(self.logs) >= self.limits.log_records:
             raise ProtocolViolation("the sandbox sent more log records than allowed")
@@ -280,7 +289,7 @@ class Collector:
         if self._on_log:
             self._on_log(record)
 
-    def _take_F(self, body: bytes) -> None:  # noqa: N802
+    def _take_file(self, body: bytes) -> None:
         header = _shaped(FileHeader, body)
         self._files_seen += 1
         self._files_bytes += header.size
@@ -293,30 +302,11 @@ class Collector:
         self._file = (header, bytearray())
         self._finish_file()
 
-    def _take_f(self, body: bytes) -> None:
+    def _take_file_data(self, body: bytes) -> None:
         if self._file is None or len(self._file[1]) + len(body) > self._file[0].size:
             raise ProtocolViolation("the sandbox sent more data than its file has")
         self._file[1].extend(body)
         self._finish_file()
-
-    def _take_V(self, body: bytes) -> None:  # noqa: N802
-        self._take_json("V", body)
-
-    def _take_A(self, body: bytes) -> None:  # noqa: N802
-        self._take_json("A", body)
-
-    def _take_M(self, body: bytes) -> None:  # noqa: N802
-        self._advance("M")
-        self.meta = _shaped(Meta, body)
-
-    def _take_X(self, body: bytes) -> None:  # noqa: N802
-        self._advance("X")
-        failure = _shaped(Failure, body)
-        self.cause = failure.cause
-        self.error = ProgramError(**failure.model_dump(exclude={"cause"}))
-
-    def _take_Q(self, body: bytes) -> None:  # noqa: N802
-        self.quit = _shaped(Quit, body)
 
     def _finish_file(self) -> None:
         if self._file is not None and len(self._file[1]) == self._file[0].size:

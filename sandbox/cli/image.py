@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,8 @@ def bootstrap_command(suite: str | None, force: bool) -> None:
                 record = engine.image(name)
                 click.echo(f"{name} is here already ({_mib(record.size_bytes)}); --force builds it again.")
                 return
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)  # end like Ctrl-C: with nothing left behind
         work_dir = _work_dir()
         record = bootstrap(engine, suite=suite, work_dir=work_dir, progress=_progress)
         click.echo(f"Built {name}: {_mib(record.size_bytes)}, {record.digest}")
@@ -64,9 +67,7 @@ def list_command() -> None:
     if not records:
         click.echo("No images yet. Build the base image: sandbox image bootstrap")
     lines = [
-        f"{escaped(name)}  {record.id[:12]}  {_mib(record.size_bytes)}"
-        for record in records
-        for name in record.names
+        f"{escaped(name)}  {record.id[:12]}  {_mib(record.size_bytes)}" for record in records for name in record.names
     ]
     for line in sorted(lines):
         click.echo(line)
@@ -107,6 +108,11 @@ def _work_dir() -> Path:
     asked = os.environ.get("TMPDIR", "")
     # On disk, where /tmp may be small and in memory.
     return Path(asked) if asked and os.access(asked, os.W_OK) else Path("/var/tmp")  # noqa: S108
+
+
+def _interrupt(number: int, frame: object) -> None:
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _progress(sentence: str) -> None:

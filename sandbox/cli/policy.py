@@ -102,7 +102,7 @@ def _sentence(row: Row) -> str:
     if row.open is None:
         return row.meaning
     bound = "to any value" if row.open is True else f"up to {shown(row.open)} {row.unit}".rstrip()
-    return f"{row.meaning} A policy that extends this one may loosen it {bound}."
+    return f"{row.meaning} Open to child policies, {bound}."
 
 
 @policy.command("check")
@@ -116,7 +116,8 @@ def check(ctx: click.Context, *, files: tuple[Path, ...]) -> None:
             loaded = load_policy(str(file.absolute()), directories=ctx.obj["directories"])
         except SandboxError as error:
             wrong = True
-            click.echo(escaped(error.message), err=True)
+            for sentence in error.facts.get("mistakes", [error.message]):
+                click.echo(escaped(sentence), err=True)
             click.echo(escaped(f"  what to do: {error.hint}"), err=True)
         else:
             click.echo(escaped(f"{file}: ok, {loaded.policy.hash}"))

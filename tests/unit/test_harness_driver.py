@@ -20,10 +20,9 @@ from typing import Any
 from sandbox import harness
 from sandbox.wire import Collector, Limits, job_frames
 
+PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path.insert(0, sys.argv[1]); import harness; harness.main(sys.argv[2], sys.argv[3])"
-LIMITS = Limits(
-    output_bytes=1 << 20, result_bytes=1 << 20, files_bytes=1 << 20, files_count=20, log_records=200
-)
+LIMITS = Limits(output_bytes=1 << 20, result_bytes=1 << 20, files_bytes=1 << 20, files_count=20, log_records=200)
 
 
 @dataclass
@@ -99,7 +98,7 @@ def job(code: str, *, payload: Any = None, raw_payload: bytes | None = None, **f
 
 
 @contextmanager
-def started_harness(python: str = sys.executable) -> Iterator[Harness]:
+def started_harness(python: str = PYTHON) -> Iterator[Harness]:
     """Start a harness in a new short directory (a socket's path has at most 107 bytes)."""
     with tempfile.TemporaryDirectory(prefix="h-") as directory:
         base = Path(directory)
@@ -129,7 +128,7 @@ def started_harness(python: str = sys.executable) -> Iterator[Harness]:
 def run(
     code: str,
     *,
-    python: str = sys.executable,
+    python: str = PYTHON,
     look: Callable[[Harness], None] | None = None,
     **fields: Any,
 ) -> Run:

@@ -29,11 +29,7 @@ from sandbox.harness import ResultTooLargeError, as_json_text, from_json
 
 SAFE = 2**53
 plain_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-SAFE, SAFE)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers(-SAFE, SAFE) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 any_values = st.recursive(
@@ -143,7 +139,7 @@ def test_bytes_survive_the_way_out_and_in_as_node_buffers(value: bytes) -> None:
         (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         (pathlib.PurePosixPath("/app/a.txt"), "/app/a.txt"),
         (1 + 2j, {"real": 1.0, "imag": 2.0}),
-        ({1: "a", 1.5: "b", True and "k": "c", None: "d"}, {"1": "a", "1.5": "b", "k": "c", "null": "d"}),
+        ({1: "a", 1.5: "b", "k": "c", None: "d"}, {"1": "a", "1.5": "b", "k": "c", "null": "d"}),
         ({True: 1}, {"true": 1}),
         ({dt.date(2024, 1, 1): 1, Colour.RED: 2}, {"2024-01-01": 1, "red": 2}),
     ],
@@ -263,7 +259,7 @@ class FakeArray(FakeScalar):
 
     def astype(self, unit: str) -> FakeArray:
         assert unit == "datetime64[us]"
-        return FakeArray([dt.datetime(2024, 1, 1), None], "O")
+        return FakeArray([dt.datetime(2024, 1, 1), None], "O")  # noqa: DTZ001
 
 
 class FakeFrame:

@@ -1,0 +1,51 @@
+"""Run the `sandbox` command as a user does: a process of its own, real Podman behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sandbox import places
+from sandbox.spec import RUN_LABEL
+
+COMMAND = [sys.executable, "-m", "sandbox"]
+TIMEOUT_S = 120
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the caller's environment with changes."""
+    return {**os.environ, **changes}
+
+
+def sandbox(*arguments: str | Path, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S,
+        check=False, env=env, errors="backslashreplace",
+    )  # fmt: skip
+
+
+def document(*arguments: str | Path, **options: Any) -> dict[str, Any]:
+    """Run one command with --json and return what it printed."""
+    answer = sandbox(*arguments, "--json", **options)
+    loaded: dict[str, Any] = json.loads(answer.stdout)
+    return loaded
+
+
+def our_containers() -> list[str]:
+    """Return the ids of all containers of runs."""
+    answer = subprocess.run(
+        ["podman", "ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}"],
+        capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return answer.stdout.split()
+
+
+def workspaces() -> list[str]:
+    """Return the names of all workspaces."""
+    runs = places.runtime_dir() / "runs"
+    return sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []

@@ -1,0 +1,127 @@
+"""One set of tests for every engine: what the runner relies on."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sandbox import places
+from sandbox.engine import Engine
+from sandbox.errors import ImageUnavailable, NotFound
+from sandbox.host import probe
+from sandbox.podman_engine import PodmanEngine
+from tests.fake_engine import BASE, FakeEngine
+
+LABEL = "podman-sandbox-runner.contract"
+
+
+class EngineContract:
+    """Subclasses give an `engine` fixture."""
+
+    @pytest.fixture
+    def spec(self) -> dict[str, Any]:
+        return {
+            "image": BASE,
+            "entrypoint": [],
+            "command": ["/usr/bin/python3", "-c", "import time; time.sleep(60)"],
+            "netns": {"nsmode": "none"},
+            "log_configuration": {"driver": "none"},
+            "labels": {LABEL: uuid.uuid4().hex},
+        }
+
+    @pytest.fixture
+    def container(self, engine: Engine, spec: dict[str, Any]) -> Iterator[str]:
+        container_id, _ = engine.create(spec)
+        yield container_id
+        engine.remove(container_id)
+
+    def test_a_created_container_does_not_run_until_it_is_started(self, engine: Engine, container: str) -> None:
+        assert not engine.inspect(container).running
+        engine.start(container)
+        started = engine.inspect(container)
+        assert started.running
+        assert started.pid > 1
+
+    def test_labels_come_back_as_they_were_given(self, engine: Engine, container: str, spec: dict[str, Any]) -> None:
+        assert engine.inspect(container).labels[LABEL] == spec["labels"][LABEL]
+
+    def test_containers_are_found_by_label_and_by_label_and_value(
+        self, engine: Engine, container: str, spec: dict[str, Any]
+    ) -> None:
+        value = spec["labels"][LABEL]
+        assert container in [found.id for found in engine.containers(LABEL)]
+        assert [found.id for found in engine.containers(f"{LABEL}={value}")] == [container]
+        assert engine.containers(f"{LABEL}=another") == []
+
+    def test_removing_a_running_container_ends_it_and_removing_it_again_is_no_error(
+        self, engine: Engine, container: str
+    ) -> None:
+        engine.start(container)
+        engine.remove(container)
+        engine.remove(container)
+        with pytest.raises(NotFound):
+            engine.inspect(container)
+
+    def test_creating_from_an_absent_image_is_image_unavailable(self, engine: Engine, spec: dict[str, Any]) -> None:
+        with pytest.raises(ImageUnavailable):
+            engine.create({**spec, "image": "localhost/absent:1"})
+
+    def test_an_absent_image_is_image_unavailable(self, engine: Engine) -> None:
+        with pytest.raises(ImageUnavailable):
+            engine.image("localhost/absent:1")
+
+    def test_the_base_image_is_listed_by_name_and_found_by_id(self, engine: Engine) -> None:
+        record = engine.image(BASE)
+        assert BASE in record.names
+        assert record.id in [image.id for image in engine.images()]
+        assert engine.image(record.id).id == record.id
+
+    def test_a_further_name_leads_to_the_same_image_and_can_be_removed_alone(self, engine: Engine) -> None:
+        record = engine.image(BASE)
+        tag = uuid.uuid4().hex[:8]
+        engine.tag(record.id, "localhost/contract", tag)
+        assert engine.image(f"localhost/contract:{tag}").id == record.id
+        engine.remove_image(f"localhost/contract:{tag}")
+        with pytest.raises(ImageUnavailable):
+            engine.image(f"localhost/contract:{tag}")
+        assert engine.image(BASE).id == record.id
+
+    def test_removing_an_absent_image_is_no_error(self, engine: Engine) -> None:
+        engine.remove_image("localhost/absent:1")
+
+    def test_an_image_file_system_comes_as_a_tar_and_leaves_no_container(self, engine: Engine) -> None:
+        before = {found.id for found in engine.containers(LABEL)}
+        data = b"".join(engine.export_filesystem(BASE))
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            names = {name.removeprefix("./") for name in tar.getnames()}
+        assert any(name.startswith("usr/bin/python3") for name in names)
+        assert {found.id for found in engine.containers(LABEL)} == before
+
+    def test_an_unreachable_registry_is_image_unavailable_with_its_reason(self, engine: Engine) -> None:
+        with pytest.raises(ImageUnavailable, match=r"127\.0\.0\.1:1/absent:1 can't be pulled: ."):
+            engine.pull("127.0.0.1:1/absent:1")
+
+    def test_closing_twice_is_no_error(self, engine: Engine) -> None:
+        engine.close()
+        engine.close()
+
+
+class TestFakeEngine(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Iterator[Engine]:
+        yield FakeEngine()
+
+
+@pytest.mark.podman
+class TestPodmanEngine(EngineContract):
+    @pytest.fixture
+    def engine(self) -> Iterator[Engine]:
+        runtime_dir = places.runtime_dir()
+        engine = PodmanEngine(probe(runtime_dir).engine, runtime_dir=runtime_dir)
+        yield engine
+        engine.close()

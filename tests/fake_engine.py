@@ -1,0 +1,134 @@
+"""An engine in memory that obeys the same contract tests as Podman: for tests of what calls an engine."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sandbox.engine import ContainerRecord, EngineInfo, ImageRecord
+from sandbox.errors import EngineUnavailable, ImageUnavailable, NotFound
+
+BASE = "localhost/sandbox-python:latest"
+
+
+def fake_info(**changes: Any) -> EngineInfo:
+    """Return what a Podman 5 on a cgroup v2 host says of itself, with changes."""
+    known: dict[str, Any] = {
+        "version": (5, 4, 2),
+        "runtime": "crun",
+        "runtime_path": "/usr/bin/crun",
+        "runtime_version": "crun version 1.21",
+        "cgroup_version": 2,
+        "cgroup_controllers": ("cpu", "memory", "pids"),
+        "storage_driver": "overlay",
+        "graph_root": Path("/nowhere/storage"),
+        "run_root": Path("/nowhere/run"),
+        "rootless": True,
+    }
+    return EngineInfo(**{**known, **changes})
+
+
+class FakeEngine:
+    """Containers and images as dictionaries; nothing runs."""
+
+    def __init__(self) -> None:
+        self._containers: dict[str, ContainerRecord] = {}
+        self._images: dict[str, ImageRecord] = {}
+        self._closed = False
+        self._count = 0
+        self._add_image("f" * 64, BASE)
+
+    def _add_image(self, image_id: str, *names: str) -> ImageRecord:
+        record = ImageRecord(
+            id=image_id, digest=f"sha256:{image_id}", names=names, size_bytes=1, env=("PATH=/usr/bin:/bin",),
+            labels={}, annotations={}, architecture="amd64",
+        )  # fmt: skip
+        self._images[image_id] = record
+        return record
+
+    def _alive(self) -> None:
+        if self._closed:
+            raise EngineUnavailable("the engine is closed")
+
+    def info(self) -> EngineInfo:
+        return fake_info()
+
+    def create(self, spec: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+        self._alive()
+        self.image(spec["image"])
+        self._count += 1
+        container_id = f"{self._count:064x}"
+        self._containers[container_id] = ContainerRecord(
+            id=container_id, labels=dict(spec.get("labels", {})), running=False, pid=0, oci_config_path=None
+        )
+        return container_id, ()
+
+    def start(self, container_id: str) -> None:
+        known = self.inspect(container_id)
+        self._containers[container_id] = ContainerRecord(
+            id=known.id, labels=known.labels, running=True, pid=4_000_000 + self._count, oci_config_path=None
+        )
+
+    def inspect(self, container_id: str) -> ContainerRecord:
+        self._alive()
+        if container_id not in self._containers:
+            raise NotFound(f"no container {container_id[:12]}")
+        return self._containers[container_id]
+
+    def remove(self, container_id: str) -> None:
+        self._alive()
+        self._containers.pop(container_id, None)
+
+    def containers(self, label: str) -> list[ContainerRecord]:
+        self._alive()
+        name, equals, value = label.partition("=")
+        return [
+            record
+            for record in self._containers.values()
+            if name in record.labels and (not equals or record.labels[name] == value)
+        ]
+
+    def image(self, name: str) -> ImageRecord:
+        self._alive()
+        for record in self._images.values():
+            if name in (record.id, record.id[:12], f"sha256:{record.id}", *record.names):
+                return record
+        raise ImageUnavailable(f"no image {name}")
+
+    def images(self) -> list[ImageRecord]:
+        self._alive()
+        return [record for record in self._images.values() if record.names]
+
+    def pull(self, reference: str) -> ImageRecord:
+        raise ImageUnavailable(f"{reference} can't be pulled: there is no registry")
+
+    def load(self, archive: Path) -> ImageRecord:
+        return self._add_image("e" * 64, f"localhost/{archive.stem}:latest")
+
+    def tag(self, image_id: str, repository: str, tag: str) -> None:
+        known = self.image(image_id)
+        self._add_image(known.id, *known.names, f"{repository}:{tag}")
+
+    def remove_image(self, name: str) -> None:
+        try:
+            known = self.image(name)
+        except ImageUnavailable:
+            return
+        names = tuple(other for other in known.names if other != name)
+        del self._images[known.id]
+        if names and name in known.names:
+            self._add_image(known.id, *names)
+
+    def export_filesystem(self, image: str) -> Iterator[bytes]:
+        self.image(image)
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as tar:
+            for name in ("usr/bin/python3.11", "etc/passwd"):
+                tar.addfile(tarfile.TarInfo(name))
+        yield stream.getvalue()
+
+    def close(self) -> None:
+        self._closed = True

@@ -1,0 +1,245 @@
+"""The documentation is part of the build: what exists is described, and what is described exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from sandbox import errors, templates
+from sandbox.cli.main import cli
+from sandbox.errors import SandboxError
+from sandbox.harness import compile_program
+from sandbox.models import EXIT_STATUS, Outcome
+
+ROOT = Path(__file__).parents[2]
+GENERATED = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}
+CLASSES: list[type[SandboxError]] = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, SandboxError) and value is not SandboxError
+]
+
+
+def project_files() -> list[Path]:
+    """Return every file of the project that is text; works in a copy without git, too."""
+    found = []
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        ignored = any(part in GENERATED or part.endswith(("_cache", ".egg-info")) for part in parts)
+        if path.is_file() and not ignored and path.suffix != ".pyc":
+            found.append(path)
+    return found
+
+
+PAGES = [path for path in project_files() if path.suffix == ".md"]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """Return the code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def rows(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the table below a heading as first cell → other cells."""
+    part = TEXTS[page].split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    return {row[0].strip("`"): row[1:] for row in cells[2:]}
+
+
+def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from walk(child, (*path, name))
+
+
+COMMANDS = dict(walk(cli, ()))
+every_page = pytest.mark.parametrize("page", TEXTS)
+every_command = pytest.mark.parametrize("path", COMMANDS, ids=lambda path: " ".join(path) or "sandbox")
+
+
+# ---- errors, outcomes, exit statuses
+
+
+def test_every_error_code_is_documented_with_its_numbers() -> None:
+    table = rows("docs/errors.md", "Errors")
+    assert {code: cells[:2] for code, cells in table.items()} == {
+        kind.code: [str(kind.exit_status), str(kind.http_status)] for kind in CLASSES
+    }
+
+
+def test_every_outcome_is_documented_with_its_exit_status() -> None:
+    table = rows("docs/errors.md", "Outcomes")
+    assert {name: cells[0] for name, cells in table.items()} == {
+        outcome.value: str(EXIT_STATUS[outcome]) for outcome in Outcome
+    }
+
+
+def test_table_of_exit_statuses_is_complete() -> None:
+    wanted = {*EXIT_STATUS.values(), *(kind.exit_status for kind in CLASSES)}
+    assert wanted <= {int(number) for number in rows("docs/errors.md", "Exit statuses")}
+
+
+# ---- the command line
+
+
+def test_command_line_reference_is_current() -> None:
+    generator = runpy.run_path(str(ROOT / "scripts/generate-docs"))
+    assert TEXTS["docs/cli.md"] == generator["page"](), "run scripts/generate-docs"
+
+
+@every_command
+def test_reference_has_the_options_that_help_shows(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(cli, [*path, "--help"], terminal_width=200)
+    assert shown.exit_code == 0
+    wanted = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown.output.split("Options:", 1)[1].split("Commands:")[0]))
+    part = TEXTS["docs/cli.md"].split(f"\n## {' '.join(('sandbox', *path))}\n", 1)[1].split("\n## ", 1)[0]
+    assert wanted - {"--help"} <= set(re.findall(r"`(--[a-z-]+)`", part))
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    """Yield every line of a code block that calls `sandbox`, with its page."""
+    for page, text in TEXTS.items():
+        for block in fenced(text, "sh"):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.sub(r"^([A-Z_]+=\S* )+", "", line.removeprefix("$ "))
+                if command.startswith("sandbox "):
+                    yield page, command.partition(" #")[0].split(" | ")[0].split(" >")[0]
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_documented_command_exists(page: str, line: str) -> None:
+    del page
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    options = {name for entry in cli.params for name in entry.opts} | {"--help"}
+    while words and isinstance(command, click.Group):
+        word = words.pop(0)
+        if word.startswith("-"):
+            assert word in options
+            continue
+        found = command.get_command(click.Context(command), word)
+        assert found is not None, f"no command {word}"
+        command = found
+    options = {name for entry in command.params for name in entry.opts} | {"--help"}
+    assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options
+
+
+# ---- links, paths, names
+
+
+@every_page
+def test_relative_links_resolve(page: str) -> None:
+    text = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", link)]
+    for link in links:
+        file, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, link
+
+
+@every_page
+def test_named_project_files_exist(page: str) -> None:
+    named = re.findall(r"(?<![\w/.-])(?:scripts|policies|tests|docs|sandbox)/[\w./-]*\w", TEXTS[page])
+    missing = [name for name in named if not (ROOT / name).exists() and "/NAME" not in name]
+    assert missing == []
+
+
+def test_no_file_names_a_developers_machine() -> None:
+    own = re.escape(str(ROOT))
+    telling = re.compile(rf"(?<![\w.$}}-])(/home/\w|/Users/\w|/root/\w|{own}(/|\b))")
+    found = []
+    for path in project_files():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if telling.search(line) and path != Path(__file__):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert found == []
+
+
+def test_every_module_is_on_the_map() -> None:
+    text = TEXTS["docs/architecture.md"]
+    modules = [path for path in (ROOT / "sandbox").rglob("*.py") if path.name != "__init__.py" and "templates" not in path.parts]
+    assert [path.name for path in modules if f"`{path.relative_to(ROOT / 'sandbox').as_posix()}`" not in text] == []
+
+
+def test_threat_model_and_escape_tests_name_the_same_boundaries() -> None:
+    named = set(re.findall(r"test_[a-z_]+\.py", TEXTS["docs/threat-model.md"]))
+    assert named == {path.name for path in (ROOT / "tests/escape").glob("test_*.py")}
+
+
+def test_every_dependency_is_justified() -> None:
+    wanted = re.findall(r'^\s*"([a-z-]+)>=', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert [name for name in [*wanted, "hatchling"] if f"`{name}`" not in TEXTS["docs/architecture.md"]] == []
+
+
+# ---- the code contract
+
+
+def contract_names() -> list[str]:
+    """Return the names that the harness puts into a program's namespace, from its source."""
+    tree = ast.parse((ROOT / "sandbox/harness.py").read_text())
+    function = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_namespace")
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".update")]
+    return [keyword.arg for call in calls for keyword in call.keywords if keyword.arg and not keyword.arg.startswith("__")]
+
+
+def test_every_name_a_program_finds_is_documented() -> None:
+    names = contract_names()
+    assert {"payload", "topic", "log", "save_file"} <= set(names)
+    assert [name for name in names if f"| `{name}" not in TEXTS["docs/writing-scripts.md"]] == []
+
+
+@pytest.mark.parametrize("name", ["result", "output_topic", "additional_data"])
+def test_every_name_a_program_may_set_is_documented(name: str) -> None:
+    assert f"| `{name}` |" in TEXTS["docs/writing-scripts.md"]
+
+
+@pytest.mark.parametrize("block", [block for text in TEXTS.values() for block in fenced(text, "python")])
+def test_python_examples_compile(block: str) -> None:
+    compile_program(block, "example.py")
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- template: (\w+) -->", TEXTS["docs/writing-scripts.md"]))
+def test_shown_template_is_the_shipped_one(name: str) -> None:
+    after = TEXTS["docs/writing-scripts.md"].split(f"<!-- template: {name} -->", 1)[1]
+    assert fenced(after, "python")[0] == templates.get(name).code
+
+
+# ---- what a newcomer looks for
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"])
+def test_project_has(name: str) -> None:
+    assert (ROOT / name).read_text().strip()
+
+
+@pytest.mark.parametrize("command", ["scripts/quickstart", "scripts/test"])
+def test_readme_names_the_two_commands_and_they_can_be_run(command: str) -> None:
+    assert command in TEXTS["README.md"]
+    assert (ROOT / command).stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("word", ["simply", "robust", "seamless"])
+@every_page
+def test_prose_is_plain(page: str, word: str) -> None:
+    assert not re.search(rf"\b{word}", TEXTS[page], re.IGNORECASE)
