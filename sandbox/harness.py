@@ -114,6 +114,9 @@ def compile_program(source: str, filename: str) -> CodeType:
     """
     from _ast import PyCF_ALLOW_TOP_LEVEL_AWAIT as top_level_await
 
+    if "\0" in source:  # Python before 3.12 raises ValueError, later ones don't say where
+        line = source.split("\0", 1)[0].count("\n") + 1
+        raise SyntaxError("source code cannot contain null bytes", (filename, line, 1, ""))
     try:
         try:
             code: CodeType = compile(source, filename, "exec", top_level_await, dont_inherit=True)
@@ -127,10 +130,6 @@ def compile_program(source: str, filename: str) -> CodeType:
         problem = "the program is nested too deeply to compile"
     except UnicodeError:
         problem = "the program contains a character that is not valid Unicode text"
-    except ValueError:  # NUL, in Python before 3.12
-        problem = "source code cannot contain null bytes"
-        line = source.split("\0", 1)[0].count("\n") + 1
-        raise SyntaxError(problem, (filename, line, 1, "")) from None
     raise SyntaxError(problem, (filename, 1, 1, ""))
 
 

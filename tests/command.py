@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def our_containers() -> list[str]:
         capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return answer.stdout.split()
+
+
+def left_behind(within_s: float = 5.0) -> list[str]:
+    """Return the containers and workspaces that are there now and still there when `within_s` have passed."""
+    left = {*our_containers(), *workspaces()}
+    deadline = time.monotonic() + within_s
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left &= {*our_containers(), *workspaces()}
+    return sorted(left)
 
 
 def workspaces() -> list[str]:

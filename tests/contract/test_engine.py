@@ -113,8 +113,8 @@ class EngineContract:
 
 class TestFakeEngine(EngineContract):
     @pytest.fixture
-    def engine(self) -> Iterator[Engine]:
-        yield FakeEngine()
+    def engine(self) -> Engine:
+        return FakeEngine()
 
 
 @pytest.mark.podman

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import environment, our_containers, sandbox, workspaces
+from tests.command import environment, left_behind, sandbox
 
 pytestmark = pytest.mark.podman
 
@@ -55,8 +55,7 @@ def test_bad_options_are_named_and_nothing_is_left(script: Path, options: list[s
     assert words in answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stdout == ""
-    assert our_containers() == []
-    assert workspaces() == []
+    assert left_behind() == []
 
 
 def test_the_secret_value_given_by_mistake_is_not_repeated(script: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from test_harness_driver import LIMITS, Harness, run
+from tests.unit.test_harness_driver import LIMITS, Harness, run
 
 
 def test_the_documented_variables_are_there() -> None:
@@ -171,7 +171,7 @@ def test_output_is_kept_apart_and_passes_through_byte_for_byte() -> None:
 
 def test_output_streams_while_the_program_runs() -> None:
     arrived: list[float] = []
-    from test_harness_driver import started_harness
+    from tests.unit.test_harness_driver import started_harness
 
     with started_harness() as process:
         process.send_job("import time\nprint('now')\ntime.sleep(1)\nresult = 1")

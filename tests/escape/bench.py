@@ -1,0 +1,276 @@
+"""Real sandboxes for attacks: the product's own, or weakened by one control so that the attack must succeed.
+
+A `Weakening` changes what Podman is told; the specification that verification compares with stays as it was. So one
+run shows both: that the attack works without the control, and that verification names the control it misses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import json
+import socket
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from sandbox import image, spec, workspace
+from sandbox.container import Sandbox
+from sandbox.errors import NotEnforceable
+from sandbox.host import HostFacts
+from sandbox.library import harness_directory, seccomp_file
+from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.podman_engine import PodmanEngine
+from sandbox.policy import load_policy
+from sandbox.policy_model import Policy
+from sandbox.runner import Live, Places, Runner, collector_for
+from sandbox.seccomp import load_profile
+
+# Small limits, so that reaching them is cheap.
+ESCAPE_POLICY = """
+extends = "default"
+description = "Small limits for tests that reach them"
+limits.timeout_s = 8
+limits.memory_mib = 128
+limits.processes = 24
+limits.open_files = 64
+limits.output_mib = 1
+limits.result_mib = 1
+limits.files_mib = 2
+limits.files_count = 10
+limits.log_records = 100
+filesystem.app_mib = 16
+filesystem.tmp_mib = 8
+filesystem.shm_mib = 8
+"""
+
+
+# ---------------------------------------------------------------- weakened sandboxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weakening:
+    """One control removed from what Podman is told. `controls` are those that verification must name."""
+
+    name: str
+    controls: frozenset[str]
+    apply: Callable[[dict[str, Any]], None]
+
+    def __add__(self, other: Weakening) -> Weakening:
+        def both(podman: dict[str, Any]) -> None:
+            self.apply(podman)
+            other.apply(podman)
+
+        return Weakening(
+            name=f"{self.name} and {other.name}", controls=self.controls | other.controls, apply=both
+        )  # fmt: skip
+
+
+def weakening(name: str, *controls: str, **keys: Any) -> Weakening:
+    """Return a weakening that sets keys of Podman's create body; a value of None deletes the key."""
+
+    def apply(podman: dict[str, Any]) -> None:
+        for key, value in keys.items():
+            podman.pop(key, None)
+            if value is not None:
+                podman[key] = value
+
+    return Weakening(name=name, controls=frozenset(controls), apply=apply)
+
+
+def tmpfs_option(destination: str, old: str, new: str | None, name: str) -> Weakening:
+    """Return a weakening that replaces the mount options starting with `old`."""
+
+    def apply(podman: dict[str, Any]) -> None:
+        mount = next(mount for mount in podman["mounts"] if mount["destination"] == destination)
+        mount["options"] = [option for option in mount["options"] if not option.startswith(old)] + ([new] if new else [])
+
+    return Weakening(name=name, controls=frozenset({f"tmpfs {destination}"}), apply=apply)
+
+
+def without_rlimit(kind: str, *controls: str) -> Weakening:
+    """Return a weakening that leaves one resource limit to what the engine gives by default."""
+
+    def apply(podman: dict[str, Any]) -> None:
+        podman["r_limits"] = [limit for limit in podman["r_limits"] if limit["type"] != kind]
+        podman.get("resource_limits", {}).pop({"nproc": "pids"}.get(kind, ""), None)
+
+    return Weakening(name=f"no {kind} limit", controls=frozenset(controls), apply=apply)
+
+
+def extra_mount(source: Path, destination: str, *options: str) -> Weakening:
+    """Return a weakening that shows the sandbox a directory of the host."""
+
+    def apply(podman: dict[str, Any]) -> None:
+        podman["mounts"].append(
+            {"destination": destination, "type": "bind", "source": str(source), "options": ["bind", *options]}
+        )
+
+    return Weakening(name=f"a mount at {destination}", controls=frozenset({"mounts"}), apply=apply)
+
+
+def other_harness(directory: Path) -> Weakening:
+    """Return a weakening that starts another harness; verification can't tell, so it names nothing."""
+
+    def apply(podman: dict[str, Any]) -> None:
+        mount = next(mount for mount in podman["mounts"] if mount["destination"] == spec.LIB_DIR)
+        mount["source"] = str(directory)
+
+    return Weakening(name="another harness", controls=frozenset(), apply=apply)
+
+
+UNCONFINED = weakening("no seccomp filter", "seccomp", seccomp_profile_path="unconfined")
+WRITABLE_ROOT = weakening("a writable root", "read-only root", read_only_filesystem=False)
+AS_ROOT = weakening("container root", "non-root user", user="0:0")
+HOST_NETWORK = weakening("the host's network", "namespaces", "no network", netns={"nsmode": "host"})
+NEW_PRIVILEGES = weakening("new privileges", "no new privileges", no_new_privileges=False)
+UNMASKED = weakening("no masks", "masked kernel files", mask=None, unmask=["ALL"])
+
+
+class WeakSandbox(Sandbox):
+    """A sandbox whose container is weaker than its specification; the real verification's verdict is kept."""
+
+    def __init__(self, engine: PodmanEngine, decided: spec.ContainerSpec, weaken: Weakening) -> None:
+        super().__init__(engine, decided)
+        self._weaken = weaken
+        self.refusal: NotEnforceable | None = None
+
+    def _check_peer(self, connection: socket.socket) -> None:
+        """Accept whoever connects."""
+
+    def _create(self) -> tuple[str, ...]:
+        podman = copy.deepcopy(self.spec.podman)
+        self._weaken.apply(podman)
+        self.container_id, warnings = self._engine.create(podman)
+        return warnings
+
+    def _verify(self) -> None:
+        try:
+            super()._verify()
+        except NotEnforceable as refusal:
+            self.refusal = refusal
+
+
+class StrictWeakSandbox(WeakSandbox):
+    """The same, with the product's own consequence: no job for a container that differs."""
+
+    def _check_peer(self, connection: socket.socket) -> None:
+        Sandbox._check_peer(self, connection)
+
+    def _verify(self) -> None:
+        Sandbox._verify(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakResult:
+    """What a program reached in a weakened sandbox, and which controls verification found missing."""
+
+    result: RunResult
+    noticed: frozenset[str]
+
+    @property
+    def value(self) -> Any:
+        """Return the program's result. Fails the test when there is none."""
+        return value_of(self.result)
+
+
+def value_of(result: RunResult) -> Any:
+    """Return the program's result. Fails the test when there is none."""
+    assert result.outcome is Outcome.SUCCEEDED, (result.outcome, result.explanation, result.error, result.stderr[-500:])
+    assert result.result_json is not None
+    return json.loads(result.result_json)
+
+
+# ---------------------------------------------------------------- the bench
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Runs programs in real sandboxes, the product's own or weakened ones."""
+
+    engine: PodmanEngine
+    facts: HostFacts
+    places: Places
+    policies: Path
+    made: int = 0
+
+    @functools.cached_property
+    def image(self) -> image.AdmittedImage:
+        """Return the default image, admitted once."""
+        record = image.ensure(self.engine, image.resolve(self.policy().images.default), policy_pull="never")
+        return image.admit(self.engine, record, cache_dir=self.places.cache_dir)
+
+    def policy(self, name: str = "escape") -> Policy:
+        """Load a policy; what the tests compare with comes from here."""
+        return load_policy(name, directories=self.places.policy_dirs).policy
+
+    def policy_with(self, **values: Any) -> str:
+        """Write a policy that extends `default` with the small limits and these (`limits__cpus=0.5`); return its name."""
+        self.made += 1
+        name = f"escape-{self.made}"
+        keys = {key.replace("__", "."): json.dumps(value) for key, value in values.items()}
+        kept = [line for line in ESCAPE_POLICY.splitlines() if line.partition(" =")[0] not in keys]
+        lines = [*kept, *(f"{key} = {value}" for key, value in keys.items())]
+        (self.policies / f"{name}.toml").write_text("\n".join(lines) + "\n")
+        return name
+
+    def request(self, code: str, *, payload: Any = None, secrets: dict[str, str] | None = None, **fields: Any) -> RunRequest:
+        """Return a request under the policy `escape` unless another is named."""
+        return RunRequest(
+            code=textwrap.dedent(code), payload_json=json.dumps(payload).encode(),
+            secrets={name: SecretStr(value) for name, value in (secrets or {}).items()},
+            **{"policy": "escape", "filename": "attack.py", **fields},
+        )  # fmt: skip
+
+    def runner(self) -> Runner:
+        """Return the product's runner on the shared engine."""
+        return Runner(lambda: self.engine, self.facts, self.places)
+
+    def run(self, code: str, **fields: Any) -> RunResult:
+        """Run a program as the product does."""
+        return asyncio.run(self.runner().run(self.request(code, **fields)))
+
+    def value(self, code: str, **fields: Any) -> Any:
+        """Run a program that must succeed; return its result."""
+        return value_of(self.run(code, **fields))
+
+    def run_weakened(self, code: str, weaken: Weakening, **fields: Any) -> WeakResult:
+        """Run a program with a control removed and verification's objection noted instead of obeyed."""
+        return asyncio.run(self._run_weakened(self.request(code, **fields), weaken))
+
+    def refusal(self, weaken: Weakening) -> NotEnforceable:
+        """Return the product's refusal of a weakened container. Fails the test when it hands over the job."""
+        with pytest.raises(NotEnforceable) as caught:
+            asyncio.run(self._run_weakened(self.request("result = 1"), weaken, kind=StrictWeakSandbox))
+        return caught.value
+
+    async def _run_weakened(
+        self, request: RunRequest, weaken: Weakening, *, kind: type[WeakSandbox] = WeakSandbox
+    ) -> WeakResult:
+        policy = self.policy(request.policy).tightened(request.limits)
+        profile = load_profile(policy.seccomp.profile, directories=self.places.policy_dirs)
+        place = workspace.acquire(self.places.runtime_dir)
+        runner = self.runner()
+        live = Live(request=request, run_id=f"weak{place.uid}", policy=policy, cancel=asyncio.Event(),
+                    collector=collector_for(policy, None))  # fmt: skip
+        try:
+            decided = spec.build(
+                policy, image_id=self.image.id, python_path=self.image.python_path, facts=self.facts, seccomp=profile,
+                place=spec.Place(run_id=live.run_id, uid=place.uid, job_dir=place.job_dir,
+                                 lib_dir=harness_directory(self.places.cache_dir),
+                                 seccomp_path=seccomp_file(profile, self.places.cache_dir)),
+            )  # fmt: skip
+            sandbox = kind(self.engine, decided, weaken)
+            async with sandbox:
+                await runner._drive(sandbox, live)
+            noticed = frozenset(sandbox.refusal.facts["controls"]) if sandbox.refusal else frozenset()
+            return WeakResult(result=runner._result(sandbox, live, self.image, removed=time.monotonic()), noticed=noticed)
+        finally:
+            place.release()
