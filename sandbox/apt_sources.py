@@ -52,9 +52,7 @@ class AptSource:
     def line(self) -> str:
         """Return the one-line form."""
         options = " ".join(f"{key}={value}" for key, value in self.options)
-        return " ".join(
-            ["deb", *([f"[{options}]"] if options else []), self.uri, self.suite, *self.components]
-        )
+        return " ".join(["deb", *([f"[{options}]"] if options else []), self.uri, self.suite, *self.components])
 
 
 def parse_one_line(text: str) -> list[AptSource]:
@@ -66,9 +64,7 @@ def parse_one_line(text: str) -> list[AptSource]:
         if found is None or len(words) < 3:
             continue
         options = dict(word.split("=", 1) for word in (found["options"] or "").split() if "=" in word)
-        sources.append(
-            AptSource(uri=words[0], suite=words[1], components=tuple(words[2:]), options=_kept(options))
-        )
+        sources.append(AptSource(uri=words[0], suite=words[1], components=tuple(words[2:]), options=_kept(options)))
     return sources
 
 
@@ -96,9 +92,7 @@ def parse_deb822(text: str) -> list[AptSource]:
         if not enabled or "deb" not in fields.get("types", "").split():
             continue
         options = {
-            ours: _option_value(field, fields[field])
-            for field, ours in _DEB822_OPTIONS.items()
-            if fields.get(field)
+            ours: _option_value(field, fields[field]) for field, ours in _DEB822_OPTIONS.items() if fields.get(field)
         }
         sources += [
             AptSource(
@@ -128,23 +122,15 @@ def host_sources(etc_apt: Path = ETC_APT) -> list[AptSource]:
     return sources
 
 
-def sources_for(
-    suite: str, sources: Iterable[AptSource], *, distribution: str, codename: str
-) -> list[AptSource]:
+def sources_for(suite: str, sources: Iterable[AptSource], *, distribution: str, codename: str) -> list[AptSource]:
     """Choose the distribution's own sources for `suite`, with its updates and security fixes.
 
     A suite that the host doesn't list is looked for where the host's own (`codename`) comes from.
     """
-    usable = [
-        source for source in sources if "main" in source.components and not source.uri.startswith("cdrom:")
-    ]
+    usable = [source for source in sources if "main" in source.components and not source.uri.startswith("cdrom:")]
     for wanted in (suite, codename, "stable", "oldstable", "testing"):
         matching = [source for source in usable if source.base_suite == wanted]
-        own = [
-            source
-            for source in matching
-            if not source.signed_by or f"{distribution}-archive" in source.signed_by
-        ]
+        own = [source for source in matching if not source.signed_by or f"{distribution}-archive" in source.signed_by]
         chosen = own or matching
         if any(source.suite == wanted for source in chosen):
             return [_moved(source, wanted, suite) for source in chosen]
@@ -174,9 +160,7 @@ def with_key_files(sources: Sequence[AptSource], directory: Path) -> list[AptSou
         path.chmod(0o644)
         options = {**dict(source.options), "signed-by": str(path)}
         result.append(
-            AptSource(
-                uri=source.uri, suite=source.suite, components=source.components, options=_kept(options)
-            )
+            AptSource(uri=source.uri, suite=source.suite, components=source.components, options=_kept(options))
         )
     return result
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -26,8 +25,8 @@ from sandbox.apt_sources import host_sources, os_release, sources_for, transport
 from sandbox.base_layer import PACKAGES_FILE, UNUSED_MODULES, write_archive, write_layer
 from sandbox.engine import Engine, ImageRecord
 from sandbox.errors import BuildFailed, InvalidRequest
+from sandbox.image import REPOSITORY, oci_architecture
 
-REPOSITORY = "localhost/sandbox-python"
 PACKAGES = ("python3", "coreutils", "dash", "ca-certificates", "libc-bin", "tzdata")
 HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMEOUT_S = 900.0
@@ -35,10 +34,6 @@ NEEDED_MIB = 600
 KEPT_LINES = 60
 PREFIX = "sandbox-bootstrap-"
 LEFTOVER_AGE_S = 3_600.0
-OCI_ARCHITECTURES = {
-    "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
-    "riscv64": "riscv64", "i686": "386",
-}  # fmt: skip
 _LEFT_OUT_PATHS = (
     "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
     "/usr/share/lintian/*",
@@ -128,11 +123,6 @@ def bootstrap(engine: Engine, *, suite: str | None, work_dir: Path, progress: Ca
             raise _os_failure(error) from None
         progress("loading it into Podman")
         return engine.load(archive)
-
-
-def oci_architecture() -> str:
-    """Return this machine's architecture in the words of the OCI."""
-    return OCI_ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 def _unpack(

@@ -6,20 +6,24 @@ before our own settings hold; `sandbox.image_files` judges the files.
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sandbox.base_image import REPOSITORY, oci_architecture
 from sandbox.engine import Engine, ImageRecord
 from sandbox.errors import ImageUnavailable, InvalidRequest
 from sandbox.image_cache import load_verdict, store_verdict
-from sandbox.image_files import inspect_filesystem
 
-__all__ = ["AdmittedImage", "admit", "ensure", "lint_record", "resolve"]
+__all__ = ["REPOSITORY", "AdmittedImage", "admit", "ensure", "lint_record", "oci_architecture", "resolve"]
 
 HUB = "docker.io"
+REPOSITORY = "localhost/sandbox-python"
+OCI_ARCHITECTURES = {
+    "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
+    "riscv64": "riscv64", "i686": "386",
+}  # fmt: skip
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST = r"[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*"
 _REFERENCE = re.compile(
@@ -46,6 +50,11 @@ class AdmittedImage:
     python_path: str
     python_version: tuple[int, int] | None
     findings: tuple[str, ...]
+
+
+def oci_architecture() -> str:
+    """Return this machine's architecture in the words of the OCI."""
+    return OCI_ARCHITECTURES.get(platform.machine(), platform.machine())
 
 
 def resolve(reference: str) -> str:
@@ -112,6 +121,9 @@ def admit(engine: Engine, record: ImageRecord, *, cache_dir: Path) -> AdmittedIm
         raise _refused(name, refusals)
     verdict = load_verdict(cache_dir, record.id)
     if verdict is None:
+        # Imported late: most runs find a verdict and never read a tar.
+        from sandbox.image_files import inspect_filesystem
+
         verdict = inspect_filesystem(engine.export_filesystem(record.id), path_variable=_path_variable(record))
         store_verdict(cache_dir, record.id, verdict)
     if verdict.refusals:

@@ -11,14 +11,22 @@ import os
 import re
 import stat
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from sandbox.image_files import FilesystemVerdict
 
 # Raise it whenever a rule of `sandbox.image_files` changes: what was admitted before is then judged again.
 SCHEMA = 1
 MAX_BYTES = 64 << 10
+
+
+@dataclass
+class FilesystemVerdict:
+    """What one walk over an image's files found; `refusals` empty means admitted."""
+
+    python_path: str = ""
+    python_version: tuple[int, int] | None = None
+    refusals: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
 def load_verdict(cache_dir: Path, image_id: str) -> FilesystemVerdict | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import IO, cast
 
 from sandbox.errors import ImageUnavailable
+from sandbox.image_cache import FilesystemVerdict
 
 MAX_MEMBERS = 1_000_000
 MAX_REASONS = 20
@@ -27,16 +28,6 @@ _DIRECTORIES = frozenset(
 )
 _FILES = frozenset({"etc/passwd", "etc/group"})
 _SEARCHED = ("/usr/local/bin", "/usr/bin", "/opt/conda/bin", "/bin")
-
-
-@dataclass
-class FilesystemVerdict:
-    """What one walk over an image's files found; `refusals` empty means admitted."""
-
-    python_path: str = ""
-    python_version: tuple[int, int] | None = None
-    refusals: list[str] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
 
 
 class _Stream:

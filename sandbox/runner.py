@@ -113,7 +113,9 @@ def check_request(request: RunRequest, policy: Policy) -> None:
             )
     for name in request.files:
         if problem := name_problem(name):
-            raise InvalidRequest(f"the file name {name[:80]!r} {problem}", hint="give files plain names, without a path")
+            raise InvalidRequest(
+                f"the file name {name[:80]!r} {problem}", hint="give files plain names, without a path"
+            )
     for name in request.env:
         policy.env_allowed(name)
     for name in request.secrets:

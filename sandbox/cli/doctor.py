@@ -43,7 +43,7 @@ def doctor(obj: dict[str, Any], *, as_json: bool) -> int:
 def base_image_present(facts: HostFacts) -> bool:
     """Ask Podman for the default image."""
     from sandbox import places
-    from sandbox.base_image import REPOSITORY
+    from sandbox.image import REPOSITORY
     from sandbox.podman_engine import PodmanEngine
 
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir())

@@ -12,12 +12,12 @@ from pathlib import Path
 import click
 
 from sandbox import places
-from sandbox.base_image import REPOSITORY, bootstrap
+from sandbox.base_image import bootstrap
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.engine import Engine
 from sandbox.errors import ImageUnavailable
-from sandbox.image import admit, ensure, resolve
+from sandbox.image import REPOSITORY, admit, ensure, resolve
 
 
 @contextlib.contextmanager

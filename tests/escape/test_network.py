@@ -47,7 +47,7 @@ seen = {
     "host loopback, IPv4 in IPv6": attempt(reach, INET6, STREAM, ("::ffff:127.0.0.1", payload["port"])),
     "abstract": attempt(reach, UNIX, STREAM, payload["abstract"]),
     "pathname": attempt(reach, UNIX, STREAM, payload["pathname"]),
-    "interfaces": [name for _, name in socket.if_nameindex()],
+    "interfaces": [line.partition(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]],
     "routes": len(open("/proc/net/route").read().splitlines()) - 1,
     "hosts": open("/etc/hosts").read() if os.path.exists("/etc/hosts") else "",
     "sockets of engines": [path for path in payload["engines"] if os.path.exists(path)],

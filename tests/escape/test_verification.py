@@ -45,7 +45,7 @@ WEAKENINGS = (
 @pytest.mark.parametrize("weaken", WEAKENINGS, ids=lambda weaken: weaken.name)
 def test_a_container_with_one_control_removed_is_refused_by_name(bench: Bench, weaken: Weakening) -> None:
     refusal = bench.refusal(weaken)
-    assert weaken.controls <= set(refusal.facts["controls"])
+    assert weaken.controls <= set(refusal.facts.get("controls", ())), refusal
     assert all(control in refusal.message for control in weaken.controls)
 
 

@@ -119,7 +119,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
                     yield page, command.partition(" #")[0].split(" | ")[0].split(" >")[0]
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines())
+@pytest.mark.parametrize(("page", "line"), list(command_lines()))
 def test_documented_command_exists(page: str, line: str) -> None:
     del page
     words = shlex.split(line)[1:]

@@ -99,7 +99,7 @@ def test_command_line_table_has_every_status() -> None:
         (["template", "run", "simple", "--timeout", "soon"], errors.InvalidRequest),
         (["template", "run", "simple", "--secret", "TOKEN=1"], errors.InvalidRequest),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_command_line_names_the_code_and_what_to_do(
     arguments: list[str], kind: type[SandboxError], capsys: pytest.CaptureFixture[str]

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+
 from tests.unit.test_harness_driver import LIMITS, Harness, run
 
 

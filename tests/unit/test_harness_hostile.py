@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.test_harness_driver import LIMITS, Harness, job, run, started_harness
 
 from sandbox import harness
 from sandbox.wire import CANCEL, Collector, encode, job_frames
+from tests.unit.test_harness_driver import LIMITS, Harness, job, run, started_harness
 
 CHANNEL = """
 import os, socket, stat

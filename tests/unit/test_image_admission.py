@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.base_image import oci_architecture
 from sandbox.engine import Engine, ImageRecord
 from sandbox.errors import ImageUnavailable
-from sandbox.image import admit, ensure
+from sandbox.image import admit, ensure, oci_architecture
 
 IMAGE_ID = "c0ffee" * 10 + "abcd"
 
