@@ -57,6 +57,7 @@ HIGH_WATER_BYTES = 262_144
 DRAIN_S = 1.0
 FAREWELL_S = 5.0
 EXIT_BROKEN = 70
+RESERVE_BYTES = 8 << 20
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 CO_COROUTINE = 0x80
 BODY = "<module>"  # not an identifier, so no name of the user's can collide
@@ -926,7 +927,7 @@ class Program:
         self.filename: str = job["filename"]
         self.pid = os.getpid()
         # Address space to give back when memory runs out, so that the error can still be told.
-        self.reserve = bytearray(8 << 20)
+        self.reserve = _address_space(RESERVE_BYTES)
 
     def run(self, started: float) -> NoReturn:
         """Run the program, report, and leave this process; never returns."""
@@ -949,7 +950,7 @@ class Program:
                 source = self._source(namespace)
                 execute(compile_program(source, self.filename), namespace)
             finally:
-                self.reserve = bytearray()
+                self.reserve = None
         except SystemExit as leaving:
             status = _exit_status(leaving.code)
             error = leaving if status else None
@@ -973,13 +974,9 @@ class Program:
             return
 
     def _source(self, namespace: dict[str, Any]) -> str:
-        import linecache
-
         source = bytes(self.parts.pop("code", b"")).decode("utf-8", "surrogateescape")
         source = source[1:] if source.startswith("\ufeff") else source
         namespace["__loader__"] = SourceLoader(source)
-        lines = [line + "\n" for line in source.split("\n")]
-        linecache.cache[self.filename] = (len(source), None, lines, self.filename)
         return source
 
     def _namespace(self, started: float) -> dict[str, Any]:
@@ -1046,6 +1043,16 @@ class Program:
             self._send_error(error)
             return 1
         return 0
+
+
+def _address_space(size: int) -> Any:
+    """Map memory without touching it: it costs no time and no page, only room under RLIMIT_AS."""
+    try:
+        import mmap
+
+        return mmap.mmap(-1, size)
+    except (ImportError, OSError):
+        return None
 
 
 def _exit_status(code: object) -> int:
@@ -1483,7 +1490,6 @@ def _hide() -> None:
     All this happens after "ready" was sent, while the runner checks the sandbox.
     """
     import json  # noqa: F401
-    import linecache  # noqa: F401
     import signal
 
     _set_dumpable(0)

@@ -23,7 +23,8 @@ every_template = pytest.mark.parametrize("template", ALL, ids=lambda template: t
 
 def free_names(code: str) -> set[str]:
     """Return the names that a script uses and doesn't bind anywhere."""
-    used, bound = set(), set()
+    used: set[str] = set()
+    bound: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
