@@ -6,6 +6,7 @@ A profile is an allow-list for the native architecture. `lint` holds each proper
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -73,7 +74,7 @@ class SourceList(_Source):
 
 @dataclass(frozen=True, kw_only=True)
 class SeccompProfile:
-    """A linted profile for this host. `sha256` is of `text`, which is what a runtime must be given.
+    """A linted profile for this host. `text` is the JSON that a runtime must be given, `sha256` its hash.
 
     `path` is the file it came from; on another architecture than x86_64 its bytes differ from `text`.
     """
@@ -82,11 +83,7 @@ class SeccompProfile:
     path: Path
     sha256: str
     document: dict[str, Any]
-
-    @property
-    def text(self) -> str:
-        """The JSON to hand to a runtime."""
-        return render(self.document)
+    text: str
 
     def write_to(self, directory: Path) -> Path:
         """Write `text` to a file named by its hash and return its path: what was linted is what is used."""
@@ -133,16 +130,24 @@ def load_profile(name: str, *, directories: Sequence[Path]) -> SeccompProfile:
         raise NotFound(
             f"there is no seccomp profile named {name}", hint=f"known profiles: {', '.join(known) or 'none'}"
         )
-    document = _parse(path, read_trusted(path, what="seccomp profile"))
+    return _checked(name, path, read_trusted(path, what="seccomp profile"), native_architecture())
+
+
+@functools.lru_cache(maxsize=16)
+def _checked(name: str, path: Path, content: str, architecture: str) -> SeccompProfile:
+    """Lint a profile's text; the same text is linted once per process."""
+    document = _parse(path, content)
     if findings := lint(document):
         raise InvalidRequest(
             f"the seccomp profile {path} is not safe to use: {findings[0]}",
             hint="generate it with `sandbox policy seccomp` from its source list",
             findings=findings,
         )
-    native = for_architecture(document, native_architecture())
-    sha256 = hashlib.sha256(render(native).encode()).hexdigest()
-    return SeccompProfile(name=name, path=path, sha256=sha256, document=native)
+    native = for_architecture(document, architecture)
+    text = render(native)
+    return SeccompProfile(
+        name=name, path=path, sha256=hashlib.sha256(text.encode()).hexdigest(), document=native, text=text
+    )
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

@@ -51,7 +51,9 @@ def fenced(text: str, language: str) -> list[str]:
 def rows(page: str, heading: str) -> dict[str, list[str]]:
     """Return the table below a heading as first cell → other cells."""
     part = TEXTS[page].split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")
+    ]
     return {row[0].strip("`"): row[1:] for row in cells[2:]}
 
 
@@ -178,7 +180,11 @@ def test_no_file_names_a_developers_machine() -> None:
 
 def test_every_module_is_on_the_map() -> None:
     text = TEXTS["docs/architecture.md"]
-    modules = [path for path in (ROOT / "sandbox").rglob("*.py") if path.name != "__init__.py" and "templates" not in path.parts]
+    modules = [
+        path
+        for path in (ROOT / "sandbox").rglob("*.py")
+        if path.name != "__init__.py" and "templates" not in path.parts
+    ]
     assert [path.name for path in modules if f"`{path.relative_to(ROOT / 'sandbox').as_posix()}`" not in text] == []
 
 
@@ -199,8 +205,12 @@ def contract_names() -> list[str]:
     """Return the names that the harness puts into a program's namespace, from its source."""
     tree = ast.parse((ROOT / "sandbox/harness.py").read_text())
     function = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_namespace")
-    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".update")]
-    return [keyword.arg for call in calls for keyword in call.keywords if keyword.arg and not keyword.arg.startswith("__")]
+    calls = [
+        node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".update")
+    ]
+    return [
+        keyword.arg for call in calls for keyword in call.keywords if keyword.arg and not keyword.arg.startswith("__")
+    ]
 
 
 def test_every_name_a_program_finds_is_documented() -> None:

@@ -31,7 +31,9 @@ def test_codes_are_unique() -> None:
 
 
 def test_tree_in_the_docstring_has_every_class_with_its_numbers() -> None:
-    drawn = {row["name"]: (row["code"], int(row["exit"]), int(row["http"])) for row in ROW.finditer(errors.__doc__ or "")}
+    drawn = {
+        row["name"]: (row["code"], int(row["exit"]), int(row["http"])) for row in ROW.finditer(errors.__doc__ or "")
+    }
     assert drawn == {kind.__name__: (kind.code, kind.exit_status, kind.http_status) for kind in CLASSES}
 
 

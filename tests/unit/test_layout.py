@@ -99,7 +99,9 @@ def test_imports_are_absolute(path: Path) -> None:
 
 
 def test_harness_imports_the_standard_library_alone() -> None:
-    outside = {name for name in imports(tree_of(PACKAGE / "harness.py")) if name.split(".")[0] not in sys.stdlib_module_names}
+    outside = {
+        name for name in imports(tree_of(PACKAGE / "harness.py")) if name.split(".")[0] not in sys.stdlib_module_names
+    }
     assert outside == set()
 
 

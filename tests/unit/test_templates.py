@@ -53,7 +53,12 @@ def test_compiles_as_the_harness_would(template: Template) -> None:
 
 @every_template
 def test_sets_a_result(template: Template) -> None:
-    targets = {ast.unparse(target) for node in ast.parse(template.code).body if isinstance(node, ast.Assign) for target in node.targets}
+    targets = {
+        ast.unparse(target)
+        for node in ast.parse(template.code).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    }
     assert "result" in targets
 
 
