@@ -92,10 +92,9 @@ def name_problem(name: object) -> str | None:
 
 def _record(fields: dict[str, Any], shrinkable: tuple[str, ...]) -> bytes:
     """Encode a JSON record, halving the `shrinkable` texts until it fits one packet."""
-    import json
-
+    encode = json_encoder()
     while True:
-        body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
+        body = encode(fields).encode("utf-8", "replace")
         if len(body) <= MAX_RECORD_BYTES:
             return body
         for key in shrinkable:
@@ -635,10 +634,7 @@ def _utf8_of_json(text: str, converter: Converter) -> bytes:
 
 def json_chunks(value: Any, converter: Converter) -> Iterator[bytes]:
     """Yield the strict JSON (UTF-8) of any convertible value. Raises as `Converter.convert` does."""
-    import json
-
-    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
-    return _encoded(_texts(converter.convert(value), encoder.encode), converter)
+    return _encoded(_texts(converter.convert(value), json_encoder()), converter)
 
 
 def as_json_text(value: Any, *, max_bytes: int = 1 << 30) -> tuple[bytes, list[str]]:
@@ -650,10 +646,66 @@ def as_json_text(value: Any, *, max_bytes: int = 1 << 30) -> tuple[bytes, list[s
 
 def from_json(text: bytes | bytearray) -> Any:
     """Parse JSON, turning Node Buffers (`{"type": "Buffer", "data": [...]}`) into bytes."""
+    # Node never escapes these letters: a text without the word holds no Buffer and parses at full speed.
+    return json_value(text, _unbuffered if b'"Buffer"' in text else None)
+
+
+def json_encoder() -> Callable[[Any], str]:
+    """Return a function from plain data to JSON text.
+
+    This and `json_value` use the compiled part of `json` alone: the package around it imports `re` and `enum`,
+    which takes longer than all the rest of the harness.
+    """
+    try:
+        from _json import encode_basestring, make_encoder
+
+        encode = make_encoder(
+            None, _no_json, encode_basestring, None, ":", ",", sort_keys=False, skipkeys=False, allow_nan=False
+        )
+    except (ImportError, TypeError):  # another Python, or one that changed them
+        import json
+
+        return json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":")).encode
+    return lambda value: "".join(encode(value, 0))
+
+
+def _no_json(value: object) -> NoReturn:
+    raise TypeError(f"{_type_name(value)} is not plain data")
+
+
+class _Scanning:
+    """What the compiled scanner asks of a decoder."""
+
+    strict = True
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+
+    def __init__(self, hook: Callable[[dict[str, Any]], Any] | None) -> None:
+        self.object_hook = hook
+        self.memo: dict[str, str] = {}
+
+
+def json_value(text: bytes | bytearray, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse JSON (UTF-8). Raises ValueError as `json.loads` does, and RecursionError."""
+    try:
+        from _json import make_scanner
+
+        content = text.decode("utf-8")
+        start = len(content) - len(content.lstrip(" \t\n\r"))
+        value, end = make_scanner(_Scanning(hook))(  # type: ignore[arg-type] # it only reads these attributes
+            content, start
+        )
+        if not content[end:].strip(" \t\n\r"):
+            return value
+    except (ImportError, TypeError, StopIteration, ValueError, SystemError):
+        # Not JSON: the package says what is wrong and where. (Without it the scanner can't make its own
+        # exception, hence SystemError.)
+        pass
     import json
 
-    # Node never escapes these letters: a text without the word holds no Buffer and parses at full speed.
-    return json.loads(text, object_hook=_unbuffered if b'"Buffer"' in text else None)
+    return json.loads(text, object_hook=hook)
 
 
 def _unbuffered(value: dict[str, Any]) -> Any:
@@ -1050,7 +1102,7 @@ def _address_space(size: int) -> Any:
     try:
         import mmap
 
-        return mmap.mmap(-1, size)
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (ImportError, OSError):
         return None
 
@@ -1113,7 +1165,7 @@ def _open_streams() -> None:
 
 def _become_program(job: dict[str, Any], out: int, err: int, app_dir: str) -> None:
     """Turn the forked child into a process of its own, with nothing of the supervisor's."""
-    import signal
+    import _signal as signal  # type: ignore[import-not-found] # the package `signal` imports enum
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -1195,9 +1247,7 @@ class Connection:
 
     def put_json(self, kind: bytes, fields: dict[str, Any]) -> None:
         """Queue a frame with a JSON body."""
-        import json
-
-        self.put(kind, json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+        self.put(kind, json_encoder()(fields).encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
         """Send what the socket takes now. Raises HarnessError when the runner is gone."""
@@ -1403,7 +1453,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """Kill the program and, as process 1, everything else in the sandbox."""
-        import signal
+        import _signal as signal
 
         if os.getpid() == 1:
             try:
@@ -1489,8 +1539,7 @@ def _hide() -> None:
 
     All this happens after "ready" was sent, while the runner checks the sandbox.
     """
-    import json  # noqa: F401
-    import signal
+    import _signal as signal
 
     _set_dumpable(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -1498,14 +1547,12 @@ def _hide() -> None:
 
 def _read_job(connection: Connection, app_dir: str) -> tuple[dict[str, Any], dict[str, bytes | bytearray]] | None:
     """Receive the job and write its files; None when it was cancelled. Raises HarnessError, OSError."""
-    import json
-
     kind, body = connection.read()
     if kind == b"C":
         return None
     if kind != b"J":
         raise HarnessError(f"expected a job, got {kind!r}")
-    job = json.loads(body)
+    job = json_value(body)
     if job["protocol"] != PROTOCOL:
         raise HarnessError(f"this harness speaks protocol {PROTOCOL}, the runner {job['protocol']!r}")
     parts: dict[str, bytes | bytearray] = {}
@@ -1550,7 +1597,7 @@ def _start(
     connection: Connection, job: dict[str, Any], parts: dict[str, bytes | bytearray], app_dir: str
 ) -> Supervisor:
     """Fork the program; return its supervisor. Raises OSError when the fork is refused."""
-    import signal
+    import _signal as signal
 
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     out, err, wake = os.pipe(), os.pipe(), os.pipe()

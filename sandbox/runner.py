@@ -58,6 +58,7 @@ class Live:
     policy: Policy
     collector: Collector
     cancel: asyncio.Event
+    image: str = ""
     began: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
     watchdog: Watchdog | None = None
@@ -189,7 +190,7 @@ class Runner:
         admitted = await asyncio.to_thread(self._admit, engine, reference, policy)
         if doubtful is not None and not newer_than_ours(admitted.python_version):
             raise doubtful
-        live = Live(request=request, run_id=run_id, policy=policy, cancel=cancel, began=began,
+        live = Live(request=request, run_id=run_id, policy=policy, cancel=cancel, image=reference, began=began,
                     collector=collector_for(policy, on_output))  # fmt: skip
         on_progress("starting the sandbox")
         place = workspace.acquire(self._places.runtime_dir)
@@ -316,7 +317,7 @@ class Runner:
         return Receipt(
             run_id=live.run_id, started_at=live.started_at,
             policy=live.policy.name, policy_hash=live.policy.hash,
-            image=admitted.name, image_digest=admitted.digest,
+            image=live.image, image_digest=admitted.digest,
             code_hash=digest(live.request.code.encode(errors="surrogatepass")),
             payload_hash=digest(live.request.payload_json),
             engine=f"podman {'.'.join(map(str, info.version))}", runtime=info.runtime_version, kernel=self._facts.kernel,

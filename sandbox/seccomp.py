@@ -38,7 +38,7 @@ DANGEROUS = frozenset((
     "fanotify_init", "fanotify_mark", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick",
     "init_module", "io_setup", "io_submit", "io_uring_enter", "io_uring_register", "io_uring_setup",
     "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load", "keyctl", "listmount", "lookup_dcookie",
-    "memfd_secret", "migrate_pages", "modify_ldt", "mount", "mount_setattr", "move_mount", "move_pages",
+    "memfd_create", "memfd_secret", "migrate_pages", "modify_ldt", "mount", "mount_setattr", "move_mount", "move_pages",
     "msgget", "name_to_handle_at", "nfsservctl", "open_by_handle_at", "open_tree", "open_tree_attr",
     "perf_event_open", "pidfd_getfd", "pivot_root", "process_madvise", "process_mrelease",
     "process_vm_readv", "process_vm_writev", "ptrace", "quotactl", "quotactl_fd", "reboot",

@@ -1,6 +1,6 @@
 """The fallback for hosts without cgroup v2: count what a sandbox uses, from outside, and kill it past the cap.
 
-Counted: private and shared anonymous memory of every process, and the content of its tmpfs. Not counted: memory
+Counted: private memory of every process, shared anonymous mappings, and the content of its tmpfs. Not counted: memory
 that the kernel holds on its behalf (pipe and socket buffers), which open files and processes bound.
 Source of the fields: proc(5), `status` and `smaps_rollup`.
 """
@@ -76,23 +76,46 @@ def tmpfs_bytes(pid: int, places: tuple[str, ...]) -> int:
     return total
 
 
+def shared_anonymous_bytes(pids: list[int]) -> int:
+    """Return the size of all shared anonymous mappings, each counted once.
+
+    Pages of such a mapping stay in memory when a process drops them from its own view (MADV_DONTNEED), so that no
+    process seems to use them: only the size of the mapping bounds them.
+    """
+    sizes: dict[bytes, int] = {}
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as stream:  # noqa: PTH123 - hot path
+                for line in stream:
+                    if b" /dev/zero (deleted)" in line or b" /memfd:" in line or b" /SYSV" in line:
+                        span, _, offset, device, inode, *_ = line.split()
+                        first, _, last = span.partition(b"-")
+                        end = int(offset, 16) + int(last, 16) - int(first, 16)
+                        sizes[device + inode] = max(sizes.get(device + inode, 0), end)
+        except OSError:
+            continue
+    return sum(sizes.values())
+
+
 def measure(pid: int, *, places: tuple[str, ...], cap_bytes: int) -> Usage:
     """Measure the family of `pid`.
 
-    The cheap sum counts a page once per process that maps it. Only when that sum is past the cap is each page
-    shared out between its users (PSS), so that forked workers are not counted many times over.
+    The cheap sum counts a page once per process that maps it. Only when the family could be past the cap are pages
+    shared out between their users (PSS), so that forked workers are not counted many times over, and are shared
+    mappings counted by their size.
     """
     pids = family(pid)
-    rows = [fields(f"/proc/{p}/status", b"RssAnon", b"RssShmem", b"Threads") for p in pids]
+    rows = [fields(f"/proc/{p}/status", b"VmSize", b"RssAnon", b"RssShmem", b"Threads") for p in pids]
     tasks = sum(row[b"Threads"] for row in rows)
     files = tmpfs_bytes(pid, places)
     anonymous = sum(row[b"RssAnon"] for row in rows) * KIB
-    shared = sum(row[b"RssShmem"] for row in rows) * KIB
-    if anonymous + max(shared, files) > cap_bytes:
-        exact = [fields(f"/proc/{p}/smaps_rollup", b"Pss_Anon", b"Pss_Shmem") for p in pids]
-        anonymous = sum(row[b"Pss_Anon"] for row in exact) * KIB
-        shared = sum(row[b"Pss_Shmem"] for row in exact) * KIB
-    return Usage(memory_bytes=anonymous + max(shared, files), tasks=tasks)
+    if sum(row[b"VmSize"] for row in rows) * KIB + files <= cap_bytes:
+        shared = sum(row[b"RssShmem"] for row in rows) * KIB
+        return Usage(memory_bytes=anonymous + max(shared, files), tasks=tasks)
+    shared = shared_anonymous_bytes(pids)
+    if anonymous + shared + files > cap_bytes:
+        anonymous = sum(fields(f"/proc/{p}/smaps_rollup", b"Pss_Anon")[b"Pss_Anon"] for p in pids) * KIB
+    return Usage(memory_bytes=anonymous + shared + files, tasks=tasks)
 
 
 class Watchdog:

@@ -75,7 +75,18 @@ def podman_flags(podman: dict[str, Any]) -> list[str]:
     flags = ["--rm", "--network", "none", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "all"]
     flags += ["--security-opt", "no-new-privileges", "--security-opt", f"seccomp={podman['seccomp_profile_path']}"]
     flags += ["--security-opt", f"mask={':'.join(podman['mask'])}", "--user", podman["user"], "--workdir", "/"]
-    flags += ["--ipc", "private", "--pid", "private", "--uts", "private", "--cgroupns", "private", "--hostname", "sandbox"]
+    flags += [
+        "--ipc",
+        "private",
+        "--pid",
+        "private",
+        "--uts",
+        "private",
+        "--cgroupns",
+        "private",
+        "--hostname",
+        "sandbox",
+    ]
     flags += ["--image-volume", "ignore", "--http-proxy=false", "--unsetenv-all", "--no-hosts", "--systemd", "false"]
     flags += ["--log-driver", "none", "--stop-timeout", "0", "--pull", "never"]
     flags += [f"--env={name}={value}" for name, value in podman["env"].items()]
@@ -83,7 +94,9 @@ def podman_flags(podman: dict[str, Any]) -> list[str]:
     for mount in podman["mounts"]:
         if mount["type"] == "tmpfs":
             size = next(option for option in mount["options"] if option.startswith("size="))
-            flags.append(f"--mount=type=tmpfs,destination={mount['destination']},tmpfs-{size},tmpfs-mode=0700,U=true,notmpcopyup")
+            flags.append(
+                f"--mount=type=tmpfs,destination={mount['destination']},tmpfs-{size},tmpfs-mode=0700,U=true,notmpcopyup"
+            )
         else:
             flags.append(f"--mount=type=bind,source={mount['source']},destination={mount['destination']},ro=true")
     return flags
@@ -108,7 +121,9 @@ def cold(runs: int) -> dict[str, Any]:
     script.write_text(CODE)
     sandbox = [str(Path(sys.executable).with_name("sandbox")), "run", str(script), "--quiet"]
     try:
-        runner = Runner(lambda: engine, facts, Places(runtime_dir=runtime_dir, cache_dir=cache, policy_dirs=policy_directories()))
+        runner = Runner(
+            lambda: engine, facts, Places(runtime_dir=runtime_dir, cache_dir=cache, policy_dirs=policy_directories())
+        )
         decided = build_spec(facts, engine, work, cache)
         podman = ["podman", "--runtime", facts.engine.runtime_path, "run", *podman_flags(decided.podman), decided.podman["image"],
                   *decided.podman["command"]]  # fmt: skip

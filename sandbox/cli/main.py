@@ -33,7 +33,7 @@ from typing import Any
 import click
 
 from sandbox import __version__
-from sandbox.errors import Internal, SandboxError
+from sandbox.errors import EngineUnavailable, Internal, SandboxError
 
 # Imported only when called: each command pays for what it needs.
 COMMANDS = {
@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, *, policy_dirs: tuple[Path, ...], debug: bool) -> None:
     """Run untrusted Python in rootless, verified Podman sandboxes."""
-    ctx.obj = {"policy_dirs": list(policy_dirs), "debug": debug}
+    ctx.obj = {**(ctx.obj or {}), "policy_dirs": list(policy_dirs), "debug": debug}
 
 
 def report(error: SandboxError) -> None:
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
     """Run one command line; return its exit status."""
     try:
-        return cli(args=arguments, standalone_mode=False, prog_name="sandbox") or 0
+        return cli(args=arguments, standalone_mode=False, prog_name="sandbox", obj={"own_process": True}) or 0
     except SandboxError as error:
         if debug:
             traceback.print_exc()
@@ -111,6 +111,13 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f" ({error.filename})" if error.filename else ""
+        report(EngineUnavailable(f"the system refused: {error.strerror or error}{where}",
+                                 hint="free some space, or mend the permissions, then try again"))  # fmt: skip
+        return EngineUnavailable.exit_status
     except Exception as error:  # noqa: BLE001 - the last resort: a defect still gets one clear sentence
         if debug:
             traceback.print_exc()

@@ -9,11 +9,15 @@ from typing import Any
 
 import click
 
+from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
 from sandbox.policy import LoadedPolicy, load_policy, policy_directories, policy_files, shipped_directory
 from sandbox.policy_explain import Row, as_toml, explain, schema, shown
 from sandbox.seccomp import compile_source, render
+
+
+READS_ONLY = ("list", "show", "explain")
 
 
 @click.group("policy")
@@ -22,6 +26,8 @@ from sandbox.seccomp import compile_source, render
 @click.pass_context
 def policy(ctx: click.Context, *, policy_dirs: tuple[Path, ...]) -> None:
     """List, explain and check policies: what a run may do."""
+    if (ctx.obj or {}).get("own_process") and ctx.invoked_subcommand in READS_ONLY:
+        leave_root()  # so that root sees the policies that its runs would use
     given = [*policy_dirs, *(ctx.obj or {}).get("policy_dirs", [])]
     ctx.obj = {**(ctx.obj or {}), "directories": policy_directories(given)}
 

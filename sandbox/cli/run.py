@@ -310,15 +310,15 @@ def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
             "the script and the input can't both come from standard input", hint="give one of them as a file"
         )
     filename = "script.py" if file == "-" else Path(file).name
-    return run_code(obj, read_code(file), filename=filename, options=options)
+    return run_code(obj, lambda: read_code(file), filename=filename, options=options)
 
 
-def run_code(obj: dict[str, Any], code: str, *, filename: str, options: dict[str, Any]) -> int:
-    """Run `code` with the options of `run_options`; return the exit status."""
+def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, options: dict[str, Any]) -> int:
+    """Run the code that `read` gives, with the options of `run_options`; return the exit status."""
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
         # Inputs are read before root is given up: they are the caller's to read.
-        request = build_request(code, filename, options)
+        request = build_request(read(), filename, options)
         with session(quiet=options["quiet"]) as opened:
             opened.engine()  # starts while the rest is imported
             directory = open_directory(options["save_files"])

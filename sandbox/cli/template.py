@@ -42,4 +42,4 @@ def run_command(obj: dict[str, Any], /, *, name: str, **options: Any) -> int:
     entry = templates.get(name)
     if options["input_text"] is None:
         options["input_text"] = entry.payload_json.decode()
-    return run_code(obj, entry.code, filename=f"{entry.name}.py", options=options)
+    return run_code(obj, lambda: entry.code, filename=f"{entry.name}.py", options=options)

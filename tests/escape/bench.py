@@ -10,6 +10,7 @@ import asyncio
 import copy
 import functools
 import json
+import resource
 import socket
 import textwrap
 import time
@@ -26,7 +27,7 @@ from sandbox.container import Sandbox
 from sandbox.errors import NotEnforceable
 from sandbox.host import HostFacts
 from sandbox.library import harness_directory, seccomp_file
-from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.podman_engine import PodmanEngine
 from sandbox.policy import load_policy
 from sandbox.policy_model import Policy
@@ -38,8 +39,8 @@ ESCAPE_POLICY = """
 extends = "default"
 description = "Small limits for tests that reach them"
 limits.timeout_s = 8
-limits.memory_mib = 128
-limits.processes = 24
+limits.memory_mib = 256
+limits.processes = 48
 limits.open_files = 64
 limits.output_mib = 1
 limits.result_mib = 1
@@ -62,6 +63,7 @@ class Weakening:
     name: str
     controls: frozenset[str]
     apply: Callable[[dict[str, Any]], None]
+    unlimited: frozenset[int] = frozenset()  # kinds of resource limits that aren't set from outside either
 
     def __add__(self, other: Weakening) -> Weakening:
         def both(podman: dict[str, Any]) -> None:
@@ -69,7 +71,8 @@ class Weakening:
             other.apply(podman)
 
         return Weakening(
-            name=f"{self.name} and {other.name}", controls=self.controls | other.controls, apply=both
+            name=f"{self.name} and {other.name}", controls=self.controls | other.controls, apply=both,
+            unlimited=self.unlimited | other.unlimited,
         )  # fmt: skip
 
 
@@ -102,7 +105,8 @@ def without_rlimit(kind: str, *controls: str) -> Weakening:
         podman["r_limits"] = [limit for limit in podman["r_limits"] if limit["type"] != kind]
         podman.get("resource_limits", {}).pop({"nproc": "pids"}.get(kind, ""), None)
 
-    return Weakening(name=f"no {kind} limit", controls=frozenset(controls), apply=apply)
+    kinds = frozenset({getattr(resource, f"RLIMIT_{kind.upper()}")})
+    return Weakening(name=f"no {kind} limit", controls=frozenset(controls), apply=apply, unlimited=kinds)
 
 
 def extra_mount(source: Path, destination: str, *options: str) -> Weakening:
@@ -129,6 +133,8 @@ def other_harness(directory: Path) -> Weakening:
 UNCONFINED = weakening("no seccomp filter", "seccomp", seccomp_profile_path="unconfined")
 WRITABLE_ROOT = weakening("a writable root", "read-only root", read_only_filesystem=False)
 AS_ROOT = weakening("container root", "non-root user", user="0:0")
+# Root of the container is the calling user on the host, whose processes outside would count against the limit.
+CONTAINER_ROOT = AS_ROOT + without_rlimit("nproc", "processes")
 HOST_NETWORK = weakening("the host's network", "namespaces", "no network", netns={"nsmode": "host"})
 NEW_PRIVILEGES = weakening("new privileges", "no new privileges", no_new_privileges=False)
 UNMASKED = weakening("no masks", "masked kernel files", mask=None, unmask=["ALL"])
@@ -150,6 +156,16 @@ class WeakSandbox(Sandbox):
         self._weaken.apply(podman)
         self.container_id, warnings = self._engine.create(podman)
         return warnings
+
+    def _confine(self) -> None:
+        real = resource.prlimit
+
+        def prlimit(pid: int, kind: int, limits: tuple[int, int]) -> tuple[int, int]:
+            return (0, 0) if kind in self._weaken.unlimited else real(pid, kind, limits)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resource, "prlimit", prlimit)
+            super()._confine()
 
     def _verify(self) -> None:
         try:
@@ -179,6 +195,11 @@ class WeakResult:
     def value(self) -> Any:
         """Return the program's result. Fails the test when there is none."""
         return value_of(self.result)
+
+
+def tightening(**limits: Any) -> Tightening:
+    """Return the lower limits of one request."""
+    return Tightening(**limits)
 
 
 def value_of(result: RunResult) -> Any:

@@ -38,6 +38,10 @@ def enter(path):
     with open(path) as file:
         return call("setns", file.fileno(), 0)
 
+def mapped():
+    with open("/proc/self/uid_map", "wb", buffering=0) as file:
+        file.write(b"0 0 1")
+
 seen = {}
 for name, flag in payload.items():
     seen["unshare " + name] = in_child(lambda: call("unshare", flag))
@@ -51,7 +55,7 @@ seen["unshare time"] = in_child(lambda: call("unshare", 0x80))
 seen["unshare nonsense"] = in_child(lambda: call("unshare", 0x1))
 seen["setns nowhere"] = in_child(lambda: call("setns", -1, 0))
 seen["setns own"] = in_child(lambda: enter("/proc/self/ns/user"))
-seen["uid_map"] = in_child(lambda: attempt(lambda: open("/proc/self/uid_map", "w").write("0 0 1")))
+seen["uid_map"] = in_child(lambda: attempt(mapped))
 result = seen
 """)
 

@@ -77,7 +77,9 @@ def test_json_carries_the_result_the_output_and_the_receipt(script: Path) -> Non
         assert receipt[name].startswith("sha256:")
         assert len(receipt[name]) == len("sha256:") + 64
     controls = {control["control"]: control for control in receipt["controls"]}
-    assert {"no network", "seccomp", "no capabilities", "read-only root", "memory", "cpus", "processes"} <= set(controls)
+    assert {"no network", "seccomp", "no capabilities", "read-only root", "memory", "cpus", "processes"} <= set(
+        controls
+    )
     for control in controls.values():
         assert control["status"] in ("proven", "fallback")
         assert control["mechanism"]
@@ -95,7 +97,9 @@ def test_the_receipt_names_what_holds_memory_cpus_and_processes(script: Path) ->
 def test_strict_refuses_a_host_without_cgroup_v2_and_runs_on_one_with_it(script: Path) -> None:
     script.write_text("result = 1")
     report = json.loads(sandbox("doctor", "--json").stdout)
-    capped = {row["name"]: row["status"] for row in report["capabilities"] if row["name"] in ("memory", "cpus", "processes")}
+    capped = {
+        row["name"]: row["status"] for row in report["capabilities"] if row["name"] in ("memory", "cpus", "processes")
+    }
     answer = sandbox("run", script, "--policy", "strict")
     if set(capped.values()) == {"ok"}:
         assert answer.returncode == 0
@@ -217,9 +221,7 @@ def test_an_interrupt_ends_the_sandbox_and_leaves_nothing(script: Path, number: 
 def test_an_interrupt_while_the_sandbox_starts_leaves_nothing(script: Path) -> None:
     script.write_text("result = 1")
     for delay_s in (0.25, 0.4, 0.55):
-        process = subprocess.Popen(
-            [*COMMAND, "run", str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([*COMMAND, "run", str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) in (0, 130)

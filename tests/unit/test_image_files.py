@@ -8,7 +8,8 @@ import pytest
 
 from sandbox import image_files
 from sandbox.errors import ImageUnavailable
-from sandbox.image_files import FilesystemVerdict, inspect_filesystem
+from sandbox.image_cache import FilesystemVerdict
+from sandbox.image_files import inspect_filesystem
 
 DIRECTORY, LINK, HARD, CHARACTER, FIFO = (
     tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE,
