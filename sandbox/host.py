@@ -208,5 +208,5 @@ def read_cache(path: Path, key: str) -> HostFacts | None:
             ),
             **document | {"controllers": frozenset(document["controllers"]), "cpu_ids": tuple(document["cpu_ids"])},
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -169,13 +169,17 @@ def plan_caps(policy: Policy, facts: HostFacts) -> tuple[Cap, ...]:
     return tuple(caps)
 
 
+PLACES_WRITABLE = ("/app", "/tmp", "/dev/shm")  # noqa: S108 - inside the sandbox
+
+
 def tmpfs_mounts(policy: Policy) -> tuple[Tmpfs, ...]:
     """Return the sandbox's only writable places."""
     files = policy.filesystem
+    app, tmp, shm = PLACES_WRITABLE
     return (
-        Tmpfs(destination="/app", size_mib=files.app_mib, executable=files.exec),
-        Tmpfs(destination="/tmp", size_mib=files.tmp_mib, executable=False),  # noqa: S108 - inside the sandbox
-        Tmpfs(destination="/dev/shm", size_mib=files.shm_mib, executable=False),  # noqa: S108 - inside the sandbox
+        Tmpfs(destination=app, size_mib=files.app_mib, executable=files.exec),
+        Tmpfs(destination=tmp, size_mib=files.tmp_mib, executable=False),
+        Tmpfs(destination=shm, size_mib=files.shm_mib, executable=False),
     )
 
 

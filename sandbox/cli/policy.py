@@ -16,7 +16,6 @@ from sandbox.policy import LoadedPolicy, load_policy, policy_directories, policy
 from sandbox.policy_explain import Row, as_toml, explain, schema, shown
 from sandbox.seccomp import compile_source, render
 
-
 READS_ONLY = ("list", "show", "explain")
 
 

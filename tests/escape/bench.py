@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import functools
 import json
 import resource
 import socket
 import textwrap
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +20,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from sandbox import image, spec, workspace
+from sandbox import spec
 from sandbox.container import Sandbox
+from sandbox.engine import Engine
 from sandbox.errors import NotEnforceable
 from sandbox.host import HostFacts
-from sandbox.library import harness_directory, seccomp_file
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.podman_engine import PodmanEngine
 from sandbox.policy import load_policy
 from sandbox.policy_model import Policy
-from sandbox.runner import Live, Places, Runner, collector_for
-from sandbox.seccomp import load_profile
+from sandbox.runner import Places, Runner
 
 # Small limits, so that reaching them is cheap.
 ESCAPE_POLICY = """
@@ -143,7 +140,7 @@ UNMASKED = weakening("no masks", "masked kernel files", mask=None, unmask=["ALL"
 class WeakSandbox(Sandbox):
     """A sandbox whose container is weaker than its specification; the real verification's verdict is kept."""
 
-    def __init__(self, engine: PodmanEngine, decided: spec.ContainerSpec, weaken: Weakening) -> None:
+    def __init__(self, engine: Engine, decided: spec.ContainerSpec, weaken: Weakening) -> None:
         super().__init__(engine, decided)
         self._weaken = weaken
         self.refusal: NotEnforceable | None = None
@@ -222,12 +219,6 @@ class Bench:
     policies: Path
     made: int = 0
 
-    @functools.cached_property
-    def image(self) -> image.AdmittedImage:
-        """Return the default image, admitted once."""
-        record = image.ensure(self.engine, image.resolve(self.policy().images.default), policy_pull="never")
-        return image.admit(self.engine, record, cache_dir=self.places.cache_dir)
-
     def policy(self, name: str = "escape") -> Policy:
         """Load a policy; what the tests compare with comes from here."""
         return load_policy(name, directories=self.places.policy_dirs).policy
@@ -264,34 +255,26 @@ class Bench:
 
     def run_weakened(self, code: str, weaken: Weakening, **fields: Any) -> WeakResult:
         """Run a program with a control removed and verification's objection noted instead of obeyed."""
-        return asyncio.run(self._run_weakened(self.request(code, **fields), weaken))
+        result, sandbox = self._run_in(WeakSandbox, weaken, self.request(code, **fields))
+        noticed = frozenset(sandbox.refusal.facts["controls"]) if sandbox.refusal else frozenset()
+        return WeakResult(result=result, noticed=noticed)
 
     def refusal(self, weaken: Weakening) -> NotEnforceable:
         """Return the product's refusal of a weakened container. Fails the test when it hands over the job."""
         with pytest.raises(NotEnforceable) as caught:
-            asyncio.run(self._run_weakened(self.request("result = 1"), weaken, kind=StrictWeakSandbox))
+            self._run_in(StrictWeakSandbox, weaken, self.request("result = 1"))
         return caught.value
 
-    async def _run_weakened(
-        self, request: RunRequest, weaken: Weakening, *, kind: type[WeakSandbox] = WeakSandbox
-    ) -> WeakResult:
-        policy = self.policy(request.policy).tightened(request.limits)
-        profile = load_profile(policy.seccomp.profile, directories=self.places.policy_dirs)
-        place = workspace.acquire(self.places.runtime_dir)
-        runner = self.runner()
-        live = Live(request=request, run_id=f"weak{place.uid}", policy=policy, cancel=asyncio.Event(),
-                    collector=collector_for(policy, None))  # fmt: skip
-        try:
-            decided = spec.build(
-                policy, image_id=self.image.id, python_path=self.image.python_path, facts=self.facts, seccomp=profile,
-                place=spec.Place(run_id=live.run_id, uid=place.uid, job_dir=place.job_dir,
-                                 lib_dir=harness_directory(self.places.cache_dir),
-                                 seccomp_path=seccomp_file(profile, self.places.cache_dir)),
-            )  # fmt: skip
-            sandbox = kind(self.engine, decided, weaken)
-            async with sandbox:
-                await runner._drive(sandbox, live)
-            noticed = frozenset(sandbox.refusal.facts["controls"]) if sandbox.refusal else frozenset()
-            return WeakResult(result=runner._result(sandbox, live, self.image, removed=time.monotonic()), noticed=noticed)
-        finally:
-            place.release()
+    def _run_in(
+        self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest
+    ) -> tuple[RunResult, WeakSandbox]:
+        """Run a request on the product's own path, with another class in the place of `Sandbox`."""
+        made: list[WeakSandbox] = []
+
+        def weakened(engine: Engine, decided: spec.ContainerSpec) -> WeakSandbox:
+            made.append(kind(engine, decided, weaken))
+            return made[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sandbox.runner.Sandbox", weakened)
+            return asyncio.run(self.runner().run(request)), made[-1]

@@ -1,0 +1,60 @@
+"""Specifications and hosts for tests of pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sandbox.host import HostFacts
+from sandbox.policy import load_policy
+from sandbox.policy_file import policy_directories
+from sandbox.policy_model import Policy
+from sandbox.seccomp import load_profile
+from sandbox.spec import ContainerSpec, Place, build
+from tests.fake_engine import fake_info
+
+
+def policy(name: str = "default") -> Policy:
+    return load_policy(name, directories=policy_directories()).policy
+
+
+def host(**changes: Any) -> HostFacts:
+    """Return a cgroup v2 host with all controllers delegated, with changes."""
+    info = fake_info()
+    known = HostFacts(
+        engine=info,
+        controllers=frozenset(info.cgroup_controllers),
+        subuid_start=100_000,
+        subuid_count=65_536,
+        subgid_start=200_000,
+        subgid_count=65_536,
+        cpu_ids=(0, 1, 2, 3),
+        kernel="6.12",
+        architecture="x86_64",
+        rejected_runtimes={},
+    )
+    return dataclasses.replace(known, **changes)
+
+
+def old_host() -> HostFacts:
+    """Return a cgroup v1 host."""
+    return host(engine=fake_info(cgroup_version=1, cgroup_controllers=()), controllers=frozenset())
+
+
+PLACE = Place(
+    run_id="r1", uid=30_000, job_dir=Path("/run/job"), lib_dir=Path("/cache/lib"), seccomp_path=Path("/cache/s.json")
+)
+
+
+def container_spec(
+    *, facts: HostFacts | None = None, chosen: Policy | None = None, place: Place = PLACE
+) -> ContainerSpec:
+    return build(
+        chosen or policy(),
+        image_id="sha256:abc",
+        python_path="/usr/bin/python3",
+        facts=facts or host(),
+        seccomp=load_profile("python", directories=policy_directories()),
+        place=place,
+    )

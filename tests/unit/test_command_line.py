@@ -1,0 +1,156 @@
+"""The command line without Podman: values of options, text on terminals, documents, and the last resort."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.cli import run
+from sandbox.cli.document import as_document, readable
+from sandbox.cli.main import cli, run_command
+from sandbox.cli.screen import Screen, escaped
+from sandbox.errors import EngineUnavailable, InvalidRequest
+from sandbox.models import Outcome, RunResult, SavedFile
+from sandbox.places import user_runtime_dir
+
+
+@pytest.mark.parametrize(("text", "mib"), [("512m", 512), ("1g", 1024), ("2048", 2048), ("1 GiB", 1024), ("4096k", 4)])
+def test_amounts_of_memory(text: str, mib: int) -> None:
+    assert run.parse_memory(text) == mib
+
+
+@pytest.mark.parametrize("text", ["", "0", "512q", "-1m", "1.5g", "m", "100k"])
+def test_other_amounts_of_memory_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="--memory"):
+        run.parse_memory(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("2.5s", 2.5), ("500ms", 0.5), ("2m", 120)])
+def test_durations(text: str, seconds: float) -> None:
+    assert run.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "1h", "-1s", "1e3", "s", "0ms"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="--timeout"):
+        run.parse_duration(text)
+
+
+@given(st.text())
+def test_nothing_that_steers_a_terminal_passes(text: str) -> None:
+    shown = escaped(text)
+    assert not any(ord(c) < 32 and c not in "\t\n" for c in shown)
+    assert not any(0x7F <= ord(c) <= 0x9F or c in "\u202e\u2066\u2028" for c in shown)
+    shown.encode()
+
+
+def test_ordinary_text_is_shown_unchanged() -> None:
+    text = "température 21 °C\tok ✓ 你好\n"
+    assert escaped(text) == text
+
+
+@given(st.lists(st.binary(max_size=20), max_size=10))
+def test_a_terminal_sees_no_control_character_however_output_is_cut(pieces: list[bytes]) -> None:
+    stream = io.BytesIO()
+    screen = Screen(stream, terminal=True)
+    for piece in pieces:
+        screen.write(piece)
+    shown = stream.getvalue().decode()
+    assert not any(ord(c) < 32 and c not in "\t\n" for c in shown)
+    assert "\x1b" not in shown
+
+
+@given(st.lists(st.binary(max_size=20), max_size=10))
+def test_a_pipe_gets_the_programs_bytes_unchanged(pieces: list[bytes]) -> None:
+    stream = io.BytesIO()
+    screen = Screen(stream, terminal=False)
+    for piece in pieces:
+        screen.write(piece)
+    assert stream.getvalue() == b"".join(pieces)
+
+
+def result(**fields: object) -> RunResult:
+    return RunResult(run_id="r", outcome=Outcome.SUCCEEDED, **fields)  # type: ignore[arg-type]
+
+
+def test_the_document_is_json_with_the_programs_result_unchanged() -> None:
+    found = json.loads(as_document(result(result_json=b'{"a":[1,2]}', additional_data_json=b"7", stdout=b"\xff\x00ok")))
+    assert found["result"] == {"a": [1, 2]}
+    assert found["additional_data"] == 7
+    assert found["stdout"] == "\\xff\x00ok"
+
+
+def test_text_results_are_readable_as_they_are_and_others_indented() -> None:
+    assert readable(b'"plain"') == b"plain"
+    assert readable(b'{"a":1}') == b'{\n  "a": 1\n}'
+    assert b"\x1b" not in readable(b'"\\u001b[31mred"')
+
+
+def test_saved_files_do_not_follow_a_planted_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "report").symlink_to(victim)
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    run.save_files(result(files=(SavedFile(name="report", content=b"new"),)), fd)
+    os.close(fd)
+    assert victim.read_text() == "precious"
+    assert (target / "report").read_bytes() == b"new"
+    assert not (target / "report").is_symlink()
+
+
+def test_an_unexpected_error_is_one_sentence_without_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def defect(_text: str) -> int:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(run, "parse_memory", defect)
+    assert run_command(["run", "-", "--memory", "1g", "--input", "1"], debug=False) == 70
+    shown = capsys.readouterr().err
+    assert "a defect" in shown
+    assert "Traceback" not in shown
+    assert run_command(["run", "-", "--memory", "1g", "--input", "1"], debug=True) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def empty_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"result = 1")))
+
+
+def test_every_command_has_help() -> None:
+    context = cli.make_context("sandbox", [], resilient_parsing=True)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.help
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o777])
+def test_a_runtime_directory_open_to_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    directory.chmod(mode)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    with pytest.raises(EngineUnavailable, match="not private"):
+        user_runtime_dir()
+    assert stat.S_IMODE(directory.stat().st_mode) == mode
+
+
+def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "link"))
+    with pytest.raises(EngineUnavailable):
+        user_runtime_dir()

@@ -1,0 +1,134 @@
+"""What is read of a host, and the cache of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox import host, podman_engine
+from sandbox.errors import EngineUnavailable, NotEnforceable
+from sandbox.host import read_cache, subordinate_range, write_cache
+from tests.unit.factory import host as facts_of_a_host
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("sandbox:100000:65536\n", (100_000, 65_536)),
+        ("other:1:2\nsandbox:200000:65536\nsandbox:9:9\n", (200_000, 65_536)),
+        ("1234:300000:65536\n", (300_000, 65_536)),
+        ("sandboxes:100000:65536\n", (0, 0)),
+        ("sandbox:many:65536\nsandbox\n\n", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_the_first_range_of_the_user_counts(tmp_path: Path, text: str, found: tuple[int, int]) -> None:
+    file = tmp_path / "subuid"
+    file.write_text(text)
+    assert subordinate_range(file, user="sandbox", uid=1234) == found
+    assert subordinate_range(tmp_path / "absent", user="sandbox", uid=1234) == (0, 0)
+
+
+def test_a_user_without_a_range_is_told_the_command_that_adds_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "subordinate_range", lambda *_args, **_kwargs: (0, 0))
+    with pytest.raises(NotEnforceable) as caught:
+        host.require_subordinate_ids()
+    assert "usermod --add-subuids" in caught.value.hint
+
+
+def test_facts_survive_the_cache(tmp_path: Path) -> None:
+    facts = facts_of_a_host(rejected_runtimes={"crun": "no"})
+    write_cache(tmp_path / "host.json", "key", facts)
+    assert read_cache(tmp_path / "host.json", "key") == facts
+    assert (tmp_path / "host.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_cache_made_under_other_conditions_is_not_believed(tmp_path: Path) -> None:
+    write_cache(tmp_path / "host.json", "key", facts_of_a_host())
+    assert read_cache(tmp_path / "host.json", "another") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"key": "key"}', '{"key": "key", "engine": 3}'])
+def test_a_broken_cache_is_ignored(tmp_path: Path, text: str) -> None:
+    (tmp_path / "host.json").write_text(text)
+    assert read_cache(tmp_path / "host.json", "key") is None
+
+
+def test_a_cache_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    write_cache(tmp_path / "real.json", "key", facts_of_a_host())
+    (tmp_path / "host.json").symlink_to(tmp_path / "real.json")
+    assert read_cache(tmp_path / "host.json", "key") is None
+
+
+def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
+    """Put a podman program of our own, or none, on the only PATH that Podman is looked for."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if script is not None:
+        (programs / "podman").write_text(f"#!/bin/sh\n{script}\n")
+        (programs / "podman").chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin" if script is not None else str(programs), "HOME": str(tmp_path)}
+    monkeypatch.setattr(podman_engine, "scrubbed_environment", lambda: environment)
+    monkeypatch.setenv("PATH", environment["PATH"])
+
+
+def test_a_missing_podman_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    podman(tmp_path, monkeypatch, None)
+    with pytest.raises(EngineUnavailable) as caught:
+        podman_engine.podman_version()
+    assert "not installed" in caught.value.message
+    assert "apt-get install podman" in caught.value.hint
+
+
+def test_an_old_podman_is_refused_with_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    podman(tmp_path, monkeypatch, "echo podman version 3.4.4")
+    with pytest.raises(EngineUnavailable, match=r"3\.4\.4 is too old: at least 4\.3\.0"):
+        podman_engine.podman_version()
+
+
+def test_a_broken_podman_is_named_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    podman(tmp_path, monkeypatch, "echo 'Error: database is locked' >&2; exit 125")
+    with pytest.raises(EngineUnavailable, match="database is locked"):
+        podman_engine.podman_version()
+
+
+def test_a_podman_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    podman(tmp_path, monkeypatch, "exec sleep 60")
+    with pytest.raises(EngineUnavailable, match="did not end within"):
+        podman_engine.podman_command("info", timeout_s=0.3)
+
+
+def test_podman_gets_nothing_of_the_callers_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("http_proxy", "CONTAINERS_CONF", "PODMAN_USERNS", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD"):
+        monkeypatch.setenv(name, "leak")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    environment = podman_engine.scrubbed_environment()
+    assert "leak" not in environment.values()
+    assert environment["CONTAINERS_CONF"] == "/dev/null"
+    assert set(environment) <= {
+        "PATH",
+        "HOME",
+        "XDG_RUNTIME_DIR",
+        "LANG",
+        "CONTAINERS_CONF",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    }
+
+
+def test_sockets_of_dead_processes_are_removed_and_live_ones_kept(tmp_path: Path) -> None:
+    live, dead = tmp_path / f"engine-{os.getppid()}.sock", tmp_path / "engine-4194999.sock"
+    live.touch()
+    dead.touch()
+    podman_engine.remove_dead_sockets(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [live.name]
+
+
+def test_the_cache_is_plain_json(tmp_path: Path) -> None:
+    write_cache(tmp_path / "host.json", "key", facts_of_a_host())
+    assert json.loads((tmp_path / "host.json").read_text())["engine"]["runtime"] == "crun"

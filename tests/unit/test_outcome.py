@@ -1,0 +1,60 @@
+"""How a run ended, from what is known of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox.models import EXIT_STATUS, Outcome, ProgramError
+from sandbox.outcome import Evidence, decide
+from tests.unit.factory import policy
+
+RAISED = ProgramError(type="ValueError", message="no", line=3)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "outcome"),
+    [
+        (Evidence(ended="exited", exit_code=0, has_result=True), Outcome.SUCCEEDED),
+        (Evidence(ended="exited", exit_code=0), Outcome.NO_RESULT),
+        (Evidence(ended="exited", exit_code=1, error=RAISED), Outcome.FAILED),
+        (Evidence(ended="exited", exit_code=9), Outcome.FAILED),
+        (Evidence(ended="exited", exit_code=9, has_result=True), Outcome.FAILED),
+        (Evidence(ended="exited", exit_code=0, error=RAISED, has_result=True), Outcome.FAILED),
+        (Evidence(ended="channel", signal_name=None), Outcome.FAILED),
+        (Evidence(ended="cancelled", timed_out=True, signal_name="SIGKILL"), Outcome.TIMED_OUT),
+        (Evidence(timed_out=True), Outcome.TIMED_OUT),
+        (Evidence(timed_out=True, processes_exceeded=True), Outcome.TOO_MANY_PROCESSES),
+        (Evidence(ended="exited", signal_name="SIGXCPU"), Outcome.TIMED_OUT),
+        (Evidence(cancelled=True), Outcome.CANCELLED),
+        (Evidence(ended="cancelled", cancelled=True, signal_name="SIGKILL"), Outcome.CANCELLED),
+        (Evidence(memory_exceeded=True), Outcome.OUT_OF_MEMORY),
+        (Evidence(ended="exited", exit_code=1, error=RAISED, cause="memory"), Outcome.OUT_OF_MEMORY),
+        (Evidence(ended="exited", exit_code=0, has_result=True, memory_exceeded=True), Outcome.SUCCEEDED),
+        (Evidence(ended="exited", exit_code=1, error=RAISED, cause="processes"), Outcome.TOO_MANY_PROCESSES),
+        (Evidence(ended="exited", exit_code=1, error=RAISED, processes_exceeded=True), Outcome.FAILED),
+        (Evidence(ended="exited", exit_code=7, processes_exceeded=True), Outcome.TOO_MANY_PROCESSES),
+        (Evidence(ended="output_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),
+        (Evidence(ended="result_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),
+        (Evidence(ended="files_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),
+        (Evidence(ended="log_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),
+        (Evidence(ended="exited", signal_name="SIGSEGV"), Outcome.KILLED),
+        (Evidence(ended="exited", signal_name="SIGSYS"), Outcome.KILLED),
+        (Evidence(), Outcome.KILLED),
+    ],
+)
+def test_evidence_leads_to_one_outcome(evidence: Evidence, outcome: Outcome) -> None:
+    decided, explanation = decide(evidence, policy())
+    assert decided is outcome
+    assert bool(explanation) == (outcome is not Outcome.SUCCEEDED)
+
+
+def test_only_success_exits_with_0_and_no_two_outcomes_share_a_status() -> None:
+    assert [outcome for outcome, status in EXIT_STATUS.items() if status == 0] == [Outcome.SUCCEEDED]
+    assert set(EXIT_STATUS) == set(Outcome)
+    assert len(set(EXIT_STATUS.values())) == len(Outcome)
+
+
+def test_explanations_name_the_limit_and_the_key() -> None:
+    limits = policy().limits
+    assert f"{limits.timeout_s:g} s (limits.timeout_s)" in decide(Evidence(timed_out=True), policy())[1]
+    assert f"{limits.memory_mib} MiB (limits.memory_mib)" in decide(Evidence(memory_exceeded=True), policy())[1]

@@ -1,0 +1,94 @@
+"""Leases of user ids, and what is done about owners that died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandbox import workspace
+from sandbox.errors import EngineUnavailable
+from sandbox.spec import OWNER_LABEL, RUN_LABEL, UID_FIRST, UID_LAST
+from tests.fake_engine import BASE, FakeEngine
+
+
+def container(engine: FakeEngine, owner: str) -> str:
+    container_id, _ = engine.create({"image": BASE, "labels": {RUN_LABEL: "r", OWNER_LABEL: owner}})
+    return container_id
+
+
+def test_live_workspaces_never_share_a_user_id(tmp_path: Path) -> None:
+    taken = [workspace.acquire(tmp_path) for _ in range(50)]
+    assert len({one.uid for one in taken}) == 50
+    assert all(UID_FIRST <= one.uid <= UID_LAST for one in taken)
+    for one in taken:
+        one.release()
+    assert workspace.abandoned(tmp_path) == []
+
+
+def test_others_can_pass_through_the_job_directory_alone(tmp_path: Path) -> None:
+    one = workspace.acquire(tmp_path)
+    assert one.directory.stat().st_mode & 0o777 == 0o700
+    assert one.job_dir.stat().st_mode & 0o777 == 0o711
+    one.release()
+
+
+def test_release_leaves_nothing(tmp_path: Path) -> None:
+    one = workspace.acquire(tmp_path)
+    (one.job_dir / "job.sock").touch()
+    one.release()
+    assert not one.directory.exists()
+
+
+def test_a_live_workspace_is_never_swept(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    one = workspace.acquire(tmp_path)
+    kept = container(engine, str(one.uid))
+    assert workspace.sweep(tmp_path, engine, everything=True) == 0
+    assert one.directory.exists()
+    assert engine.inspect(kept).id == kept
+    one.release()
+
+
+def test_what_a_killed_owner_left_is_removed_with_its_container(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom sandbox import workspace\n"
+        "print(workspace.acquire(Path(sys.argv[1])).uid, flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        uid = process.stdout.readline().strip().decode()
+        assert workspace.abandoned(tmp_path) == []
+        process.send_signal(signal.SIGKILL)
+    assert [path.name for path in workspace.abandoned(tmp_path)] == [uid]
+    engine = FakeEngine()
+    orphan, other = container(engine, uid), container(engine, "1")
+    assert workspace.sweep(tmp_path, engine) == 1
+    assert [found.id for found in engine.containers(RUN_LABEL)] == [other]
+    assert orphan != other
+    assert workspace.abandoned(tmp_path) == []
+
+
+def test_containers_without_a_workspace_go_when_everything_is_swept(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    container(engine, "12345")
+    assert workspace.sweep(tmp_path, engine) == 0
+    assert workspace.sweep(tmp_path, engine, everything=True) == 1
+    assert engine.containers(RUN_LABEL) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "lock").symlink_to("/dev/full/absent")
+    with pytest.raises(EngineUnavailable, match="runs"):
+        workspace.acquire(tmp_path)
+
+
+def test_the_lease_ends_with_its_process_also_for_children_that_inherit_nothing(tmp_path: Path) -> None:
+    one = workspace.acquire(tmp_path)
+    assert not os.get_inheritable(one.lock_fd)
+    one.release()
