@@ -58,7 +58,9 @@ LIMITS = {
 
 
 def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str) -> tuple[Outcome, str]:
-    """Decide a run that ended by itself."""
+    """Decide a run that ended by itself, or by the harness's hand for what it wrote to the channel."""
+    if seen.ended == "channel":
+        return Outcome.FAILED, "the program wrote to the runner's own channel"
     if seen.signal_name == signal.SIGXCPU.name:
         seconds = policy.limits.timeout_s * policy.limits.cpus
         return (
@@ -71,8 +73,6 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         if seen.processes_exceeded:
             return Outcome.TOO_MANY_PROCESSES, too_many
         return Outcome.KILLED, f"the program was killed by {seen.signal_name or 'an unknown signal'}"
-    if seen.ended == "channel":
-        return Outcome.FAILED, "the program wrote to the runner's own channel"
     if seen.error is not None:
         line = f" at line {seen.error.line}" if seen.error.line else ""
         return Outcome.FAILED, f"the program raised {seen.error.type}{line}"

@@ -146,14 +146,16 @@ class Runner:
         """
         cancel = cancel or asyncio.Event()
         run_id = uuid.uuid4().hex
-        task = asyncio.ensure_future(self._run(request, run_id, on_output, on_progress or (lambda _: None), cancel))
+        program = asyncio.Event()
+        task = asyncio.ensure_future(
+            self._run(request, run_id, on_output, on_progress or (lambda _: None), cancel, program)
+        )
         stop = asyncio.ensure_future(cancel.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                # In the program phase `_drive` sees the event itself and still collects the last output.
-                await asyncio.wait({task}, timeout=LAST_WORDS_S)
+            if not program.is_set():
                 task.cancel()
+            # In the program phase `_drive` sees the event itself, and still collects the last output.
             return await task
         except asyncio.CancelledError:
             if not cancel.is_set():
@@ -161,9 +163,8 @@ class Runner:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
                 raise
-            return RunResult(
-                run_id=run_id, outcome=Outcome.CANCELLED, explanation="the run was cancelled before the program began"
-            )
+            explanation = "the run was cancelled before the program began"
+            return RunResult(run_id=run_id, outcome=Outcome.CANCELLED, explanation=explanation)
         finally:
             stop.cancel()
 
@@ -174,6 +175,7 @@ class Runner:
         on_output: OnOutput | None,
         on_progress: OnProgress,
         cancel: asyncio.Event,
+        program: asyncio.Event,
     ) -> RunResult:
         began = time.monotonic()
         loaded = load_policy(request.policy, directories=self._places.policy_dirs)
@@ -204,6 +206,7 @@ class Runner:
             sandbox = Sandbox(engine, decided)
             async with sandbox:
                 on_progress("running")
+                program.set()
                 await self._drive(sandbox, live)
             return self._result(sandbox, live, admitted, removed=time.monotonic())
         finally:

@@ -203,7 +203,10 @@ def check_launch(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     allowed = {f"{name}={value}" for name, value in spec.podman["env"].items()}
     allowed |= {f"HOSTNAME={spec.podman['hostname']}", "container=podman", "TERM=xterm"}
     extra = sorted(entry.partition("=")[0] for entry in set(process.get("env") or ()) - allowed)
-    reserved = sorted(name for name in seen.oci.get("annotations") or {} if RESERVED_ANNOTATIONS.match(name))
+    # Podman 5 repeats our own stop signal as a property of the scope: that name with that value, and no other.
+    ours = ("org.systemd.property.KillSignal", str(spec.podman["stop_signal"]))
+    reserved = sorted(name for name, value in (seen.oci.get("annotations") or {}).items()
+                      if RESERVED_ANNOTATIONS.match(name) and (name, value) != ours)  # fmt: skip
     found = [f"extra variables: {', '.join(extra)}"] if extra else []
     found += [f"annotations: {', '.join(reserved)}"] if reserved else []
     found += ["hooks"] if any((seen.oci.get("hooks") or {}).values()) else []

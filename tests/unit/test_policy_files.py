@@ -85,29 +85,37 @@ def test_file_in_a_directory_writable_by_others_is_refused(file: Path) -> None:
     read_trusted(file, what="policy")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.fixture
+def reader_is_another(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `file` somebody else's: given away where root runs the tests, elsewhere by reading as another user."""
+    if os.geteuid() == 0:
+        os.chown(file, STRANGER, STRANGER)
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER + 1)
+    monkeypatch.setattr(os, "getegid", lambda: STRANGER + 1)
+    monkeypatch.setattr(policy_file, "__file__", "/etc/passwd")  # the package is root's
+
+
+@pytest.mark.usefixtures("reader_is_another")
 def test_file_of_a_stranger_is_refused_with_the_fix(file: Path) -> None:
-    os.chown(file, STRANGER, -1)
-    with pytest.raises(InvalidRequest, match=f"belongs to user {STRANGER}") as caught:
+    with pytest.raises(InvalidRequest, match=f"belongs to user {file.stat().st_uid}") as caught:
         read_trusted(file, what="policy")
-    assert caught.value.hint == f"chown 0 {file}"
+    assert caught.value.hint == f"chown {STRANGER + 1} {file}"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another group")
-def test_file_writable_by_a_strange_group_is_refused(file: Path) -> None:
-    file.chmod(0o664)
+@pytest.mark.usefixtures("reader_is_another")
+def test_file_writable_by_a_strange_group_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid)
     read_trusted(file, what="policy")
-    os.chown(file, -1, STRANGER)
+    file.chmod(0o664)
     with pytest.raises(InvalidRequest, match="can be changed by other users"):
         read_trusted(file, what="policy")
 
 
+@pytest.mark.usefixtures("reader_is_another")
 def test_file_of_the_package_owner_is_trusted_in_a_checkout_of_someone_else(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
-    if Path(policy_file.__file__).stat().st_uid != file.stat().st_uid:
-        pytest.skip("the checkout belongs to another user than the one who runs the tests")
+    monkeypatch.setattr(policy_file, "__file__", str(file))
     assert read_trusted(file, what="policy") == ""
 
 

@@ -1,0 +1,91 @@
+"""Called as root, the command hands itself over to the user `sandbox`. These tests run as root, and start no container as root."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SANDBOX = "/usr/local/bin/sandbox"
+NOTE = "called as root, going on as user 'sandbox'"
+
+
+@pytest.fixture(autouse=True)
+def as_root() -> None:
+    assert os.geteuid() == 0, "this tier runs as root: scripts/test as root includes it"
+
+
+def sandbox(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SANDBOX, *arguments], capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.py"
+    path.write_text("import os\nresult = os.getuid()\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_root_says_once_that_it_goes_on_as_another_user(script: Path) -> None:
+    answer = sandbox("run", str(script))
+    assert answer.returncode == 0
+    assert answer.stderr.count(NOTE) == 1
+
+
+def test_quiet_says_nothing(script: Path) -> None:
+    assert sandbox("run", str(script), "--quiet").stderr == ""
+
+
+def test_the_container_belongs_to_the_unprivileged_user(script: Path) -> None:
+    found = json.loads(sandbox("run", str(script), "--json").stdout)
+    control = next(row for row in found["receipt"]["controls"] if row["control"] == "non-root user")
+    host_uid = int(control["evidence"].split()[1])
+    account = pwd.getpwnam("sandbox")
+    assert host_uid not in (0, account.pw_uid)
+    first = next(
+        line.split(":")[1] for line in Path("/etc/subuid").read_text().splitlines() if line.startswith("sandbox:")
+    )
+    assert int(first) <= host_uid < int(first) + 65_536
+
+
+def test_a_script_that_only_root_can_read_runs(script: Path) -> None:
+    assert sandbox("run", str(script)).returncode == 0
+
+
+def test_roots_own_container_storage_is_never_touched(script: Path) -> None:
+    storage = Path("/var/lib/containers/storage")
+    before = storage.exists()
+    sandbox("run", str(script))
+    sandbox("doctor")
+    sandbox("image", "list")
+    assert storage.exists() == before
+
+
+def test_a_runtime_directory_that_a_reboot_took_is_made_again(script: Path) -> None:
+    account = pwd.getpwnam("sandbox")
+    runtime = Path(f"/run/user/{account.pw_uid}")
+    aside = runtime.with_name(f"{account.pw_uid}.aside")
+    runtime.rename(aside)
+    try:
+        answer = sandbox("run", str(script))
+        assert answer.returncode == 0, answer.stderr
+        assert runtime.stat().st_mode & 0o777 == 0o700
+        assert runtime.stat().st_uid == account.pw_uid
+        subprocess.run(["rm", "-rf", str(runtime)], check=True)
+    finally:
+        aside.rename(runtime)
+
+
+def test_a_directory_that_the_user_cannot_write_is_refused_before_the_run(script: Path, tmp_path: Path) -> None:
+    target = tmp_path / "only-root"
+    target.mkdir(mode=0o700)
+    answer = sandbox("run", str(script), "--save-files", str(target))
+    assert answer.returncode == 2
+    assert "--save-files" in answer.stderr
