@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.escape.attacks import needs_known_architecture, needs_x86_64, program
 from tests.escape.bench import HOST_NETWORK, UNCONFINED, Bench, WeakResult, extra_mount
 
@@ -88,7 +89,7 @@ def listeners() -> Iterator[Listeners]:
     directory = Path(tempfile.mkdtemp(prefix="socket-", dir="/tmp"))
     directory.chmod(0o755)
     abstract = f"\0sandbox-test-{os.getpid()}"
-    servers = {
+    servers: dict[str, tuple[socket.socket, Any]] = {
         "loopback": (socket.socket(socket.AF_INET), ("127.0.0.1", 0)),
         "abstract": (socket.socket(socket.AF_UNIX), abstract),
         "pathname": (socket.socket(socket.AF_UNIX), str(directory / "host.sock")),

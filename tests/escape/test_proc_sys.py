@@ -91,7 +91,7 @@ def test_no_process_of_the_host_is_visible(seen: dict[str, Any]) -> None:
 def test_even_container_root_finds_settings_read_only(as_root: WeakResult) -> None:
     # The user can't write there because it isn't root; this shows that the mounts hold as well.
     assert as_root.value["own sysctl"] == "EROFS"
-    assert as_root.value["single"]["/proc/sysrq-trigger"] == "EROFS"
+    assert as_root.value["single"]["/proc/sysrq-trigger"] in ("EROFS", "ENOENT")  # not every kernel has the key
 
 
 def test_without_masks_the_files_are_readable_and_root_changes_settings(bench: Bench) -> None:

@@ -18,7 +18,7 @@ NAMES = ["../x", "/etc/x", "a/b", "a\0b", "", ".", "..", "x" * 256, "line\nbreak
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_name_that_is_not_flat_is_refused(bench: Bench, name: str) -> None:
-    ended = bench.run(f"save_file({ascii(name)}, 'x')\nresult = 1")
+    ended = bench.run(f"save_file({name!a}, 'x')\nresult = 1")
     assert ended.outcome is Outcome.FAILED
     assert ended.error is not None
     assert ended.error.type == "ValueError"

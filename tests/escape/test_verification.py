@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.escape.bench import (
     AS_ROOT,
     HOST_NETWORK,
