@@ -181,11 +181,11 @@ class Sandbox:
         try:
             if spec.cpu_ids is not None:
                 os.sched_setaffinity(self.pid, spec.cpu_ids)
-            for kind, value in (
-                (resource.RLIMIT_AS, spec.address_space_bytes), (resource.RLIMIT_CPU, spec.cpu_time_s),
-            ):  # fmt: skip
-                if value is not None:
-                    resource.prlimit(self.pid, kind, (value, value))
+            if spec.address_space_bytes is not None:
+                resource.prlimit(self.pid, resource.RLIMIT_AS, (spec.address_space_bytes, spec.address_space_bytes))
+            if spec.cpu_time_s is not None:
+                # At the soft limit the kernel sends SIGXCPU, which says why; at the hard one a plain SIGKILL.
+                resource.prlimit(self.pid, resource.RLIMIT_CPU, (spec.cpu_time_s, spec.cpu_time_s + 1))
         except OSError as error:
             raise NotEnforceable(
                 f"a fallback limit can't be set on the sandbox: {error.strerror}", hint="run `sandbox doctor`"

@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+# No run lasts a thousand years: what claims to is not a measurement.
+MAX_SECONDS = 3e10
+
+
 class Strict(BaseModel):
     """Base of every model: no unknown field, no coercion, no change after construction."""
 
@@ -101,7 +105,7 @@ class LogRecord(Strict):
 
     level: Literal["debug", "info", "warning", "error"]
     message: str
-    elapsed_s: float
+    elapsed_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
 class SavedFile(Strict):

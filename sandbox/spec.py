@@ -242,7 +242,9 @@ def build(
     caps = plan_caps(policy, facts)
     limits = policy.limits
     mechanisms = {cap.control: cap.mechanism for cap in caps}
-    nproc = limits.processes + OWN_PROCESSES
+    # Behind a cgroup the rlimit stands one higher: the kernel asks it first, and only a fork that pids.max itself
+    # refuses is counted in pids.events, from which the runner learns that the program asked for too many.
+    nproc = limits.processes + OWN_PROCESSES + (mechanisms["processes"] == "cgroup")
     tmpfs = tmpfs_mounts(policy)
     podman = {
         "image": image_id,

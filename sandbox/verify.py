@@ -261,7 +261,10 @@ def fallback_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tupl
         )
     if control == "cpus":
         cores, cpu = seen.process.status["Cpus_allowed_list"], limits.get("Max cpu time", "?")
-        holds = parse_cpu_list(cores) == set(spec.cpu_ids or ()) and cpu == f"{spec.cpu_time_s} {spec.cpu_time_s}"
+        holds = (
+            parse_cpu_list(cores) == set(spec.cpu_ids or ())
+            and cpu == f"{spec.cpu_time_s} {(spec.cpu_time_s or 0) + 1}"
+        )
         return f"affinity to core(s) {cores}, RLIMIT_CPU {cpu} s per process", holds
     wanted = spec.processes + OWN_PROCESSES
     found = limits.get("Max processes", "?")

@@ -8,6 +8,7 @@ it streams; `Collector` enforces all of them again, because user code may have t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pydantic_core import from_json
 
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.harness import name_problem
-from sandbox.models import LogRecord, ProgramError, SavedFile, Strict
+from sandbox.models import MAX_SECONDS, LogRecord, ProgramError, SavedFile, Strict
 
 __all__ = [
     "CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Limits", "ProtocolViolation", "Quit", "Ready",
@@ -30,6 +31,9 @@ PROTOCOL = 1
 MAX_BODY_BYTES = 1 << 20
 CHUNK_BYTES = 256 << 10
 MAX_RECORD_BYTES = 64 << 10
+MAX_KIB = 1 << 40
+# Parsing turns two bytes into an object of dozens: larger texts are checked without being parsed.
+PARSED_BYTES = 1 << 20
 HEADER = struct.Struct(">cI")
 FROM_HARNESS = "RSOELFfVMAXQ"
 RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RECORD_BYTES} | {
@@ -72,12 +76,12 @@ class Ready(Strict):
 class Quit(Strict):
     """How the program's process ended, by the harness's account."""
 
-    exit_code: int | None
+    exit_code: Annotated[int, Field(ge=0, le=255)] | None
     signal: Annotated[str, Field(pattern=r"^SIG[A-Z0-9+-]{1,12}$")] | None
     ended: Ended
-    max_rss_kib: Count
-    cpu_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    wall_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    max_rss_kib: Annotated[int, Field(ge=0, le=MAX_KIB)]
+    cpu_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
+    wall_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 
 
 class Meta(Strict):
@@ -334,11 +338,28 @@ class Collector:
         text = bytes(self._json[kind])
         if self._stage != "M" or not text:
             return None
+        if not is_json(text):
+            raise ProtocolViolation("the sandbox sent a result that is not JSON")
+        return text
+
+
+def is_json(text: bytes) -> bool:
+    """Tell whether `text` is strict JSON (UTF-8), in memory that stays in proportion to its size."""
+    if len(text) <= PARSED_BYTES:
         try:
             from_json(text, allow_inf_nan=False, cache_strings="none")
-        except (ValueError, RecursionError) as error:
-            raise ProtocolViolation(f"the sandbox sent a result that is not JSON: {error}") from None
-        return text
+        except (ValueError, RecursionError):
+            return False
+        return True
+    import sqlite3  # its parser keeps some bytes for each value, not a Python object
+
+    if b"\0" in text:  # where SQLite would stop reading
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(":memory:")) as database:
+            return bool(database.execute("SELECT json_valid(?)", (text.decode("utf-8"),)).fetchone()[0])
+    except (UnicodeDecodeError, sqlite3.Error):
+        return False
 
 
 def _shaped(shape: type[Shape], body: bytes) -> Shape:

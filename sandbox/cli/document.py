@@ -9,6 +9,8 @@ from sandbox.cli.screen import escaped
 from sandbox.errors import SandboxError
 from sandbox.models import ErrorBody, RunResult
 
+INDENTED_BYTES = 1 << 20
+
 
 def as_document(result: RunResult) -> bytes:
     """Return the whole result as one JSON text. The program's own JSON goes in unchanged, never parsed again."""
@@ -44,7 +46,9 @@ def as_document(result: RunResult) -> bytes:
 
 
 def readable(result_json: bytes) -> bytes:
-    """Return a result for a person: text as it is, everything else as indented JSON."""
+    """Return a result for a person: text as it is, other values as indented JSON, large ones as they came."""
+    if len(result_json) > INDENTED_BYTES:
+        return escaped(result_json.decode()).encode()
     value = json.loads(result_json)
     text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
     return escaped(text).encode(errors="backslashreplace")

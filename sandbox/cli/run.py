@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.screen import Screen, escaped
+from sandbox.cli.screen import Screen, escaped, escaped_json
 from sandbox.cli.session import Session, session
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
 
@@ -135,8 +136,8 @@ def build_request(code: str, filename: str, options: dict[str, Any]) -> RunReque
 
     from sandbox.models import RunRequest, Tightening
 
-    secrets = options["secrets"]
-    if named := [text for text in secrets if "=" in text]:
+    names = options["secrets"]
+    if named := [text for text in names if "=" in text]:
         raise InvalidRequest(
             f"--secret {named[0].partition('=')[0]} carries its value, which every user of this host can read in the process list",
             hint="set an environment variable of that name and write --secret NAME",
@@ -152,7 +153,7 @@ def build_request(code: str, filename: str, options: dict[str, Any]) -> RunReque
                     cpus=options["cpus"], processes=options["pids"],
                 ),
                 "env": pairs(options["env"], option="--env"),
-                "secrets": pairs(secrets, option="--secret"),
+                "secrets": pairs(names, option="--secret"),
                 "files": read_files(options["files"]),
             },
             strict=False,
@@ -194,7 +195,10 @@ class Output:
         from sandbox.cli.document import as_document, readable
 
         if self._json:
-            sys.stdout.buffer.write(as_document(result) + b"\n")
+            document = as_document(result)
+            if sys.stdout.isatty():
+                document = escaped_json(document.decode()).encode()
+            sys.stdout.buffer.write(document + b"\n")
             sys.stdout.buffer.flush()
             return
         self._out.end_line()
@@ -240,7 +244,7 @@ def open_directory(path: str | None) -> int | None:
 def save_files(result: RunResult, fd: int) -> None:
     """Write saved files below an open directory. Existing links are not followed: the old entry is replaced."""
     for file in result.files:
-        temporary = f".{result.run_id}.part"
+        temporary = f".{secrets.token_hex(16)}.part"  # the program knows its run id, and not this
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd
         )

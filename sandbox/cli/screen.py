@@ -17,6 +17,12 @@ def escaped(text: str) -> str:
     return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
+def escaped_json(text: str) -> str:
+    """Return the same JSON with what could steer a terminal written as escapes of JSON itself."""
+    # Apart from carriage returns between values, JSON has such characters only inside strings, where \\u stands for them.
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r", " "))
+
+
 class Screen:
     """Writes a program's bytes to one stream as they come: escaped on a terminal, unchanged elsewhere."""
 

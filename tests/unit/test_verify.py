@@ -45,7 +45,7 @@ def faithful(spec: ContainerSpec) -> Observed:
         "Max msgqueue size": "0 0",
         "Max processes": f"{spec.processes + 1} {spec.processes + 1}",
         "Max address space": f"{spec.address_space_bytes} {spec.address_space_bytes}",
-        "Max cpu time": f"{spec.cpu_time_s} {spec.cpu_time_s}",
+        "Max cpu time": f"{spec.cpu_time_s} {(spec.cpu_time_s or 0) + 1}",
     }
     mounts = [
         mount("/", "ro,relatime", "overlay"),

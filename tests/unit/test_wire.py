@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import tracemalloc
 from typing import Any
 
@@ -14,7 +16,17 @@ from hypothesis import strategies as st
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.harness import name_problem
 from sandbox.models import LogRecord
-from sandbox.wire import MAX_BODY_BYTES, Collector, FrameReader, Limits, ProtocolViolation, encode, job_frames
+from sandbox.wire import (
+    MAX_BODY_BYTES,
+    PARSED_BYTES,
+    Collector,
+    FrameReader,
+    Limits,
+    ProtocolViolation,
+    encode,
+    is_json,
+    job_frames,
+)
 
 LIMITS = Limits(output_bytes=100, result_bytes=50, files_bytes=30, files_count=3, log_records=2)
 READY = ("R", b'{"protocol":1,"python":[3,11,2],"implementation":"cpython"}')
@@ -321,3 +333,28 @@ def test_a_name_without_a_problem_is_one_visible_path_component(name: str) -> No
         assert name not in ("", ".", "..")
         assert name.isprintable()
         assert 0 < len(name.encode()) <= 255
+
+
+@pytest.mark.parametrize("padding", [0, PARSED_BYTES], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        (b"1", True), (b"-0.5e+10", True), (b'"\\u00e9\xc3\xa9"', True), (b'{"a":[null,true,false]}', True), (b"[]", True),
+        (b"NaN", False), (b"Infinity", False), (b"-Infinity", False), (b"01", False), (b"1.", False), (b".5", False),
+        (b"+1", False), (b"'a'", False), (b"{a:1}", False), (b"[1,]", False), (b'"a\nb"', False), (b'"\x00"', False),
+        (b"1]\x00[", False), (b"1 2", False), (b'"\xff"', False), (b'"\\x41"', False), (b"", False), (b"/**/1", False),
+        (b"0x10", False), (b"[" * 5000 + b"]" * 5000, False),
+    ],
+)  # fmt: skip
+def test_only_strict_json_passes_however_large(value: bytes, valid: bool, padding: int) -> None:
+    assert is_json(b"[" + b" " * padding + value + b"]") == (valid or value == b"")
+
+
+def test_a_compact_large_text_is_checked_in_proportionate_memory() -> None:
+    text = b"[" + b"[]," * 4_000_000 + b"[]]"
+    code = (
+        "import resource, sys\nfrom sandbox.wire import is_json\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "sys.exit(not is_json(sys.stdin.buffer.read()))"
+    )
+    subprocess.run([sys.executable, "-c", code], input=text, check=True, timeout=60)
