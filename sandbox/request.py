@@ -1,0 +1,61 @@
+"""What is checked of a request before anything starts: its syntax, its sizes, and what the policy lets through."""
+
+from __future__ import annotations
+
+import sys
+
+from sandbox.errors import InvalidRequest, PolicyDenied
+from sandbox.harness import compile_program, name_problem
+from sandbox.models import RunRequest
+from sandbox.policy_model import Policy
+
+
+def syntax_error(request: RunRequest) -> InvalidRequest | None:
+    """Return why the code does not compile on this host's Python, with line and column; None when it does."""
+    name = request.filename
+    try:
+        compile_program(request.code, name)
+    except SyntaxError as error:
+        text = (error.text or "").strip()
+        return InvalidRequest(
+            f"{name} line {error.lineno}, column {error.offset}: {error.msg}" + (f": {text[:200]}" if text else ""),
+            hint="nothing was started; correct the script and run it again",
+            line=error.lineno, column=error.offset,
+        )  # fmt: skip
+    except (ValueError, RecursionError, MemoryError) as error:
+        return InvalidRequest(
+            f"{name} can't be compiled: {str(error) or type(error).__name__}", hint="nothing was started"
+        )
+    return None
+
+
+def newer_than_ours(version: tuple[int, int] | None) -> bool:
+    """Tell whether an image's Python may know syntax that ours doesn't."""
+    return version is not None and version > sys.version_info[:2]
+
+
+def check_request(request: RunRequest, policy: Policy) -> None:
+    """Raise `PolicyDenied` or `InvalidRequest` for what the policy does not let through."""
+    limits = policy.limits
+    sizes = {
+        "code_kib": (len(request.code.encode(errors="surrogatepass")), limits.code_kib << 10),
+        "payload_mib": (
+            len(request.payload_json) + len(request.message_json) + sum(map(len, request.files.values())),
+            limits.payload_mib << 20,
+        ),
+    }
+    for key, (size, allowed) in sizes.items():
+        if size > allowed:
+            raise PolicyDenied(
+                f"the request has {size} bytes, policy {policy.name!r} takes {allowed} (limits.{key})",
+                hint="send less, or choose a policy that takes more",
+            )
+    for name in request.files:
+        if problem := name_problem(name):
+            raise InvalidRequest(
+                f"the file name {name[:80]!r} {problem}", hint="give files plain names, without a path"
+            )
+    for name in request.env:
+        policy.env_allowed(name)
+    for name in request.secrets:
+        policy.secret_allowed(name)
