@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -245,6 +246,9 @@ class Sandbox:
 
     def kill(self) -> None:
         """Kill process 1, and with it, by the kernel, every process of the sandbox."""
+        if self.cgroup is not None:
+            # systemd removes the empty group at once; why the sandbox had to be killed stands in its counters.
+            self.cgroup = dataclasses.replace(self.cgroup, seen=kernel.read_cgroup_events(self.cgroup))
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -39,14 +39,27 @@ class Mount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CgroupEvents:
+    """What a cgroup v2 group went through: processes killed for memory, forks refused, highest use."""
+
+    oom_kills: int
+    fork_failures: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CgroupLimits:
-    """The tightest cgroup v2 limits on the way from a process to the root; None where nothing limits."""
+    """The tightest cgroup v2 limits on the way from a process to the root; None where nothing limits.
+
+    `seen` are events that were read earlier, kept because a group's counters vanish with its last process.
+    """
 
     path: str
     memory_bytes: int | None
     swap_bytes: int | None
     cpus: float | None
     processes: int | None
+    seen: CgroupEvents | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,15 +171,6 @@ def read_process(pid: int) -> ProcessFacts:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CgroupEvents:
-    """What a cgroup v2 group went through: processes killed for memory, forks refused, highest use."""
-
-    oom_kills: int
-    fork_failures: int
-    peak_bytes: int | None
-
-
 def read_events(path: Path) -> dict[str, int]:
     """Return a flat-keyed cgroup file; empty where there is none."""
     try:
@@ -177,15 +181,19 @@ def read_events(path: Path) -> dict[str, int]:
 
 
 def read_cgroup_events(limits: CgroupLimits | None, *, root: Path = CGROUP_ROOT) -> CgroupEvents | None:
-    """Return the events of a sandbox's group; None where it is in none (cgroup v1)."""
+    """Return the events of a sandbox's group, with those seen earlier; None where it is in none (cgroup v1)."""
     if limits is None:
         return None
     directory = root / limits.path
     # The runtime may put processes one level below the group that carries the limits (crun: `container`).
     groups = [directory, directory.parent] if directory.name == "container" else [directory]
+    seen = limits.seen or CgroupEvents(oom_kills=0, fork_failures=0, peak_bytes=None)
     peaks = [peak for group in groups if (peak := read_limit(group / "memory.peak")) is not None]
+    peaks += [] if seen.peak_bytes is None else [seen.peak_bytes]
+    oom_kills = [read_events(group / "memory.events").get("oom_kill", 0) for group in groups]
+    fork_failures = [read_events(group / "pids.events").get("max", 0) for group in groups]
     return CgroupEvents(
-        oom_kills=max(read_events(group / "memory.events").get("oom_kill", 0) for group in groups),
-        fork_failures=max(read_events(group / "pids.events").get("max", 0) for group in groups),
+        oom_kills=max(seen.oom_kills, *oom_kills),
+        fork_failures=max(seen.fork_failures, *fork_failures),
         peak_bytes=max(peaks) if peaks else None,
     )

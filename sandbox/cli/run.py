@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.screen import Screen, escaped, escaped_json
+from sandbox.cli.handover import leave_root
+from sandbox.cli.output import Output, reader_gone
+from sandbox.cli.screen import escaped
 from sandbox.cli.session import Session, session
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from sandbox.models import RunRequest, RunResult
 
 READER_GONE = 128 + signal.SIGPIPE
+# Far above what any policy takes; keeps a mistake such as --input @/dev/zero from eating the host's memory.
+MAX_INPUT_BYTES = 1 << 30
+CANCELLED_OUTPUT_S = 1.0
 MEMORY = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
 
 
@@ -51,10 +56,12 @@ def parse_duration(text: str) -> float:
 
 def read_bytes(path: str, *, what: str) -> bytes:
     """Return a file's content, or standard input for `-`. Raises `NotFound` or `InvalidRequest`."""
-    if path == "-":
-        return sys.stdin.buffer.read()
     try:
-        return Path(path).read_bytes()
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        else:
+            with Path(path).open("rb") as stream:
+                data = stream.read(MAX_INPUT_BYTES + 1)
     except FileNotFoundError:
         raise NotFound(f"{what} {path} does not exist", hint="check the path") from None
     except OSError as error:
@@ -163,65 +170,6 @@ def build_request(code: str, filename: str, options: dict[str, Any]) -> RunReque
         raise InvalidRequest(
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see sandbox run --help"
         ) from None
-
-
-class Output:
-    """Where the program's live output and the result go."""
-
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
-        self._json = as_json
-        self._quiet = quiet
-        self._out = Screen(sys.stdout.buffer, terminal=sys.stdout.isatty())
-        self._err = Screen(sys.stderr.buffer, terminal=sys.stderr.isatty())
-
-    def live(self, kind: str, data: bytes) -> None:
-        """Pass on a piece of output. With --json, stdout is the document's alone: the program prints to stderr."""
-        if kind == "log":
-            if not self._quiet:
-                self._err.end_line()
-                self._err.write(data + b"\n")
-        elif kind == "stdout" and not self._json:
-            self._out.write(data)
-        elif not (self._json and self._quiet):
-            self._err.write(data)
-
-    def progress(self, sentence: str) -> None:
-        """Say what is going on, on a terminal only."""
-        if sys.stderr.isatty() and not self._quiet:
-            click.secho(f"· {sentence}", err=True, dim=True)
-
-    def finish(self, result: RunResult) -> None:
-        """Print the result, or why there is none."""
-        from sandbox.cli.document import as_document, readable
-
-        if self._json:
-            document = as_document(result)
-            if sys.stdout.isatty():
-                document = escaped_json(document.decode()).encode()
-            sys.stdout.buffer.write(document + b"\n")
-            sys.stdout.buffer.flush()
-            return
-        self._out.end_line()
-        self._err.end_line()
-        if result.result_json is not None:
-            self._out.write(readable(result.result_json) + b"\n")
-        if result.error is not None and result.error.traceback:
-            click.echo(escaped(result.error.traceback.rstrip("\n")), err=True)
-        for warning in result.warnings:
-            if not self._quiet:
-                click.echo(f"sandbox: warning: {escaped(warning)}", err=True)
-        if result.explanation:
-            click.secho(f"sandbox: {result.outcome.value}: ", err=True, nl=False, fg="red")
-            click.echo(escaped(result.explanation), err=True)
-        elif sys.stderr.isatty() and not self._quiet:
-            fallback = sum(control.status == "fallback" for control in result.receipt.controls) if result.receipt else 0
-            held = len(result.receipt.controls) if result.receipt else 0
-            note = f", {fallback} by a fallback" if fallback else ""
-            click.secho(
-                f"· succeeded in {result.durations.total_ms / 1000:.2f} s, {held} controls proven{note}",
-                err=True,
-                dim=True,
-            )
 
 
 def open_directory(path: str | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import BinaryIO
+from typing import Protocol
 
 # C0 but tab and newline, DEL, C1, and the marks that reorder text.
 CONTROLS = re.compile(
@@ -23,10 +23,20 @@ def escaped_json(text: str) -> str:
     return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r", " "))
 
 
+class Writable(Protocol):
+    """What a screen writes to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Write all of `data`."""
+
+    def flush(self) -> None:
+        """Pass on what was kept back."""
+
+
 class Screen:
     """Writes a program's bytes to one stream as they come: escaped on a terminal, unchanged elsewhere."""
 
-    def __init__(self, stream: BinaryIO, *, terminal: bool) -> None:
+    def __init__(self, stream: Writable, *, terminal: bool) -> None:
         self._stream = stream
         self._terminal = terminal
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -40,6 +50,11 @@ class Screen:
             self._at_line_start = data.endswith(b"\n")
             self._stream.write(data)
             self._stream.flush()
+
+    def write_as_is(self, data: bytes) -> None:
+        """Write what is already safe to show."""
+        self._stream.write(data)
+        self._stream.flush()
 
     def end_line(self) -> None:
         """Begin a new line unless one has begun."""

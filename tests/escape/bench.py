@@ -90,7 +90,9 @@ def tmpfs_option(destination: str, old: str, new: str | None, name: str) -> Weak
 
     def apply(podman: dict[str, Any]) -> None:
         mount = next(mount for mount in podman["mounts"] if mount["destination"] == destination)
-        mount["options"] = [option for option in mount["options"] if not option.startswith(old)] + ([new] if new else [])
+        mount["options"] = [option for option in mount["options"] if not option.startswith(old)] + (
+            [new] if new else []
+        )
 
     return Weakening(name=name, controls=frozenset({f"tmpfs {destination}"}), apply=apply)
 
@@ -235,7 +237,9 @@ class Bench:
         (self.policies / f"{name}.toml").write_text("\n".join(lines) + "\n")
         return name
 
-    def request(self, code: str, *, payload: Any = None, secrets: dict[str, str] | None = None, **fields: Any) -> RunRequest:
+    def request(
+        self, code: str, *, payload: Any = None, secrets: dict[str, str] | None = None, **fields: Any
+    ) -> RunRequest:
         """Return a request under the policy `escape` unless another is named."""
         return RunRequest(
             code=textwrap.dedent(code), payload_json=json.dumps(payload).encode(),
@@ -267,9 +271,7 @@ class Bench:
             self._run_in(StrictWeakSandbox, weaken, self.request("result = 1"))
         return caught.value
 
-    def _run_in(
-        self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest
-    ) -> tuple[RunResult, WeakSandbox]:
+    def _run_in(self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest) -> tuple[RunResult, WeakSandbox]:
         """Run a request on the product's own path, with another class in the place of `Sandbox`."""
         made: list[WeakSandbox] = []
 

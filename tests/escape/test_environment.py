@@ -32,7 +32,9 @@ def test_no_variable_of_the_host_gets_in(bench: Bench, monkeypatch: pytest.Monke
     seen = bench.value(LOOK)
     assert CANARY not in json.dumps(seen)
     allowed = {"PATH", "HOME", "LANG", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "HOSTNAME", "TERM", "container"}
-    assert {name for name in seen["environment"] if not name.endswith(("_NUM_THREADS", "_THREADS", "_FOR_THREADS_NUM"))} <= allowed
+    assert {
+        name for name in seen["environment"] if not name.endswith(("_NUM_THREADS", "_THREADS", "_FOR_THREADS_NUM"))
+    } <= allowed
     assert seen["files"] == []
 
 
@@ -45,7 +47,9 @@ def test_a_variable_handed_to_the_container_would_be_seen_and_is_noticed(bench: 
     assert weak.noticed == {"launch"}
 
 
-@pytest.mark.parametrize("name", ["LD_PRELOAD", "PYTHONPATH", "PATH", "HOME", "OMP_NUM_THREADS", "http_proxy", "GLIBC_TUNABLES"])
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "PYTHONPATH", "PATH", "HOME", "OMP_NUM_THREADS", "http_proxy", "GLIBC_TUNABLES"]
+)
 def test_variables_that_steer_the_interpreter_are_refused(bench: Bench, name: str) -> None:
     with pytest.raises(PolicyDenied, match="reserved"):
         bench.run("result = 1", env={name: "x"})
@@ -60,6 +64,7 @@ def test_variables_and_secrets_reach_the_program(bench: Bench) -> None:
 
 def look_from_outside(run_label: str) -> str:
     """Return everything that Podman and the host's process list say of the running sandbox."""
+
     def podman(*arguments: str) -> str:
         return subprocess.run(
             ["podman", *arguments], capture_output=True, text=True, check=False, timeout=30, stdin=subprocess.DEVNULL
@@ -90,7 +95,9 @@ def test_a_secret_is_in_no_argument_no_inspection_and_no_receipt(bench: Bench) -
                 waiting.set_result(data.decode().strip())
 
         text = "import os, time\nprint(execution_id, flush=True)\nassert os.environ['TOKEN']\ntime.sleep(3)\nresult = 1"
-        run = asyncio.ensure_future(bench.runner().run(bench.request(text, secrets={"TOKEN": SECRET}), on_output=on_output))
+        run = asyncio.ensure_future(
+            bench.runner().run(bench.request(text, secrets={"TOKEN": SECRET}), on_output=on_output)
+        )
         said.append(await asyncio.to_thread(look_from_outside, await waiting))
         return await run, said[0]
 

@@ -53,7 +53,16 @@ result = {
 """
 
 # What may be opened for writing besides the three places: devices that hold nothing.
-DEVICES = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/pts/ptmx"}
+DEVICES = {
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts/ptmx",
+}
 PLACES = ["/app", "/tmp", "/dev/shm"]
 READ_ONLY = ["/", "/usr", "/etc", "/run", "/var/tmp", "/home", "/root", "/opt", "/dev", "/dev/mqueue", LIB_DIR, JOB_DIR]
 
@@ -227,6 +236,8 @@ def test_with_capabilities_the_image_s_files_change_hands(bench: Bench) -> None:
             result = error.errno
     """
     assert bench.value(text) == 1
-    weak = bench.run_weakened(text, CONTAINER_ROOT + weakening("default capabilities", "no capabilities", cap_drop=None))
+    weak = bench.run_weakened(
+        text, CONTAINER_ROOT + weakening("default capabilities", "no capabilities", cap_drop=None)
+    )
     assert weak.value == "ok"
     assert "no capabilities" in weak.noticed

@@ -123,6 +123,10 @@ def test_every_system_call_outside_the_list_is_refused(bench: Bench) -> None:
     refused |= dict.fromkeys(range(max(known) + 1, 600), "ENOSYS")
     text = program("result = [[number, name_of(*raw(number, -1, -1, -1, -1, -1, -1))] for number in payload]")
     found = dict(bench.value(text, payload=list(refused)))
-    wrong = {known.get(number, number): (found[number], answer) for number, answer in refused.items() if found[number] != answer}
+    wrong = {
+        known.get(number, number): (found[number], answer)
+        for number, answer in refused.items()
+        if found[number] != answer
+    }
     assert len(refused) > 200
     assert wrong == {}

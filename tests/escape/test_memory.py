@@ -131,7 +131,9 @@ def roomy(bench: Bench) -> str:
 def is_contained(ended: RunResult) -> bool:
     """Tell whether a program got no more memory than its cap: it was ended, or its own allocation was refused."""
     return ended.outcome is Outcome.OUT_OF_MEMORY or (
-        ended.outcome is Outcome.FAILED and ended.error is not None and ended.error.type in ("OSError", "AttributeError", "PermissionError")
+        ended.outcome is Outcome.FAILED
+        and ended.error is not None
+        and ended.error.type in ("OSError", "AttributeError", "PermissionError")
     )
 
 
@@ -142,7 +144,9 @@ def test_memory_past_the_cap_is_not_had(bench: Bench, tight: str, name: str) -> 
     assert ended.result_json is None
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if "file in memory" not in name and "files in memory" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in ATTACKS if "file in memory" not in name and "files in memory" not in name]
+)
 def test_under_a_larger_cap_the_same_program_succeeds(bench: Bench, roomy: str, name: str) -> None:
     assert bench.value(ATTACKS[name], policy=roomy, payload=2 * CAP_MIB) == 2 * CAP_MIB
 

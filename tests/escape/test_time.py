@@ -82,8 +82,6 @@ def test_half_a_cpu_that_is_used_up_reads_as_timed_out(bench: Bench) -> None:
     # Where affinity and a CPU-time limit hold the share, one process reaches the latter before the wall clock does.
     policy = bench.policy_with(limits__cpus=0.25, limits__timeout_s=6)
     ended = bench.run("while True:\n    pass\n", policy=policy)
-    if ended.signal == "SIGKILL":
-        pytest.xfail("with the soft limit as high as the hard one, the kernel sends SIGKILL and not SIGXCPU")
     assert ended.outcome is Outcome.TIMED_OUT, ended.explanation
 
 
