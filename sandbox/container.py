@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from sandbox import kernel, verify
 from sandbox.engine import Engine
-from sandbox.errors import Internal, NotEnforceable, SandboxError
+from sandbox.errors import EngineUnavailable, Internal, NotEnforceable, SandboxError
 from sandbox.models import ControlEvidence
 from sandbox.spec import JOB_SOCKET, ContainerSpec
 from sandbox.wire import FrameReader
@@ -110,7 +110,12 @@ class Sandbox:
         self._mark("verified")
 
     def _create(self) -> tuple[str, ...]:
-        self.container_id, warnings = self._engine.create(self.spec.podman)
+        try:
+            self.container_id, warnings = self._engine.create(self.spec.podman)
+        except EngineUnavailable:
+            # Podman may have made it and only the answer got lost: dispose of it by its name.
+            self.container_id = self.spec.podman["name"]
+            raise
         return warnings
 
     async def _start_and_accept(self, listener: socket.socket) -> socket.socket:
@@ -184,6 +189,9 @@ class Sandbox:
                 os.sched_setaffinity(self.pid, spec.cpu_ids)
             if spec.address_space_bytes is not None:
                 resource.prlimit(self.pid, resource.RLIMIT_AS, (spec.address_space_bytes, spec.address_space_bytes))
+            # Not through the runtime: its own set-up still runs under this user's id, where every process of the user
+            # counts, and a busy host then fails to start sandboxes at random.
+            resource.prlimit(self.pid, resource.RLIMIT_NPROC, (spec.nproc, spec.nproc))
             if spec.cpu_time_s is not None:
                 # At the soft limit the kernel sends SIGXCPU, which says why; at the hard one a plain SIGKILL.
                 resource.prlimit(self.pid, resource.RLIMIT_CPU, (spec.cpu_time_s, spec.cpu_time_s + 1))
@@ -262,7 +270,12 @@ class Sandbox:
         if self._writer is not None:
             self._writer.close()
         if self.container_id:
-            await settled(lambda: self._engine.remove(self.container_id))
+            try:
+                await settled(lambda: self._engine.remove(self.container_id))
+            except EngineUnavailable:
+                # A dead engine can't remove anything: the container ends by itself, the next sweep looks for it.
+                if self.pid:
+                    raise
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import host, places, podman_engine, spec
+from sandbox import host, places, podman_program, spec
 from sandbox.errors import SandboxError
 from sandbox.host import Capability, HostFacts
 from sandbox.policy import load_policy, policy_names
@@ -47,6 +47,7 @@ def examine(
             rows.append(Capability(name="OCI runtime", status="missing", detail=error.message, fix=error.hint))
     if found is not None:
         rows += [runtime_row(found), storage_row(found), *cap_rows(found), network_row(), identity_row(found)]
+        rows += [builder_row()]
         rows.append(image_row(present=base_image_present(found)))
     return Report(capabilities=tuple(rows), policies=policy_reasons(found, policy_dirs))
 
@@ -61,7 +62,7 @@ def guarded(name: str, check: Callable[[], str]) -> Capability:
 
 def podman_row() -> Capability:
     """Podman is there, answers, and is new enough."""
-    return guarded("podman", lambda: ".".join(map(str, podman_engine.podman_version())))
+    return guarded("podman", lambda: ".".join(map(str, podman_program.podman_version())))
 
 
 def ids_row() -> Capability:
@@ -109,7 +110,14 @@ def user_namespaces_row() -> Capability:
             wanted = 1 if key.startswith("kernel") else 15_000
             return Capability(name="user namespaces", status="missing", detail=f"{key} = {value} forbids them",
                               fix=f"as root: sysctl -w {key}={wanted}")  # fmt: skip
-    return Capability(name="user namespaces", status="ok", detail="allowed by the kernel")
+    restricted = number_in("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1
+    if restricted and not Path("/etc/apparmor.d/podman").exists():
+        return Capability(
+            name="user namespaces", status="missing", detail="AppArmor forbids them, and has no profile that lets Podman",
+            fix="as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        )  # fmt: skip
+    detail = "allowed by the kernel" + (", and by AppArmor's profile for Podman" if restricted else "")
+    return Capability(name="user namespaces", status="ok", detail=detail)
 
 
 def runtime_directory_row() -> Capability:
@@ -129,7 +137,7 @@ def seccomp_row() -> Capability:
         name="seccomp",
         status="missing",
         detail="the kernel has no seccomp filter",
-        fix="boot a kernel with CONFIG_SECCOMP_FILTER",
+        fix="as root: apt-get install linux-image-amd64 && reboot (the distribution's kernel has it)",
     )
 
 
@@ -184,6 +192,14 @@ def identity_row(facts: HostFacts) -> Capability:
     return Capability(
         name="user id per sandbox", status="ok", detail=f"host ids {first} to {last}, one for each live sandbox"
     )
+
+
+def builder_row() -> Capability:
+    """Check for the program that makes base images."""
+    if shutil.which("mmdebstrap", path=PATH):
+        return Capability(name="image builder", status="ok", detail="mmdebstrap")
+    return Capability(name="image builder", status="missing", detail="mmdebstrap is not installed: no base image can be made",
+                      fix="as root: apt-get install mmdebstrap")  # fmt: skip
 
 
 def image_row(*, present: bool) -> Capability:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+# Marks the containers that are made only to read an image's files; the value is the process id of the maker.
+EXPORT_LABEL = "podman-sandbox-runner.export"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:

@@ -1,6 +1,6 @@
 """What this host can enforce: probed once per boot and set-up, then read back at every run.
 
-`probe()` answers with `HostFacts`, `examine()` turns them into the rows that `sandbox doctor` prints.
+`probe()` answers with `HostFacts`; `sandbox.doctor` turns them into the rows that `sandbox doctor` prints.
 Nothing here is believed by a run: `sandbox.verify` reads the kernel's own account of each sandbox.
 """
 
@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sandbox import podman_engine
+from sandbox import podman_program
 from sandbox.engine import EngineInfo
 from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.places import private_directory
 
-CAPS = ("memory", "cpu", "pids")
 SUBIDS_NEEDED = 65_536
 CACHE_VERSION = 1
 
@@ -117,12 +116,12 @@ def choose_runtime(scratch: Path) -> tuple[str, dict[str, str]]:
         for name in ("proc", "sys", "dev", "run", "etc", "tmp", "var/tmp"):
             (Path(directory) / name).mkdir(parents=True)
         shutil.copy(canary, Path(directory) / "canary")
-        for name in podman_engine.RUNTIMES:
+        for name in podman_program.RUNTIMES:
             path = shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             if path is None:
                 rejected[name] = "not installed"
                 continue
-            rejected[name] = podman_engine.try_runtime(path, Path(directory))
+            rejected[name] = podman_program.try_runtime(path, Path(directory))
             if not rejected[name]:
                 del rejected[name]
                 return path, rejected
@@ -143,9 +142,9 @@ def probe(runtime_dir: Path, *, fresh: bool = False) -> HostFacts:
     key = fingerprint(ranges)
     if not fresh and (known := read_cache(cache, key)) is not None:
         return known
-    podman_engine.podman_version()
+    podman_program.podman_version()
     runtime, rejected = choose_runtime(private_directory(runtime_dir))
-    info = podman_engine.read_info(runtime)
+    info = podman_program.read_info(runtime)
     facts = HostFacts(
         engine=info,
         controllers=frozenset(info.cgroup_controllers if info.cgroup_version == 2 else ()),

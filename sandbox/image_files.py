@@ -26,6 +26,7 @@ _DIRECTORIES = frozenset(
     {"dev", "dev/shm", "proc", "sys", "etc", "app", "tmp", "run"}
     | {"run/sandbox", "run/sandbox/job", "run/sandbox/lib"}
 )
+MAX_LINK_BYTES = 64 << 20
 _FILES = frozenset({"etc/passwd", "etc/group"})
 _SEARCHED = ("/usr/local/bin", "/usr/bin", "/opt/conda/bin", "/bin")
 
@@ -73,6 +74,7 @@ class _Walk:
     programs: set[str] = field(default_factory=set)
     hard_links: dict[str, str] = field(default_factory=dict)
     library_versions: dict[str, set[str]] = field(default_factory=dict)
+    link_bytes: int = 0
     privileged: int = 0
     world_writable: int = 0
     refusals: list[str] = field(default_factory=list)
@@ -119,6 +121,9 @@ def _look_at(member: tarfile.TarInfo, walk: _Walk) -> None:
     if (name in _DIRECTORIES and not member.isdir()) or (name in _FILES and not is_file):
         walk.refuse(f"/{name} is {'a symbolic link' if member.issym() else 'not what it should be'}")
     if member.issym():
+        walk.link_bytes += len(name) + len(member.linkname)
+        if walk.link_bytes > MAX_LINK_BYTES:
+            raise ImageUnavailable("the image's symbolic links are longer than 64 MiB in all", hint="use another image")
         walk.links[name] = member.linkname
         return
     if member.mode & 0o6000 and member.isreg():

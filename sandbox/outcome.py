@@ -77,8 +77,6 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         line = f" at line {seen.error.line}" if seen.error.line else ""
         return Outcome.FAILED, f"the program raised {seen.error.type}{line}"
     if not finished:
-        if seen.processes_exceeded:
-            return Outcome.TOO_MANY_PROCESSES, too_many
         return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"
     if not seen.has_result:
         return Outcome.NO_RESULT, "the program ended without setting `result`"

@@ -9,6 +9,7 @@ from pathlib import Path
 from sandbox.errors import EngineUnavailable
 
 NAME = "podman-sandbox-runner"
+MAX_RUNTIME_DIR_CHARS = 60  # below it: /podman-sandbox-runner/runs/UID/job/job.sock
 
 
 def user_runtime_dir() -> Path:
@@ -48,6 +49,11 @@ def private_directory(path: Path) -> Path:
 def runtime_dir() -> Path:
     """Return our own directory for sockets, workspaces and what was probed; emptied by a reboot."""
     path = user_runtime_dir()
+    if len(str(path)) > MAX_RUNTIME_DIR_CHARS:
+        raise EngineUnavailable(
+            f"the runtime directory {path} has too long a name: a socket's path may have 107 characters in all",
+            hint=f"set XDG_RUNTIME_DIR to a directory of at most {MAX_RUNTIME_DIR_CHARS} characters",
+        )
     os.environ["XDG_RUNTIME_DIR"] = str(path)
     return private_directory(path / NAME)
 

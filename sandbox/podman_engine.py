@@ -1,4 +1,4 @@
-"""The Podman engine: the only module that imports podman-py or starts the podman program.
+"""The Podman engine: the only module that imports podman-py.
 
 A private `podman system service` is started on a socket in our own runtime directory, with an
 environment built from nothing, and stopped again by `close()`. Requests go through podman-py's API
@@ -11,132 +11,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import shlex
-import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from sandbox.engine import ContainerRecord, EngineInfo, ImageRecord
+from sandbox.engine import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.errors import EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
+from sandbox.podman_program import last_line, missing_podman, scrubbed_environment
 
 if TYPE_CHECKING:
     from podman.api.client import APIClient
 
-MINIMUM_VERSION = (4, 3, 0)
 START_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 60.0
 PULL_TIMEOUT_S = 1_800.0
-RUNTIMES = ("crun", "runc")
-CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-
-
-def scrubbed_environment() -> dict[str, str]:
-    """Return the only variables that Podman gets: nothing of the caller's can leak or steer it.
-
-    The certificate variables are kept so that a pull trusts what the host trusts; Podman itself uses them and no
-    container inherits them (`unsetenvall`).
-    """
-    kept = {name: os.environ[name] for name in CERTIFICATE_VARIABLES if name in os.environ}
-    return {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(Path.home()),
-        "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
-        "LANG": "C.UTF-8",
-        # An administrator's containers.conf can add mounts, hooks, variables and annotations to every container.
-        "CONTAINERS_CONF": "/dev/null",
-        **kept,
-    }
-
-
-def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run the podman program once. Raises `EngineUnavailable` when it is absent or doesn't end in time."""
-    command = ["podman", "--log-level", "error", *arguments]
-    try:
-        return subprocess.run(
-            command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=timeout_s, check=False, cwd="/",
-        )  # fmt: skip
-    except FileNotFoundError:
-        raise missing_podman() from None
-    except subprocess.TimeoutExpired:
-        raise EngineUnavailable(
-            f"`{shlex.join(command)}` did not end within {timeout_s:g} s",
-            hint="look for a hung podman process, then try again",
-        ) from None
-
-
-def missing_podman() -> EngineUnavailable:
-    """Return the error for a host without Podman."""
-    return EngineUnavailable(
-        "Podman is not installed: no `podman` program on the PATH", hint="run scripts/setup, or: apt-get install podman"
-    )
-
-
-def last_line(text: str) -> str:
-    """Return the last line that says something, without Podman's `Error: ` prefix."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("Error: ") if lines else "it gave no reason"
-
-
-def podman_version() -> tuple[int, int, int]:
-    """Return Podman's version. Raises `EngineUnavailable` when it is missing, broken or too old."""
-    if shutil.which("podman", path=scrubbed_environment()["PATH"]) is None:
-        raise missing_podman()
-    answer = podman_command("--version", timeout_s=20)
-    match = re.search(r"(\d+)\.(\d+)\.(\d+)", answer.stdout)
-    if answer.returncode != 0 or match is None:
-        raise EngineUnavailable(
-            f"`podman --version` failed: {last_line(answer.stderr)}",
-            hint="reinstall Podman: apt-get install --reinstall podman",
-        )
-    version = (int(match[1]), int(match[2]), int(match[3]))
-    if version < MINIMUM_VERSION:
-        raise EngineUnavailable(
-            f"Podman {'.'.join(map(str, version))} is too old: at least {'.'.join(map(str, MINIMUM_VERSION))} is needed",
-            hint="upgrade Podman (Debian 12 and Ubuntu 24.04 ship a newer one)",
-        )
-    return version
-
-
-def read_info(runtime_path: str) -> EngineInfo:
-    """Ask Podman what it is and what it has, with a given OCI runtime."""
-    answer = podman_command("--runtime", runtime_path, "info", "--format", "json", timeout_s=60)
-    if answer.returncode != 0:
-        raise EngineUnavailable(f"`podman info` failed: {last_line(answer.stderr)}", hint="run `sandbox doctor`")
-    host = json.loads(answer.stdout)["host"]
-    store = json.loads(answer.stdout)["store"]
-    return EngineInfo(
-        version=podman_version(),
-        runtime=Path(runtime_path).name,
-        runtime_path=runtime_path,
-        runtime_version=(host["ociRuntime"].get("version") or "unknown").splitlines()[0],
-        cgroup_version=2 if host["cgroupVersion"] == "v2" else 1,
-        cgroup_controllers=tuple(host.get("cgroupControllers") or ()),
-        storage_driver=store["graphDriverName"],
-        graph_root=Path(store["graphRoot"]),
-        run_root=Path(store["runRoot"]),
-        rootless=bool(host["security"]["rootless"]),
-    )
-
-
-def try_runtime(runtime_path: str, canary_root: Path) -> str:
-    """Start one container with this runtime from `canary_root`, a directory with one static program.
-
-    Returns "" when it ran, else the runtime's own reason. Versions prove nothing: crun 1.8.1 answers `--version`
-    and refuses every container on a hybrid cgroup host.
-    """
-    answer = podman_command(
-        "--runtime", runtime_path, "run", "--rm", "--network", "none", "--log-driver", "none", "--read-only",
-        "--cap-drop", "all", "--security-opt", "no-new-privileges", "--entrypoint", "/canary",
-        "--rootfs", str(canary_root), "--version", timeout_s=60,
-    )  # fmt: skip
-    return "" if answer.returncode == 0 else last_line(answer.stderr)
 
 
 def remove_dead_sockets(runtime_dir: Path) -> None:
@@ -145,6 +39,12 @@ def remove_dead_sockets(runtime_dir: Path) -> None:
         pid = path.stem.partition("-")[2]
         if pid == str(os.getpid()) or not Path("/proc", pid).exists():
             path.unlink(missing_ok=True)
+
+
+def accepts(path: Path) -> bool:
+    """Tell whether somebody listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 class PodmanEngine:
@@ -156,6 +56,8 @@ class PodmanEngine:
         self._socket = runtime_dir / f"engine-{os.getpid()}.sock"
         remove_dead_sockets(runtime_dir)
         self._api: APIClient | None = None
+        # A file and not a pipe: nobody reads while the service runs, and a full pipe would stop it.
+        self._complaints = tempfile.TemporaryFile(dir=runtime_dir)  # noqa: SIM115 - closed in close()
         self._service = self._start_service()
 
     def _start_service(self) -> subprocess.Popen[bytes]:
@@ -167,7 +69,7 @@ class PodmanEngine:
         try:
             return subprocess.Popen(
                 command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE, cwd="/", start_new_session=True,
+                stderr=self._complaints, cwd="/", start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError:
             raise missing_podman() from None
@@ -179,9 +81,10 @@ class PodmanEngine:
         from podman.api.client import APIClient
 
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._socket.exists():
+        while not accepts(self._socket):
             if self._service.poll() is not None:
-                reason = self._service.stderr.read().decode(errors="replace") if self._service.stderr else ""
+                self._complaints.seek(0)
+                reason = self._complaints.read().decode(errors="replace")
                 raise EngineUnavailable(
                     f"Podman's service ended at once: {last_line(reason)}", hint="run `sandbox doctor`"
                 )
@@ -336,6 +239,7 @@ class PodmanEngine:
         container_id, _ = self.create(
             {
                 "image": image,
+                "labels": {EXPORT_LABEL: str(os.getpid())},
                 "command": ["/none"],
                 "entrypoint": [],
                 "netns": {"nsmode": "none"},
@@ -371,8 +275,7 @@ class PodmanEngine:
         except subprocess.TimeoutExpired:
             os.killpg(self._service.pid, signal.SIGKILL)
             self._service.wait()
-        if self._service.stderr is not None:
-            self._service.stderr.close()
+        self._complaints.close()
         self._socket.unlink(missing_ok=True)
 
 

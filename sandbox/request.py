@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.harness import compile_program, name_problem
@@ -14,7 +15,9 @@ def syntax_error(request: RunRequest) -> InvalidRequest | None:
     """Return why the code does not compile on this host's Python, with line and column; None when it does."""
     name = request.filename
     try:
-        compile_program(request.code, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the sandbox's own Python gives them, where its text is escaped
+            compile_program(request.code, name)
     except SyntaxError as error:
         text = (error.text or "").strip()
         return InvalidRequest(

@@ -132,7 +132,7 @@ class Runner:
         spec.plan_caps(policy, self._facts)
         reference = image.resolve(request.image or policy.images.default)
         policy.image_allowed(reference)
-        doubtful = syntax_error(request)
+        doubtful = await asyncio.to_thread(syntax_error, request)
         if doubtful is not None and not request.image:
             raise doubtful
         engine = self._engine()
@@ -171,14 +171,13 @@ class Runner:
         pieces: list[asyncio.Future[Any]] = [asyncio.ensure_future(watch), reading]
         try:
             sending = asyncio.ensure_future(sandbox.send(job_of(live)))
-            pieces.append(sending)
-            if not await first_of({reading}, until={sending}, timeout_s=START_TIMEOUT_S):
+            stop = asyncio.ensure_future(live.cancel.wait())
+            pieces += [sending, stop]
+            if not await first_of({reading, stop}, until={sending}, timeout_s=START_TIMEOUT_S):
                 raise Internal("the harness did not take the job in time", hint="try again; report this if it repeats")
             if sending.done():
                 sending.result()
             live.program_began = time.monotonic()
-            stop = asyncio.ensure_future(live.cancel.wait())
-            pieces.append(stop)
             await first_of({reading}, until={stop}, timeout_s=live.policy.limits.timeout_s)
             live.cancelled = stop.done() and not reading.done()
             live.timed_out = not reading.done() and not live.cancelled

@@ -24,6 +24,7 @@ OWNER_LABEL = "podman-sandbox-runner.owner"
 LIB_DIR = "/run/sandbox/lib"
 JOB_DIR = "/run/sandbox/job"
 JOB_SOCKET = f"{JOB_DIR}/job.sock"
+PLACE_LABEL = "podman-sandbox-runner.place"
 HOSTNAME = "sandbox"
 
 # Container user ids handed out to live sandboxes, one each. Above every id that images use for real users.
@@ -87,8 +88,8 @@ class Tmpfs:
 class ContainerSpec:
     """One sandbox, decided.
 
-    `podman` is the body for Podman's create call. `address_space_bytes`, `cpu_time_s` and `cpu_ids` are applied
-    to process 1 from outside before any code is handed over (None: not needed).
+    `podman` is the body for Podman's create call. `nproc` (RLIMIT_NPROC), `address_space_bytes`, `cpu_time_s` and
+    `cpu_ids` are applied to process 1 from outside before any code is handed over (None: not needed).
     """
 
     podman: dict[str, Any]
@@ -102,6 +103,7 @@ class ContainerSpec:
     processes: int
     cpus: float
     open_files: int
+    nproc: int
     address_space_bytes: int | None
     cpu_time_s: int | None
     cpu_ids: tuple[int, ...] | None
@@ -117,8 +119,8 @@ class ContainerSpec:
 
 
 CGROUP_FIX = {
-    1: "use a host with cgroup v2 (boot with systemd.unified_cgroup_hierarchy=1), or a policy with"
-       ' on_unenforceable = "fallback" such as `default`',
+    1: "as root: sed -i 's/^GRUB_CMDLINE_LINUX=\"/&systemd.unified_cgroup_hierarchy=1 /' /etc/default/grub && update-grub && reboot,"
+       ' for a cgroup v2 host; or choose a policy with on_unenforceable = "fallback", such as `default`',
     2: "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
        " /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload; then log in again",
 }  # fmt: skip
@@ -229,6 +231,36 @@ def bind_json(source: Path, destination: str) -> dict[str, Any]:
             "options": ["ro", "nosuid", "nodev", "noexec", "bind", "rprivate"]}  # fmt: skip
 
 
+# What Podman is told for every sandbox, whatever the policy: nothing of the image or the host decides these.
+BASELINE: dict[str, Any] = {
+    "entrypoint": [], "work_dir": "/", "hostname": HOSTNAME,
+    "unsetenvall": True, "env_host": False, "httpproxy": False,
+    "terminal": False, "stdin": False,
+    "privileged": False, "cap_drop": ["all"], "no_new_privileges": True,
+    "read_only_filesystem": True, "image_volume_mode": "ignore",
+    "netns": {"nsmode": "none"}, "ipcns": {"nsmode": "private"}, "pidns": {"nsmode": "private"},
+    "utsns": {"nsmode": "private"}, "cgroupns": {"nsmode": "private"},
+    "mask": list(EXTRA_MASKS),
+    "log_configuration": {"driver": "none"},
+    "use_image_hosts": True, "use_image_resolve_conf": True,
+    "systemd": "false", "sdnotifyMode": "ignore", "init": False,
+    "restart_policy": "no", "stop_timeout": 0, "stop_signal": 9,
+    "remove": True,
+    # An image's own health check would be run by Podman inside the sandbox.
+    "healthconfig": {"Test": ["NONE"]},
+}  # fmt: skip
+
+
+def place_id(job_dir: Path) -> str:
+    """Return a name for the directory of all workspaces that `job_dir` (`RUNS/UID/job`) belongs to."""
+    return runs_id(job_dir.parent.parent)
+
+
+def runs_id(runs: Path) -> str:
+    """Return a short name for one directory of workspaces: two of them may share one container storage."""
+    return hashlib.sha256(str(runs).encode()).hexdigest()[:16]
+
+
 def spread(cpu_ids: tuple[int, ...], cpus: float, uid: int) -> tuple[int, ...]:
     """Choose ceil(cpus) cores, different ones for neighbouring sandboxes."""
     count = min(len(cpu_ids), math.ceil(cpus))
@@ -247,31 +279,19 @@ def build(
     nproc = limits.processes + OWN_PROCESSES + (mechanisms["processes"] == "cgroup")
     tmpfs = tmpfs_mounts(policy)
     podman = {
+        **BASELINE,
         "image": image_id,
         "name": f"sandbox-{place.run_id}",
-        "entrypoint": [],
         "command": [python_path, "-I", "-B", "-c", BOOTSTRAP],
         "env": environment(policy, python_path),
-        "unsetenvall": True, "env_host": False, "httpproxy": False,
-        "work_dir": "/", "hostname": HOSTNAME, "user": f"{place.uid}:{place.uid}",
-        "terminal": False, "stdin": False,
-        "privileged": False, "cap_drop": ["all"], "no_new_privileges": True,
-        "read_only_filesystem": True, "image_volume_mode": "ignore",
+        "user": f"{place.uid}:{place.uid}",
         "seccomp_profile_path": str(place.seccomp_path),
-        "netns": {"nsmode": "none"}, "ipcns": {"nsmode": "private"}, "pidns": {"nsmode": "private"},
-        "utsns": {"nsmode": "private"}, "cgroupns": {"nsmode": "private"},
         "mounts": [*(mount_json(mount) for mount in tmpfs),
                    bind_json(place.lib_dir, LIB_DIR), bind_json(place.job_dir, JOB_DIR)],
         "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
-                     (("nproc", nproc), ("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0))],
-        "mask": list(EXTRA_MASKS),
-        "log_configuration": {"driver": "none"},
-        "use_image_hosts": True, "use_image_resolve_conf": True,
-        "systemd": "false", "sdnotifyMode": "ignore", "init": False,
-        "restart_policy": "no", "stop_timeout": 0, "stop_signal": 9,
+                     (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0))],
         "timeout": math.ceil(limits.timeout_s) + ORPHAN_GRACE_S,
-        "remove": True,
-        "labels": {RUN_LABEL: place.run_id, OWNER_LABEL: str(place.uid)},
+        "labels": {RUN_LABEL: place.run_id, OWNER_LABEL: str(place.uid), PLACE_LABEL: place_id(place.job_dir)},
     }  # fmt: skip
     if cgroup := resource_limits(policy, caps):
         podman["resource_limits"] = cgroup
@@ -288,6 +308,7 @@ def build(
         processes=limits.processes,
         cpus=limits.cpus,
         open_files=limits.open_files,
+        nproc=nproc,
         address_space_bytes=(
             None if mechanisms["memory"] == "cgroup" else memory_bytes + ADDRESS_SPACE_HEADROOM_MIB * MIB
         ),

@@ -59,10 +59,20 @@ def check_user(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     uid, gid = spec.host_uid, spec.host_gid
     holds = status["Uid"] == f"{uid} {uid} {uid} {uid}" and status["Gid"] == f"{gid} {gid} {gid} {gid}"
     holds = holds and set(status["Groups"].split()) <= {str(gid)} and spec.place.uid != 0
-    evidence = f"Uid {status['Uid']}; Gid {status['Gid']}; Groups {status['Groups']}"
+    mapped = outside_id(spec.place.uid, seen.process.uid_map)
+    holds = holds and mapped == uid
+    evidence = f"Uid {status['Uid']}; Gid {status['Gid']}; Groups {status['Groups']}; {spec.place.uid} maps to {mapped}"
     yield proven(
         "non-root user", f"uid {spec.place.uid} (host {uid}) and no other", "user namespace", evidence, holds=holds
     )
+
+
+def outside_id(inside: int, uid_map: tuple[tuple[int, int, int], ...]) -> int | None:
+    """Return the host's id for an id of the sandbox, by /proc/PID/uid_map as the host reads it; None if unmapped."""
+    for first, outside, count in uid_map:
+        if first <= inside < first + count:
+            return outside + inside - first
+    return None
 
 
 def check_namespaces(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """The fallback for hosts without cgroup v2: count what a sandbox uses, from outside, and kill it past the cap.
 
-Counted: private memory of every process, shared anonymous mappings, and the content of its tmpfs. Not counted: memory
-that the kernel holds on its behalf (pipe and socket buffers), which open files and processes bound.
+Counted: private memory of every process, shared anonymous mappings, the content of its tmpfs, and what the buffers of
+its sockets may hold. Not counted: other memory that the kernel holds on its behalf (pipes, page tables, descriptors).
 Source of the fields: proc(5), `status` and `smaps_rollup`.
 """
 
@@ -20,6 +20,8 @@ INTERVAL_S = 0.02
 DUTY = 0.1
 LONGEST_PAUSE_S = 0.1
 KIB = 1024
+# Each mapping costs the kernel memory that nothing else counts, and the watchdog time to read.
+MAX_MAPPINGS = 200_000
 # What the kernel keeps for one file of a tmpfs besides its content: inode and directory entry.
 TMPFS_INODE_BYTES = 1024
 
@@ -54,15 +56,15 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def fields(path: str, *names: bytes) -> dict[bytes, int]:
-    """Return the named numbers of a /proc file, 0 where one is absent or the process is gone."""
+def fields(path: str, *names: bytes, column: int = 0) -> dict[bytes, int]:
+    """Return the named numbers (the word in `column` after the name) of a /proc file, 0 where one is absent or the process is gone."""
     values = dict.fromkeys(names, 0)
     try:
         with open(path, "rb") as stream:  # noqa: PTH123 - hot path
             for line in stream:
                 name, _, rest = line.partition(b":")
                 if name in values:
-                    values[name] = int(rest.split()[0])
+                    values[name] = int(rest.split()[column])
     except OSError:
         pass
     return values
@@ -84,17 +86,21 @@ def tmpfs_bytes(pid: int, places: tuple[str, ...]) -> int:
     return total
 
 
-def shared_anonymous_bytes(pids: list[int]) -> int:
-    """Return the size of all shared anonymous mappings, each counted once.
+def shared_anonymous_bytes(pids: list[int], *, cap_bytes: int) -> int:
+    """Return the size of all shared anonymous mappings, each counted once; more than the cap past MAX_MAPPINGS.
 
     Pages of such a mapping stay in memory when a process drops them from its own view (MADV_DONTNEED), so that no
     process seems to use them: only the size of the mapping bounds them.
     """
     sizes: dict[bytes, int] = {}
+    seen = 0
     for pid in pids:
         try:
             with open(f"/proc/{pid}/maps", "rb") as stream:  # noqa: PTH123 - hot path
                 for line in stream:
+                    seen += 1
+                    if seen > MAX_MAPPINGS:
+                        return cap_bytes + 1
                     if b" /dev/zero (deleted)" in line or b" /memfd:" in line or b" /SYSV" in line:
                         span, _, offset, device, inode, *_ = line.split()
                         first, _, last = span.partition(b"-")
@@ -105,6 +111,17 @@ def shared_anonymous_bytes(pids: list[int]) -> int:
     return sum(sizes.values())
 
 
+def socket_bytes(pid: int) -> int:
+    """Return what the buffers of all sockets in the sandbox's network namespace may hold."""
+    sockets = fields(f"/proc/{pid}/net/sockstat", b"sockets", column=1)[b"sockets"]
+    try:
+        # SO_SNDBUF takes up to this value, and the kernel doubles it: socket(7).
+        largest = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
+    except (OSError, ValueError):
+        return 0
+    return sockets * largest
+
+
 def measure(pid: int, *, places: tuple[str, ...], cap_bytes: int) -> Usage:
     """Measure the family of `pid`.
 
@@ -113,16 +130,17 @@ def measure(pid: int, *, places: tuple[str, ...], cap_bytes: int) -> Usage:
     mappings counted by their size.
     """
     pids = family(pid)
-    rows = [fields(f"/proc/{p}/status", b"VmSize", b"RssAnon", b"RssShmem", b"Threads") for p in pids]
+    rows = [fields(f"/proc/{p}/status", b"VmSize", b"RssAnon", b"RssShmem", b"VmSwap", b"Threads") for p in pids]
     tasks = sum(row[b"Threads"] for row in rows)
-    files = tmpfs_bytes(pid, places)
-    anonymous = sum(row[b"RssAnon"] for row in rows) * KIB
+    files = tmpfs_bytes(pid, places) + (socket_bytes(pid) if places else 0)
+    anonymous = sum(row[b"RssAnon"] + row[b"VmSwap"] for row in rows) * KIB
     if sum(row[b"VmSize"] for row in rows) * KIB + files <= cap_bytes:
         shared = sum(row[b"RssShmem"] for row in rows) * KIB
         return Usage(memory_bytes=anonymous + max(shared, files), tasks=tasks)
-    shared = shared_anonymous_bytes(pids)
-    if anonymous + shared + files > cap_bytes:
-        anonymous = sum(fields(f"/proc/{p}/smaps_rollup", b"Pss_Anon")[b"Pss_Anon"] for p in pids) * KIB
+    shared = shared_anonymous_bytes(pids, cap_bytes=cap_bytes)
+    if shared <= cap_bytes < anonymous + shared + files:
+        exact = [fields(f"/proc/{p}/smaps_rollup", b"Pss_Anon", b"SwapPss") for p in pids]
+        anonymous = sum(row[b"Pss_Anon"] + row[b"SwapPss"] for row in exact) * KIB
     return Usage(memory_bytes=anonymous + shared + files, tasks=tasks)
 
 
@@ -141,7 +159,8 @@ class Watchdog:
         """Measure at short intervals; kill once past the cap. Ends when cancelled or after the kill."""
         while Path(f"/proc/{self._pid}").exists():
             began = time.perf_counter()
-            usage = measure(self._pid, places=self._places, cap_bytes=self._cap_bytes)
+            # In a thread: what is slow to measure must not hold up the deadline and Ctrl-C.
+            usage = await asyncio.to_thread(measure, self._pid, places=self._places, cap_bytes=self._cap_bytes)
             self.peak = Usage(
                 memory_bytes=max(self.peak.memory_bytes, usage.memory_bytes), tasks=max(self.peak.tasks, usage.tasks)
             )

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.engine import Engine
+from sandbox.engine import EXPORT_LABEL, Engine
 from sandbox.errors import EngineUnavailable
 from sandbox.places import private_directory
-from sandbox.spec import OWNER_LABEL, RUN_LABEL, UID_FIRST, UID_LAST
+from sandbox.spec import OWNER_LABEL, PLACE_LABEL, UID_FIRST, UID_LAST, runs_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +112,24 @@ def is_abandoned(directory: Path) -> bool:
 def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int:
     """Remove what dead owners left; return how many sandboxes that were.
 
-    `everything` also removes containers that carry our label and have no workspace (after a reboot).
+    `everything` also removes containers of this runtime directory that have no workspace (after a reboot).
     """
     directories = abandoned(runtime_dir)
     removed = 0
     if everything:
         alive = {entry.name for entry in runs_dir(runtime_dir).iterdir()} - {entry.name for entry in directories}
-        for container in engine.containers(RUN_LABEL):
+        here = f"{PLACE_LABEL}={runs_id(runs_dir(runtime_dir))}"
+        for container in engine.containers(here):
             if container.labels.get(OWNER_LABEL) not in alive:
                 engine.remove(container.id)
                 removed += 1
+        for container in engine.containers(EXPORT_LABEL):
+            if not Path("/proc", container.labels[EXPORT_LABEL]).exists():
+                engine.remove(container.id)
     for directory in directories:
         for container in engine.containers(f"{OWNER_LABEL}={directory.name}"):
-            engine.remove(container.id)
+            if container.labels.get(PLACE_LABEL) == runs_id(runs_dir(runtime_dir)):
+                engine.remove(container.id)
         shutil.rmtree(directory, ignore_errors=True)
         removed += 1
     return removed

@@ -28,7 +28,8 @@ from sandbox.cli.handover import leave_root
 from sandbox.host import HostFacts, probe
 from sandbox.library import harness_directory, seccomp_file
 from sandbox.models import RunRequest
-from sandbox.podman_engine import PodmanEngine, scrubbed_environment
+from sandbox.podman_engine import PodmanEngine
+from sandbox.podman_program import scrubbed_environment
 from sandbox.policy import load_policy
 from sandbox.policy_file import policy_directories
 from sandbox.runner import Places, Runner

@@ -14,7 +14,14 @@ die() {
 }
 is_root() { [ "$(id -u)" -eq 0 ]; }
 runs_as() { if is_root; then echo "$SANDBOX_USER"; else id -un; fi; }
-home_directory() { if is_root; then echo "$SANDBOX_HOME"; else echo "$HOME"; fi; }
+# The account's own word, where it exists: the program follows it, too.
+home_directory() {
+    if is_root; then
+        getent passwd "$SANDBOX_USER" | cut -d: -f6 | grep . || echo "$SANDBOX_HOME"
+    else
+        echo "$HOME"
+    fi
+}
 
 # The virtual environment: root's is read by the user `sandbox`, who must not be able to change it.
 venv_directory() {
@@ -47,7 +54,7 @@ unprivileged() {
         [ -z "${!name:-}" ] || kept+=("$name=${!name}")
     done
     setpriv --reuid "$SANDBOX_USER" --regid "$SANDBOX_USER" --init-groups --inh-caps=-all \
-        env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME="$SANDBOX_HOME" \
+        env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME="$(home_directory)" \
         USER="$SANDBOX_USER" LOGNAME="$SANDBOX_USER" LANG=C.UTF-8 XDG_RUNTIME_DIR="$(runtime_directory)" \
         "${kept[@]}" "$@"
 }

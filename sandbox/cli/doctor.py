@@ -41,13 +41,15 @@ def doctor(obj: dict[str, Any], *, as_json: bool) -> int:
 
 
 def base_image_present(facts: HostFacts) -> bool:
-    """Ask Podman for the default image."""
+    """Ask Podman for the default image, after removing what dead runs left."""
     from sandbox import places
     from sandbox.image import REPOSITORY
     from sandbox.podman_engine import PodmanEngine
+    from sandbox.workspace import sweep
 
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir())
     try:
+        sweep(places.runtime_dir(), engine, everything=True)
         engine.image(f"{REPOSITORY}:latest")
     except SandboxError:
         return False

@@ -11,6 +11,7 @@ import click
 from sandbox.errors import NotEnforceable
 
 USER = "sandbox"
+MAX_DESCRIPTORS = 65_536
 PRIVATE_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS")
 
 
@@ -39,5 +40,7 @@ def leave_root(*, quiet: bool = False) -> None:
         os.environ.pop(name, None)
     os.environ.update(HOME=account.pw_dir, USER=USER, LOGNAME=USER, XDG_RUNTIME_DIR=str(runtime))
     os.umask(0o022)
+    # What root had open is not the user's to use.
+    os.closerange(3, MAX_DESCRIPTORS)
     if not quiet:
         click.echo(f"sandbox: called as root, going on as user {USER!r}", err=True)

@@ -42,7 +42,8 @@ class Descriptor:
 class Output:
     """Live output, progress and the result of one run.
 
-    `on_gone` is called, in the writing thread, when the reader of standard output went away; `gone` tells so later.
+    `on_gone` is called, in the writing thread, when the reader of standard output went away; `gone` tells so later,
+    and `finished` that the result was shown.
     """
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
@@ -54,6 +55,7 @@ class Output:
         self._writer: threading.Thread | None = None
         self._failure: OSError | None = None
         self.gone = False
+        self.finished = False
         self.on_gone: Callable[[], None] = lambda: None
 
     def live(self, kind: str, data: bytes) -> None:
@@ -85,17 +87,20 @@ class Output:
         elif not (self._json and self._quiet):
             self._err.write(data)
 
-    def settle(self, *, timeout_s: float | None) -> None:
+    def settle(self, *, timeout_s: float | None) -> bool:
         """Wait until everything is written, at most `timeout_s` (None: as long as the reader takes).
 
-        Raises OSError when the output could not be written.
+        Returns whether it was. Raises OSError when the output could not be written.
         """
         if self._writer is not None:
             self._waiting.put(None)
             self._writer.join(timeout_s)
+            if self._writer.is_alive():
+                return False
             self._writer = None
         if self._failure is not None:
             raise self._failure
+        return True
 
     def progress(self, sentence: str) -> None:
         """Say what is going on, on a terminal only."""
@@ -106,6 +111,7 @@ class Output:
         """Print the result, or why there is none."""
         from sandbox.cli.document import as_document, readable
 
+        self.finished = True
         if self._json:
             document = as_document(result)
             if sys.stdout.isatty():

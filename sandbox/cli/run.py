@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import os
 import re
 import secrets
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +29,9 @@ if TYPE_CHECKING:
 
 READER_GONE = 128 + signal.SIGPIPE
 # Far above what any policy takes; keeps a mistake such as --input @/dev/zero from eating the host's memory.
-MAX_INPUT_BYTES = 1 << 30
+MAX_INPUT_BYTES = 512 << 20
 CANCELLED_OUTPUT_S = 1.0
-MEMORY = re.compile(r"(\d+)\s*([kmg]?)i?b?", re.IGNORECASE)
+MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
 
 def parse_memory(text: str) -> int:
@@ -36,8 +39,7 @@ def parse_memory(text: str) -> int:
     match = MEMORY.fullmatch(text.strip())
     if match is None:
         raise InvalidRequest(f"--memory {text!r} is not an amount of memory", hint="write for example 256m or 1g")
-    number = int(match[1])
-    mib = {"k": number // 1024, "m": number, "": number, "g": number * 1024}[match[2].lower()]
+    mib = int(float(match[1]) * {"k": 1 / 1024, "m": 1, "": 1, "g": 1024, "t": 1 << 20}[match[2].lower()])
     if mib < 1:
         raise InvalidRequest(f"--memory {text!r} is less than 1 MiB", hint="write for example 256m")
     return mib
@@ -45,8 +47,8 @@ def parse_memory(text: str) -> int:
 
 def parse_duration(text: str) -> float:
     """Return seconds for `30`, `2.5s`, `500ms`, `2m`. Raises `InvalidRequest`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m)?", text.strip())
-    seconds = float(match[1]) * {"ms": 0.001, "s": 1, None: 1, "m": 60}[match[2]] if match else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip())
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1, None: 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if seconds <= 0:
         raise InvalidRequest(
             f"--timeout {text!r} is not a duration above zero", hint="write for example 30s, 500ms or 2m"
@@ -68,6 +70,12 @@ def read_bytes(path: str, *, what: str) -> bytes:
         raise InvalidRequest(
             f"{what} {path} can't be read: {error.strerror}", hint="check the path and its permissions"
         ) from None
+    if len(data) > MAX_INPUT_BYTES:
+        raise InvalidRequest(
+            f"{what} {path} has more than {MAX_INPUT_BYTES >> 20} MiB",
+            hint="send less (limits.payload_mib says how much)",
+        )
+    return data
 
 
 def read_code(path: str) -> str:
@@ -82,18 +90,21 @@ def read_code(path: str) -> str:
 
 
 def read_payload(text: str | None) -> bytes:
-    """Return the payload as JSON text, checked. Raises `InvalidRequest` with line and column."""
+    """Return the payload as it was given, unchecked."""
     if text is None:
         return b"null"
-    source = "--input" if not text.startswith(("@", "-")) or is_number(text) else text
     if text == "-":
-        data = read_bytes("-", what="the input")
-    elif text.startswith("@"):
-        data = read_bytes(text[1:], what="the input")
-    else:
-        data = text.encode(errors="surrogateescape")
+        return read_bytes("-", what="the input")
+    if text.startswith("@"):
+        return read_bytes(text[1:], what="the input")
+    return text.encode(errors="surrogateescape")
+
+
+def check_payload(data: bytes, text: str | None) -> None:
+    """Raise `InvalidRequest`, with line and column, unless the payload is JSON."""
+    source = text if text is not None and text.startswith("@") else "--input"
     try:
-        json.loads(data)
+        json.loads(data, parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8") from None
     except RecursionError:
@@ -103,12 +114,13 @@ def read_payload(text: str | None) -> bytes:
             f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}",
             hint="text needs quotes of its own: --input '\"hello\"'; a file is given as --input @FILE",
         ) from None
-    return data
+    except ValueError as error:
+        raise InvalidRequest(f"{source} is not JSON: {error}", hint="send null or text instead") from None
 
 
-def is_number(text: str) -> bool:
-    """Tell whether a value that begins with `-` is a number."""
-    return re.fullmatch(r"-\d.*", text) is not None
+def refuse_constant(name: str) -> None:
+    """Refuse what Python's parser lets through and JSON does not have."""
+    raise ValueError(f"it has no {name}")
 
 
 def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
@@ -118,10 +130,11 @@ def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals:
             if name not in os.environ:
-                raise InvalidRequest(
-                    f"{option} {name}: there is no such variable here", hint=f"set it, or write {option} {name}=VALUE"
-                )
+                given = f"{name}=… sandbox run …" if option == "--secret" else f"{option} {name}=VALUE"
+                raise InvalidRequest(f"{option} {name}: there is no such variable here", hint=f"write {given}")
             value = os.environ[name]
+        if name in found:
+            raise InvalidRequest(f"{option} {name} is given twice", hint="give each name once")
         found[name] = value
     return found
 
@@ -133,12 +146,23 @@ def read_files(values: tuple[str, ...]) -> dict[str, bytes]:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise InvalidRequest(f"--file {text!r} is not NAME=PATH", hint="for example --file data.csv=/srv/data.csv")
+        if name in found:
+            raise InvalidRequest(f"--file {name} is given twice", hint="give each name once")
         found[name] = read_bytes(path, what="the file")
     return found
 
 
-def build_request(code: str, filename: str, options: dict[str, Any]) -> RunRequest:
-    """Return the request that the options describe. Raises `InvalidRequest`."""
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is read with the caller's own rights, not yet looked at."""
+
+    code: str
+    payload: bytes
+    files: dict[str, bytes]
+
+
+def build_request(inputs: Inputs, filename: str, options: dict[str, Any]) -> RunRequest:
+    """Return the request that the inputs and options describe. Raises `InvalidRequest`."""
     from pydantic import ValidationError
 
     from sandbox.models import RunRequest, Tightening
@@ -149,10 +173,13 @@ def build_request(code: str, filename: str, options: dict[str, Any]) -> RunReque
             f"--secret {named[0].partition('=')[0]} carries its value, which every user of this host can read in the process list",
             hint="set an environment variable of that name and write --secret NAME",
         )
+    check_payload(inputs.payload, options["input_text"])
+    if options["cpus"] is not None and not math.isfinite(options["cpus"]):
+        raise InvalidRequest(f"--cpus {options['cpus']} is not a number of CPUs", hint="write for example 0.5 or 2")
     try:
         return RunRequest.model_validate(
             {
-                "code": code, "filename": filename, "payload_json": read_payload(options["input_text"]),
+                "code": inputs.code, "filename": filename, "payload_json": inputs.payload,
                 "topic": options["topic"], "policy": options["policy"], "image": options["image"],
                 "limits": Tightening(
                     timeout_s=parse_duration(options["timeout"]) if options["timeout"] else None,
@@ -161,7 +188,7 @@ def build_request(code: str, filename: str, options: dict[str, Any]) -> RunReque
                 ),
                 "env": pairs(options["env"], option="--env"),
                 "secrets": pairs(names, option="--secret"),
-                "files": read_files(options["files"]),
+                "files": inputs.files,
             },
             strict=False,
         )  # fmt: skip
@@ -204,7 +231,7 @@ def save_files(result: RunResult, fd: int) -> None:
             os.unlink(temporary, dir_fd=fd)
             raise InvalidRequest(
                 f"the file {escaped(file.name)} can't be saved: {error.strerror}",
-                hint="free some space, or name another directory",
+                hint="name an empty directory with room for it",
             ) from None
 
 
@@ -223,7 +250,17 @@ def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], ou
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, cancel.set)
-        return await runner.run(request, on_output=output.live, on_progress=output.progress, cancel=cancel)
+
+        def stop() -> None:
+            with contextlib.suppress(RuntimeError):  # the run has ended meanwhile
+                loop.call_soon_threadsafe(cancel.set)
+
+        output.on_gone = stop
+        result = await runner.run(request, on_output=output.live, on_progress=output.progress, cancel=cancel)
+        if result.receipt is None:
+            # Cancelled before a sandbox was there: a pull may still go on in a thread, and ends with its engine.
+            opened.close()
+        return result
 
     return asyncio.run(work())
 
@@ -269,32 +306,42 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
     """Run the code that `read` gives, with the options of `run_options`; return the exit status."""
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
-        # Inputs are read before root is given up: they are the caller's to read.
-        request = build_request(read(), filename, options)
+        # Inputs are read before root is given up: they are the caller's to read. They are parsed afterwards.
+        inputs = Inputs(read(), read_payload(options["input_text"]), read_files(options["files"]))
+        if obj.get("own_process"):
+            leave_root(quiet=options["quiet"])
+        request = build_request(inputs, filename, options)
         with session(quiet=options["quiet"]) as opened:
             opened.engine()  # starts while the rest is imported
             directory = open_directory(options["save_files"])
             opened.sweep()
             result = execute(opened, request, policy_dirs=obj["policy_dirs"], output=output)
-            if directory is not None:
-                save_files(result, directory)
-                os.close(directory)
-            elif result.files and not options["as_json"] and not options["quiet"]:
-                names = ", ".join(escaped(file.name) for file in result.files[:5])
-                click.echo(
-                    f"sandbox: {len(result.files)} file(s) not kept ({names}); --save-files DIR keeps them", err=True
-                )
-        output.finish(result)
+        return conclude(result, output, directory, options)
     except SandboxError as error:
-        if options["as_json"]:
+        if options["as_json"] and not output.finished:
             from sandbox.cli.document import error_document
 
             sys.stdout.buffer.write(error_document(error) + b"\n")
         raise
     except BrokenPipeError:
-        # The reader has gone; without this, Python's own flush at exit would complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        reader_gone()
         return READER_GONE
-    from sandbox.models import EXIT_STATUS
 
+
+def conclude(result: RunResult, output: Output, directory: int | None, options: dict[str, Any]) -> int:
+    """Show the result, keep the saved files, and return the exit status. The result comes first: nothing may lose it."""
+    from sandbox.models import EXIT_STATUS, Outcome
+
+    if not output.settle(timeout_s=CANCELLED_OUTPUT_S if result.outcome is Outcome.CANCELLED else None):
+        return EXIT_STATUS[result.outcome]  # cancelled, and nobody reads: there is nowhere to write to
+    if output.gone:
+        reader_gone()
+        return READER_GONE
+    output.finish(result)
+    if directory is not None:
+        save_files(result, directory)
+        os.close(directory)
+    elif result.files and not options["as_json"] and not options["quiet"]:
+        names = ", ".join(escaped(file.name) for file in result.files[:5])
+        click.echo(f"sandbox: {len(result.files)} file(s) not kept ({names}); --save-files DIR keeps them", err=True)
     return EXIT_STATUS[result.outcome]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,23 +18,31 @@ class Session:
 
     def __init__(self, *, quiet: bool = False) -> None:
         leave_root(quiet=quiet)
+        # Secrets pass through this process: it must not be found in a core dump.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self.runtime_dir: Path = places.runtime_dir()
         self.cache_dir: Path = places.cache_dir()
         self.facts: HostFacts = probe(self.runtime_dir)
         self._engine: PodmanEngine | None = None
 
     def engine(self) -> PodmanEngine:
-        """Return the engine; the first call starts it and removes what dead runs left."""
+        """Return the engine; the first call starts it."""
         if self._engine is None:
             self._engine = PodmanEngine(self.facts.engine, runtime_dir=self.runtime_dir)
         return self._engine
 
-    def sweep(self) -> None:
-        """Remove what dead runs left; costs nothing when they left nothing."""
+    def sweep(self, *, thorough: bool = False) -> None:
+        """Remove what dead runs left; costs nothing when they left nothing.
+
+        `thorough`, and the first call after a boot, also looks for containers without a workspace.
+        """
         from sandbox.workspace import abandoned, sweep
 
-        if abandoned(self.runtime_dir):
-            sweep(self.runtime_dir, self.engine())
+        stamp = self.runtime_dir / "swept"
+        first = thorough or not stamp.exists()
+        if first or abandoned(self.runtime_dir):
+            sweep(self.runtime_dir, self.engine(), everything=first)
+            stamp.touch(mode=0o600)
 
     def close(self) -> None:
         """Stop the engine."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import host, podman_engine
+from sandbox import host, podman_engine, podman_program
 from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.host import read_cache, subordinate_range, write_cache
 from tests.unit.factory import host as facts_of_a_host
@@ -71,7 +71,7 @@ def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) 
         (programs / "podman").write_text(f"#!/bin/sh\n{script}\n")
         (programs / "podman").chmod(0o755)
     environment = {"PATH": f"{programs}:/usr/bin:/bin" if script is not None else str(programs), "HOME": str(tmp_path)}
-    monkeypatch.setattr(podman_engine, "scrubbed_environment", lambda: environment)
+    monkeypatch.setattr(podman_program, "scrubbed_environment", lambda: environment)
     monkeypatch.setenv("PATH", environment["PATH"])
 
 
@@ -80,7 +80,7 @@ def test_a_missing_podman_is_named_with_the_command_that_installs_it(
 ) -> None:
     podman(tmp_path, monkeypatch, None)
     with pytest.raises(EngineUnavailable) as caught:
-        podman_engine.podman_version()
+        podman_program.podman_version()
     assert "not installed" in caught.value.message
     assert "apt-get install podman" in caught.value.hint
 
@@ -88,26 +88,26 @@ def test_a_missing_podman_is_named_with_the_command_that_installs_it(
 def test_an_old_podman_is_refused_with_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     podman(tmp_path, monkeypatch, "echo podman version 3.4.4")
     with pytest.raises(EngineUnavailable, match=r"3\.4\.4 is too old: at least 4\.3\.0"):
-        podman_engine.podman_version()
+        podman_program.podman_version()
 
 
 def test_a_broken_podman_is_named_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     podman(tmp_path, monkeypatch, "echo 'Error: database is locked' >&2; exit 125")
     with pytest.raises(EngineUnavailable, match="database is locked"):
-        podman_engine.podman_version()
+        podman_program.podman_version()
 
 
 def test_a_podman_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     podman(tmp_path, monkeypatch, "exec sleep 60")
     with pytest.raises(EngineUnavailable, match="did not end within"):
-        podman_engine.podman_command("info", timeout_s=0.3)
+        podman_program.podman_command("info", timeout_s=0.3)
 
 
 def test_podman_gets_nothing_of_the_callers_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("http_proxy", "CONTAINERS_CONF", "PODMAN_USERNS", "AWS_SECRET_ACCESS_KEY", "LD_PRELOAD"):
         monkeypatch.setenv(name, "leak")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    environment = podman_engine.scrubbed_environment()
+    environment = podman_program.scrubbed_environment()
     assert "leak" not in environment.values()
     assert environment["CONTAINERS_CONF"] == "/dev/null"
     assert set(environment) <= {

@@ -32,7 +32,7 @@ RAISED = ProgramError(type="ValueError", message="no", line=3)
         (Evidence(ended="exited", exit_code=0, has_result=True, memory_exceeded=True), Outcome.SUCCEEDED),
         (Evidence(ended="exited", exit_code=1, error=RAISED, cause="processes"), Outcome.TOO_MANY_PROCESSES),
         (Evidence(ended="exited", exit_code=1, error=RAISED, processes_exceeded=True), Outcome.FAILED),
-        (Evidence(ended="exited", exit_code=7, processes_exceeded=True), Outcome.TOO_MANY_PROCESSES),
+        (Evidence(ended="exited", exit_code=7, processes_exceeded=True), Outcome.FAILED),
         (Evidence(ended="output_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),
         (Evidence(ended="result_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),
         (Evidence(ended="files_limit", signal_name="SIGKILL"), Outcome.OUTPUT_LIMIT),

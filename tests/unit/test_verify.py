@@ -122,6 +122,11 @@ def test_a_faithful_sandbox_passes_with_every_control_proven() -> None:
     assert {row.mechanism for row in evidence if row.control in ("memory", "cpus", "processes")} == {"cgroup"}
 
 
+def test_the_annotation_that_podman_5_makes_of_our_own_stop_signal_is_no_difference() -> None:
+    spec = container_spec()
+    compare(spec, with_oci(faithful(spec), "annotations", "org.systemd.property.KillSignal", value="9"))
+
+
 def test_on_a_v1_host_the_three_caps_are_fallbacks_and_say_why() -> None:
     spec = container_spec(facts=old_host())
     evidence = {row.control: row for row in compare(spec, changed(faithful(spec), cgroup=None))}
@@ -144,6 +149,8 @@ DIFFERENCES = [
         for name in NAMESPACES
     ),
     ("namespaces", with_status(GOOD, NSpid="4711 5")),
+    ("non-root user", changed(GOOD, uid_map=((0, 0, 4_294_967_295),))),
+    ("non-root user", changed(GOOD, uid_map=())),
     ("no network", changed(GOOD, interfaces=("lo", "eth0"))),
     *(
         ("no capabilities", with_status(GOOD, **{name: "0000000000000001"}))
@@ -181,6 +188,8 @@ DIFFERENCES = [
     ("launch", with_oci(GOOD, "process", "args", value=["/bin/sh"])),
     ("launch", with_oci(GOOD, "hooks", "prestart", value=[{"path": "/x"}])),
     ("launch", with_oci(GOOD, "annotations", "run.oci.seccomp_bpf_data", value="x")),
+    ("launch", with_oci(GOOD, "annotations", "org.systemd.property.KillSignal", value="15")),
+    ("launch", with_oci(GOOD, "annotations", "org.systemd.property.DeviceAllow", value="x")),
 ]
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from sandbox import workspace
+from sandbox.engine import EXPORT_LABEL
 from sandbox.errors import EngineUnavailable
-from sandbox.spec import OWNER_LABEL, RUN_LABEL, UID_FIRST, UID_LAST
+from sandbox.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, UID_FIRST, UID_LAST, runs_id
 from tests.fake_engine import BASE, FakeEngine
 
 
-def container(engine: FakeEngine, owner: str) -> str:
-    container_id, _ = engine.create({"image": BASE, "labels": {RUN_LABEL: "r", OWNER_LABEL: owner}})
+def container(engine: FakeEngine, owner: str, runtime_dir: Path) -> str:
+    place = runs_id(runtime_dir / "runs")
+    container_id, _ = engine.create({"image": BASE, "labels": {RUN_LABEL: "r", OWNER_LABEL: owner, PLACE_LABEL: place}})
     return container_id
 
 
@@ -47,7 +49,7 @@ def test_release_leaves_nothing(tmp_path: Path) -> None:
 def test_a_live_workspace_is_never_swept(tmp_path: Path) -> None:
     engine = FakeEngine()
     one = workspace.acquire(tmp_path)
-    kept = container(engine, str(one.uid))
+    kept = container(engine, str(one.uid), tmp_path)
     assert workspace.sweep(tmp_path, engine, everything=True) == 0
     assert one.directory.exists()
     assert engine.inspect(kept).id == kept
@@ -66,7 +68,7 @@ def test_what_a_killed_owner_left_is_removed_with_its_container(tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
     assert [path.name for path in workspace.abandoned(tmp_path)] == [uid]
     engine = FakeEngine()
-    orphan, other = container(engine, uid), container(engine, "1")
+    orphan, other = container(engine, uid, tmp_path), container(engine, "1", tmp_path)
     assert workspace.sweep(tmp_path, engine) == 1
     assert [found.id for found in engine.containers(RUN_LABEL)] == [other]
     assert orphan != other
@@ -75,10 +77,20 @@ def test_what_a_killed_owner_left_is_removed_with_its_container(tmp_path: Path) 
 
 def test_containers_without_a_workspace_go_when_everything_is_swept(tmp_path: Path) -> None:
     engine = FakeEngine()
-    container(engine, "12345")
+    container(engine, "12345", tmp_path)
+    elsewhere = container(engine, "12345", tmp_path / "another")
     assert workspace.sweep(tmp_path, engine) == 0
     assert workspace.sweep(tmp_path, engine, everything=True) == 1
-    assert engine.containers(RUN_LABEL) == []
+    assert [found.id for found in engine.containers(RUN_LABEL)] == [elsewhere]
+
+
+def test_what_was_made_to_read_an_image_goes_when_its_maker_is_dead(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    made = {
+        pid: engine.create({"image": BASE, "labels": {EXPORT_LABEL: pid}})[0] for pid in ("4194999", str(os.getpid()))
+    }
+    workspace.sweep(tmp_path, engine, everything=True)
+    assert [found.id for found in engine.containers(EXPORT_LABEL)] == [made[str(os.getpid())]]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""The podman program: how it is called, what version it is, and which OCI runtime works with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from sandbox.engine import EngineInfo
+from sandbox.errors import EngineUnavailable
+
+MINIMUM_VERSION = (4, 3, 0)
+RUNTIMES = ("crun", "runc")
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def scrubbed_environment() -> dict[str, str]:
+    """Return the only variables that Podman gets: nothing of the caller's can leak or steer it.
+
+    The certificate variables are kept so that a pull trusts what the host trusts; Podman itself uses them and no
+    container inherits them (`unsetenvall`).
+    """
+    kept = {name: os.environ[name] for name in CERTIFICATE_VARIABLES if name in os.environ}
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": str(Path.home()),
+        "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
+        "LANG": "C.UTF-8",
+        # An administrator's containers.conf can add mounts, hooks, variables and annotations to every container.
+        "CONTAINERS_CONF": "/dev/null",
+        **kept,
+    }
+
+
+def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run the podman program once. Raises `EngineUnavailable` when it is absent or doesn't end in time."""
+    command = ["podman", "--log-level", "error", *arguments]
+    try:
+        return subprocess.run(
+            command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors="replace", timeout=timeout_s, check=False, cwd="/",
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise missing_podman() from None
+    except subprocess.TimeoutExpired:
+        raise EngineUnavailable(
+            f"`{shlex.join(command)}` did not end within {timeout_s:g} s",
+            hint="look for a hung podman process, then try again",
+        ) from None
+
+
+def missing_podman() -> EngineUnavailable:
+    """Return the error for a host without Podman."""
+    return EngineUnavailable(
+        "Podman is not installed: no `podman` program on the PATH", hint="run scripts/setup, or: apt-get install podman"
+    )
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, without Podman's `Error: ` prefix."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ") if lines else "it gave no reason"
+
+
+def podman_version() -> tuple[int, int, int]:
+    """Return Podman's version. Raises `EngineUnavailable` when it is missing, broken or too old."""
+    if shutil.which("podman", path=scrubbed_environment()["PATH"]) is None:
+        raise missing_podman()
+    answer = podman_command("--version", timeout_s=20)
+    match = re.search(r"(\d+)\.(\d+)\.(\d+)", answer.stdout)
+    if answer.returncode != 0 or match is None:
+        raise EngineUnavailable(
+            f"`podman --version` failed: {last_line(answer.stderr)}",
+            hint="reinstall Podman: apt-get install --reinstall podman",
+        )
+    version = (int(match[1]), int(match[2]), int(match[3]))
+    if version < MINIMUM_VERSION:
+        raise EngineUnavailable(
+            f"Podman {'.'.join(map(str, version))} is too old: at least {'.'.join(map(str, MINIMUM_VERSION))} is needed",
+            hint="upgrade Podman (Debian 12 and Ubuntu 24.04 ship a newer one)",
+        )
+    return version
+
+
+def read_info(runtime_path: str) -> EngineInfo:
+    """Ask Podman what it is and what it has, with a given OCI runtime."""
+    answer = podman_command("--runtime", runtime_path, "info", "--format", "json", timeout_s=60)
+    if answer.returncode != 0:
+        raise EngineUnavailable(f"`podman info` failed: {last_line(answer.stderr)}", hint="run `sandbox doctor`")
+    host = json.loads(answer.stdout)["host"]
+    store = json.loads(answer.stdout)["store"]
+    return EngineInfo(
+        version=podman_version(),
+        runtime=Path(runtime_path).name,
+        runtime_path=runtime_path,
+        runtime_version=(host["ociRuntime"].get("version") or "unknown").splitlines()[0],
+        cgroup_version=2 if host["cgroupVersion"] == "v2" else 1,
+        cgroup_controllers=tuple(host.get("cgroupControllers") or ()),
+        storage_driver=store["graphDriverName"],
+        graph_root=Path(store["graphRoot"]),
+        run_root=Path(store["runRoot"]),
+        rootless=bool(host["security"]["rootless"]),
+    )
+
+
+def try_runtime(runtime_path: str, canary_root: Path) -> str:
+    """Start one container with this runtime from `canary_root`, a directory with one static program.
+
+    Returns "" when it ran, else the runtime's own reason. Versions prove nothing: crun 1.8.1 answers `--version`
+    and refuses every container on a hybrid cgroup host.
+    """
+    answer = podman_command(
+        "--runtime", runtime_path, "run", "--rm", "--network", "none", "--log-driver", "none", "--read-only",
+        "--cap-drop", "all", "--security-opt", "no-new-privileges", "--entrypoint", "/canary",
+        "--rootfs", str(canary_root), "--version", timeout_s=60,
+    )  # fmt: skip
+    return "" if answer.returncode == 0 else last_line(answer.stderr)
