@@ -1021,7 +1021,13 @@ class Program:
 
     def _complain(self, error: BaseException) -> None:
         try:
-            os.write(2, _traceback_text(error, self.filename).encode("utf-8", "backslashreplace"))
+            # Importing `traceback` costs some MB, which a fork bomb would multiply into an end for want of memory.
+            if "traceback" in sys.modules:
+                text = _traceback_text(error, self.filename)
+            else:
+                kind, message = _type_and_message(error)
+                text = f"{kind}: {message} (line {_location(error, self.filename)[0]}, in a forked process)\n"
+            os.write(2, text.encode("utf-8", "backslashreplace"))
         except BaseException:  # nobody is left to tell
             return
 

@@ -34,7 +34,7 @@ _REFERENCE = re.compile(
 # Namespaces of keys that an engine or a runtime gives a meaning of its own.
 _RESERVED = re.compile(
     r"(run\.oci\.|org\.systemd\.|io\.podman\.|io\.containers\.|io\.kubernetes\.cri|io\.crun|org\.criu|"
-    r"com\.github\.containers)",
+    r"com\.github\.containers|module\.)",
     re.IGNORECASE,
 )
 _STEERING = re.compile(r"(LD_|PYTHON|GCONV_PATH|MALLOC_|GLIBC_TUNABLES)")

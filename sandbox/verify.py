@@ -25,7 +25,8 @@ RUNTIME_MOUNTS = re.compile(
 ROOT_OWNED = re.compile(r"/dev(/pts|/mqueue|/console|/ptmx)?|/proc|/sys/fs/cgroup")
 DEVICE_NODES = re.compile(r"/dev/(null|zero|full|random|urandom|tty)")
 RESERVED_ANNOTATIONS = re.compile(
-    r"run\.oci\.|org\.systemd\.|io\.podman\.annotations\.(checkpoint|label|seccomp|userns)"
+    r"run\.oci\.|org\.systemd\.|org\.criu|module\.|io\.crun|io\.podman\.annotations\.(checkpoint|label|seccomp|userns)",
+    re.IGNORECASE,
 )
 
 

@@ -129,7 +129,7 @@ def test_strict_refuses_a_host_without_cgroup_v2_and_runs_on_one_with_it(script:
 )
 def test_each_outcome_has_its_exit_status(script: Path, code: str, outcome: str, status: int) -> None:
     script.write_text(code)
-    answer = sandbox("run", script, "--json", "--timeout", "4s", "--memory", "256m")
+    answer = sandbox("run", script, "--json", "--timeout", "4s")
     assert (json.loads(answer.stdout)["outcome"], answer.returncode) == (outcome, status)
 
 
