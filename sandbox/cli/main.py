@@ -24,6 +24,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import traceback
@@ -52,6 +53,17 @@ class LazyGroup(click.Group):
         """Return the names of all commands."""
         del ctx
         return sorted(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; a wrong name is answered with the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"{error.message}{hint}", ctx) from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
@@ -108,6 +120,8 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
         return end.exit_code
     except click.ClickException as error:
         error.show()
+        if "--debug" in getattr(error, "message", ""):
+            click.echo("  --debug goes before the command: sandbox --debug run …", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):
         return 130

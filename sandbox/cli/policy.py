@@ -16,7 +16,7 @@ from sandbox.policy import LoadedPolicy, load_policy, policy_directories, policy
 from sandbox.policy_explain import Row, as_toml, explain, schema, shown
 from sandbox.seccomp import compile_source, render
 
-READS_ONLY = ("list", "show", "explain")
+AS_RUNS_SEE_IT = ("list", "show", "explain", "check")
 
 
 @click.group("policy")
@@ -25,7 +25,7 @@ READS_ONLY = ("list", "show", "explain")
 @click.pass_context
 def policy(ctx: click.Context, *, policy_dirs: tuple[Path, ...]) -> None:
     """List, explain and check policies: what a run may do."""
-    if (ctx.obj or {}).get("own_process") and ctx.invoked_subcommand in READS_ONLY:
+    if (ctx.obj or {}).get("own_process") and ctx.invoked_subcommand in AS_RUNS_SEE_IT:
         leave_root()  # so that root sees the policies that its runs would use
     given = [*policy_dirs, *(ctx.obj or {}).get("policy_dirs", [])]
     ctx.obj = {**(ctx.obj or {}), "directories": policy_directories(given)}

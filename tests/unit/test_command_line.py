@@ -129,6 +129,16 @@ def empty_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"result = 1")))
 
 
+def test_a_wrong_command_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["rnu"], debug=False) == 2
+    assert "Did you mean 'run'?" in capsys.readouterr().err
+
+
+def test_debug_after_the_command_is_told_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "--debug", "x.py"], debug=False) == 2
+    assert "sandbox --debug run" in capsys.readouterr().err
+
+
 def test_every_command_has_help() -> None:
     context = cli.make_context("sandbox", [], resilient_parsing=True)
     for name in cli.list_commands(context):
