@@ -170,4 +170,6 @@ class Watchdog:
                 self.exceeded = True
                 self._kill()
                 return
-            await asyncio.sleep(min(max(INTERVAL_S, (time.perf_counter() - began) / DUTY), LONGEST_PAUSE_S))
+            near = usage.memory_bytes > self._cap_bytes // 4
+            pause_s = min((time.perf_counter() - began) / DUTY, LONGEST_PAUSE_S)
+            await asyncio.sleep(INTERVAL_S if near else max(INTERVAL_S, pause_s))
