@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -110,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
     """Run one command line; return its exit status."""
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return cli(args=arguments, standalone_mode=False, prog_name="sandbox", obj={"own_process": True}) or 0
     except SandboxError as error:
         if debug:

@@ -220,11 +220,14 @@ def test_an_interrupt_ends_the_sandbox_and_leaves_nothing(script: Path, number: 
 
 def test_an_interrupt_while_the_sandbox_starts_leaves_nothing(script: Path) -> None:
     script.write_text("result = 1")
-    for delay_s in (0.25, 0.4, 0.55):
-        process = subprocess.Popen([*COMMAND, "run", str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for delay_s in (0.02, 0.1, 0.25, 0.4, 0.55):
+        process = subprocess.Popen([*COMMAND, "run", str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) in (0, 130)
+        _, errors = process.communicate(timeout=30)
+        # Before anything is started the signal itself ends the process; a shell calls that 130, too.
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        assert b"Traceback" not in errors
         assert left_behind() == []
 
 
