@@ -173,7 +173,7 @@ def cap_rows(facts: HostFacts) -> list[Capability]:
                     name=control,
                     status="fallback",
                     detail=f"{fallback}; {why}",
-                    fix=spec.CGROUP_FIX[facts.engine.cgroup_version],
+                    fix=spec.cgroup_fix(facts),
                 )
             )
         else:

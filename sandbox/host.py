@@ -25,7 +25,7 @@ from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.places import private_directory
 
 SUBIDS_NEEDED = 65_536
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class HostFacts:
     """
 
     engine: EngineInfo
+    uid: int
     controllers: frozenset[str]
     subuid_start: int
     subuid_count: int
@@ -147,6 +148,7 @@ def probe(runtime_dir: Path, *, fresh: bool = False) -> HostFacts:
     info = podman_program.read_info(runtime)
     facts = HostFacts(
         engine=info,
+        uid=os.getuid(),
         controllers=frozenset(info.cgroup_controllers if info.cgroup_version == 2 else ()),
         subuid_start=ranges[0], subuid_count=ranges[1], subgid_start=ranges[2], subgid_count=ranges[3],
         cpu_ids=tuple(sorted(os.sched_getaffinity(0))),

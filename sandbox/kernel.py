@@ -40,7 +40,7 @@ class Mount:
 
 @dataclass(frozen=True, kw_only=True)
 class CgroupEvents:
-    """What a cgroup v2 group went through: processes killed for memory, forks refused, highest use."""
+    """What a cgroup v2 group went through: processes killed at its memory limit, forks refused, highest use."""
 
     oom_kills: int
     fork_failures: int
@@ -171,13 +171,25 @@ def read_process(pid: int) -> ProcessFacts:
     )
 
 
+def parse_events(text: str) -> dict[str, int]:
+    """Return the counters of a flat-keyed cgroup file."""
+    return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+
+
 def read_events(path: Path) -> dict[str, int]:
     """Return a flat-keyed cgroup file; empty where there is none."""
     try:
-        rows = (line.split() for line in path.read_text().splitlines())
-        return {name: int(value) for name, value in rows}
+        return parse_events(path.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def oom_kills(events: dict[str, int]) -> int:
+    """Return how many processes were killed because the group's own limit was reached.
+
+    `oom_kill` alone also counts what a host without memory killed; `oom` then stays 0 here.
+    """
+    return events.get("oom_kill", 0) if events.get("oom", 0) else 0
 
 
 def read_cgroup_events(limits: CgroupLimits | None, *, root: Path = CGROUP_ROOT) -> CgroupEvents | None:
@@ -190,10 +202,10 @@ def read_cgroup_events(limits: CgroupLimits | None, *, root: Path = CGROUP_ROOT)
     seen = limits.seen or CgroupEvents(oom_kills=0, fork_failures=0, peak_bytes=None)
     peaks = [peak for group in groups if (peak := read_limit(group / "memory.peak")) is not None]
     peaks += [] if seen.peak_bytes is None else [seen.peak_bytes]
-    oom_kills = [read_events(group / "memory.events").get("oom_kill", 0) for group in groups]
+    kills = [oom_kills(read_events(group / "memory.events")) for group in groups]
     fork_failures = [read_events(group / "pids.events").get("max", 0) for group in groups]
     return CgroupEvents(
-        oom_kills=max(seen.oom_kills, *oom_kills),
+        oom_kills=max(seen.oom_kills, *kills),
         fork_failures=max(seen.fork_failures, *fork_failures),
         peak_bytes=max(peaks) if peaks else None,
     )

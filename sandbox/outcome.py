@@ -33,9 +33,11 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     """Return the outcome and one sentence that says what it means and what to do."""
     limits = policy.limits
     finished = seen.ended == "exited" and seen.exit_code == 0 and seen.error is None
-    if (seen.cancelled or seen.ended == "cancelled") and not seen.timed_out:
+    # The harness is told to end in the same words when time or memory is over.
+    told_to_end = seen.timed_out or seen.memory_exceeded
+    if (seen.cancelled and not seen.timed_out) or (seen.ended == "cancelled" and not told_to_end):
         return Outcome.CANCELLED, "the run was cancelled"
-    if (seen.memory_exceeded and not (finished and seen.has_result)) or seen.cause == "memory":
+    if seen.memory_exceeded or seen.cause == "memory":
         return Outcome.OUT_OF_MEMORY, f"the program needed more than {limits.memory_mib} MiB (limits.memory_mib)"
     too_many = f"the program needed more than {limits.processes} processes and threads (limits.processes)"
     if seen.cause == "processes":

@@ -24,6 +24,7 @@ from sandbox.errors import Internal
 from sandbox.host import HostFacts
 from sandbox.library import harness_directory, seccomp_file
 from sandbox.models import Durations, Outcome, Receipt, RunRequest, RunResult
+from sandbox.oom import killed_for_memory
 from sandbox.outcome import Evidence, decide
 from sandbox.places import private_directory
 from sandbox.policy import load_policy
@@ -166,9 +167,9 @@ class Runner:
 
     async def _drive(self, sandbox: Sandbox, live: Live) -> None:
         """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""
-        watch = self._watch(sandbox, live)
+        capped = asyncio.ensure_future(self._watch(sandbox, live))
         reading = asyncio.ensure_future(self._read(sandbox, live))
-        pieces: list[asyncio.Future[Any]] = [asyncio.ensure_future(watch), reading]
+        pieces: list[asyncio.Future[Any]] = [capped, reading]
         try:
             sending = asyncio.ensure_future(sandbox.send(job_of(live)))
             stop = asyncio.ensure_future(live.cancel.wait())
@@ -178,9 +179,9 @@ class Runner:
             if sending.done():
                 sending.result()
             live.program_began = time.monotonic()
-            await first_of({reading}, until={stop}, timeout_s=live.policy.limits.timeout_s)
+            await first_of({reading}, until={stop, capped}, timeout_s=live.policy.limits.timeout_s)
             live.cancelled = stop.done() and not reading.done()
-            live.timed_out = not reading.done() and not live.cancelled
+            live.timed_out = not (reading.done() or live.cancelled or capped.done())
             if not reading.done():
                 await sandbox.send([CANCEL])
                 await asyncio.wait({reading}, timeout=LAST_WORDS_S)
@@ -196,7 +197,9 @@ class Runner:
             await asyncio.gather(*pieces, return_exceptions=True)
 
     async def _watch(self, sandbox: Sandbox, live: Live) -> None:
-        if sandbox.spec.cap("memory").mechanism == "cgroup":
+        """Return when the sandbox has reached its memory cap: the kernel has killed, or the fallback has."""
+        if sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None:
+            await killed_for_memory(sandbox.cgroup)
             return
         places = tuple(mount.destination for mount in sandbox.spec.tmpfs)
         live.watchdog = Watchdog(sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill)

@@ -118,12 +118,22 @@ class ContainerSpec:
         return next(cap for cap in self.caps if cap.control == control)
 
 
-CGROUP_FIX = {
-    1: "as root: sed -i 's/^GRUB_CMDLINE_LINUX=\"/&systemd.unified_cgroup_hierarchy=1 /' /etc/default/grub && update-grub && reboot,"
-       ' for a cgroup v2 host; or choose a policy with on_unenforceable = "fallback", such as `default`',
-    2: "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
-       " /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload; then log in again",
-}  # fmt: skip
+CGROUP_V1_FIX = (
+    "as root: sed -i 's/^GRUB_CMDLINE_LINUX=\"/&systemd.unified_cgroup_hierarchy=1 /' /etc/default/grub && update-grub && reboot,"
+    ' for a cgroup v2 host; or choose a policy with on_unenforceable = "fallback", such as `default`'
+)
+# Restarting the user's own systemd is what applies it; a new login alone doesn't where the session lingers.
+DELEGATION_FIX = (
+    "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
+    " /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload && systemctl restart user@{uid}.service"
+)
+
+
+def cgroup_fix(facts: HostFacts) -> str:
+    """Return the command that lets this user's sandboxes be held by cgroups."""
+    return CGROUP_V1_FIX if facts.engine.cgroup_version != 2 else DELEGATION_FIX.format(uid=facts.uid)
+
+
 FALLBACKS: dict[str, Literal["rlimit+watchdog", "affinity+rlimit", "rlimit"]] = {
     "memory": "rlimit+watchdog",
     "cpus": "affinity+rlimit",
@@ -160,7 +170,7 @@ def plan_caps(policy: Policy, facts: HostFacts) -> tuple[Cap, ...]:
         )
         raise NotEnforceable(
             f"policy {policy.name!r} caps {named} by cgroup v2, and {reasons[missing[0]]}",
-            hint=CGROUP_FIX[2 if facts.engine.cgroup_version == 2 else 1],
+            hint=cgroup_fix(facts),
             controls=missing,
             cgroup_version=facts.engine.cgroup_version,
         )

@@ -40,11 +40,11 @@ runtime_directory() {
     fi
 }
 
-# Run a command as the unprivileged user. Root's environment stays behind, apart from what says how to reach the
-# network (proxies, certificates) and what steers the tests.
-unprivileged() {
+# Set UNPRIVILEGED: what to put before a command so that it runs as the unprivileged user. Root's environment stays
+# behind, apart from what says how to reach the network (proxies, certificates) and what steers the tests.
+set_unprivileged() {
     if ! is_root; then
-        XDG_RUNTIME_DIR="$(runtime_directory)" "$@"
+        UNPRIVILEGED=(env "XDG_RUNTIME_DIR=$(runtime_directory)")
         return
     fi
     local name kept=()
@@ -53,8 +53,35 @@ unprivileged() {
         TERM NO_COLOR CI SANDBOX_REQUIRE_PODMAN SOURCE_DATE_EPOCH; do
         [ -z "${!name:-}" ] || kept+=("$name=${!name}")
     done
-    setpriv --reuid "$SANDBOX_USER" --regid "$SANDBOX_USER" --init-groups --inh-caps=-all \
-        env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME="$(home_directory)" \
-        USER="$SANDBOX_USER" LOGNAME="$SANDBOX_USER" LANG=C.UTF-8 XDG_RUNTIME_DIR="$(runtime_directory)" \
-        "${kept[@]}" "$@"
+    UNPRIVILEGED=(
+        setpriv --reuid "$SANDBOX_USER" --regid "$SANDBOX_USER" --init-groups --inh-caps=-all
+        env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "HOME=$(home_directory)"
+        "USER=$SANDBOX_USER" "LOGNAME=$SANDBOX_USER" LANG=C.UTF-8 "XDG_RUNTIME_DIR=$(runtime_directory)"
+        "${kept[@]}"
+    )
+}
+unprivileged() {
+    local UNPRIVILEGED
+    set_unprivileged
+    "${UNPRIVILEGED[@]}" "$@"
+}
+
+# The user `sandbox` may not be able to read this checkout, and must not be able to change it: as root, work on a copy,
+# made and filled by that user (root must not write where somebody else can swap a directory for a link).
+# Sets WORK, and COPY, which `remove_copy` removes.
+prepare_copy() {
+    COPY=""
+    WORK="$CHECKOUT"
+    is_root || return 0
+    COPY="$(unprivileged mktemp -d "$(home_directory)/test-XXXXXXXX")"
+    tar -C "$CHECKOUT" --exclude=./.git --exclude=./build --exclude=node_modules --exclude=__pycache__ \
+        --exclude='.*_cache' --exclude=./.hypothesis --exclude=./.venv -cf - . | unprivileged tar -C "$COPY" --no-same-owner -xf -
+    WORK="$COPY"
+}
+remove_copy() {
+    [ -z "${COPY:-}" ] || unprivileged rm -rf "$COPY"
+}
+in_work() {
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    unprivileged sh -c 'cd "$1" && shift && exec "$@"' sh "$WORK" "$@"
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 import resource
 import socket
 import textwrap
@@ -31,11 +32,14 @@ from sandbox.policy import load_policy
 from sandbox.policy_model import Policy
 from sandbox.runner import Places, Runner
 
+# On an emulated processor everything takes longer, and what a test allows for time grows with it.
+SLOWER = float(os.environ.get("SANDBOX_TESTS_SLOWER") or 1)
+
 # Small limits, so that reaching them is cheap.
-ESCAPE_POLICY = """
+ESCAPE_POLICY = f"""
 extends = "default"
 description = "Small limits for tests that reach them"
-limits.timeout_s = 8
+limits.timeout_s = {8 * SLOWER:g}
 limits.memory_mib = 256
 limits.processes = 48
 limits.open_files = 64
@@ -230,6 +234,8 @@ class Bench:
     def policy_with(self, **values: Any) -> str:
         """Write a policy that extends `default` with the small limits and these (`limits__cpus=0.5`); return its name."""
         self.made += 1
+        if "limits__timeout_s" in values:
+            values["limits__timeout_s"] *= SLOWER
         name = f"escape-{self.made}"
         keys = {key.replace("__", "."): json.dumps(value) for key, value in values.items()}
         kept = [line for line in ESCAPE_POLICY.splitlines() if line.partition(" =")[0] not in keys]

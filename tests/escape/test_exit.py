@@ -15,6 +15,8 @@ from sandbox.cli.document import as_document, readable
 from sandbox.models import Outcome
 from tests.escape.bench import Bench
 
+pytestmark = pytest.mark.host_only
+
 ENDS = {
     "os._exit(0)": ("import os\nresult = 1\nos._exit(0)", Outcome.NO_RESULT, 0, None),
     "os._exit(5)": ("import os\nresult = 1\nos._exit(5)", Outcome.FAILED, 5, None),

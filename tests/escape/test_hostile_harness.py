@@ -17,6 +17,8 @@ from sandbox.models import Outcome
 from sandbox.spec import MIB
 from tests.escape.bench import Bench, other_harness, tightening
 
+pytestmark = pytest.mark.host_only
+
 HARNESS = """
 import json, os, socket, struct, time
 

@@ -17,6 +17,8 @@ from sandbox.models import Outcome
 from sandbox.spec import MIB
 from tests.escape.bench import Bench, tightening
 
+pytestmark = pytest.mark.host_only
+
 FLOODS = {
     "a gigabyte of lines": "for _ in range(1 << 20):\n    print('x' * 1023)\n",
     "a gigabyte without a newline": "import os\nfor _ in range(1 << 10):\n    os.write(1, b'x' * (1 << 20))\n",

@@ -13,6 +13,8 @@ from sandbox.models import Outcome
 from sandbox.spec import MIB
 from tests.escape.bench import Bench
 
+pytestmark = pytest.mark.host_only
+
 NAMES = [
     "../x",
     "/etc/x",

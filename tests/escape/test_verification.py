@@ -32,7 +32,8 @@ WEAKENINGS = (
     weakening("the host's uts namespace", "namespaces", utsns={"nsmode": "host"}, hostname=None),
     weakening("the host's cgroup namespace", "namespaces", cgroupns={"nsmode": "host"}),
     weakening("readable kernel files", "masked kernel files", mask=None),
-    weakening("privileged", "no capabilities", "masked kernel files", privileged=True),
+    # crun needs more open files than the policy gives for all the devices of a privileged container.
+    weakening("privileged", "no capabilities", "masked kernel files", privileged=True) + without_rlimit("nofile"),
     tmpfs_option("/app", "size=", None, "/app without a size"),
     tmpfs_option("/app", "noexec", "exec", "/app executable"),
     tmpfs_option("/tmp", "nosuid", "suid", "/tmp with setuid"),

@@ -23,6 +23,7 @@ def host(**changes: Any) -> HostFacts:
     """Return a cgroup v2 host with all controllers delegated, with changes."""
     info = fake_info()
     known = HostFacts(
+        uid=1000,
         engine=info,
         controllers=frozenset(info.cgroup_controllers),
         subuid_start=100_000,

@@ -1,0 +1,40 @@
+"""A defect on purpose: one cap is never set, while verification and receipt go on to claim it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sandbox import spec, verify
+from sandbox.policy_model import Policy
+from sandbox.spec import OWN_PROCESSES, Cap, ContainerSpec
+from sandbox.verify import Observed
+
+# The cap's name in a policy: its key in the body for Podman.
+CAPS = {"memory": "memory", "cpus": "cpu", "processes": "pids"}
+
+
+def claimed(decided: ContainerSpec, control: str) -> str:
+    """Return the evidence that verification would read if the cap were there."""
+    return {
+        "memory": f"memory.max {decided.memory_bytes}, memory.swap.max 0",
+        "cpus": f"cpu.max {decided.cpus} CPUs",
+        "processes": f"pids.max {decided.processes + OWN_PROCESSES}",
+    }[control]
+
+
+def break_cap(control: str, patch: pytest.MonkeyPatch) -> None:
+    """Leave `control` out of every container from here on, and lie about it."""
+    real_limits, real_evidence = spec.resource_limits, verify.cgroup_evidence
+
+    def resource_limits(policy: Policy, caps: tuple[Cap, ...]) -> dict[str, Any]:
+        limits = real_limits(policy, caps)
+        limits.pop(CAPS[control])
+        return limits
+
+    def cgroup_evidence(decided: ContainerSpec, seen: Observed, asked: str) -> tuple[str, bool]:
+        return (claimed(decided, control), True) if asked == control else real_evidence(decided, seen, asked)
+
+    patch.setattr(spec, "resource_limits", resource_limits)
+    patch.setattr(verify, "cgroup_evidence", cgroup_evidence)

@@ -1,0 +1,52 @@
+"""The kernel tier: what cgroup v2 holds, on a host that delegates it. `scripts/vm-test` boots one; any other will do.
+
+Each test says which cap it would miss: `@pytest.mark.holds("memory")`. With `--break memory` that cap is left out while
+the product still claims it, and exactly these tests must fail (`test_breaking.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox.host import HostFacts
+from tests import platforms
+from tests.kernel.breaking import CAPS, break_cap
+
+REQUIRED = os.environ.get("SANDBOX_REQUIRE_DELEGATION", "") not in ("", "0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--break", dest="broken", choices=sorted(CAPS), help="leave one cap out, and claim it all the same"
+    )
+
+
+@pytest.fixture(autouse=True)
+def delegated(host_facts: HostFacts) -> None:
+    missing = {"cpu", "memory", "pids"} - host_facts.controllers
+    if missing:
+        reason = f"cgroup v2 with delegated controllers is needed; missing: {', '.join(sorted(missing))}"
+        if REQUIRED:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(f"{reason} (scripts/vm-test boots a machine that has them)")
+
+
+@pytest.fixture(autouse=True)
+def holds(request: pytest.FixtureRequest, record_property: platforms.Record) -> None:
+    """Write the caps that a test holds into the report."""
+    for mark in request.node.iter_markers("holds"):
+        for cap in mark.args:
+            record_property("holds", cap)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def broken(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Break the cap that the command line names, for the whole session."""
+    cap = request.config.getoption("broken", default=None)
+    with pytest.MonkeyPatch.context() as patch:
+        if cap:
+            break_cap(cap, patch)
+        yield

@@ -1,0 +1,74 @@
+"""Look at a sandbox's cgroup from outside, on another way than the product's own: by the container's name in systemd."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sandbox import spec
+from sandbox.kernel import CGROUP_ROOT, parse_events
+from sandbox.models import RunResult
+from tests.escape.bench import Bench
+
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One cgroup v2 directory."""
+
+    directory: Path
+
+    def text(self, name: str) -> str:
+        """Return a file's content, stripped."""
+        return (self.directory / name).read_text().strip()
+
+    def number(self, name: str) -> int | None:
+        """Return the number in a file; None for `max`."""
+        text = self.text(name)
+        return None if text == "max" else int(text)
+
+    def inner(self, name: str) -> list[str]:
+        """Return the files of that name one level below: crun puts the processes there."""
+        return [path.relative_to(self.directory).as_posix() for path in self.directory.glob(f"*/{name}")]
+
+    def counters(self, name: str) -> dict[str, int]:
+        """Return a file of names and numbers."""
+        return parse_events(self.text(name))
+
+
+def scope_of(container_id: str) -> Group:
+    """Return the systemd scope that Podman made for a container: the one that carries the limits."""
+    (directory,) = CGROUP_ROOT.glob(f"user.slice/**/libpod-{container_id}.scope")
+    return Group(directory=directory)
+
+
+def own_service() -> Group:
+    """Return this user's systemd: everything of the user below it, sandboxes included."""
+    path = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    directory = CGROUP_ROOT / path.removeprefix("0::/")
+    while not directory.name.startswith("user@"):
+        directory = directory.parent
+        assert directory != CGROUP_ROOT, "the tests don't run in a session of the user's own systemd"
+    return Group(directory=directory)
+
+
+async def observe(bench: Bench, code: str, look: Callable[[Group], Seen], **fields: Any) -> tuple[RunResult, Seen]:
+    """Run a program; when it has printed something, call `look` with its cgroup, in a thread of its own."""
+    looking: list[asyncio.Future[Seen]] = []
+    place = spec.runs_id(bench.places.runtime_dir / "runs")
+
+    def find_and_look() -> Seen:
+        (container,) = (c for c in bench.engine.containers(spec.RUN_LABEL) if c.labels.get(spec.PLACE_LABEL) == place)
+        return look(scope_of(container.id))
+
+    def on_output(kind: str, data: bytes) -> None:
+        if not looking:
+            looking.append(asyncio.ensure_future(asyncio.to_thread(find_and_look)))
+
+    result = await bench.runner().run(bench.request(code, **fields), on_output=on_output)
+    assert looking, (result.outcome, result.explanation, result.stderr[-500:])
+    return result, await looking[0]

@@ -1,0 +1,116 @@
+"""Memory bombs end at the kernel's hand, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sandbox.models import Outcome, RunResult
+from tests.escape.bench import SLOWER, Bench, value_of
+from tests.kernel.group import own_service
+
+CAP_MIB = 96
+
+# Each asks for `payload` MiB in all, and is content when it gets them: with the cap left out it ends well.
+BOMBS = {
+    "one process": """
+        held = []
+        while len(held) < payload:
+            held.append(bytearray(b"x") * (1 << 20))
+        result = len(held)
+    """,
+    "many processes": """
+        import os, time
+        each = 24
+        reading, writing = os.pipe()
+        for _ in range(payload // each):
+            if os.fork() == 0:
+                held = bytearray(b"x") * (each << 20)
+                os.write(writing, b"x")
+                time.sleep(600)
+        got = 0
+        while got < payload // each:
+            got += len(os.read(reading, 64))
+        result = got * each
+    """,
+    "files in the three places": """
+        for place, mib in (("/app", 40), ("/tmp", 40), ("/dev/shm", 10)):
+            with open(place + "/filler", "wb") as file:
+                for _ in range(mib):
+                    file.write(b"x" * (1 << 20))
+        held = bytearray(b"x") * ((payload - 90) << 20)
+        result = payload
+    """,
+    "shared memory": """
+        import mmap
+        area = mmap.mmap(-1, payload << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        for page in range(0, payload << 20, 4096):
+            area[page] = 1
+        result = payload
+    """,
+    "a child whose parent goes on": """
+        import os
+        if os.fork() == 0:
+            held = bytearray(b"x") * (payload << 20)
+            os._exit(0)
+        os.wait()
+        result = payload
+    """,
+}
+NEIGHBOUR = """
+    import time
+    held = bytearray(b"x") * (40 << 20)
+    for _ in range(10):
+        time.sleep(payload / 10)
+        held[::4096] = held[::4096]
+    result = sum(held[::4096]) // 120
+"""
+
+
+@pytest.fixture(scope="module")
+def tight(bench: Bench) -> str:
+    return bench.policy_with(
+        limits__memory_mib=CAP_MIB, limits__timeout_s=20, limits__open_files=1024,
+        filesystem__app_mib=41, filesystem__tmp_mib=41, filesystem__shm_mib=12,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def roomy(bench: Bench) -> str:
+    return bench.policy_with(
+        limits__memory_mib=512, limits__timeout_s=20, limits__open_files=1024,
+        filesystem__app_mib=41, filesystem__tmp_mib=41, filesystem__shm_mib=12,
+    )  # fmt: skip
+
+
+@pytest.mark.holds("memory")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_memory_bomb_is_ended_by_the_kernel(bench: Bench, tight: str, name: str) -> None:
+    kills = own_service().counters("memory.events")["oom_kill"]
+    ended = bench.run(BOMBS[name], policy=tight, payload=2 * CAP_MIB)
+    assert ended.outcome is Outcome.OUT_OF_MEMORY, (ended.outcome, ended.explanation, ended.error)
+    assert f"{CAP_MIB} MiB (limits.memory_mib)" in ended.explanation
+    assert own_service().counters("memory.events")["oom_kill"] > kills, "it was not the kernel"
+    assert ended.peak_memory_mib is not None
+    assert ended.peak_memory_mib <= CAP_MIB + 1
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_under_a_larger_cap_the_same_program_succeeds(bench: Bench, roomy: str, name: str) -> None:
+    assert bench.value(BOMBS[name], policy=roomy, payload=2 * CAP_MIB) == 2 * CAP_MIB
+
+
+@pytest.mark.holds("memory")
+def test_neighbours_and_engine_do_not_notice(bench: Bench, tight: str) -> None:
+    async def side_by_side() -> tuple[RunResult, RunResult]:
+        runner = bench.runner()
+        quiet = runner.run(bench.request(NEIGHBOUR, policy=tight, payload=2 * SLOWER))
+        bomb = runner.run(bench.request(BOMBS["many processes"], policy=tight, payload=2 * CAP_MIB))
+        return await asyncio.gather(quiet, bomb)
+
+    quiet, bomb = asyncio.run(side_by_side())
+    assert bomb.outcome is Outcome.OUT_OF_MEMORY, bomb.explanation
+    assert value_of(quiet) == 40 * 256
+    # The engine's own processes lie beside the sandboxes, not in them.
+    assert bench.value("result = 1", policy=tight) == 1
