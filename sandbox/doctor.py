@@ -31,14 +31,16 @@ class Report:
         return not blocked and any(not reason for reason in self.policies.values())
 
 
-REQUIRED = {"podman", "user and group ids", "user namespaces", "runtime directory", "seccomp", "OCI runtime"}
+REQUIRED = {
+    "podman", "user and group ids", "user namespaces", "runtime directory", "user session", "seccomp", "OCI runtime",
+}  # fmt: skip
 
 
 def examine(
     *, policy_dirs: Sequence[Path], facts: Callable[[Path], HostFacts], base_image_present: Callable[[HostFacts], bool]
 ) -> Report:
     """Look at everything; nothing raises, each failure is a row."""
-    rows = [podman_row(), ids_row(), user_namespaces_row(), runtime_directory_row(), seccomp_row()]
+    rows = [podman_row(), ids_row(), user_namespaces_row(), runtime_directory_row(), session_row(), seccomp_row()]
     found: HostFacts | None = None
     if not any(row.status == "missing" for row in rows):
         try:
@@ -123,6 +125,11 @@ def user_namespaces_row() -> Capability:
 def runtime_directory_row() -> Capability:
     """A private directory for sockets."""
     return guarded("runtime directory", lambda: str(places.runtime_dir()))
+
+
+def session_row() -> Capability:
+    """On cgroup v2, the user's own systemd makes the groups."""
+    return guarded("user session", host.require_session)
 
 
 def seccomp_row() -> Capability:

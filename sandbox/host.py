@@ -19,19 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sandbox import podman_program
+from sandbox import kernel, podman_program
 from sandbox.engine import EngineInfo
 from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.places import private_directory
 
 SUBIDS_NEEDED = 65_536
 CACHE_VERSION = 2
+SYSTEMD = Path("/run/systemd/system")  # there while systemd runs the host: sd_booted(3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What was found. `controllers` are the cgroup v2 controllers delegated to this user.
+    """What was found.
 
+    `controllers` are the cgroup v2 controllers delegated to this user (`uid`).
     `subuid_start`/`subuid_count`: the first range of host user ids that this user may map. `rejected_runtimes`
     holds each OCI runtime that was tried and failed, with its own reason.
     """
@@ -103,6 +105,23 @@ def require_subordinate_ids() -> tuple[int, int, int, int]:
     return *uids, *gids
 
 
+def require_session() -> str:
+    """Return how containers get their cgroups; raise `NotEnforceable` where only a systemd of the user's own could make them.
+
+    Without it Podman starts nothing, or everything without a limit, by what is left of the last session.
+    """
+    if not (kernel.CGROUP_ROOT / "cgroup.controllers").exists():
+        return "not needed with cgroup v1"
+    if not SYSTEMD.is_dir():
+        return "systemd does not run this host"
+    if kernel.session_group(os.getuid()).is_dir():
+        return "systemd runs, and makes a cgroup for each sandbox"
+    raise NotEnforceable(
+        f"user {user_name()} has no session of systemd, which is what makes the cgroups of sandboxes on this host",
+        hint=f"as root: loginctl enable-linger {user_name()} && systemctl start user@{os.getuid()}.service",
+    )
+
+
 def choose_runtime(scratch: Path) -> tuple[str, dict[str, str]]:
     """Return the path of the first OCI runtime that really starts a container, and why others did not."""
     canary = shutil.which("catatonit", path="/usr/libexec/podman:/usr/local/bin:/usr/bin:/bin")
@@ -144,12 +163,13 @@ def probe(runtime_dir: Path, *, fresh: bool = False) -> HostFacts:
     if not fresh and (known := read_cache(cache, key)) is not None:
         return known
     podman_program.podman_version()
+    require_session()
     runtime, rejected = choose_runtime(private_directory(runtime_dir))
     info = podman_program.read_info(runtime)
     facts = HostFacts(
         engine=info,
         uid=os.getuid(),
-        controllers=frozenset(info.cgroup_controllers if info.cgroup_version == 2 else ()),
+        controllers=delegated(info),
         subuid_start=ranges[0], subuid_count=ranges[1], subgid_start=ranges[2], subgid_count=ranges[3],
         cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
         kernel=platform.release(),
@@ -160,12 +180,26 @@ def probe(runtime_dir: Path, *, fresh: bool = False) -> HostFacts:
     return facts
 
 
+def delegated(info: EngineInfo) -> frozenset[str]:
+    """Return the cgroup v2 controllers that limits can be set with.
+
+    The kernel's own list for the user's systemd: Podman's list is that of the group in which it happens to run, which may
+    have fewer, and it claims all of them for a session that is gone.
+    """
+    if info.cgroup_version != 2:
+        return frozenset()
+    session = kernel.session_group(os.getuid())
+    if session.is_dir() or SYSTEMD.is_dir():
+        return kernel.read_controllers(session)
+    return frozenset(info.cgroup_controllers)
+
+
 def fingerprint(ranges: tuple[int, ...]) -> str:
     """Return a key that changes when the programs, the kernel, the id ranges or the storage set-up do."""
     parts: list[Any] = [CACHE_VERSION, ranges, platform.release(), sorted(os.sched_getaffinity(0)), str(Path.home())]
     files = ["/usr/bin/podman", "/usr/bin/crun", "/usr/bin/runc", "/usr/local/bin/podman", "/etc/containers/storage.conf",
              str(Path.home() / ".config/containers/storage.conf"), "/proc/sys/kernel/random/boot_id",
-             f"/sys/fs/cgroup/user.slice/user-{os.getuid()}.slice/user@{os.getuid()}.service/cgroup.controllers"]  # fmt: skip
+             str(kernel.session_group(os.getuid()) / "cgroup.controllers")]  # fmt: skip
     for name in files:
         path = Path(name)
         try:

@@ -128,6 +128,27 @@ def tightest(values: list[int | None]) -> int | None:
     return min(known) if known else None
 
 
+def own_group() -> Path | None:
+    """Return this process's cgroup v2 directory; None where there is none, or it is the root."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::/") and line != "0::/":
+            return CGROUP_ROOT / line.removeprefix("0::/")
+    return None
+
+
+def session_group(uid: int) -> Path:
+    """Return the directory of the user's own systemd, which exists while that runs."""
+    return CGROUP_ROOT / f"user.slice/user-{uid}.slice/user@{uid}.service"
+
+
+def read_controllers(group: Path) -> frozenset[str]:
+    """Return the controllers that a cgroup v2 directory has; empty where there is none."""
+    try:
+        return frozenset((group / "cgroup.controllers").read_text().split())
+    except OSError:
+        return frozenset()
+
+
 def read_cgroup(pid: int, *, root: Path = CGROUP_ROOT, proc: Path = Path("/proc")) -> CgroupLimits | None:
     """Return the effective cgroup v2 limits of a process; None where it is in no v2 group below the root."""
     for line in (proc / str(pid) / "cgroup").read_text().splitlines():

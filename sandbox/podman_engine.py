@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 from sandbox.engine import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.errors import EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
-from sandbox.podman_program import last_line, missing_podman, scrubbed_environment
+from sandbox.podman_program import last_line, missing_podman, scope_prefix, scrubbed_environment
 
 if TYPE_CHECKING:
     from podman.api.client import APIClient
@@ -63,6 +63,7 @@ class PodmanEngine:
     def _start_service(self) -> subprocess.Popen[bytes]:
         # --pdeathsig: the service must not outlive us, also when we are killed with SIGKILL.
         command = [
+            *scope_prefix(),
             "setpriv", "--pdeathsig", "TERM", "podman", "--runtime", self._info.runtime_path, "--log-level", "error",
             "system", "service", "--time", "0", f"unix://{self._socket}",
         ]  # fmt: skip

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from sandbox import kernel
 from sandbox.engine import EngineInfo
 from sandbox.errors import EngineUnavailable
 
@@ -34,6 +35,20 @@ def scrubbed_environment() -> dict[str, str]:
         "CONTAINERS_CONF": "/dev/null",
         **kept,
     }
+
+
+def scope_prefix() -> list[str]:
+    """Return what to start Podman with so that it sees every controller that is delegated to this user; often nothing.
+
+    Podman drops the limits that its own group has no controller for. Inside a service of the user's systemd that is any
+    controller which no unit beside it uses; a scope of its own, to which systemd delegates, has them all.
+    """
+    own, session = kernel.own_group(), kernel.session_group(os.getuid())
+    if own is None or session not in own.parents or shutil.which("systemd-run") is None:
+        return []
+    if kernel.read_controllers(own) >= kernel.read_controllers(session):
+        return []
+    return ["systemd-run", "--user", "--scope", "--quiet", "--collect", "--property=Delegate=yes", "--"]
 
 
 def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:

@@ -144,6 +144,7 @@ def test_memory_past_the_cap_is_not_had(bench: Bench, tight: str, name: str) -> 
     assert ended.result_json is None
 
 
+@pytest.mark.host_only  # the attacks are the same everywhere
 @pytest.mark.parametrize(
     "name", [name for name in ATTACKS if "file in memory" not in name and "files in memory" not in name]
 )

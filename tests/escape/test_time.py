@@ -27,6 +27,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.host_only  # it is the runner's own clock
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_program_that_goes_on_is_timed_out(bench: Bench, name: str) -> None:
     began = time.monotonic()

@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def delegated(host_facts: HostFacts) -> None:
     missing = {"cpu", "memory", "pids"} - host_facts.controllers
     if missing:

@@ -26,14 +26,14 @@ class Group:
         """Return a file's content, stripped."""
         return (self.directory / name).read_text().strip()
 
-    def number(self, name: str) -> int | None:
-        """Return the number in a file; None for `max`."""
-        text = self.text(name)
-        return None if text == "max" else int(text)
+    def levels(self, name: str) -> list[str]:
+        """Return the files of that name here and one level below, where crun puts the processes."""
+        return [name, *(path.relative_to(self.directory).as_posix() for path in self.directory.glob(f"*/{name}"))]
 
-    def inner(self, name: str) -> list[str]:
-        """Return the files of that name one level below: crun puts the processes there."""
-        return [path.relative_to(self.directory).as_posix() for path in self.directory.glob(f"*/{name}")]
+    def tightest(self, name: str) -> str:
+        """Return the lowest limit of both levels: the kernel keeps every one on the way."""
+        found = [self.text(file) for file in self.levels(name)]
+        return min(found, key=lambda text: float(text.replace("max", "inf")))
 
     def counters(self, name: str) -> dict[str, int]:
         """Return a file of names and numbers."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import host, podman_engine, podman_program
+from sandbox import host, kernel, podman_engine, podman_program
 from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.host import read_cache, subordinate_range, write_cache
+from tests.fake_engine import fake_info
 from tests.unit.factory import host as facts_of_a_host
 
 
@@ -132,3 +133,72 @@ def test_sockets_of_dead_processes_are_removed_and_live_ones_kept(tmp_path: Path
 def test_the_cache_is_plain_json(tmp_path: Path) -> None:
     write_cache(tmp_path / "host.json", "key", facts_of_a_host())
     assert json.loads((tmp_path / "host.json").read_text())["engine"]["runtime"] == "crun"
+
+
+# ---------------------------------------------------------------- cgroup v2: who delegates, and what
+
+
+@pytest.fixture
+def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a cgroup v2 tree of a host that systemd runs, where this user has no session yet."""
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    (root / "cgroup.controllers").write_text("cpu memory pids\n")
+    monkeypatch.setattr(kernel, "CGROUP_ROOT", root)
+    monkeypatch.setattr(host, "SYSTEMD", tmp_path)
+    return root
+
+
+def group(directory: Path, controllers: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "cgroup.controllers").write_text(f"{controllers}\n")
+    return directory
+
+
+def test_a_user_without_a_session_of_systemd_is_told_how_to_get_one(cgroups: Path) -> None:
+    with pytest.raises(NotEnforceable, match="no session of systemd") as caught:
+        host.require_session()
+    assert (
+        f"loginctl enable-linger {host.user_name()} && systemctl start user@{os.getuid()}.service" in caught.value.hint
+    )
+    group(kernel.session_group(os.getuid()), "memory")
+    assert host.require_session()
+
+
+def test_no_session_is_needed_with_cgroup_v1_or_without_systemd(
+    cgroups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cgroups / "cgroup.controllers").unlink()
+    assert "v1" in host.require_session()
+    (cgroups / "cgroup.controllers").write_text("cpu\n")
+    monkeypatch.setattr(host, "SYSTEMD", tmp_path / "nowhere")
+    assert "systemd does not run" in host.require_session()
+
+
+def test_what_is_delegated_is_the_session_s_list_and_not_podman_s(cgroups: Path) -> None:
+    info = fake_info(cgroup_controllers=("memory", "pids"))
+    assert host.delegated(info) == frozenset()
+    group(kernel.session_group(os.getuid()), "cpu memory pids")
+    assert host.delegated(info) == {"cpu", "memory", "pids"}
+    assert host.delegated(fake_info(cgroup_version=1)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("below", "own", "wanted"),
+    [
+        ("app.slice/flow.service", "memory pids", True),
+        ("app.slice/flow.service", "cpu memory pids", False),
+        (None, "memory pids", False),
+    ],
+    ids=["a service with fewer", "a service with all", "outside of the session"],
+)
+def test_podman_gets_a_scope_of_its_own_where_its_group_has_fewer_controllers(
+    below: str | None, own: str, wanted: bool, cgroups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = group(kernel.session_group(os.getuid()), "cpu memory pids")
+    mine = group(session / below if below else cgroups / "system.slice/x.service", own)
+    monkeypatch.setattr(kernel, "own_group", lambda: mine)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    prefix = podman_program.scope_prefix()
+    assert bool(prefix) == wanted
+    assert ("--property=Delegate=yes" in prefix) == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sandbox.kernel import (
     read_process,
     read_status,
 )
+from sandbox.oom import killed_for_memory
 
 GROUP = "user.slice/user-1000.slice/user@1000.service/user.slice/libpod-abc.scope/container"
 
@@ -75,6 +77,20 @@ def test_events_are_read_from_the_group_that_carries_the_limits(tree: Path) -> N
     events = read_cgroup_events(limits, root=tree / "cgroup")
     assert events is not None
     assert (events.oom_kills, events.fork_failures, events.peak_bytes) == (1, 4, 200)
+
+
+def test_a_kill_for_want_of_memory_on_the_whole_host_is_not_the_program_s(tree: Path) -> None:
+    for group in (GROUP, str(Path(GROUP).parent)):
+        write(tree, group, memory_events="oom 0\noom_kill 1")
+    events = read_cgroup_events(read(tree), root=tree / "cgroup")
+    assert events is not None
+    assert events.oom_kills == 0
+
+
+def test_waiting_for_a_kill_ends_when_the_group_is_gone(tree: Path) -> None:
+    limits = read(tree)
+    assert limits is not None
+    asyncio.run(asyncio.wait_for(killed_for_memory(limits, root=tree / "nowhere"), 5))
 
 
 def test_events_of_a_group_that_is_gone_are_none_seen() -> None:

@@ -122,6 +122,7 @@ def test_strict_on_v2_without_one_controller_names_it_and_how_to_delegate() -> N
         plan_caps(policy("strict"), facts)
     assert caught.value.facts["controls"] == ["cpus"]
     assert "Delegate=" in caught.value.hint
+    assert "systemctl restart user@1000.service" in caught.value.hint
 
 
 def test_process_and_file_limits_hold_with_cgroups_too() -> None:
