@@ -252,11 +252,19 @@ class Sandbox:
         finally:
             loop.remove_reader(self._pidfd)
 
+    def keep_events(self) -> None:
+        """Keep what the cgroup has counted so far: systemd removes it with its last process, and the reason with it."""
+        if self.cgroup is not None:
+            self.cgroup = dataclasses.replace(self.cgroup, seen=kernel.read_cgroup_events(self.cgroup))
+
+    @property
+    def events(self) -> kernel.CgroupEvents | None:
+        """Return what was kept of the cgroup's counters; None without cgroup v2."""
+        return self.cgroup.seen if self.cgroup is not None else None
+
     def kill(self) -> None:
         """Kill process 1, and with it, by the kernel, every process of the sandbox."""
-        if self.cgroup is not None:
-            # systemd removes the empty group at once; why the sandbox had to be killed stands in its counters.
-            self.cgroup = dataclasses.replace(self.cgroup, seen=kernel.read_cgroup_events(self.cgroup))
+        self.keep_events()
         if self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

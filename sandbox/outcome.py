@@ -33,9 +33,7 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     """Return the outcome and one sentence that says what it means and what to do."""
     limits = policy.limits
     finished = seen.ended == "exited" and seen.exit_code == 0 and seen.error is None
-    # The harness is told to end in the same words when time or memory is over.
-    told_to_end = seen.timed_out or seen.memory_exceeded
-    if (seen.cancelled and not seen.timed_out) or (seen.ended == "cancelled" and not told_to_end):
+    if seen.cancelled and not seen.timed_out:
         return Outcome.CANCELLED, "the run was cancelled"
     if seen.memory_exceeded or seen.cause == "memory":
         return Outcome.OUT_OF_MEMORY, f"the program needed more than {limits.memory_mib} MiB (limits.memory_mib)"
@@ -48,6 +46,9 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
         return Outcome.TIMED_OUT, f"the program was stopped after {limits.timeout_s:g} s (limits.timeout_s)"
     if (limit := LIMITS.get(seen.ended or "")) is not None:
         return Outcome.OUTPUT_LIMIT, limit
+    if seen.ended == "cancelled":
+        # Told to end in these words by the runner, whose own limit it did not reach.
+        return Outcome.KILLED, "the kernel killed a process of the program: the host as a whole is out of memory"
     return decide_end(seen, policy, finished=finished, too_many=too_many)
 
 

@@ -41,7 +41,8 @@ def scope_prefix() -> list[str]:
     """Return what to start Podman with so that it sees every controller that is delegated to this user; often nothing.
 
     Podman drops the limits that its own group has no controller for. Inside a service of the user's systemd that is any
-    controller which no unit beside it uses; a scope of its own, to which systemd delegates, has them all.
+    controller which no unit beside it uses; a scope of its own, to which systemd delegates, has them all. Outside of the
+    user's systemd, Podman makes itself such a scope.
     """
     own, session = kernel.own_group(), kernel.session_group(os.getuid())
     if own is None or session not in own.parents or shutil.which("systemd-run") is None:

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sandbox import image, kernel, spec, workspace
+from sandbox import image, spec, workspace
 from sandbox.container import Sandbox
 from sandbox.engine import Engine
 from sandbox.errors import Internal
@@ -62,7 +62,6 @@ class Live:
     began: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
     watchdog: Watchdog | None = None
-    events: kernel.CgroupEvents | None = None
     program_began: float = 0.0
     program_ended: float = 0.0
     timed_out: bool = False
@@ -182,6 +181,8 @@ class Runner:
             await first_of({reading}, until={stop, capped}, timeout_s=live.policy.limits.timeout_s)
             live.cancelled = stop.done() and not reading.done()
             live.timed_out = not (reading.done() or live.cancelled or capped.done())
+            if capped.done():
+                capped.result()  # a watch that broke is an error of ours
             if not reading.done():
                 await sandbox.send([CANCEL])
                 await asyncio.wait({reading}, timeout=LAST_WORDS_S)
@@ -200,6 +201,7 @@ class Runner:
         """Return when the sandbox has reached its memory cap: the kernel has killed, or the fallback has."""
         if sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None:
             await killed_for_memory(sandbox.cgroup)
+            sandbox.keep_events()
             return
         places = tuple(mount.destination for mount in sandbox.spec.tmpfs)
         live.watchdog = Watchdog(sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill)
@@ -222,12 +224,12 @@ class Runner:
             live.violation = violation.message
             sandbox.kill()
         # Process 1 stays until we close the channel, so that its cgroup can still be read.
-        live.events = kernel.read_cgroup_events(sandbox.cgroup)
+        sandbox.keep_events()
 
     def _evidence(self, sandbox: Sandbox, live: Live) -> Evidence:
         said = live.collector.quit
         tasks = live.watchdog.peak.tasks if live.watchdog else 0
-        events = live.events
+        events = sandbox.events
         return Evidence(
             cancelled=live.cancelled,
             timed_out=live.timed_out,
@@ -253,14 +255,14 @@ class Runner:
             stdout=collector.stdout, stderr=collector.stderr, logs=tuple(collector.logs), files=collector.files,
             warnings=tuple(collector.meta.warnings), error=collector.error,
             exit_code=said.exit_code if said else None, signal=said.signal if said else None,
-            peak_memory_mib=self._peak_mib(live), cpu_s=said.cpu_s if said else None,
+            peak_memory_mib=self._peak_mib(sandbox, live), cpu_s=said.cpu_s if said else None,
             durations=durations(sandbox.marks, live, removed),
             receipt=self._receipt(sandbox, live, admitted, outcome),
         )  # fmt: skip
 
-    def _peak_mib(self, live: Live) -> float | None:
-        if live.events and live.events.peak_bytes is not None:
-            return round(live.events.peak_bytes / spec.MIB, 1)
+    def _peak_mib(self, sandbox: Sandbox, live: Live) -> float | None:
+        if sandbox.events and sandbox.events.peak_bytes is not None:
+            return round(sandbox.events.peak_bytes / spec.MIB, 1)
         sampled = live.watchdog.peak.memory_bytes if live.watchdog else 0
         said = live.collector.quit
         return round(max(sampled, said.max_rss_kib << 10 if said else 0) / spec.MIB, 1) or None

@@ -124,7 +124,7 @@ CGROUP_V1_FIX = (
 )
 # Restarting the user's own systemd is what applies it; a new login alone doesn't where the session lingers.
 DELEGATION_FIX = (
-    "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
+    "as root (it restarts all services of this user): mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
     " /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload && systemctl restart user@{uid}.service"
 )
 

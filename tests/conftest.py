@@ -26,7 +26,7 @@ SETTLE_S = 10.0
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
-        if tier in ("integration", "escape") or (tier == "contract" and "podman" in item.name.lower()):
+        if tier in ("integration", "escape", "kernel") or (tier == "contract" and "podman" in item.name.lower()):
             item.add_marker(pytest.mark.podman)
 
 

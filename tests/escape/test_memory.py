@@ -199,6 +199,7 @@ def test_many_empty_files_count_as_memory(bench: Bench, tight: str) -> None:
         assert ended.outcome is Outcome.OUT_OF_MEMORY, (ended.outcome, ended.explanation)
 
 
+@pytest.mark.host_only  # about the fallback that measures from outside
 def test_a_peak_stays_near_the_cap(bench: Bench, tight: str) -> None:
     ended = bench.run("held = []\nwhile True:\n    held.append(bytearray(b'x') * (8 << 20))\n", policy=tight)
     assert ended.outcome is Outcome.OUT_OF_MEMORY
@@ -206,6 +207,7 @@ def test_a_peak_stays_near_the_cap(bench: Bench, tight: str) -> None:
     assert ended.peak_memory_mib <= CAP_MIB * OVERSHOOT
 
 
+@pytest.mark.host_only  # about the fallback that measures from outside
 def test_noise_does_not_blind_the_measurement(bench: Bench, tight: str) -> None:
     # A flood of one-byte writes keeps the runner busy while another process allocates.
     text = """
@@ -227,6 +229,7 @@ def test_noise_does_not_blind_the_measurement(bench: Bench, tight: str) -> None:
     assert ended.peak_memory_mib <= CAP_MIB * OVERSHOOT
 
 
+@pytest.mark.host_only  # about the fallback that measures from outside
 def test_a_family_that_is_slow_to_measure_does_not_buy_time(bench: Bench, tight: str) -> None:
     # Forked copies share their pages, so the quick sum is past the cap and each look takes the long way.
     text = """
@@ -256,6 +259,7 @@ def test_a_family_that_is_slow_to_measure_does_not_buy_time(bench: Bench, tight:
     assert ended.peak_memory_mib <= CAP_MIB * OVERSHOOT
 
 
+@pytest.mark.host_only  # about the fallback that measures from outside
 def test_workers_that_share_their_memory_are_not_counted_many_times(bench: Bench, tight: str) -> None:
     text = """
         import os, time

@@ -38,6 +38,7 @@ def test_a_program_that_goes_on_is_timed_out(bench: Bench, name: str) -> None:
     assert 700 <= ended.durations.program_ms < 700 + SLACK_S * 1000
 
 
+@pytest.mark.host_only  # the runner's own clock again
 def test_with_more_time_the_same_program_ends_by_itself(bench: Bench) -> None:
     text = "import time\ntime.sleep(1.2)\nresult = 1"
     assert bench.run(text, limits=tightening(timeout_s=0.7)).outcome is Outcome.TIMED_OUT
@@ -79,6 +80,7 @@ def test_the_cores_that_hold_the_share_can_not_be_changed(bench: Bench) -> None:
     assert bench.value(text) == [1, True]
 
 
+@pytest.mark.host_only  # where no cgroup holds the share
 def test_half_a_cpu_that_is_used_up_reads_as_timed_out(bench: Bench) -> None:
     # Where affinity and a CPU-time limit hold the share, one process reaches the latter before the wall clock does.
     policy = bench.policy_with(limits__cpus=0.25, limits__timeout_s=6)

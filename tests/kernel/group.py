@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sandbox import spec
-from sandbox.kernel import CGROUP_ROOT, parse_events
-from sandbox.models import RunResult
+from sandbox.kernel import CGROUP_ROOT, parse_events, session_group
+from sandbox.models import Outcome, RunResult
 from tests.escape.bench import Bench
 
 Seen = TypeVar("Seen")
@@ -48,16 +49,11 @@ def scope_of(container_id: str) -> Group:
 
 def own_service() -> Group:
     """Return this user's systemd: everything of the user below it, sandboxes included."""
-    path = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    directory = CGROUP_ROOT / path.removeprefix("0::/")
-    while not directory.name.startswith("user@"):
-        directory = directory.parent
-        assert directory != CGROUP_ROOT, "the tests don't run in a session of the user's own systemd"
-    return Group(directory=directory)
+    return Group(directory=session_group(os.getuid()))
 
 
 async def observe(bench: Bench, code: str, look: Callable[[Group], Seen], **fields: Any) -> tuple[RunResult, Seen]:
-    """Run a program; when it has printed something, call `look` with its cgroup, in a thread of its own."""
+    """Run a program that goes on; when it has printed something, call `look` with its cgroup, then cancel the run."""
     looking: list[asyncio.Future[Seen]] = []
     place = spec.runs_id(bench.places.runtime_dir / "runs")
 
@@ -68,7 +64,10 @@ async def observe(bench: Bench, code: str, look: Callable[[Group], Seen], **fiel
     def on_output(kind: str, data: bytes) -> None:
         if not looking:
             looking.append(asyncio.ensure_future(asyncio.to_thread(find_and_look)))
+            looking[0].add_done_callback(lambda _: cancel.set())
 
-    result = await bench.runner().run(bench.request(code, **fields), on_output=on_output)
+    cancel = asyncio.Event()
+    result = await bench.runner().run(bench.request(code, **fields), on_output=on_output, cancel=cancel)
     assert looking, (result.outcome, result.explanation, result.stderr[-500:])
+    assert result.outcome is Outcome.CANCELLED, (result.outcome, result.explanation, result.stderr[-500:])
     return result, await looking[0]

@@ -23,11 +23,12 @@ def cases(report: Path) -> Iterator[tuple[str, set[str], bool]]:
         yield case.get("name", ""), caps, case.find("failure") is not None or case.find("error") is not None
 
 
+# Of the memory bombs, some are enough here: each run of a sandbox takes seconds where the processor is emulated.
 @pytest.mark.parametrize("cap", sorted(CAPS))
 def test_a_cap_left_out_fails_exactly_its_tests(cap: str, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--break={cap}", f"--junit-xml={report}",
-               "-k", "not larger", str(HERE / "test_caps.py"), str(HERE / "test_memory.py")]  # fmt: skip
+               "-k", "not larger and not small and not shared and not places", str(HERE / "test_caps.py"), str(HERE / "test_memory.py")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
     assert done.returncode == 1, done.stdout[-2000:]
     found = list(cases(report))

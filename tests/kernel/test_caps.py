@@ -11,7 +11,7 @@ import pytest
 from sandbox.models import Outcome, RunResult
 from sandbox.policy_model import Policy
 from sandbox.spec import MIB, OWN_PROCESSES
-from tests.escape.bench import SLOWER, Bench, value_of
+from tests.escape.bench import Bench
 from tests.kernel.group import Group, observe
 
 HELD_MIB = 70
@@ -39,11 +39,10 @@ def name(bench: Bench) -> str:
 def seen(bench: Bench, name: str) -> Seen:
     program = """
         import time
-        held = bytearray(b"x") * (payload["mib"] << 20)
+        held = bytearray(b"x") * (payload << 20)
         del held
         print("held", flush=True)
-        time.sleep(payload["seconds"])
-        result = 1
+        time.sleep(600)
     """
 
     def look(group: Group) -> tuple[dict[str, str], int]:
@@ -52,8 +51,7 @@ def seen(bench: Bench, name: str) -> Seen:
             "cpu.max": group.text("cpu.max"), "pids.max": group.tightest("pids.max"),
         }, int(group.text("memory.peak"))  # fmt: skip
 
-    payload = {"mib": HELD_MIB, "seconds": SLOWER}
-    result, (files, peak_bytes) = asyncio.run(observe(bench, program, look, policy=name, payload=payload))
+    result, (files, peak_bytes) = asyncio.run(observe(bench, program, look, policy=name, payload=HELD_MIB))
     return Seen(policy=bench.policy(name), files=files, peak_bytes=peak_bytes, result=result)
 
 
@@ -95,22 +93,20 @@ def test_peak_memory_in_the_result_is_the_cgroup_s(seen: Seen) -> None:
 # ---------------------------------------------------------------- CPUs
 
 SPIN = """
-    import os, time
-    for _ in range(payload["spinners"] - 1):
+    import os
+    for _ in range(payload - 1):
         if os.fork() == 0:
             while True:
                 pass
     print("spinning", flush=True)
-    ends = time.monotonic() + payload["seconds"]
-    while time.monotonic() < ends:
+    while True:
         pass
-    result = 1
 """
-PERIODS = 15
+PERIODS = 30
 
 
 @pytest.mark.holds("cpus")
-@pytest.mark.parametrize(("cpus", "spinners"), [(0.25, 1), (0.5, 4), (1.5, 4)])
+@pytest.mark.parametrize(("cpus", "spinners"), [(0.5, 4), (1.5, 4)])
 def test_spinning_processes_get_their_share_and_no_more(bench: Bench, cpus: float, spinners: int) -> None:
     # Counted in the scheduler's own periods, not by a clock: a busy machine stretches both in the same way.
     policy = bench.policy_with(limits__cpus=cpus, limits__timeout_s=30)
@@ -125,9 +121,7 @@ def test_spinning_processes_get_their_share_and_no_more(bench: Bench, cpus: floa
         used_us = after["usage_usec"] - before["usage_usec"]
         return used_us / ((after["nr_periods"] - before["nr_periods"]) * int(period_us))
 
-    payload = {"spinners": spinners, "seconds": 1.0 + PERIODS * 0.2}
-    result, share = asyncio.run(observe(bench, SPIN, look, policy=policy, payload=payload))
-    assert result.outcome is Outcome.SUCCEEDED, result.explanation
+    _, share = asyncio.run(observe(bench, SPIN, look, policy=policy, payload=spinners))
     assert share == pytest.approx(cpus, rel=0.1)
 
 
@@ -171,18 +165,18 @@ def test_the_last_one_is_the_one_that_the_policy_counts(bench: Bench, program: s
 @pytest.mark.holds("processes")
 def test_the_kernel_counts_the_forks_that_it_refused(bench: Bench) -> None:
     policy = bench.policy_with(limits__processes=20, limits__timeout_s=20)
-    program = FORK.replace("result = [made, error.errno]", "print('full', flush=True); time.sleep(2); result = 1")
+    program = FORK.replace("result = [made, error.errno]", "print('full', flush=True); time.sleep(600)")
 
     def look(group: Group) -> int:
         return max(group.counters(file)["max"] for file in group.levels("pids.events"))
 
-    result, refused = asyncio.run(observe(bench, program, look, policy=policy, payload=60))
-    assert value_of(result) == 1
+    _, refused = asyncio.run(observe(bench, program, look, policy=policy, payload=60))
     assert refused >= 1
 
 
+@pytest.mark.holds("processes")
 def test_a_fork_bomb_is_told_as_one(bench: Bench) -> None:
-    policy = bench.policy_with(limits__processes=20, limits__timeout_s=2)
+    policy = bench.policy_with(limits__processes=20, limits__timeout_s=1)
     program = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
     ended = bench.run(program, policy=policy)
     assert ended.outcome is Outcome.TOO_MANY_PROCESSES, ended.explanation

@@ -87,10 +87,14 @@ def test_a_kill_for_want_of_memory_on_the_whole_host_is_not_the_program_s(tree: 
     assert events.oom_kills == 0
 
 
-def test_waiting_for_a_kill_ends_when_the_group_is_gone(tree: Path) -> None:
-    limits = read(tree)
-    assert limits is not None
-    asyncio.run(asyncio.wait_for(killed_for_memory(limits, root=tree / "nowhere"), 5))
+def test_a_group_that_can_not_be_watched_is_not_taken_for_one_that_reached_its_limit(tree: Path) -> None:
+    async def watch() -> None:
+        limits = read(tree)
+        assert limits is not None
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(killed_for_memory(limits, root=tree / "nowhere"), 0.2)
+
+    asyncio.run(watch())
 
 
 def test_events_of_a_group_that_is_gone_are_none_seen() -> None:

@@ -30,6 +30,7 @@ RAISED = ProgramError(type="ValueError", message="no", line=3)
         (Evidence(memory_exceeded=True), Outcome.OUT_OF_MEMORY),
         (Evidence(ended="exited", exit_code=1, error=RAISED, cause="memory"), Outcome.OUT_OF_MEMORY),
         (Evidence(ended="exited", exit_code=0, has_result=True, memory_exceeded=True), Outcome.OUT_OF_MEMORY),
+        (Evidence(ended="cancelled", signal_name="SIGKILL"), Outcome.KILLED),
         (Evidence(ended="cancelled", memory_exceeded=True, signal_name="SIGKILL"), Outcome.OUT_OF_MEMORY),
         (Evidence(ended="cancelled", cancelled=True, memory_exceeded=True), Outcome.CANCELLED),
         (Evidence(ended="exited", exit_code=1, error=RAISED, cause="processes"), Outcome.TOO_MANY_PROCESSES),

@@ -84,6 +84,13 @@ def test_a_page_that_says_something_else_fails_and_names_the_control(tree: Path)
     assert "v2, delegated; Podman 5.4, crun 1.21: memory, seccomp" in answer.stderr
 
 
+def test_a_kind_of_host_that_the_page_lacks_is_named_and_no_failure(tree: Path) -> None:
+    report(tree, "kernel")
+    answer = call(tree, "--check")
+    assert answer.returncode == 0
+    assert "v2, delegated; Podman 5.4, crun 1.21: not in docs/platforms.md yet" in answer.stdout
+
+
 def test_two_tests_that_disagree_about_one_host_are_told(tree: Path) -> None:
     report(tree, "kernel")
     report(tree, "integration", policies={"default": "runs", "strict": "runs"})

@@ -149,7 +149,7 @@ def test_the_job_is_whole_sectors_with_all_that_the_machine_reads(
         names = set(archive.getnames())
         arguments = archive.extractfile("pytest-arguments")
         assert arguments is not None
-        assert arguments.read() == b"tests/kernel\0-m\0not host_only"
+        assert arguments.read() == b"tests/kernel\n-m\nnot host_only"
     assert {"tests/vm/job.sh", "tests/kernel", "pyproject.toml", "project.whl", "base-image.tar", "slower"} <= names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import io
@@ -38,20 +39,29 @@ def cache_directory() -> Path:
 
 
 @contextmanager
+def alone(cache: Path) -> Iterator[None]:
+    """Keep other calls of this user out of the cache meanwhile."""
+    handle = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def scratch_directory(cache: Path) -> Iterator[Path]:
     """Yield a directory of this process; also remove those of processes that were killed (their lock is gone)."""
-    for old in cache.glob("run-*"):
-        handle = os.open(old, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
+    with alone(cache):
+        for old in cache.glob("run-*"):
+            handle = os.open(old, os.O_RDONLY)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
             os.close(handle)
-    directory = Path(tempfile.mkdtemp(prefix="run-", dir=cache))
-    lock = os.open(directory, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
+        directory = Path(tempfile.mkdtemp(prefix="run-", dir=cache))
+        lock = os.open(directory, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         yield directory
     finally:
@@ -87,7 +97,7 @@ def pack_job(target: Path, wheel: Path, scratch: Path, arguments: list[str], acc
         archive.add(wheel, arcname=wheel.name)
         archive.add(saved, arcname=saved.name)
         texts = {
-            "pytest-arguments": "\0".join(arguments), "slower": str(SLOWER[accelerator]), "ci": os.environ.get("CI", ""),
+            "pytest-arguments": "\n".join(arguments), "slower": str(SLOWER[accelerator]), "ci": os.environ.get("CI", ""),
         }  # fmt: skip
         for name, text in texts.items():
             entry = tarfile.TarInfo(name)
@@ -123,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
     built = disk.cached(cache_directory())
     if built is None:
         raise emulator.MachineFailed("the disk is not built; run scripts/vm-test, which builds it")
+    ends = time.monotonic() + options.budget_s
     with scratch_directory(cache_directory()) as scratch:
         job = scratch / "job.tar"
         wanted = [options.accelerator] if options.accelerator else emulator.accelerators()
@@ -134,7 +145,9 @@ def run(options: argparse.Namespace) -> int:
             began = time.monotonic()
             print(f"booting the machine ({'KVM' if accelerator == 'kvm' else 'emulated: about a minute'})", flush=True)
             try:
-                data = emulator.boot(built, job, scratch, accelerator=accelerator, budget_s=options.budget_s, say=say)
+                data = emulator.boot(
+                    built, job, scratch, accelerator=accelerator, budget_s=ends - time.monotonic(), say=say
+                )
             except emulator.MachineFailed as failure:
                 if accelerator == wanted[-1] or time.monotonic() - began > emulator.KVM_BOOT_S + 5:
                     raise
@@ -183,7 +196,8 @@ def main() -> int:
         if missing := emulator.missing_program():
             raise emulator.MachineFailed(f"{missing} is not installed; run scripts/setup --vm")
         if options.command == "build":
-            disk.build(cache_directory(), options.wheels, lambda sentence: print(f"    {sentence}", flush=True))
+            with alone(cache_directory()):
+                disk.build(cache_directory(), options.wheels, lambda sentence: print(f"    {sentence}", flush=True))
             return 0
         return run(options)
     except SandboxError as error:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the machine does, as its root: the project installed by an ordinary user with a lingering session, then the tests.
-# What is printed appears on the host at once; the results go back as one tar file.
+# What is printed appears on the host line by line; the results go back as one tar file.
 set -u
 
 JOB=/job
@@ -39,8 +39,7 @@ as tester systemd-run --user --pipe --wait --quiet --collect --working-directory
     --setenv=PATH="/srv/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
     --setenv=SANDBOX_REQUIRE_PODMAN=1 --setenv=SANDBOX_REQUIRE_DELEGATION=1 --setenv=SANDBOX_TESTS_SLOWER="$(cat slower)" \
     --setenv=PYTHONDONTWRITEBYTECODE=1 --setenv=CI="$(cat ci)" \
-    xargs -0 -a "$JOB/pytest-arguments" /srv/venv/bin/python -m pytest -p no:cacheprovider \
-    --junit-xml="$RESULTS/junit.xml" </dev/null
+    /srv/venv/bin/python -m pytest -p no:cacheprovider --junit-xml="$RESULTS/junit.xml" "@$JOB/pytest-arguments" </dev/null
 echo $? >"$RESULTS/status"
 journalctl --boot --no-pager --output=short-monotonic --priority=warning >"$RESULTS/journal.txt" 2>&1
 STEP "done"
