@@ -164,10 +164,12 @@ def test_a_script_that_is_killed_takes_the_machine_with_it(tmp_path: Path) -> No
     shell = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True, cwd=disk.CHECKOUT)
     assert shell.stdout is not None
     pid = int(shell.stdout.readline())
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}/comm").read_text() != "sleep\n" and time.monotonic() < deadline:
+        time.sleep(0.01)  # from then on the kernel has been told
     shell.kill()
     shell.wait()
     shell.stdout.close()
-    deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
