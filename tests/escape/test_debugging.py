@@ -114,6 +114,7 @@ def test_no_process_outside_the_sandbox_is_seen(seen: dict[str, object]) -> None
     assert seen["processes"] == [1, seen["own pid"]]
 
 
+@pytest.mark.host_only  # a control
 def test_without_the_filter_the_kernel_debugs_a_child(unconfined: WeakResult) -> None:
     answers = unconfined.value
     assert answers["ptrace traceme"] == answers["process_vm_readv child"] == answers["kcmp own"] == "ok"
@@ -122,6 +123,7 @@ def test_without_the_filter_the_kernel_debugs_a_child(unconfined: WeakResult) ->
     assert unconfined.noticed == {"seccomp"}
 
 
+@pytest.mark.host_only  # a control
 def test_even_without_the_filter_process_1_stays_opaque(unconfined: WeakResult) -> None:
     answers = unconfined.value
     assert {answers[name] for name in ("process_vm_readv 1", "pidfd_getfd 1", *OPAQUE)} <= {"EACCES", "EPERM"}

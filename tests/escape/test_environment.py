@@ -17,6 +17,8 @@ from sandbox.models import Outcome, RunResult
 from sandbox.spec import RUN_LABEL
 from tests.escape.bench import Bench, Weakening
 
+pytestmark = pytest.mark.host_only
+
 SECRET = f"s3cret-{os.getpid()}-value"
 CANARY = f"canary-{os.getpid()}"
 

@@ -298,6 +298,7 @@ def test_buffers_of_sockets_count_as_memory(bench: Bench) -> None:
     assert ended.outcome is Outcome.OUT_OF_MEMORY
 
 
+@pytest.mark.host_only  # the policy is the same everywhere
 def test_a_request_may_ask_for_less_memory(bench: Bench) -> None:
     text = ATTACKS["one process"]
     ended = bench.run(text, payload=120, limits=tightening(memory_mib=64))
@@ -317,6 +318,7 @@ def test_memory_locked_or_in_message_queues_is_not_had(bench: Bench) -> None:
     assert bench.value(text) == [-1, [0, 0], [0, 0]]
 
 
+@pytest.mark.host_only  # a control
 def test_a_larger_shm_would_hold_more(bench: Bench) -> None:
     size = bench.policy().filesystem.shm_mib * MIB
     text = """

@@ -87,6 +87,7 @@ def test_the_refusal_is_the_filter_s_and_not_the_kernel_s(seen: dict[str, Any]) 
     assert seen["uid_map"] in ("EPERM", "EACCES")
 
 
+@pytest.mark.host_only  # a control
 def test_without_the_filter_the_kernel_answers_instead(unconfined: WeakResult) -> None:
     answers = unconfined.value
     assert answers["unshare nonsense"] == "EINVAL"
@@ -94,6 +95,7 @@ def test_without_the_filter_the_kernel_answers_instead(unconfined: WeakResult) -
     assert unconfined.noticed == {"seccomp"}
 
 
+@pytest.mark.host_only  # a control
 def test_without_the_filter_a_user_namespace_is_made(unconfined: WeakResult) -> None:
     answers = unconfined.value
     if answers["unshare user"] in ("ENOSPC", "EPERM"):

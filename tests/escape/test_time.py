@@ -88,6 +88,7 @@ def test_half_a_cpu_that_is_used_up_reads_as_timed_out(bench: Bench) -> None:
     assert ended.outcome is Outcome.TIMED_OUT, ended.explanation
 
 
+@pytest.mark.host_only  # the runner's own clock again
 def test_cancelling_ends_any_program_within_a_second(bench: Bench) -> None:
     async def cancelled() -> tuple[RunResult, float]:
         cancel = asyncio.Event()

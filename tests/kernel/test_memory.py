@@ -8,18 +8,14 @@ import pytest
 
 from sandbox.models import Outcome, RunResult
 from tests.escape.bench import SLOWER, Bench, value_of
+from tests.escape.test_memory import ATTACKS, CAP_MIB
 from tests.kernel.group import own_service
-
-CAP_MIB = 96
 
 # Each asks for `payload` MiB in all, and is content when it gets them: with the cap left out it ends well.
 BOMBS = {
-    "one process": """
-        held = []
-        while len(held) < payload:
-            held.append(bytearray(b"x") * (1 << 20))
-        result = len(held)
-    """,
+    "one process": ATTACKS["one process"],
+    "shared memory": ATTACKS["shared and anonymous"],
+    "a child whose parent goes on": ATTACKS["a child that outgrows its parent"],
     "many processes": """
         import os, time
         each = 24
@@ -47,21 +43,6 @@ BOMBS = {
             with open(place + "/filler", "wb") as file:
                 for _ in range(mib):
                     file.write(b"x" * (1 << 20))
-        result = payload
-    """,
-    "shared memory": """
-        import mmap
-        area = mmap.mmap(-1, payload << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
-        for page in range(0, payload << 20, 4096):
-            area[page] = 1
-        result = payload
-    """,
-    "a child whose parent goes on": """
-        import os
-        if os.fork() == 0:
-            held = bytearray(b"x") * (payload << 20)
-            os._exit(0)
-        os.wait()
         result = payload
     """,
 }
