@@ -72,8 +72,8 @@ unprivileged() {
 prepare_copy() {
     COPY=""
     WORK="$CHECKOUT"
-    # What a call that was killed outright has left.
-    unprivileged find "$(home_directory)" -maxdepth 1 -name '.sandbox-test-????????' -mmin +1440 -exec rm -rf {} +
+    # What a call that was killed outright has left. By the time of its creation here: tar gives it the checkout's mtime.
+    unprivileged find "$(home_directory)" -maxdepth 1 -name '.sandbox-test-????????' -cmin +1440 -exec rm -rf {} +
     is_root || return 0
     COPY="$(unprivileged mktemp -d "$(home_directory)/.sandbox-test-XXXXXXXX")"
     tar -C "$CHECKOUT" --exclude=./.git --exclude=./build --exclude=node_modules --exclude=__pycache__ \
