@@ -6,6 +6,7 @@ image of them. No maintainer script of a package runs.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Callable
@@ -13,14 +14,17 @@ from pathlib import Path
 
 from sandbox import mmdebstrap
 from sandbox.apt_sources import os_release
-from sandbox.base_layer import PACKAGES_FILE, UNUSED_MODULES, write_archive, write_layer
+from sandbox.base_layer import LABEL_PREFIX, PACKAGES_FILE, UNUSED_MODULES, write_archive, write_layer
 from sandbox.engine import Engine, ImageRecord
 from sandbox.errors import InvalidRequest
 from sandbox.image import REPOSITORY, oci_architecture
 
 WHAT = "the base image"
-PACKAGES = ("python3", "coreutils", "dash", "ca-certificates", "libc-bin", "tzdata")
+LABEL_RECIPE = f"{LABEL_PREFIX}.recipe"
+PACKAGES = ("python3", "coreutils", "dash", "ca-certificates", "libc-bin", "libstdc++6", "tzdata")
 NEEDED_MIB = 600
+# Says what an image was made by: one of another recipe is built again.
+RECIPE = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:12]
 _LEFT_OUT_PATHS = (
     "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
     "/usr/share/lintian/*",
@@ -82,7 +86,8 @@ def bootstrap(engine: Engine, *, suite: str | None, work_dir: Path, progress: Ca
             packages.unlink()
             archive = scratch / "image.tar"
             names = [f"{REPOSITORY}:latest", f"{REPOSITORY}:{wanted}"]
-            write_archive(layer, archive, suite=wanted, architecture=oci_architecture(), names=names)
+            labels = {f"{LABEL_PREFIX}.suite": wanted, LABEL_RECIPE: RECIPE}
+            write_archive(layer, archive, labels=labels, architecture=oci_architecture(), names=names)
         except OSError as error:
             raise mmdebstrap.write_failure(WHAT, error) from None
         progress("loading it into Podman")

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,17 +167,16 @@ def write_layer(packages: Path, target: Path) -> Layer:
     )
 
 
-def write_archive(layer: Layer, target: Path, *, suite: str, architecture: str, names: Iterable[str]) -> None:
+def write_archive(
+    layer: Layer, target: Path, *, labels: Mapping[str, str], architecture: str, names: Iterable[str]
+) -> None:
     """Write a docker-archive with this one layer to `target`; `names` are `repository:tag`."""
     created = _timestamp(epoch())
     config = {
         "architecture": architecture,
         "config": {
             "Env": [PATH_VARIABLE],
-            "Labels": {
-                f"{LABEL_PREFIX}.packages": f"sha256:{layer.packages_sha256}",
-                f"{LABEL_PREFIX}.suite": suite,
-            },
+            "Labels": {f"{LABEL_PREFIX}.packages": f"sha256:{layer.packages_sha256}", **labels},
         },
         "created": created,
         "history": [{"created": created, "created_by": f"{LABEL_PREFIX} image bootstrap"}],

@@ -49,7 +49,7 @@ def examine(
             rows.append(Capability(name="OCI runtime", status="missing", detail=error.message, fix=error.hint))
     if found is not None:
         rows += [runtime_row(found), storage_row(found), *cap_rows(found), network_row(), identity_row(found)]
-        rows += [builder_row()]
+        rows += [builder_row(), libraries_row()]
         rows.append(image_row(present=base_image_present(found)))
     return Report(capabilities=tuple(rows), policies=policy_reasons(found, policy_dirs))
 
@@ -207,6 +207,22 @@ def builder_row() -> Capability:
         return Capability(name="image builder", status="ok", detail="mmdebstrap")
     return Capability(name="image builder", status="missing", detail="mmdebstrap is not installed: no base image can be made",
                       fix="as root: apt-get install mmdebstrap")  # fmt: skip
+
+
+def libraries_row() -> Capability:
+    """What installs libraries, and from where: pip's own configuration decides."""
+    from sandbox.index import read_index
+    from sandbox.installation import tools
+
+    try:
+        index = read_index(os.environ, Path.home()).public()
+    except SandboxError as error:
+        return Capability(name="libraries", status="missing", detail=error.message, fix=error.hint)
+    sources = ", ".join((*index.urls, *index.find_links)) or "no source at all"
+    if tools():
+        return Capability(name="libraries", status="ok", detail=f"uv, from {sources}")
+    return Capability(name="libraries", status="fallback", detail=f"uv is missing: the image's own pip, from {sources}",
+                      fix="python3 -m pip install uv, in the environment of this program")  # fmt: skip
 
 
 def image_row(*, present: bool) -> Capability:

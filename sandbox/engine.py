@@ -46,6 +46,7 @@ class ImageRecord:
     labels: dict[str, str]
     annotations: dict[str, str]
     architecture: str
+    layers: tuple[str, ...] = ()  # diff ids, lowest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,19 @@ class Engine(Protocol):
 
     def load(self, archive: Path) -> ImageRecord:
         """Load a docker-archive that *we* wrote (never one from elsewhere: CVE-2025-11395)."""
+
+    def add_image(self, directory: Path, name: str) -> ImageRecord:
+        """Add the image in a `dir:` layout that *we* wrote, and call it `name` (`repository:tag`).
+
+        Layers that are in local storage already need not be in the directory. Raises `BuildFailed`; nothing is left
+        of the image then. `directory` also takes temporary files of the engine.
+        """
+
+    def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
+        """Send an image to a registry, as `destination` (`registry/repository:tag`); return its digest there.
+
+        `work_dir` takes temporary files as large as the image. Raises `ImageUnavailable` with the registry's reason.
+        """
 
     def tag(self, image_id: str, repository: str, tag: str) -> None:
         """Give an image a further name."""

@@ -3,7 +3,7 @@
 One file, standard library only, Python 3.8+, and it imports nothing of this project: it is bind-mounted
 into images that know nothing of us and started with::
 
-    python3 -I -B -c "import sys; sys.path.insert(0, '/run/sandbox/lib'); import harness; harness.main(...)"
+    python3 -s -B -c "import sys; sys.path[0] = '/run/sandbox/lib'; import harness; harness.main(...)"
 
 Only what is needed to say "ready" is imported at the top (`_socket` rather than `socket`, no `typing`):
 start-up time is part of every cold run. The rest is imported while the runner checks the sandbox.
@@ -27,7 +27,7 @@ import select
 import struct
 import sys
 import time
-from _socket import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
+from _socket import AF_INET, AF_UNIX, SHUT_WR, SO_REUSEADDR, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, socket, socketpair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ HIGH_WATER_BYTES = 262_144
 DRAIN_S = 1.0
 FAREWELL_S = 5.0
 EXIT_BROKEN = 70
+LIBRARIES = "/opt/environment"
+RELAYED_BYTES = 262_144
+MAX_RELAYED = 64
 RESERVE_BYTES = 8 << 20
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 CO_COROUTINE = 0x80
@@ -840,16 +843,24 @@ class Channel:
         """Send one packet; packets of several threads and processes never mix."""
         self._socket.send(b"".join((kind, body)))
 
-    def send_file(self, name: str, content: memoryview) -> None:
-        """Send a file in one piece, one file at a time over all threads and forked processes."""
+    def send_file(self, name: str, size: int, read: Callable[[int], bytes | memoryview]) -> None:
+        """Send a file in one piece, one file at a time over all threads and forked processes.
+
+        `read` gives the next bytes, at most as many as it is asked for.
+        """
         import fcntl
 
         with self._lock:
             fcntl.lockf(self._socket.fileno(), fcntl.LOCK_EX)
             try:
-                self.send(b"F", struct.pack(">Q", len(content)) + name.encode("utf-8"))
-                for start in range(0, len(content), CHUNK_BYTES):
-                    self.send(b"f", content[start : start + CHUNK_BYTES])
+                self.send(b"F", struct.pack(">Q", size) + name.encode("utf-8"))
+                missing = size
+                while missing:
+                    chunk = read(min(CHUNK_BYTES, missing))
+                    if not chunk:
+                        raise OSError(f"save_file: {name!r} became shorter while it was sent")
+                    self.send(b"f", chunk)
+                    missing -= len(chunk)
             finally:
                 fcntl.lockf(self._socket.fileno(), fcntl.LOCK_UN)
 
@@ -879,11 +890,18 @@ class Helpers:
         record = {"level": known, "message": clean(text, MAX_RECORD_BYTES), "elapsed_s": elapsed}
         self._channel.send(b"L", _record(record, ("message",)))
 
-    def save_file(self, name: str, content: str | bytes | bytearray | memoryview) -> str:
-        """Write a file and hand it to the caller of the run; return its path."""
+    def save_file(self, name: str, content: str | bytes | bytearray | memoryview | None = None) -> str:
+        """Write a file and hand it to the caller of the run; return its path.
+
+        Without content, the file of that name in the working directory is handed over as it is.
+        """
         problem = name_problem(name)
         if problem:
             raise ValueError(f"save_file: the name {clean(repr(name), 80)} {problem}")
+        path = os.path.join(self._app_dir, name)
+        if content is None:
+            self._send_existing(name, path)
+            return path
         if isinstance(content, str):
             view = memoryview(content.encode("utf-8", "backslashreplace"))
         elif isinstance(content, (bytes, bytearray, memoryview)):
@@ -891,7 +909,6 @@ class Helpers:
         else:
             kind = _type_name(content)
             raise TypeError(f"save_file: the content must be str or bytes, not {kind}")
-        path = os.path.join(self._app_dir, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o644)
         try:
@@ -900,8 +917,27 @@ class Helpers:
                 written += os.write(descriptor, view[written : written + (1 << 20)])
         finally:
             os.close(descriptor)
-        self._channel.send_file(name, view)
+        sent = 0
+
+        def read(size: int) -> memoryview:
+            nonlocal sent
+            sent += size
+            return view[sent - size : sent]
+
+        self._channel.send_file(name, len(view), read)
         return path
+
+    def _send_existing(self, name: str, path: str) -> None:
+        import stat
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError(f"save_file: {name!r} is not a regular file")
+            self._channel.send_file(name, status.st_size, lambda size: os.read(descriptor, size))
+        finally:
+            os.close(descriptor)
 
     def read_file(self, name: str, binary: bool = False) -> str | bytes | None:  # noqa: FBT001, FBT002
         """Return a file of the working directory as text, or as bytes; None when there is none."""
@@ -1191,9 +1227,137 @@ def _become_program(job: dict[str, Any], out: int, err: int, app_dir: str) -> No
     _set_limits(job["limits"])
     _open_streams()
     sys.argv = [job["filename"]]
+    _add_libraries(LIBRARIES)
     sys.path.insert(0, app_dir)
     sys.modules.pop("harness", None)
     gc.unfreeze()
+
+
+def _add_libraries(directory: str) -> None:
+    """Let the program import an environment's libraries: behind the standard library, before what the image has."""
+    if not os.path.isdir(directory):
+        return
+    import site
+
+    own = list(sys.path)
+    site.addsitedir(directory)
+    added = [entry for entry in sys.path if entry not in own]
+    places = (n for n, entry in enumerate(own) if entry.endswith(("site-packages", "dist-packages")))
+    behind = next(places, len(own))
+    sys.path[:] = [*own[:behind], *added, *own[behind:]]
+    os.environ["PYTHONPATH"] = directory  # for the Python programs that it starts
+    os.environ["PATH"] = f"{directory}/bin:{os.environ['PATH']}"
+
+
+# ---------------------------------------------------------------- the way out
+
+
+class Relay:
+    """Carries bytes between connections to a loopback port and the runner's egress proxy, blindly.
+
+    It runs in a process of its own. Whatever is decided is decided by the proxy, outside.
+    """
+
+    def __init__(self, listener: socket, target: str) -> None:
+        self.listener = listener
+        self.target = target
+        self.ends: dict[int, tuple[socket, socket]] = {}  # descriptor to itself and the other end
+        self.waiting: dict[int, bytes] = {}  # what an end has not taken yet
+        self.finished: set[int] = set()  # ends that will send no more
+
+    def serve(self) -> NoReturn:
+        """Relay until killed; never returns."""
+        while True:
+            poll = select.poll()
+            if len(self.ends) < 2 * MAX_RELAYED:
+                poll.register(self.listener.fileno(), select.POLLIN)
+            for descriptor, (_, other) in self.ends.items():
+                idle = descriptor in self.finished or other.fileno() in self.waiting
+                events = (0 if idle else select.POLLIN) | (select.POLLOUT if descriptor in self.waiting else 0)
+                if events:  # poll tells of a hang-up even unasked, and what waits must still be delivered
+                    poll.register(descriptor, events)
+            for descriptor, events in poll.poll():
+                if descriptor == self.listener.fileno():
+                    self._accept()
+                elif descriptor in self.ends:
+                    self._move(descriptor, events)
+
+    def _accept(self) -> None:
+        try:
+            inner = socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined] # of the C type
+        except OSError:
+            time.sleep(0.01)  # no descriptor left: some will be closed
+            return
+        outer = socket(AF_UNIX, SOCK_STREAM)
+        try:
+            outer.connect(self.target)
+        except OSError:  # the runner is gone, or too busy
+            outer.close()
+            inner.close()
+            return
+        for end, other in ((inner, outer), (outer, inner)):
+            end.setblocking(False)  # noqa: FBT003
+            self.ends[end.fileno()] = (end, other)
+
+    def _move(self, descriptor: int, events: int) -> None:
+        end, other = self.ends[descriptor]
+        try:
+            if events & select.POLLOUT:
+                self._send(end, self.waiting.pop(descriptor, b""))
+            else:
+                data = end.recv(RELAYED_BYTES)
+                if data:
+                    self._send(other, data)
+                else:
+                    self.finished.add(descriptor)
+                    self._pass_end(other)
+            if {descriptor, other.fileno()} <= self.finished and not self.waiting.keys() & {descriptor, other.fileno()}:
+                self._close(descriptor)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._close(descriptor)
+
+    def _send(self, end: socket, data: bytes) -> None:
+        try:
+            sent = end.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.waiting[end.fileno()] = data[sent:]
+        else:
+            self._pass_end(end)
+
+    def _pass_end(self, end: socket) -> None:
+        """Tell `end` that nothing more comes, once it has taken everything."""
+        other = self.ends[end.fileno()][1]
+        if other.fileno() in self.finished and end.fileno() not in self.waiting:
+            end.shutdown(SHUT_WR)
+
+    def _close(self, descriptor: int) -> None:
+        for end in self.ends[descriptor]:
+            number = end.fileno()
+            self.ends.pop(number)
+            self.waiting.pop(number, None)
+            self.finished.discard(number)
+            end.close()
+
+
+def _start_relay(port: int, target: str, connection: Connection) -> int:
+    """Fork the relay of `127.0.0.1:port`; return its process id. Raises OSError."""
+    listener = socket(AF_INET, SOCK_STREAM)
+    listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            connection.close()
+            Relay(listener, target).serve()
+        finally:
+            os._exit(EXIT_BROKEN)
+    listener.close()
+    return pid
 
 
 # ---------------------------------------------------------------- the supervisor's side
@@ -1298,6 +1462,7 @@ class Supervisor:
         self.channel = channel
         self.sources: dict[int, bytes] = {}  # descriptor to frame type; the channel's is b""
         self.pid = 0
+        self.relay = 0
         self.wake = 0
         self.status: int | None = None
         self.ended: str | None = None
@@ -1467,9 +1632,10 @@ class Supervisor:
             except ProcessLookupError:
                 return
         elif self.pid:  # in a test on a host, where -1 would mean everybody
-            for kill in (os.killpg, os.kill):
+            for kill, pid in ((os.killpg, self.pid), (os.kill, self.pid), (os.kill, self.relay)):
                 try:
-                    kill(self.pid, signal.SIGKILL)
+                    if pid:
+                        kill(pid, signal.SIGKILL)
                 except (ProcessLookupError, PermissionError):
                     continue
 
@@ -1605,10 +1771,12 @@ def _start(
     """Fork the program; return its supervisor. Raises OSError when the fork is refused."""
     import _signal as signal
 
+    relay = _start_relay(job["relay"]["port"], job["relay"]["target"], connection) if job.get("relay") else 0
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
     out, err, wake = os.pipe(), os.pipe(), os.pipe()
     supervisor = Supervisor(connection, job["limits"], ours)
     supervisor.wake = wake[0]
+    supervisor.relay = relay
     for descriptor in wake:
         os.set_blocking(descriptor, False)
     signal.signal(signal.SIGCHLD, _wake_up)
@@ -1705,7 +1873,7 @@ def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
     status = EXIT_BROKEN
     try:
         here = os.path.dirname(HERE)
-        sys.path[:] = [entry for entry in sys.path if entry != here]
+        sys.path[:] = [entry for entry in sys.path if entry not in (here, "")]
         os.chdir(app_dir)
         connection = Connection(socket_path)
         _serve(connection, app_dir)

@@ -16,10 +16,20 @@ from sandbox.engine import Engine, ImageRecord
 from sandbox.errors import ImageUnavailable, InvalidRequest
 from sandbox.image_cache import load_verdict, store_verdict
 
-__all__ = ["REPOSITORY", "AdmittedImage", "admit", "ensure", "lint_record", "oci_architecture", "resolve"]
+__all__ = [
+    "ENVIRONMENTS",
+    "REPOSITORY",
+    "AdmittedImage",
+    "admit",
+    "ensure",
+    "lint_record",
+    "oci_architecture",
+    "resolve",
+]
 
 HUB = "docker.io"
 REPOSITORY = "localhost/sandbox-python"
+ENVIRONMENTS = "localhost/sandbox-environment"
 OCI_ARCHITECTURES = {
     "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
     "riscv64": "riscv64", "i686": "386",
@@ -175,7 +185,8 @@ def _refused(name: str, reasons: list[str]) -> ImageUnavailable:
 
 
 def _names(engine: Engine) -> list[str]:
-    return sorted({name for record in engine.images() for name in record.names})
+    names = {name for record in engine.images() for name in record.names}
+    return sorted(name for name in names if not name.startswith(f"{ENVIRONMENTS}:"))
 
 
 def _at_hand(engine: Engine) -> str:

@@ -31,7 +31,7 @@ _FILES = frozenset({"etc/passwd", "etc/group"})
 _SEARCHED = ("/usr/local/bin", "/usr/bin", "/opt/conda/bin", "/bin")
 
 
-class _Stream:
+class TarStream:
     """A bounded, read-only file over chunks of bytes."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
@@ -41,6 +41,7 @@ class _Stream:
         self._end_of_data = 0
 
     def read(self, size: int) -> bytes:
+        """Return the next `size` bytes, fewer at the end."""
         parts = [self._rest]
         have = len(self._rest)
         while have < size and (chunk := next(self._chunks, b"")):
@@ -90,7 +91,7 @@ def inspect_filesystem(chunks: Iterator[bytes], *, path_variable: str) -> Filesy
     Raises `ImageUnavailable` when the stream is no tar or is larger than any image should be.
     """
     walk = _Walk()
-    stream = _Stream(chunks)
+    stream = TarStream(chunks)
     try:
         with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r|") as archive:
             for count, member in enumerate(archive):

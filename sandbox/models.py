@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 __all__ = [
     "ControlEvidence",
     "Durations",
+    "EgressRecord",
     "ErrorBody",
     "LogRecord",
     "Outcome",
@@ -73,7 +74,8 @@ class RunRequest(Strict):
     """One piece of code to run on one message.
 
     `payload_json` and `message_json` are JSON texts (UTF-8) and travel as bytes: they are parsed in
-    the sandbox only. `files` maps a flat name to content that `read_file(name)` will find.
+    the sandbox only. `files` maps a flat name to content that `read_file(name)` will find. `requirements` are the
+    libraries it needs, in the form of PEP 508.
     """
 
     code: str
@@ -84,6 +86,7 @@ class RunRequest(Strict):
     node_id: str = ""
     policy: str = "default"
     image: str | None = None
+    requirements: tuple[str, ...] = ()
     limits: Tightening = Tightening()
     env: dict[str, str] = Field(default_factory=dict)
     secrets: dict[str, SecretStr] = Field(default_factory=dict)
@@ -137,6 +140,21 @@ class ControlEvidence(Strict):
     evidence: str
 
 
+class EgressRecord(Strict):
+    """One connection that a program asked the egress proxy for, and what became of it.
+
+    `reason` says in words why it was refused or broke off; `address` is where it went.
+    """
+
+    host: str
+    port: int
+    allowed: bool
+    reason: str = ""
+    address: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
 class Durations(Strict):
     """Where the time of one run went, in milliseconds."""
 
@@ -151,7 +169,10 @@ class Durations(Strict):
 
 
 class Receipt(Strict):
-    """What was enforced during one run, and how it was known."""
+    """What was enforced during one run, and how it was known.
+
+    `environment` and `lock_hash` name the libraries; None for a run without any.
+    """
 
     run_id: str
     started_at: str
@@ -159,6 +180,8 @@ class Receipt(Strict):
     policy_hash: str
     image: str
     image_digest: str
+    environment: str | None = None
+    lock_hash: str | None = None
     code_hash: str
     payload_hash: str
     engine: str
@@ -188,6 +211,7 @@ class RunResult(Strict):
     peak_memory_mib: float | None = None
     cpu_s: float | None = None
     durations: Durations = Durations()
+    egress: tuple[EgressRecord, ...] = ()
     receipt: Receipt | None = None
 
 

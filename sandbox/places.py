@@ -62,3 +62,9 @@ def cache_dir() -> Path:
     """Return our own cache: all of it can be deleted at any time."""
     base = os.environ.get("XDG_CACHE_HOME")
     return private_directory((Path(base) if base else Path.home() / ".cache") / NAME)
+
+
+def data_dir() -> Path:
+    """Return our own directory for what is worth keeping: locks and the records of environments."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return private_directory((Path(base) if base else Path.home() / ".local/share") / NAME)

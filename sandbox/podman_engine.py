@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sandbox.engine import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
-from sandbox.errors import EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
+from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
 from sandbox.podman_program import last_line, missing_podman, scope_prefix, scrubbed_environment
 
 if TYPE_CHECKING:
@@ -115,10 +115,39 @@ class PodmanEngine:
         if response.status_code in statuses:
             return response
         reason = reason_of(response)
-        if "no space left on device" in reason.lower():
-            hint = f"free some space below {self._info.graph_root}"
+        hint = self._space_hint(reason) or hint
         kind = EngineUnavailable if response.status_code >= 500 and otherwise is NotFound else otherwise
         raise kind(f"Podman could not {doing}: {reason}", hint=hint or "run `sandbox doctor`")
+
+    def _space_hint(self, reason: str, *others: Path) -> str:
+        places = " and ".join(map(str, (self._info.graph_root, *others)))
+        return f"free some space below {places}" if "no space left on device" in reason.lower() else ""
+
+    def _program(self, *arguments: str, temporary: Path, otherwise: type[SandboxError], doing: str) -> str:
+        """Run the podman program for what the service has no request for; return what it printed.
+
+        It ends with us, and its temporary files are below `temporary`.
+        """
+        command = [
+            "setpriv", "--pdeathsig", "TERM", "podman", "--runtime", self._info.runtime_path, "--log-level", "error",
+            *arguments,
+        ]  # fmt: skip
+        try:
+            answer = subprocess.run(
+                command, env={**scrubbed_environment(), "TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors="replace", timeout=PULL_TIMEOUT_S, check=False, cwd="/",
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise missing_podman() from None
+        except subprocess.TimeoutExpired:
+            raise otherwise(
+                f"Podman could not {doing} within {PULL_TIMEOUT_S:g} s", hint="look for a hung podman process"
+            ) from None
+        if answer.returncode != 0:
+            reason = last_line(answer.stderr)
+            hint = self._space_hint(reason, temporary) or "run `sandbox doctor`"
+            raise otherwise(f"Podman could not {doing}: {reason}", hint=hint)
+        return answer.stdout
 
     def info(self) -> EngineInfo:
         """Return what Podman said of itself when the host was probed."""
@@ -223,6 +252,31 @@ class PodmanEngine:
         names = self._expect(response, 200, otherwise=ImageUnavailable, doing=f"load {archive.name}").json()["Names"]
         return self.image(names[0])
 
+    def add_image(self, directory: Path, name: str) -> ImageRecord:
+        """Add an image of our own making; see the protocol."""
+        # The service pulls from registries only, and what it loads must hold every layer.
+        printed = self._program(
+            "pull", "--quiet", f"dir:{directory}", temporary=directory, otherwise=BuildFailed, doing=f"add {name}"
+        )
+        image_id = printed.strip()
+        try:
+            self.tag(image_id, *name.rsplit(":", 1))
+            return self.image(image_id)
+        except SandboxError as error:
+            self.remove_image(image_id)
+            raise BuildFailed(error.message, hint=error.hint) from None
+
+    def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
+        """Send an image to a registry; see the protocol."""
+        with tempfile.TemporaryDirectory(dir=work_dir, prefix="push-") as place:
+            digest = Path(place, "digest")
+            self._program(
+                "push", "--quiet", "--format", "v2s2", f"--tls-verify={str(tls_verify).lower()}",
+                "--digestfile", str(digest), name, f"docker://{destination}",
+                temporary=Path(place), otherwise=ImageUnavailable, doing=f"push {name} to {destination}",
+            )  # fmt: skip
+            return digest.read_text().strip()
+
     def tag(self, image_id: str, repository: str, tag: str) -> None:
         """Name an image; see the protocol."""
         response = self._call(
@@ -301,4 +355,5 @@ def image_record(body: dict[str, Any]) -> ImageRecord:
         labels=dict(config.get("Labels") or body.get("Labels") or {}),
         annotations=dict(body.get("Annotations") or {}),
         architecture=body.get("Architecture") or "",
+        layers=tuple((body.get("RootFS") or {}).get("Layers") or ()),
     )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sandbox.errors import InvalidRequest
 from sandbox.policy_file import TomlFile
 from sandbox.policy_model import ANY, BUILT_IN, KEYS, PolicyDocument, Sections, range_of, unit_of
+from sandbox.policy_sections import INDEX
 
 if TYPE_CHECKING:
     from sandbox.policy import LoadedPolicy
@@ -84,6 +85,34 @@ def _images(allowed: tuple[str, ...]) -> str:
     return f"Images that match may be used: {', '.join(allowed)}." if allowed else "No image may be used."
 
 
+def _run_hosts(allowed: tuple[str, ...]) -> str:
+    if not allowed:
+        return "The program can reach no host."
+    return f"The egress proxy connects to {', '.join(allowed)} and nothing else; what is sent there is not looked at."
+
+
+def _build_hosts(allowed: tuple[str, ...]) -> str:
+    if not allowed:
+        return "A build reaches no host; libraries can only come from this host's own directories."
+    index = "the package indexes that pip on this host is set up for, and the hosts that their files are on"
+    hosts = ", ".join(index if entry == INDEX else entry for entry in allowed)
+    return f"While libraries are installed, the egress proxy connects to these and nothing else: {hosts}."
+
+
+def _addresses(allowed: tuple[str, ...]) -> str:
+    if not allowed:
+        return "Allowed hosts are refused where their address is private, loopback or special in another way."
+    return f"Allowed hosts may also have addresses of {', '.join(allowed)}, were they private or loopback."
+
+
+def _libraries(allowed: tuple[str, ...]) -> str:
+    if ANY in allowed:
+        return "Any library may be installed."
+    if not allowed:
+        return "No library may be installed."
+    return f"Libraries that match may be installed, dependencies included: {', '.join(allowed)}."
+
+
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "isolation.per_run": {"container": "Each run gets a container of its own, which is thrown away afterwards."},
     "limits.timeout_s": "A program that still runs after {} seconds is killed; it ends as timed_out.",
@@ -105,7 +134,14 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
         False: "Files that the program writes can't be executed.",
         True: "Files that the program writes to /app may be executed.",
     },
-    "network.mode": {"none": "There is no network: no address outside the sandbox can be reached."},
+    "network.mode": {
+        "none": "There is no network: no address outside the sandbox can be reached.",
+        "allowlist": "There is no network; the only way out is the egress proxy, to the hosts of network.allow.",
+    },
+    "network.allow": _run_hosts,
+    "network.allow_addresses": _addresses,
+    "network.transfer_mib": "Through the proxy, {} MiB may be sent and received together; beyond, it cuts connections.",
+    "network.connections": "One run may make {} connections through the proxy; it refuses more.",
     "seccomp.profile": "Only the system calls of the profile {} work; all others fail.",
     "environment.allow": _names("set", "environment variable"),
     "secrets.allow": _names("hand over", "secret"),
@@ -115,6 +151,24 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
         "never": "Only images that are already on this host are used.",
         "missing": "An allowed image that is not on this host is fetched from its registry.",
     },
+    "build.libraries": _libraries,
+    "build.allow": _build_hosts,
+    "build.allow_addresses": _addresses,
+    "build.allow_sdists": {
+        False: "Libraries are installed from wheels alone, which run no code of theirs while they are installed.",
+        True: "Source archives may be installed: their own code runs, in the sandbox of the build.",
+    },
+    "build.allow_pth": {
+        False: "A library is refused when it installs a .pth file whose code would run at every start of Python.",
+        True: ".pth files of libraries may run code at every start of Python, in the sandbox of each run.",
+    },
+    "build.timeout_s": "A sandbox of the build that still runs after {} seconds is killed, and the build fails.",
+    "build.memory_mib": "Processes and installed files may hold {} MiB of memory together; beyond, the build fails.",
+    "build.cpus": "A build gets the processor time of {} CPUs.",
+    "build.processes": "At most {} processes and threads at a time; starting more fails.",
+    "build.download_mib": "One build may fetch {} MiB; beyond, it fails.",
+    "build.installed_mib": "Installed files may have {} MiB together; beyond, the build fails.",
+    "build.files_count": "At most {} files may be installed; beyond, the build fails.",
     "enforcement.on_unenforceable": {
         "refuse": "A host that can't hold memory, CPUs or processes by cgroup v2 runs nothing.",
         "fallback": "Where cgroup v2 is missing, weaker mechanisms hold the limits, and the receipt names them.",
@@ -164,7 +218,11 @@ def expectation(key: str) -> str:
         return "true or false"
     low, high = range_of(key)
     if low is None or high is None:
-        return "a text" if kind is str else 'a list of texts, such as ["A", "B"]'
+        return (
+            "a text"
+            if kind is str
+            else f"a list of texts, such as {json.dumps((KEYS[key].examples or [['A', 'B']])[0])}"
+        )
     number = "a whole number" if kind is int else "a number"
     return f"{number} of {UNIT_WORDS.get(unit_of(key), unit_of(key))} from {low:g} to {high:.12g}"
 
@@ -209,10 +267,11 @@ def unknown_key(key: str, file: TomlFile) -> InvalidRequest:
     """Return the error for a key that doesn't exist, naming the nearest that does."""
     bare = key.removeprefix("open.")
     known = [*KEYS, *Sections.model_fields, *(() if bare != key else ("description", "extends", "open"))]
-    by_last_part = {name.rpartition(".")[2]: name for name in known}
+    by_last_part = {name.rpartition(".")[2]: name for name in reversed(known)}  # limits.cpus before build.cpus
     nearest = difflib.get_close_matches(bare, known, n=1, cutoff=0.75)
     last = difflib.get_close_matches(bare.rpartition(".")[2], by_last_part, n=1)
-    likely = nearest[0] if nearest else by_last_part[last[0]] if last else ""
+    # A key without its section may be nearest to one of another section that happens to be shorter.
+    likely = by_last_part.get(bare) or (nearest[0] if nearest else by_last_part[last[0]] if last else "")
     return _at(
         file, key, f"there is no key {shown(key)[1:-1]}{f'; did you mean {likely}?' if likely else ''}",
         "docs/policies.md lists every key, and `sandbox policy schema` prints them",

@@ -1,151 +1,59 @@
-"""What a policy says: every key with its unit, range, built-in default and meaning.
+"""A policy: its sections together, what must fit together in it, its hash, and the checks of a request.
 
-The built-in defaults are strict. `sandbox.policy` loads files into these models.
+Every key is in `sandbox.policy_sections`; `sandbox.policy` loads files into these models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.models import Strict, Tightening
-
-ANY = "*"
-BUILT_IN = "built-in"
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
-IMAGE_PATTERN = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._/:@*?-]{0,254}")
-# Variables that steer the interpreter, the dynamic loader, the C library or the thread pools that are
-# sized from the CPU limit, and those that the sandbox sets itself. No policy can allow them.
-RESERVED = re.compile(
-    r"(LD|PYTHON|MALLOC|OMP|GOMP|KMP|OPENBLAS|GOTO|MKL|BLIS|VECLIB|NUMEXPR|NUMBA|RAYON|TBB|SANDBOX)_.*|PYTHON.*"
-    r"|OPENCV_FOR_THREADS_NUM|PATH|HOME|TMPDIR|TMP|TEMP|IFS|ENV|BASH_ENV|SHELLOPTS|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|NLSPATH|HOSTALIASES"
-    r"|RES_OPTIONS|LOCALDOMAIN|RESOLV_HOST_CONF|(?i:(all|ftp|http|https|no)_proxy)"
+from sandbox.policy_sections import (
+    ANY,
+    IMAGE,
+    LIBRARY,
+    RESERVED,
+    VARIABLE,
+    Build,
+    Enforcement,
+    Environment,
+    Filesystem,
+    Images,
+    Isolation,
+    Limits,
+    Network,
+    Seccomp,
+    Secrets,
+    library_name,
 )
 
+__all__ = [
+    "ANY",
+    "BUILT_IN",
+    "KEYS",
+    "RESERVED",
+    "ConflictError",
+    "Policy",
+    "PolicyDocument",
+    "Sections",
+    "range_of",
+    "unit_of",
+]
 
-def _key(default: Any, meaning: str, *, unit: str = "", low: float | None = None, high: float | None = None) -> Any:
-    extra: dict[str, Any] = {"unit": unit} if unit else {}
-    return Field(default, description=meaning, ge=low, le=high, allow_inf_nan=None if low is None else False,
-                 json_schema_extra=extra)  # fmt: skip
-
-
-def _variable_name(name: str) -> str:
-    if name != ANY and not VARIABLE.fullmatch(name):
-        raise ValueError('must be "*" or a variable\'s name: letters, digits and _, not starting with a digit')
-    if RESERVED.fullmatch(name):
-        raise ValueError("is reserved: it steers the interpreter or the sandbox itself, and no policy can allow it")
-    return name
-
-
-def _image_reference(reference: str) -> str:
-    if not IMAGE.fullmatch(reference):
-        raise ValueError("must be an image reference such as localhost/sandbox-python:latest")
-    return reference
-
-
-def _image_pattern(pattern: str) -> str:
-    if not IMAGE_PATTERN.fullmatch(pattern):
-        raise ValueError("must be an image reference in which * stands for any text and ? for one character")
-    return pattern
-
-
-def _profile_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
-        raise ValueError("must be a profile's name: lower-case letters, digits, - and _")
-    return name
-
-
-VariableNames = tuple[Annotated[str, AfterValidator(_variable_name)], ...]
-
-
-class Isolation(Strict):
-    """How runs are kept apart."""
-
-    per_run: Literal["container"] = _key("container", "What each run gets for itself alone.")
-
-
-class Limits(Strict):
-    """How much one run may use."""
-
-    timeout_s: float = _key(10.0, "Time the program may take before it is killed.", unit="s", low=0.1, high=86_400)
-    memory_mib: int = _key(256, "Memory of all processes and of the files in /app, /tmp and /dev/shm together.",
-                           unit="MiB", low=32, high=1_048_576)  # fmt: skip
-    cpus: float = _key(0.5, "Processor time per second of wall time.", unit="CPUs", low=0.05, high=1_024)
-    processes: int = _key(32, "Processes and threads at the same time.", unit="processes", low=2, high=32_768)
-    open_files: int = _key(256, "Open files and sockets of one process.", unit="files", low=32, high=1_048_576)
-    output_mib: int = _key(
-        1, "Standard output, standard error and log records together.", unit="MiB", low=1, high=1_024
-    )
-    result_mib: int = _key(8, "The result, as JSON.", unit="MiB", low=1, high=1_024)
-    files_mib: int = _key(16, "All files given to save_file together.", unit="MiB", low=0, high=65_536)
-    files_count: int = _key(20, "How many files save_file may keep.", unit="files", low=0, high=10_000)
-    payload_mib: int = _key(16, "Payload, message and input files together.", unit="MiB", low=1, high=1_024)
-    code_kib: int = _key(256, "The program's text.", unit="KiB", low=1, high=16_384)
-    log_records: int = _key(1_000, "How many times log may be called.", unit="records", low=0, high=1_000_000)
-
-
-class Filesystem(Strict):
-    """The only writable places, in memory; the root is read-only."""
-
-    app_mib: int = _key(32, "Size of /app, the working directory.", unit="MiB", low=1, high=1_048_576)
-    tmp_mib: int = _key(32, "Size of /tmp.", unit="MiB", low=1, high=1_048_576)
-    shm_mib: int = _key(16, "Size of /dev/shm, which multiprocessing uses.", unit="MiB", low=1, high=1_048_576)
-    exec: bool = _key(False, "Whether files written to /app may be executed.")  # noqa: FBT003
-
-
-class Network(Strict):
-    """What the sandbox can reach."""
-
-    mode: Literal["none"] = _key("none", "Which network there is.")
-
-
-class Seccomp(Strict):
-    """Which system calls the program may make."""
-
-    profile: Annotated[str, AfterValidator(_profile_name)] = _key("python", "The list of allowed system calls.")
-
-
-class Environment(Strict):
-    """Variables that a request may set."""
-
-    allow: VariableNames = _key((), "Names of variables that a request may set.")
-
-
-class Secrets(Strict):
-    """Secrets that a request may hand to the program."""
-
-    allow: VariableNames = _key((), "Names of secrets that a request may hand over.")
-
-
-class Images(Strict):
-    """What the sandbox's file system is made of."""
-
-    default: Annotated[str, AfterValidator(_image_reference)] = _key(
-        "localhost/sandbox-python:latest", "The image of a request that names none."
-    )
-    allow: tuple[Annotated[str, AfterValidator(_image_pattern)], ...] = _key(
-        ("localhost/*",), "Patterns of the images that a request may name."
-    )
-    pull: Literal["missing", "never"] = _key("never", "Whether an image that isn't here is fetched from its registry.")
-
-
-class Enforcement(Strict):
-    """What happens on a host that can't hold a limit by cgroup."""
-
-    on_unenforceable: Literal["refuse", "fallback"] = _key(
-        "refuse",
-        "Whether a limit that the kernel can't hold by cgroup refuses the run or uses its named fallback.",
-    )
+BUILT_IN = "built-in"
+BUILD_TMP_MIB = 32
+BUILD_SHM_MIB = 1
+# What a build's memory must hold besides the installed files: its other file systems, and its processes.
+BUILD_SPARE_MIB = 64
 
 
 class ConflictError(ValueError):
@@ -167,6 +75,7 @@ class Sections(Strict):
     environment: Environment = Environment()
     secrets: Secrets = Secrets()
     images: Images = Images()
+    build: Build = Build()
     enforcement: Enforcement = Enforcement()
 
     def values(self) -> dict[str, Any]:
@@ -207,17 +116,67 @@ class Policy(Sections):
                 f"images.default is {self.images.default}, which no pattern of images.allow matches",
                 "images.default", "images.allow",
             )  # fmt: skip
+        if (self.network.mode == "allowlist") != bool(self.network.allow):
+            raise ConflictError(
+                f"network.mode is {self.network.mode}, but network.allow {'lists' if self.network.allow else 'lists no'} "
+                "hosts",
+                "network.mode", "network.allow",
+            )  # fmt: skip
+        if self.build.installed_mib + BUILD_SPARE_MIB > self.build.memory_mib:
+            raise ConflictError(
+                f"build.installed_mib is {self.build.installed_mib} MiB, and with the {BUILD_SPARE_MIB} MiB that the "
+                f"installing itself needs that is more than the {self.build.memory_mib} MiB of build.memory_mib",
+                "build.installed_mib", "build.memory_mib",
+            )  # fmt: skip
         return self
 
     @property
     def hash(self) -> str:
         """`sha256:` and a hash of what is enforced: every value and the seccomp profile, not name and description."""
-        content = {
-            **self.model_dump(mode="json", include=set(Sections.model_fields)),
-            "seccomp_sha256": self.seccomp_sha256,
-        }
+        return self._hash_of(set(Sections.model_fields))
+
+    @property
+    def build_hash(self) -> str:
+        """`sha256:` and a hash of what a build of libraries is held by: [build] and the seccomp profile."""
+        return self._hash_of({"build", "seccomp"})
+
+    def _hash_of(self, sections: set[str]) -> str:
+        content = {**self.model_dump(mode="json", include=sections), "seccomp_sha256": self.seccomp_sha256}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+    def build_policy(self) -> Policy:
+        """Return the policy of the sandbox that installs libraries: what [build] says, in the terms of a run.
+
+        It has no network, and no variable or secret reaches it. The hosts of `build.allow` are not part of it:
+        whoever starts the sandbox hands them to the egress proxy. /app holds the installed files.
+        """
+        build = self.build
+        # A copy, not checked again: a build may have more files than the range of limits.files_count.
+        limits = Limits(output_mib=4, result_mib=16, payload_mib=16, code_kib=1_024, log_records=10_000).model_copy(
+            update={
+                "timeout_s": build.timeout_s,
+                "memory_mib": build.memory_mib,
+                "cpus": build.cpus,
+                "processes": build.processes,
+                "open_files": max(1_024, self.limits.open_files),
+                "files_mib": max(build.download_mib, build.installed_mib),
+                "files_count": build.files_count,
+            }
+        )
+        return self._with(
+            limits=limits,
+            filesystem=Filesystem(
+                app_mib=build.installed_mib, tmp_mib=BUILD_TMP_MIB, shm_mib=BUILD_SHM_MIB, exec=build.allow_sdists
+            ),
+            network=Network(),
+            environment=Environment(),
+            secrets=Secrets(),
+        )
+
+    def _with(self, **sections: Strict) -> Policy:
+        """Return this policy with other sections, checked to fit together."""
+        return Policy(**{**{name: getattr(self, name) for name in type(self).model_fields}, **sections})
 
     def tightened(self, limits: Tightening) -> Policy:
         """Return this policy with the lower limits of one request.
@@ -231,8 +190,7 @@ class Policy(Sections):
         if not asked:
             return self
         tightened = self.limits.model_copy(update=asked)
-        content = {name: getattr(self, name) for name in type(self).model_fields}
-        return Policy(**{**content, "limits": tightened, "filesystem": self._shrunk(tightened.memory_mib)})
+        return self._with(limits=tightened, filesystem=self._shrunk(tightened.memory_mib))
 
     def _check_lower(self, key: str, value: float) -> None:
         allowed = self.values()[key]
@@ -299,6 +257,20 @@ class Policy(Sections):
                 f"policy {self.name!r} does not allow the image {shown}",
                 hint=f"allowed: {', '.join(self.images.allow) or 'none'}; the key is images.allow",
                 key="images.allow", asked=reference, allowed=list(self.images.allow),
+            )  # fmt: skip
+
+    def library_allowed(self, name: str) -> None:
+        """Check that a library may be installed, asked for or as a dependency. Raises like `env_allowed`."""
+        shown = json.dumps(name[:80])
+        if not LIBRARY.fullmatch(name):
+            raise InvalidRequest(
+                f"{shown} is not a library's name", hint="use letters, digits, -, _ and ., as in scikit-learn"
+            )
+        if not _matches(library_name(name), self.build.libraries):
+            raise PolicyDenied(
+                f"policy {self.name!r} does not let the library {shown} be installed",
+                hint=f"allowed: {', '.join(self.build.libraries) or 'none'}; the key is build.libraries",
+                key="build.libraries", asked=name, allowed=list(self.build.libraries),
             )  # fmt: skip
 
 

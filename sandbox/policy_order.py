@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from ipaddress import IPv6Network, ip_network
 from typing import Any
 
-from sandbox.policy_model import ANY, KEYS
+from sandbox.policy_model import ANY, KEYS, range_of
 
 Order = Callable[[Any, Any], bool]
 
@@ -28,7 +29,23 @@ def _fewer_names(value: tuple[str, ...], ceiling: tuple[str, ...]) -> bool:
     return ANY in ceiling or set(value) <= set(ceiling)
 
 
-def _fewer_images(value: tuple[str, ...], ceiling: tuple[str, ...]) -> bool:
+def _subset(value: tuple[str, ...], ceiling: tuple[str, ...]) -> bool:
+    return set(value) <= set(ceiling)
+
+
+def _fewer_addresses(value: tuple[str, ...], ceiling: tuple[str, ...]) -> bool:
+    return all(any(_within(narrow, wide) for wide in ceiling) for narrow in value)
+
+
+def _within(narrow: str, wide: str) -> bool:
+    """Tell whether every address of one network is in the other."""
+    inner, outer = ip_network(narrow), ip_network(wide)
+    if isinstance(inner, IPv6Network):
+        return isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+    return not isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+
+
+def _fewer_patterns(value: tuple[str, ...], ceiling: tuple[str, ...]) -> bool:
     return all(any(_covers(wide, narrow) for wide in ceiling) for narrow in value)
 
 
@@ -57,15 +74,22 @@ def _ranked(*tightest_first: str) -> Order:
 
 # For every key: is the first value at least as tight as the second?
 ORDER: dict[str, Order] = {
-    **{key: _lower for key in KEYS if key.startswith("limits.") or key.endswith("_mib")},
+    **{key: _lower for key in KEYS if range_of(key) != (None, None)},
     "isolation.per_run": _same,
     "filesystem.exec": _off,
-    "network.mode": _same,
+    "network.mode": _ranked("none", "allowlist"),
+    "network.allow": _subset,
+    "network.allow_addresses": _fewer_addresses,
     "seccomp.profile": _same,
     "environment.allow": _fewer_names,
     "secrets.allow": _fewer_names,
     "images.default": _anything,  # what is allowed is decided by images.allow
-    "images.allow": _fewer_images,
+    "images.allow": _fewer_patterns,
     "images.pull": _ranked("never", "missing"),
+    "build.libraries": _fewer_patterns,
+    "build.allow": _subset,  # "@index" is an entry like any other: a list of hosts is never within it
+    "build.allow_addresses": _fewer_addresses,
+    "build.allow_sdists": _off,
+    "build.allow_pth": _off,
     "enforcement.on_unenforceable": _ranked("refuse", "fallback"),
 }

@@ -24,6 +24,10 @@ OWNER_LABEL = "podman-sandbox-runner.owner"
 LIB_DIR = "/run/sandbox/lib"
 JOB_DIR = "/run/sandbox/job"
 JOB_SOCKET = f"{JOB_DIR}/job.sock"
+EGRESS_DIR = "/run/sandbox/out"
+EGRESS_SOCKET = f"{EGRESS_DIR}/out.sock"
+EGRESS_PORT = 3128
+CERTIFICATES = "/run/sandbox/certificates.pem"
 PLACE_LABEL = "podman-sandbox-runner.place"
 HOSTNAME = "sandbox"
 
@@ -31,8 +35,9 @@ HOSTNAME = "sandbox"
 UID_FIRST = 20_000
 UID_LAST = 60_000
 
-# The harness is process 1 and counts against the same limits as the program's processes.
+# The harness is process 1 and counts against the same limits as the program's processes; so does its relay.
 OWN_PROCESSES = 1
+RELAY_PROCESSES = 1
 # Address space is not memory: thread stacks and allocator arenas are reserved, hardly used. The watchdog counts
 # what is used; this bound stops one process from mapping without end.
 ADDRESS_SPACE_HEADROOM_MIB = 2_048
@@ -48,18 +53,34 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
                     "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "NUMBA_NUM_THREADS",
                     "RAYON_NUM_THREADS")  # fmt: skip
 
-BOOTSTRAP = f"import sys;sys.path.insert(0,{LIB_DIR!r});import harness;harness.main({JOB_SOCKET!r})"
+# Not isolated (-I): children of the program would inherit that, and would not find an environment's libraries. What -I
+# keeps out is not there: no variable of Python's is set but by us, and the first place on the path, for -c the current
+# directory, gives way to ours.
+BOOTSTRAP = f"import sys;sys.path[0]={LIB_DIR!r};import harness;harness.main({JOB_SOCKET!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bind:
+    """A file or directory of the host that the sandbox sees read-only."""
+
+    source: Path
+    destination: str
+    executable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where one sandbox lives: the lease of a container user id, its two host directories, and the filter's file."""
+    """Where one sandbox lives: the lease of a container user id, its host directories, and the filter's file.
+
+    `egress_dir` is where the egress proxy's socket lies; None for a sandbox without a way out.
+    """
 
     run_id: str
     uid: int
     job_dir: Path
     lib_dir: Path
     seccomp_path: Path
+    egress_dir: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +117,8 @@ class ContainerSpec:
     host_uid: int
     host_gid: int
     place: Place
+    binds: tuple[Bind, ...]
+    own_processes: int
     caps: tuple[Cap, ...]
     tmpfs: tuple[Tmpfs, ...]
     seccomp: SeccompProfile
@@ -210,7 +233,7 @@ def environment(policy: Policy, python_path: str) -> dict[str, str]:
     }
 
 
-def resource_limits(policy: Policy, caps: tuple[Cap, ...]) -> dict[str, Any]:
+def resource_limits(policy: Policy, caps: tuple[Cap, ...], own_processes: int) -> dict[str, Any]:
     """Return the cgroup part of Podman's spec, for those controls only that cgroups hold."""
     by_cgroup = {cap.control for cap in caps if cap.mechanism == "cgroup"}
     limits: dict[str, Any] = {}
@@ -220,7 +243,7 @@ def resource_limits(policy: Policy, caps: tuple[Cap, ...]) -> dict[str, Any]:
     if "cpus" in by_cgroup:
         limits["cpu"] = {"period": 100_000, "quota": round(policy.limits.cpus * 100_000)}
     if "processes" in by_cgroup:
-        limits["pids"] = {"limit": policy.limits.processes + OWN_PROCESSES}
+        limits["pids"] = {"limit": policy.limits.processes + own_processes}
     return limits
 
 
@@ -235,10 +258,19 @@ def mount_json(mount: Tmpfs) -> dict[str, Any]:
     return {"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
-def bind_json(source: Path, destination: str) -> dict[str, Any]:
+def bind_json(bind: Bind) -> dict[str, Any]:
     """Return one read-only bind mount for Podman's spec."""
-    return {"destination": destination, "type": "bind", "source": str(source),
-            "options": ["ro", "nosuid", "nodev", "noexec", "bind", "rprivate"]}  # fmt: skip
+    options = ["ro", "nosuid", "nodev", "exec" if bind.executable else "noexec", "bind", "rprivate"]
+    return {"destination": bind.destination, "type": "bind", "source": str(bind.source), "options": options}
+
+
+def binds_of(place: Place) -> tuple[Bind, ...]:
+    """Return what every sandbox sees of the host: the harness, its job channel and, with a way out, the proxy's socket."""
+    binds = (
+        Bind(source=place.lib_dir, destination=LIB_DIR),
+        Bind(source=place.job_dir, destination=JOB_DIR),
+    )
+    return binds if place.egress_dir is None else (*binds, Bind(source=place.egress_dir, destination=EGRESS_DIR))
 
 
 # What Podman is told for every sandbox, whatever the policy: nothing of the image or the host decides these.
@@ -278,32 +310,40 @@ def spread(cpu_ids: tuple[int, ...], cpus: float, uid: int) -> tuple[int, ...]:
 
 
 def build(
-    policy: Policy, *, image_id: str, python_path: str, facts: HostFacts, seccomp: SeccompProfile, place: Place
+    policy: Policy,
+    *,
+    image_id: str,
+    python_path: str,
+    facts: HostFacts,
+    seccomp: SeccompProfile,
+    place: Place,
+    binds: tuple[Bind, ...] = (),
 ) -> ContainerSpec:
-    """Decide one sandbox completely. Raises `NotEnforceable` as `plan_caps` does."""
+    """Decide one sandbox completely; `binds` are what it sees besides its own. Raises `NotEnforceable` as `plan_caps` does."""
     caps = plan_caps(policy, facts)
     limits = policy.limits
     mechanisms = {cap.control: cap.mechanism for cap in caps}
     # Behind a cgroup the rlimit stands one higher: the kernel asks it first, and only a fork that pids.max itself
     # refuses is counted in pids.events, from which the runner learns that the program asked for too many.
-    nproc = limits.processes + OWN_PROCESSES + (mechanisms["processes"] == "cgroup")
+    own_processes = OWN_PROCESSES + (RELAY_PROCESSES if place.egress_dir is not None else 0)
+    nproc = limits.processes + own_processes + (mechanisms["processes"] == "cgroup")
     tmpfs = tmpfs_mounts(policy)
+    binds = (*binds_of(place), *binds)
     podman = {
         **BASELINE,
         "image": image_id,
         "name": f"sandbox-{place.run_id}",
-        "command": [python_path, "-I", "-B", "-c", BOOTSTRAP],
+        "command": [python_path, "-s", "-B", "-c", BOOTSTRAP],
         "env": environment(policy, python_path),
         "user": f"{place.uid}:{place.uid}",
         "seccomp_profile_path": str(place.seccomp_path),
-        "mounts": [*(mount_json(mount) for mount in tmpfs),
-                   bind_json(place.lib_dir, LIB_DIR), bind_json(place.job_dir, JOB_DIR)],
+        "mounts": [*(mount_json(mount) for mount in tmpfs), *(bind_json(bind) for bind in binds)],
         "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
                      (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0))],
         "timeout": math.ceil(limits.timeout_s) + ORPHAN_GRACE_S,
         "labels": {RUN_LABEL: place.run_id, OWNER_LABEL: str(place.uid), PLACE_LABEL: place_id(place.job_dir)},
     }  # fmt: skip
-    if cgroup := resource_limits(policy, caps):
+    if cgroup := resource_limits(policy, caps, own_processes):
         podman["resource_limits"] = cgroup
     memory_bytes = limits.memory_mib * MIB
     return ContainerSpec(
@@ -311,6 +351,8 @@ def build(
         host_uid=facts.subuid_start + place.uid - 1,
         host_gid=facts.subgid_start + place.uid - 1,
         place=place,
+        binds=binds,
+        own_processes=own_processes,
         caps=caps,
         tmpfs=tmpfs,
         seccomp=seccomp,

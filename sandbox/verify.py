@@ -14,7 +14,7 @@ from typing import Any
 from sandbox.errors import NotEnforceable
 from sandbox.kernel import NAMESPACES, Mount, ProcessFacts
 from sandbox.models import ControlEvidence
-from sandbox.spec import JOB_DIR, LIB_DIR, MIB, OWN_PROCESSES, ContainerSpec
+from sandbox.spec import EGRESS_DIR, MIB, ContainerSpec
 
 # What Podman and the runtime mount besides what the specification asks for.
 RUNTIME_MOUNTS = re.compile(
@@ -88,12 +88,17 @@ def check_namespaces(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
 
 
 def check_network(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
-    """A network namespace with the loopback interface alone."""
-    del spec
+    """A network namespace with the loopback interface alone; the way out, where there is one, is a mounted socket."""
     own = seen.process.namespaces["net"] != seen.own_namespaces["net"]
     evidence = f"interfaces: {', '.join(seen.process.interfaces) or 'none'}"
     holds = own and set(seen.process.interfaces) <= {"lo"}
     yield proven("no network", "loopback only", "network namespace", evidence, holds=holds)
+    if spec.place.egress_dir is not None:
+        mounted = [mount for mount in seen.process.mounts if mount.point == EGRESS_DIR and mount.read_only]
+        evidence = f"its socket is mounted at {EGRESS_DIR}" if mounted else "its socket is not mounted"
+        yield proven(
+            "egress", "only through the proxy, to allowed hosts", "egress proxy", evidence, holds=bool(mounted)
+        )
 
 
 def check_privileges(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -145,13 +150,12 @@ def check_mounts(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     root = mounts["/"]
     yield proven("read-only root", "ro", "mount", ",".join(sorted(root.options)), holds=root.read_only)
     sized = {mount.destination: mount for mount in spec.tmpfs}
+    bound = {bind.destination for bind in spec.binds}
     unexpected = [
-        point
-        for point in mounts
-        if point not in {"/", LIB_DIR, JOB_DIR, *sized} and not RUNTIME_MOUNTS.fullmatch(point)
+        point for point in mounts if point not in {"/", *bound, *sized} and not RUNTIME_MOUNTS.fullmatch(point)
     ]
     writable = [mount.point for mount in mounts.values() if mount.point not in sized and may_write(mount)]
-    exposed = [point for point in (LIB_DIR, JOB_DIR) if point not in mounts or not mounts[point].read_only]
+    exposed = [point for point in sorted(bound) if point not in mounts or not mounts[point].read_only]
     found = [f"unexpected: {', '.join(unexpected)}"] if unexpected else []
     found += [f"writable: {', '.join(writable)}"] if writable else []
     found += [f"missing or writable: {', '.join(exposed)}"] if exposed else []
@@ -257,7 +261,7 @@ def cgroup_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tuple[
         return f"cpu.max {group.cpus} CPUs", group.cpus is not None and group.cpus <= spec.cpus + 1e-6
     return (
         f"pids.max {group.processes}",
-        group.processes is not None and group.processes <= spec.processes + OWN_PROCESSES,
+        group.processes is not None and group.processes <= spec.processes + spec.own_processes,
     )
 
 
@@ -277,7 +281,7 @@ def fallback_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tupl
             and cpu == f"{spec.cpu_time_s} {(spec.cpu_time_s or 0) + 1}"
         )
         return f"affinity to core(s) {cores}, RLIMIT_CPU {cpu} s per process", holds
-    wanted = spec.processes + OWN_PROCESSES
+    wanted = spec.processes + spec.own_processes
     found = limits.get("Max processes", "?")
     return f"RLIMIT_NPROC {found} for a user id of its own", found == f"{wanted} {wanted}"
 

@@ -8,18 +8,17 @@ it streams; `Collector` enforces all of them again, because user code may have t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_core import from_json
 
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.harness import name_problem
+from sandbox.json_check import is_json
 from sandbox.models import MAX_SECONDS, LogRecord, ProgramError, SavedFile, Strict
 
 __all__ = [
@@ -32,8 +31,6 @@ MAX_BODY_BYTES = 1 << 20
 CHUNK_BYTES = 256 << 10
 MAX_RECORD_BYTES = 64 << 10
 MAX_KIB = 1 << 40
-# Parsing turns two bytes into an object of dozens: larger texts are checked without being parsed.
-PARSED_BYTES = 1 << 20
 HEADER = struct.Struct(">cI")
 FROM_HARNESS = "RSOELFfVMAXQ"
 RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RECORD_BYTES} | {
@@ -107,6 +104,25 @@ class FileHeader(Strict):
 Shape = TypeVar("Shape", bound=Strict)
 
 
+class FileSink(Protocol):
+    """Takes the content of one saved file, piece by piece, and its end. It may raise to end the run."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next piece."""
+
+    def close(self) -> None:
+        """Take note that it is complete."""
+
+
+class _Kept(bytearray):
+    """A saved file in memory."""
+
+    write = bytearray.extend
+
+    def close(self) -> None:
+        """Do nothing: the content is the object itself."""
+
+
 def encode(kind: str, body: bytes | memoryview = b"") -> bytes:
     """Return one frame."""
     return b"".join((HEADER.pack(kind.encode("ascii"), len(body)), body))
@@ -128,9 +144,11 @@ def job_frames(
     payload_json: bytes,
     message_json: bytes,
     files: Mapping[str, bytes],
+    relay: Mapping[str, Any] | None = None,
 ) -> Iterator[bytes]:
     """Yield the frames of one job. `message_json` needs no payload: the harness puts it in.
 
+    `relay` is `{"port", "target"}`: the loopback port that leads to the egress socket at the path `target`.
     Raises InvalidRequest when topic, names and environment together exceed one frame, or for a file name
     that is not flat.
     """
@@ -143,6 +161,7 @@ def job_frames(
     job = {
         "protocol": PROTOCOL, "run_id": run_id, "node_id": node_id, "topic": topic, "timestamp": timestamp,
         "filename": filename, "env": dict(env), "limits": asdict(limits), "parts": parts,
+        "relay": dict(relay) if relay else None,
     }  # fmt: skip
     body = json.dumps(job).encode("ascii")
     if len(body) > MAX_BODY_BYTES:
@@ -188,7 +207,7 @@ class Collector:
     """Takes the frames of one run, in order, and holds what they amount to; no I/O.
 
     `on_output` is called with "stdout" or "stderr" and the bytes, `on_log` with each record, as they come.
-    Read the results after `quit` is set. Every method raises ProtocolViolation for what must not happen.
+    `open_file` (name, size) gives where a saved file goes as it comes; without it, files are kept in `files`. Read the results after `quit` is set. Every method raises ProtocolViolation for what must not happen.
     """
 
     def __init__(
@@ -197,6 +216,7 @@ class Collector:
         *,
         on_output: Callable[[Literal["stdout", "stderr"], bytes], None] | None = None,
         on_log: Callable[[LogRecord], None] | None = None,
+        open_file: Callable[[str, int], FileSink] | None = None,
     ) -> None:
         self.limits = limits
         self.ready: Ready | None = None
@@ -208,13 +228,16 @@ class Collector:
         self.quit: Quit | None = None
         self._on_output = on_output
         self._on_log = on_log
+        self._open_file = open_file
         self._output = {"O": bytearray(), "E": bytearray()}
         self._json = {"V": bytearray(), "A": bytearray()}
         self._output_bytes = 0
-        self._files: dict[str, bytes] = {}
+        self._files: dict[str, _Kept] = {}
         self._files_seen = 0
         self._files_bytes = 0
-        self._file: tuple[FileHeader, bytearray] | None = None
+        self._file: FileSink | None = None
+        self._file_name = ""
+        self._file_missing = 0
         self._stage = ""  # the last of V, A, M, X that came
 
     @property
@@ -230,7 +253,7 @@ class Collector:
     @property
     def files(self) -> tuple[SavedFile, ...]:
         """Complete files; of two with the same name the later."""
-        return tuple(SavedFile(name=name, content=content) for name, content in self._files.items())
+        return tuple(SavedFile(name=name, content=bytes(content)) for name, content in self._files.items())
 
     def result_json(self) -> bytes | None:
         """Return the result as valid JSON (UTF-8), or None when the program gave none."""
@@ -303,18 +326,26 @@ class Collector:
             raise ProtocolViolation("the sandbox sent more files than allowed")
         if problem := name_problem(header.name):
             raise ProtocolViolation(f"the sandbox sent a file whose name {problem}")
-        self._file = (header, bytearray())
+        if self._open_file is not None:
+            self._file = self._open_file(header.name, header.size)
+        else:
+            self._file = _Kept()
+        self._file_name = header.name
+        self._file_missing = header.size
         self._finish_file()
 
     def _take_file_data(self, body: bytes) -> None:
-        if self._file is None or len(self._file[1]) + len(body) > self._file[0].size:
+        if self._file is None or len(body) > self._file_missing:
             raise ProtocolViolation("the sandbox sent more data than its file has")
-        self._file[1].extend(body)
+        self._file.write(body)
+        self._file_missing -= len(body)
         self._finish_file()
 
     def _finish_file(self) -> None:
-        if self._file is not None and len(self._file[1]) == self._file[0].size:
-            self._files[self._file[0].name] = bytes(self._file[1])
+        if self._file is not None and not self._file_missing:
+            self._file.close()
+            if isinstance(self._file, _Kept):
+                self._files[self._file_name] = self._file
             self._file = None
 
     def _count_output(self, size: int) -> None:
@@ -341,25 +372,6 @@ class Collector:
         if not is_json(text):
             raise ProtocolViolation("the sandbox sent a result that is not JSON")
         return text
-
-
-def is_json(text: bytes) -> bool:
-    """Tell whether `text` is strict JSON (UTF-8), in memory that stays in proportion to its size."""
-    if len(text) <= PARSED_BYTES:
-        try:
-            from_json(text, allow_inf_nan=False, cache_strings="none")
-        except (ValueError, RecursionError):
-            return False
-        return True
-    import sqlite3  # its parser keeps some bytes for each value, not a Python object
-
-    if b"\0" in text:  # where SQLite would stop reading
-        return False
-    try:
-        with contextlib.closing(sqlite3.connect(":memory:")) as database:
-            return bool(database.execute("SELECT json_valid(?)", (text.decode("utf-8"),)).fetchone()[0])
-    except (UnicodeDecodeError, sqlite3.Error):
-        return False
 
 
 def _shaped(shape: type[Shape], body: bytes) -> Shape:

@@ -34,6 +34,11 @@ class Workspace:
         """Return the directory that the sandbox sees read-only."""
         return self.directory / "job"
 
+    @property
+    def egress_dir(self) -> Path:
+        """Return the directory for the egress proxy's socket; its name is short, as the path of a socket must be."""
+        return self.directory / "out"
+
     def release(self) -> None:
         """Remove the directory and give the user id back."""
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -70,8 +75,9 @@ def acquire(runtime_dir: Path) -> Workspace:
                 uid = random.randint(UID_FIRST, UID_LAST)  # noqa: S311 - as above
             directory = runs / str(uid)
             directory.mkdir(mode=0o700)
-            (directory / "job").mkdir()
-            (directory / "job").chmod(0o711)
+            for name in ("job", "out"):
+                (directory / name).mkdir()
+                (directory / name).chmod(0o711)
             fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -53,7 +53,7 @@ def build_spec(facts: HostFacts, engine: PodmanEngine, work: workspace.Workspace
     decided = spec.build(
         policy, image_id=admitted.id, python_path=admitted.python_path, facts=facts, seccomp=profile, place=place
     )
-    decided.podman["command"] = [admitted.python_path, "-I", "-B", "-c", CODE]
+    decided.podman["command"] = [admitted.python_path, "-s", "-B", "-c", CODE]
     return decided
 
 
@@ -123,8 +123,9 @@ def cold(runs: int) -> dict[str, Any]:
     sandbox = [str(Path(sys.executable).with_name("sandbox")), "run", str(script), "--quiet"]
     try:
         runner = Runner(
-            lambda: engine, facts, Places(runtime_dir=runtime_dir, cache_dir=cache, policy_dirs=policy_directories())
-        )
+            lambda: engine, facts,
+            Places(runtime_dir=runtime_dir, cache_dir=cache, data_dir=places.data_dir(), policy_dirs=policy_directories()),
+        )  # fmt: skip
         decided = build_spec(facts, engine, work, cache)
         podman = ["podman", "--runtime", facts.engine.runtime_path, "run", *podman_flags(decided.podman), decided.podman["image"],
                   *decided.podman["command"]]  # fmt: skip

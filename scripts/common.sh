@@ -49,7 +49,7 @@ set_unprivileged() {
     fi
     local name kept=()
     for name in http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY \
-        SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE PIP_CERT CURL_CA_BUNDLE \
+        SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE PIP_CERT CURL_CA_BUNDLE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST \
         TERM NO_COLOR CI SANDBOX_REQUIRE_PODMAN SOURCE_DATE_EPOCH; do
         [ -z "${!name:-}" ] || kept+=("$name=${!name}")
     done

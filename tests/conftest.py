@@ -26,7 +26,7 @@ SETTLE_S = 10.0
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
-        if tier in ("integration", "escape", "kernel") or (tier == "contract" and "podman" in item.name.lower()):
+        if tier in ("integration", "escape", "e2e", "kernel") or (tier == "contract" and "podman" in item.name.lower()):
             item.add_marker(pytest.mark.podman)
 
 
@@ -82,7 +82,10 @@ def bench(host_facts: HostFacts, tmp_path_factory: pytest.TempPathFactory) -> It
     engine = PodmanEngine(host_facts.engine, runtime_dir=runtime_dir)
     bench = Bench(
         engine=engine, facts=host_facts, policies=policies,
-        places=Places(runtime_dir=runtime_dir, cache_dir=places.cache_dir(), policy_dirs=policy_directories([policies])),
+        places=Places(
+            runtime_dir=runtime_dir, cache_dir=places.cache_dir(), data_dir=places.data_dir(),
+            policy_dirs=policy_directories([policies]),
+        ),
     )  # fmt: skip
     before = set(leftovers(bench))
     try:

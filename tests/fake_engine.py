@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sandbox.engine import ContainerRecord, EngineInfo, ImageRecord
-from sandbox.errors import EngineUnavailable, ImageUnavailable, NotFound
+from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotFound
 
 BASE = "localhost/sandbox-python:latest"
+BASE_LAYER = f"sha256:{'b' * 64}"
 
 
 def fake_info(**changes: Any) -> EngineInfo:
@@ -41,11 +45,12 @@ class FakeEngine:
         self._count = 0
         self._add_image("f" * 64, BASE)
 
-    def _add_image(self, image_id: str, *names: str) -> ImageRecord:
-        record = ImageRecord(
-            id=image_id, digest=f"sha256:{image_id}", names=names, size_bytes=1, env=("PATH=/usr/bin:/bin",),
-            labels={}, annotations={}, architecture="amd64",
-        )  # fmt: skip
+    def _add_image(self, image_id: str, *names: str, **changes: Any) -> ImageRecord:
+        known: dict[str, Any] = {
+            "digest": f"sha256:{image_id}", "size_bytes": 1, "env": ("PATH=/usr/bin:/bin",), "labels": {},
+            "annotations": {}, "architecture": "amd64", "layers": (BASE_LAYER,),
+        }  # fmt: skip
+        record = ImageRecord(**{**known, **changes}, id=image_id, names=names)
         self._images[image_id] = record
         return record
 
@@ -108,9 +113,28 @@ class FakeEngine:
     def load(self, archive: Path) -> ImageRecord:
         return self._add_image("e" * 64, f"localhost/{archive.stem}:latest")
 
+    def add_image(self, directory: Path, name: str) -> ImageRecord:
+        self._alive()
+        manifest = json.loads((directory / "manifest.json").read_text())
+        stored = {layer for record in self._images.values() for layer in record.layers}
+        for digest in [layer["digest"] for layer in manifest["layers"]]:
+            blob = directory / digest.removeprefix("sha256:")
+            if digest not in stored and not (blob.exists() and digest == f"sha256:{_sha256(blob)}"):
+                raise BuildFailed(f"the fake can't add {name}: no blob {digest}")
+        image_id = manifest["config"]["digest"].removeprefix("sha256:")
+        config = json.loads((directory / image_id).read_text())
+        return self._add_image(
+            image_id, name, env=tuple(config["config"]["Env"]), labels=config["config"]["Labels"],
+            architecture=config["architecture"], layers=tuple(config["rootfs"]["diff_ids"]),
+        )  # fmt: skip
+
+    def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
+        self.image(name)
+        raise ImageUnavailable(f"the fake can't push {name} to {destination}: there is no registry")
+
     def tag(self, image_id: str, repository: str, tag: str) -> None:
         known = self.image(image_id)
-        self._add_image(known.id, *known.names, f"{repository}:{tag}")
+        self._images[known.id] = replace(known, names=(*known.names, f"{repository}:{tag}"))
 
     def remove_image(self, name: str) -> None:
         try:
@@ -120,7 +144,7 @@ class FakeEngine:
         names = tuple(other for other in known.names if other != name)
         del self._images[known.id]
         if names and name in known.names:
-            self._add_image(known.id, *names)
+            self._images[known.id] = replace(known, names=names)
 
     def export_filesystem(self, image: str) -> Iterator[bytes]:
         self.image(image)
@@ -132,3 +156,7 @@ class FakeEngine:
 
     def close(self) -> None:
         self._closed = True
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -29,6 +29,7 @@ def as_document(result: RunResult) -> bytes:
         "signal": result.signal,
         "peak_memory_mib": result.peak_memory_mib,
         "cpu_s": result.cpu_s,
+        "egress": [record.model_dump() for record in result.egress],
         "durations": result.durations.model_dump(),
         "receipt": result.receipt.model_dump(mode="json") if result.receipt else None,
     }

@@ -15,8 +15,11 @@ MAX_DESCRIPTORS = 65_536
 PRIVATE_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS")
 
 
-def leave_root(*, quiet: bool = False) -> None:
-    """Give up root for good; does nothing for other users. Raises `NotEnforceable` when there is nobody to become."""
+def leave_root(*, quiet: bool = False, with_index: bool = False) -> None:
+    """Give up root for good; does nothing for other users. Raises `NotEnforceable` when there is nobody to become.
+
+    `with_index` takes root's own pip configuration along, in variables.
+    """
     if os.geteuid() != 0:
         return
     try:
@@ -28,6 +31,12 @@ def leave_root(*, quiet: bool = False) -> None:
         ) from None
     if account.pw_uid == 0:
         raise NotEnforceable(f"the user {USER!r} is root by another name", hint="give it a user id of its own")
+    if with_index:
+        from sandbox.index import environment_for_handover
+
+        index = environment_for_handover(os.environ, Path.home())
+        os.environ.clear()
+        os.environ.update(index)
     runtime = Path(f"/run/user/{account.pw_uid}")
     if not runtime.exists():  # a reboot empties /run, and without systemd nobody makes it again
         runtime.parent.mkdir(mode=0o755, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from sandbox import places
-from sandbox.base_image import bootstrap
+from sandbox.base_image import LABEL_RECIPE, RECIPE, bootstrap
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.engine import Engine
@@ -50,8 +50,10 @@ def bootstrap_command(suite: str | None, force: bool) -> None:
         if not force:
             with contextlib.suppress(ImageUnavailable):
                 record = engine.image(name)
-                click.echo(f"{name} is here already ({_mib(record.size_bytes)}); --force builds it again.")
-                return
+                if record.labels.get(LABEL_RECIPE) == RECIPE:
+                    click.echo(f"{name} is here already ({_mib(record.size_bytes)}); --force builds it again.")
+                    return
+                click.echo(f"{name} was made by another version of this program: building it again.")
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)  # end like Ctrl-C: with nothing left behind
         work_dir = _work_dir()

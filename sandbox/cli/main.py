@@ -40,6 +40,7 @@ from sandbox.errors import EngineUnavailable, Internal, SandboxError
 # Imported only when called: each command pays for what it needs.
 COMMANDS = {
     "doctor": "sandbox.cli.doctor:doctor",
+    "env": "sandbox.cli.environment:environment",
     "image": "sandbox.cli.image:image",
     "policy": "sandbox.cli.policy:policy",
     "run": "sandbox.cli.run:run",

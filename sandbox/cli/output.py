@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.progress import Steps
 from sandbox.cli.screen import Screen, escaped, escaped_json
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Output:
         self._err = Screen(Descriptor(2), terminal=sys.stderr.isatty())
         self._waiting: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
+        self.progress = Steps(quiet=quiet)
         self._failure: OSError | None = None
         self.gone = False
         self.finished = False
@@ -101,11 +103,6 @@ class Output:
         if self._failure is not None:
             raise self._failure
         return True
-
-    def progress(self, sentence: str) -> None:
-        """Say what is going on, on a terminal only."""
-        if sys.stderr.isatty() and not self._quiet:
-            click.secho(f"· {sentence}", err=True, dim=True)
 
     def finish(self, result: RunResult) -> None:
         """Print the result, or why there is none."""

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
+from sandbox.cli.libraries import library_options, requirements_of
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.screen import escaped
 from sandbox.cli.session import Session, session
-from sandbox.errors import InvalidRequest, NotFound, SandboxError
+from sandbox.errors import InvalidRequest, SandboxError
 
 if TYPE_CHECKING:
     from sandbox.models import RunRequest, RunResult
 
 READER_GONE = 128 + signal.SIGPIPE
-# Far above what any policy takes; keeps a mistake such as --input @/dev/zero from eating the host's memory.
-MAX_INPUT_BYTES = 512 << 20
 CANCELLED_OUTPUT_S = 1.0
 MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
@@ -54,39 +54,6 @@ def parse_duration(text: str) -> float:
             f"--timeout {text!r} is not a duration above zero", hint="write for example 30s, 500ms or 2m"
         )
     return seconds
-
-
-def read_bytes(path: str, *, what: str) -> bytes:
-    """Return a file's content, or standard input for `-`. Raises `NotFound` or `InvalidRequest`."""
-    try:
-        if path == "-":
-            data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-        else:
-            with Path(path).open("rb") as stream:
-                data = stream.read(MAX_INPUT_BYTES + 1)
-    except FileNotFoundError:
-        raise NotFound(f"{what} {path} does not exist", hint="check the path") from None
-    except OSError as error:
-        raise InvalidRequest(
-            f"{what} {path} can't be read: {error.strerror}", hint="check the path and its permissions"
-        ) from None
-    if len(data) > MAX_INPUT_BYTES:
-        raise InvalidRequest(
-            f"{what} {path} has more than {MAX_INPUT_BYTES >> 20} MiB",
-            hint="send less (limits.payload_mib says how much)",
-        )
-    return data
-
-
-def read_code(path: str) -> str:
-    """Return a script as text."""
-    data = read_bytes(path, what="the script")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"the script {path} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8"
-        ) from None
 
 
 def read_payload(text: str | None) -> bytes:
@@ -159,6 +126,7 @@ class Inputs:
     code: str
     payload: bytes
     files: dict[str, bytes]
+    requirements: tuple[str, ...] = ()
 
 
 def build_request(inputs: Inputs, filename: str, options: dict[str, Any]) -> RunRequest:
@@ -181,6 +149,7 @@ def build_request(inputs: Inputs, filename: str, options: dict[str, Any]) -> Run
             {
                 "code": inputs.code, "filename": filename, "payload_json": inputs.payload,
                 "topic": options["topic"], "policy": options["policy"], "image": options["image"],
+                "requirements": inputs.requirements,
                 "limits": Tightening(
                     timeout_s=parse_duration(options["timeout"]) if options["timeout"] else None,
                     memory_mib=parse_memory(options["memory"]) if options["memory"] else None,
@@ -237,13 +206,7 @@ def save_files(result: RunResult, fd: int) -> None:
 
 def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], output: Output) -> RunResult:
     """Run one request on an open session; Ctrl-C and SIGTERM cancel it."""
-    from sandbox.policy_file import policy_directories
-    from sandbox.runner import Places, Runner
-
-    places = Places(
-        runtime_dir=opened.runtime_dir, cache_dir=opened.cache_dir, policy_dirs=policy_directories(policy_dirs)
-    )
-    runner = Runner(opened.engine, opened.facts, places)
+    runner = opened.runner(policy_dirs)
 
     async def work() -> RunResult:
         cancel = asyncio.Event()
@@ -285,21 +248,33 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
-    return command
+    return library_options(command)
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", metavar="FILE|-|template:NAME")
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
-    """Run the Python script FILE (- for standard input) in a sandbox of its own."""
+    """Run the Python script FILE (- for standard input, template:NAME for a built-in one) in a sandbox of its own."""
+    if file.startswith("template:"):
+        return run_template(obj, file.removeprefix("template:"), options)
     if file == "-" and options["input_text"] == "-":
         raise InvalidRequest(
             "the script and the input can't both come from standard input", hint="give one of them as a file"
         )
     filename = "script.py" if file == "-" else Path(file).name
-    return run_code(obj, lambda: read_code(file), filename=filename, options=options)
+    return run_code(obj, lambda: read_text(file, what="the script"), filename=filename, options=options)
+
+
+def run_template(obj: dict[str, Any], name: str, options: dict[str, Any]) -> int:
+    """Run a built-in script with its sample payload and its libraries, unless the options give others."""
+    from sandbox import templates
+
+    entry = templates.get(name)
+    if options["input_text"] is None:
+        options["input_text"] = entry.payload_json.decode()
+    return run_code(obj, lambda: entry.code, filename=f"{entry.name}.py", options=options)
 
 
 def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, options: dict[str, Any]) -> int:
@@ -307,9 +282,12 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
         # Inputs are read before root is given up: they are the caller's to read. They are parsed afterwards.
-        inputs = Inputs(read(), read_payload(options["input_text"]), read_files(options["files"]))
+        code = read()
+        inputs = Inputs(
+            code, read_payload(options["input_text"]), read_files(options["files"]), requirements_of(options, code=code)
+        )
         if obj.get("own_process"):
-            leave_root(quiet=options["quiet"])
+            leave_root(quiet=options["quiet"], with_index=bool(inputs.requirements))
         request = build_request(inputs, filename, options)
         with session(quiet=options["quiet"]) as opened:
             opened.engine()  # starts while the rest is imported

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sandbox import places
 from sandbox.cli.handover import leave_root
 from sandbox.host import HostFacts, probe
 from sandbox.podman_engine import PodmanEngine
+
+if TYPE_CHECKING:
+    from sandbox.runner import Runner
 
 
 class Session:
@@ -30,6 +34,18 @@ class Session:
         if self._engine is None:
             self._engine = PodmanEngine(self.facts.engine, runtime_dir=self.runtime_dir)
         return self._engine
+
+    def runner(self, policy_dirs: Sequence[Path]) -> Runner:
+        """Return a runner on this session's engine; `policy_dirs` come first in the search path."""
+        from sandbox.places import data_dir
+        from sandbox.policy_file import policy_directories
+        from sandbox.runner import Places, Runner
+
+        places = Places(
+            runtime_dir=self.runtime_dir, cache_dir=self.cache_dir, data_dir=data_dir(),
+            policy_dirs=policy_directories(policy_dirs),
+        )  # fmt: skip
+        return Runner(self.engine, self.facts, places)
 
     def sweep(self, *, thorough: bool = False) -> None:
         """Remove what dead runs left; costs nothing when they left nothing.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sandbox import templates
-from sandbox.cli.run import run_code, run_options
+from sandbox.cli.run import run_options, run_template
 
 
 @click.group("template")
@@ -39,7 +39,4 @@ def show_command(name: str, *, data: bool) -> None:
 @click.pass_obj
 def run_command(obj: dict[str, Any], /, *, name: str, **options: Any) -> int:
     """Run the script NAME, on its sample payload unless --input gives another."""
-    entry = templates.get(name)
-    if options["input_text"] is None:
-        options["input_text"] = entry.payload_json.decode()
-    return run_code(obj, lambda: entry.code, filename=f"{entry.name}.py", options=options)
+    return run_template(obj, name, options)

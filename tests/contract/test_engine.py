@@ -6,15 +6,19 @@ import io
 import tarfile
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox import places
 from sandbox.engine import Engine
-from sandbox.errors import ImageUnavailable, NotFound
+from sandbox.environment_image import BaseImage, WrittenImage, check, write_image, write_layer
+from sandbox.errors import BuildFailed, ImageUnavailable, NotFound
 from sandbox.host import probe
 from sandbox.podman_engine import PodmanEngine
+from sandbox.tree import Kind, encode_header
 from tests.fake_engine import BASE, FakeEngine
 
 LABEL = "podman-sandbox-runner.contract"
@@ -105,6 +109,61 @@ class EngineContract:
     def test_an_unreachable_registry_is_image_unavailable_with_its_reason(self, engine: Engine) -> None:
         with pytest.raises(ImageUnavailable, match=r"127\.0\.0\.1:1/absent:1 can't be pulled: ."):
             engine.pull("127.0.0.1:1/absent:1")
+
+    @pytest.fixture
+    def written(self, engine: Engine, tmp_path: Path) -> WrittenImage:
+        """Write an image: the base with one file more, which no image had before."""
+        content = uuid.uuid4().hex.encode()
+        stream = tmp_path / "one.tree"
+        stream.write_bytes(encode_header(Kind.FILE, "one.py", len(content)) + content + encode_header(Kind.END, "", 0))
+        known = engine.image(BASE)
+        directory = tmp_path / "image"
+        directory.mkdir()
+        return write_image(
+            directory, BaseImage(diff_ids=known.layers, architecture=known.architecture),
+            write_layer([("one", stream)], tmp_path / "layer.tar"),
+            labels={LABEL: "one"}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+        )  # fmt: skip
+
+    def test_an_image_that_names_the_layers_it_stands_on_is_added_as_it_was_written(
+        self, engine: Engine, written: WrittenImage
+    ) -> None:
+        name = f"localhost/contract:{uuid.uuid4().hex[:8]}"
+        added = engine.add_image(written.directory, name)
+        try:
+            assert added.names == (name,)
+            assert added == engine.image(name)
+            check(added, written)
+            assert added.layers == (*engine.image(BASE).layers, written.layers[-1])
+        finally:
+            engine.remove_image(name)
+        with pytest.raises(ImageUnavailable):
+            engine.image(written.id)
+
+    def test_an_image_whose_layer_is_not_what_its_name_says_is_refused_and_leaves_nothing(
+        self, engine: Engine, written: WrittenImage
+    ) -> None:
+        layer = written.directory / written.layers[-1].removeprefix("sha256:")
+        layer.write_bytes(layer.read_bytes().replace(b"one.py", b"two.py"))
+        before = {record.id for record in engine.images()}
+        with pytest.raises(BuildFailed, match=r"can't add localhost/contract:no|could not add localhost/contract:no"):
+            engine.add_image(written.directory, "localhost/contract:no")
+        for name in ("localhost/contract:no", written.id):
+            with pytest.raises(ImageUnavailable):
+                engine.image(name)
+        assert {record.id for record in engine.images()} == before
+        left = {path.name for path in written.directory.iterdir()}
+        assert left == {"manifest.json", "version", written.id, layer.name}, "temporary files"
+
+    def test_an_image_on_layers_that_are_not_there_is_refused(self, engine: Engine, written: WrittenImage) -> None:
+        (written.directory / written.layers[-1].removeprefix("sha256:")).unlink()
+        with pytest.raises(BuildFailed):
+            engine.add_image(written.directory, "localhost/contract:no")
+
+    def test_an_unreachable_registry_takes_no_image(self, engine: Engine, tmp_path: Path) -> None:
+        with pytest.raises(ImageUnavailable, match=r"push .* to 127\.0\.0\.1:1/absent:1: ."):
+            engine.push(BASE, "127.0.0.1:1/absent:1", work_dir=tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
     def test_closing_twice_is_no_error(self, engine: Engine) -> None:
         engine.close()

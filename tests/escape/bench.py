@@ -286,5 +286,5 @@ class Bench:
             return made[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sandbox.runner.Sandbox", weakened)
+            patch.setattr("sandbox.execution.Sandbox", weakened)
             return asyncio.run(self.runner().run(request)), made[-1]

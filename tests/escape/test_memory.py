@@ -137,6 +137,7 @@ def is_contained(ended: RunResult) -> bool:
     )
 
 
+@pytest.mark.host_only  # in the virtual machine, tests/kernel/test_memory.py has bombs of its own
 @pytest.mark.parametrize("name", ATTACKS)
 def test_memory_past_the_cap_is_not_had(bench: Bench, tight: str, name: str) -> None:
     ended = bench.run(ATTACKS[name], policy=tight, payload=2 * CAP_MIB)

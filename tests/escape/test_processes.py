@@ -101,6 +101,7 @@ def test_exactly_as_many_processes_run_as_the_policy_says(bench: Bench) -> None:
     assert bench.value(COUNT, payload=allowed + 20) == allowed - 1  # the program itself is one
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_a_request_may_ask_for_fewer_processes(bench: Bench) -> None:
     assert bench.value(COUNT, payload=40, limits=tightening(processes=10)) == 9
 
@@ -146,6 +147,7 @@ def test_a_daemon_ends_with_the_run(bench: Bench, close: bool) -> None:
     assert not any(marker in line for line in cmdlines())
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_a_program_that_ignores_every_signal_is_killed_at_its_timeout(bench: Bench) -> None:
     text = """
         import os, signal, time
@@ -165,6 +167,7 @@ def test_a_program_that_ignores_every_signal_is_killed_at_its_timeout(bench: Ben
     assert time.monotonic() - began < 1 + SLACK_S
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_a_stopped_program_is_killed_at_its_timeout(bench: Bench) -> None:
     ended = bench.run("import os, signal\nos.kill(0, signal.SIGSTOP)", limits=tightening(timeout_s=1))
     assert ended.outcome is Outcome.TIMED_OUT
@@ -182,6 +185,7 @@ def test_a_signal_to_everybody_reaches_the_program_alone(bench: Bench) -> None:
     assert bench.value(text) == -9
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_no_signal_ends_or_stops_the_harness(bench: Bench) -> None:
     text = """
         import os, signal
@@ -196,6 +200,7 @@ def test_no_signal_ends_or_stops_the_harness(bench: Bench) -> None:
     assert bench.value(text) == "still heard"
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_a_program_that_kills_itself_is_killed(bench: Bench) -> None:
     ended = bench.run("import os, signal\nresult = 1\nos.kill(os.getpid(), signal.SIGKILL)")
     assert (ended.outcome, ended.signal) == (Outcome.KILLED, "SIGKILL")
@@ -213,6 +218,7 @@ def test_a_session_of_its_own_does_not_save_a_child(bench: Bench) -> None:
     assert not any(marker in line for line in cmdlines())
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_the_priority_of_the_harness_does_not_decide_over_the_timeout(bench: Bench) -> None:
     # A program may lower the priority of every process of its user, the harness among them, and then keep all cores busy.
     text = """
@@ -233,6 +239,7 @@ def test_the_priority_of_the_harness_does_not_decide_over_the_timeout(bench: Ben
     assert time.monotonic() - began < 1 + SLACK_S
 
 
+@pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_a_parent_that_leaves_its_child_behind_is_told_apart_from_the_child(bench: Bench) -> None:
     # The forked copy reaches the end of the program, too; its result must not be taken for the program's.
     text = """

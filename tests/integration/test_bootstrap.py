@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sandbox import base_image, places
 from sandbox.apt_sources import os_release
+from sandbox.cli.image import bootstrap_command
 from sandbox.engine import Engine, ImageRecord
+from sandbox.errors import BuildFailed
 from sandbox.host import probe
 from sandbox.image import AdmittedImage, admit, ensure
 from sandbox.podman_engine import PodmanEngine
@@ -116,7 +119,7 @@ def test_the_image_is_small_and_quick_to_build(builds: list[tuple[ImageRecord, f
 def test_the_image_carries_no_settings_but_a_path_and_labels(record: ImageRecord) -> None:
     assert record.env == ("PATH=/usr/local/bin:/usr/bin:/bin",)
     assert record.annotations == {}
-    assert set(record.labels) == {"podman-sandbox-runner.packages", "podman-sandbox-runner.suite"}
+    assert set(record.labels) == {f"podman-sandbox-runner.{name}" for name in ("packages", "recipe", "suite")}
 
 
 def test_no_file_gives_privilege_and_nothing_can_install_or_interpret_but_python(
@@ -186,3 +189,16 @@ def test_a_cached_verdict_costs_less_than_a_millisecond(engine: Engine, record: 
 def test_the_image_has_the_names_it_is_asked_for_by(engine: Engine, builds: object, repository: str) -> None:
     names = ensure(engine, f"{repository}:latest", policy_pull="never").names
     assert f"{repository}:{os_release()['VERSION_CODENAME']}" in names
+
+
+def test_an_image_of_another_recipe_is_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def built_again(*_: object, **__: object) -> ImageRecord:
+        raise BuildFailed("building")
+
+    here = CliRunner().invoke(bootstrap_command, [])
+    assert "is here already" in here.output, here.output
+    monkeypatch.setattr("sandbox.cli.image.RECIPE", "another")
+    monkeypatch.setattr("sandbox.cli.image.bootstrap", built_again)
+    other = CliRunner().invoke(bootstrap_command, [])
+    assert isinstance(other.exception, BuildFailed)
+    assert "made by another version" in other.output

@@ -3,95 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sandbox.image import REPOSITORY
-from tests.command import environment, left_behind, sandbox
+from tests.command import left_behind, sandbox
+from tests.integration.registry import Registry, untag
 
 pytestmark = pytest.mark.podman
-
-
-@dataclass(frozen=True)
-class Registry:
-    address: str
-    bundle: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return environment(SSL_CERT_FILE=str(self.bundle))
-
-
-def podman(*arguments: str, env: dict[str, str] | None = None) -> None:
-    subprocess.run(
-        ["podman", *arguments], check=True, capture_output=True, timeout=120, env=env, stdin=subprocess.DEVNULL
-    )
-
-
-def untag(name: str) -> None:
-    """Take one name from the base image; without a second name, Podman would take all of them."""
-    podman("untag", f"{REPOSITORY}:latest", name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        assert process.poll() is None, "the registry ended at once"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.fail("the registry did not open its port")
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """Start a registry and put the base image into it as `team/python:1`."""
-    place = tmp_path_factory.mktemp("registry")
-    program = Path(sys.executable).with_name("docker-registry")
-    found = str(program) if program.exists() else shutil.which("docker-registry")
-    assert found, "docker-registry is missing: scripts/setup --dev fetches it"
-    key, certificate = place / "key.pem", place / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    port = free_port()
-    configuration = {
-        "version": "0.1",
-        "log": {"level": "error"},
-        "storage": {"filesystem": {"rootdirectory": str(place / "data")}},
-        "http": {"addr": f"127.0.0.1:{port}", "tls": {"certificate": str(certificate), "key": str(key)}},
-    }
-    (place / "config.yml").write_text(json.dumps(configuration))
-    with subprocess.Popen(
-        [found, "serve", str(place / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            wait_until_open(port, process)
-            there = Registry(address=f"127.0.0.1:{port}", bundle=certificate)
-            name = f"{there.address}/team/python:1"
-            podman("tag", f"{REPOSITORY}:latest", name)
-            podman("push", "--quiet", name, env=there.environment)
-            untag(name)
-            yield there
-        finally:
-            process.kill()
 
 
 @pytest.fixture

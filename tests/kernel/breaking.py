@@ -28,8 +28,8 @@ def break_cap(control: str, patch: pytest.MonkeyPatch) -> None:
     """Leave `control` out of every container from here on, and lie about it."""
     real_limits, real_evidence = spec.resource_limits, verify.cgroup_evidence
 
-    def resource_limits(policy: Policy, caps: tuple[Cap, ...]) -> dict[str, Any]:
-        limits = real_limits(policy, caps)
+    def resource_limits(policy: Policy, caps: tuple[Cap, ...], own_processes: int) -> dict[str, Any]:
+        limits = real_limits(policy, caps, own_processes)
         limits.pop(CAPS[control])
         return limits
 

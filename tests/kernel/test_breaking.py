@@ -13,7 +13,7 @@ import pytest
 from tests.kernel.breaking import CAPS
 
 # Some bombs and one share are enough here.
-FEWER = "not larger and not small and not shared and not places and not threads and not neighbours"
+FEWER = "not larger and not small and not shared and not places and not threads and not neighbours and not told and not refused and not 1.5 and not many and not child"
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 

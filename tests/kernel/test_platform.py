@@ -44,7 +44,12 @@ def run_with(runtime: str, policy: str, directory: Path) -> RunResult:
     assert facts.engine.runtime == runtime
     engine = PodmanEngine(facts.engine, runtime_dir=directory)
     try:
-        where = Places(runtime_dir=directory, cache_dir=places.cache_dir(), policy_dirs=policy_directories([]))
+        where = Places(
+            runtime_dir=directory,
+            cache_dir=places.cache_dir(),
+            data_dir=places.data_dir(),
+            policy_dirs=policy_directories([]),
+        )
         request = RunRequest(code="result = 1", payload_json=b"null", policy=policy, filename="one.py")
         return asyncio.run(Runner(lambda: engine, facts, where).run(request))
     finally:

@@ -276,7 +276,13 @@ def test_the_same_packages_give_the_same_bytes_whatever_their_order_and_time(tmp
     for number, reverse in enumerate((False, True)):
         packages = packages_tar(tmp_path / f"p{number}", reverse=reverse, mtime=1_000 + number)
         layer = write_layer(packages, tmp_path / f"l{number}")
-        write_archive(layer, tmp_path / f"a{number}", suite="bookworm", architecture="amd64", names=["x:y"])
+        write_archive(
+            layer,
+            tmp_path / f"a{number}",
+            labels={"podman-sandbox-runner.suite": "bookworm"},
+            architecture="amd64",
+            names=["x:y"],
+        )
         archives.append((tmp_path / f"a{number}").read_bytes())
     assert archives[0] == archives[1]
 
@@ -290,7 +296,13 @@ def test_source_date_epoch_is_honoured(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_archive_names_the_image_and_its_packages_and_runs_nothing(tmp_path: Path) -> None:
     layer = write_layer(packages_tar(tmp_path / "packages.tar"), tmp_path / "layer.tar")
-    write_archive(layer, tmp_path / "a", suite="bookworm", architecture="amd64", names=["localhost/x:latest"])
+    write_archive(
+        layer,
+        tmp_path / "a",
+        labels={"podman-sandbox-runner.suite": "bookworm"},
+        architecture="amd64",
+        names=["localhost/x:latest"],
+    )
     with tarfile.open(tmp_path / "a") as archive:
         manifest = json.load(cast("Any", archive.extractfile("manifest.json")))
         config = json.load(cast("Any", archive.extractfile(manifest[0]["Config"])))

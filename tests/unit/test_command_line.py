@@ -112,10 +112,10 @@ def test_saved_files_do_not_follow_a_planted_link(tmp_path: Path) -> None:
 def test_an_unexpected_error_is_one_sentence_without_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def defect(_text: str) -> int:
+    def defect(_path: str, **_options: object) -> int:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(run, "read_code", defect)
+    monkeypatch.setattr(run, "read_text", defect)
     assert run_command(["run", "-"], debug=False) == 70
     shown = capsys.readouterr().err
     assert "a defect" in shown

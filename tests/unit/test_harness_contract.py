@@ -228,6 +228,33 @@ def test_a_symbolic_link_is_not_written_through() -> None:
     assert done.files == ()
 
 
+def test_save_file_without_content_hands_over_the_file_that_is_there() -> None:
+    done = run("""
+        with open("model.bin", "wb") as file:
+            file.write(bytes(range(256)) * 1000)
+        open("none", "w").close()
+        result = [save_file("model.bin"), save_file("none")]
+    """)
+    assert {file.name: file.content for file in done.files} == {"model.bin": bytes(range(256)) * 1000, "none": b""}
+    assert [path.rpartition("/")[2] for path in done.result] == ["model.bin", "none"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("save_file('absent')", "FileNotFoundError"),
+        ("import os; os.mkdir('d'); save_file('d')", "ValueError"),
+        ("import os; os.mkfifo('f'); save_file('f')", "ValueError"),
+        ("import os; os.symlink('/etc/passwd', 'l'); save_file('l')", "OSError"),
+        ("save_file('../x')", "ValueError"),
+    ],
+)
+def test_save_file_without_content_takes_regular_files_of_the_directory_only(code: str, kind: str) -> None:
+    done = run(code)
+    assert done.error.type == kind
+    assert done.files == ()
+
+
 def test_input_files_are_found_by_their_names() -> None:
     done = run(
         """

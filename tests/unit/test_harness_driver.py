@@ -21,7 +21,7 @@ from sandbox import harness
 from sandbox.wire import Collector, Limits, job_frames
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
-START = "import sys; sys.path.insert(0, sys.argv[1]); import harness; harness.main(sys.argv[2], sys.argv[3])"
+START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
 LIMITS = Limits(output_bytes=1 << 20, result_bytes=1 << 20, files_bytes=1 << 20, files_count=20, log_records=200)
 
 
@@ -110,7 +110,7 @@ def started_harness(python: str = PYTHON) -> Iterator[Harness]:
             listener.listen(1)
             listener.settimeout(20)
             process = subprocess.Popen(
-                [python, "-I", "-B", "-c", START, str(base / "lib"), str(base / "job.sock"), str(base / "app")],
+                [python, "-s", "-B", "-c", START, str(base / "lib"), str(base / "job.sock"), str(base / "app")],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

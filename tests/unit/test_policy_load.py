@@ -59,7 +59,7 @@ def test_shipped_default_has_its_documented_values(policies: Directories) -> Non
 
 def test_shipped_strict_spells_out_the_built_in_defaults(policies: Directories) -> None:
     strict = policies.load("strict")
-    assert strict.policy.values() == Sections().values()
+    assert strict.policy.values() == {**Sections().values(), "build.libraries": ("*",)}
     assert BUILT_IN not in strict.origins.values()
 
 
@@ -276,14 +276,33 @@ LOOSER = {
     "filesystem.tmp_mib": "33",
     "filesystem.shm_mib": "17",
     "filesystem.exec": "true",
+    "network.mode": '"allowlist"',
+    "network.allow": '["api.example.com:443"]',
+    "network.allow_addresses": '["192.168.1.20"]',
+    "network.transfer_mib": "65",
+    "network.connections": "101",
     "seccomp.profile": '"other"',
     "environment.allow": '["A"]',
     "secrets.allow": '["*"]',
     "images.allow": '["localhost/*", "docker.io/x"]',
     "images.pull": '"missing"',
+    "build.libraries": '["numpy"]',
+    "build.allow": '["@index", "files.example.com:443"]',
+    "build.allow_addresses": '["10.0.0.0/8"]',
+    "build.allow_sdists": "true",
+    "build.allow_pth": "true",
+    "build.timeout_s": "301",
+    "build.memory_mib": "2049",
+    "build.cpus": "2.5",
+    "build.processes": "129",
+    "build.download_mib": "1025",
+    "build.installed_mib": "1025",
+    "build.files_count": "100001",
     "enforcement.on_unenforceable": '"fallback"',
 }
-ONE_VALUE_OR_FREE = {"isolation.per_run", "network.mode", "images.default"}
+ONE_VALUE_OR_FREE = {"isolation.per_run", "images.default"}
+# A key that fits together with another one only.
+COMPANION = {"network.mode": "network.allow", "network.allow": "network.mode"}
 
 
 def test_every_key_with_a_looser_value_is_covered() -> None:
@@ -304,8 +323,9 @@ def test_child_cannot_loosen_a_closed_key(policies: Directories, key: str, value
 def test_child_can_loosen_an_open_key_up_to_its_bound(
     policies: Directories, key: str, value: str, bound: str | None
 ) -> None:
-    policies.write("root", f"[open]\n{key} = {bound or value}")
-    policies.write("mine", f'extends = "root"\n{key} = {value}')
+    keys = [key, *([COMPANION[key]] if key in COMPANION else [])]
+    policies.write("root", "[open]\n" + "\n".join(f"{key} = {bound or LOOSER[key]}" for key in keys))
+    policies.write("mine", 'extends = "root"\n' + "\n".join(f"{key} = {LOOSER[key]}" for key in keys))
     assert policies.load("mine").policy.values()[key] != Sections().values()[key]
 
 

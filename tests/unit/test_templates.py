@@ -38,7 +38,9 @@ def free_names(code: str) -> set[str]:
 
 
 def test_there_is_one_for_each_purpose() -> None:
-    assert templates.names() == ["commands", "environment", "files", "iot", "json", "simple"]
+    assert templates.names() == [
+        "api", "commands", "environment", "files", "iot", "iot-pandas", "json", "ml", "simple", "vision",
+    ]  # fmt: skip
 
 
 def test_every_script_has_data_and_every_data_file_a_script() -> None:

@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.harness import name_problem
+from sandbox.json_check import PARSED_BYTES, is_json
 from sandbox.models import LogRecord
 from sandbox.wire import (
     MAX_BODY_BYTES,
-    PARSED_BYTES,
     Collector,
     FrameReader,
     Limits,
     ProtocolViolation,
     encode,
-    is_json,
     job_frames,
 )
 
@@ -353,7 +352,7 @@ def test_only_strict_json_passes_however_large(value: bytes, valid: bool, paddin
 def test_a_compact_large_text_is_checked_in_proportionate_memory() -> None:
     text = b"[" + b"[]," * 4_000_000 + b"[]]"
     code = (
-        "import resource, sys\nfrom sandbox.wire import is_json\n"
+        "import resource, sys\nfrom sandbox.json_check import is_json\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "sys.exit(not is_json(sys.stdin.buffer.read()))"
     )

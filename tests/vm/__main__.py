@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import fcntl
 import io
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from sandbox import image, places
 from sandbox.errors import SandboxError
+from tests.e2e.libraries import EVERYTHING
 from tests.vm import disk, emulator
 
 CACHE = "machine"
@@ -69,24 +71,36 @@ def scratch_directory(cache: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def base_image(target: Path) -> None:
-    """Save this host's base image: the machine has no network to build one."""
-    command = ["podman", "save", "--quiet", "--format", "docker-archive", "--output", str(target),
-               f"{image.REPOSITORY}:latest"]  # fmt: skip
+def save(name: str, target: Path) -> None:
+    """Save an image of this host."""
+    command = ["podman", "save", "--quiet", "--format", "docker-archive", "--output", str(target), name]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd="/", stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
         raise emulator.MachineFailed(
-            f"the base image can't be saved: {done.stderr.strip()[-300:]}; run: sandbox image bootstrap"
+            f"the image {name} can't be saved: {done.stderr.strip()[-300:]}; run: sandbox image bootstrap"
         )
+
+
+def libraries(scratch: Path) -> list[tuple[Path, str]]:
+    """Build, on this host, the environment that the examples need, and return its image and its lock: the machine has no index."""
+    command = [sys.executable, "-m", "sandbox", "env", "build", "--json"]
+    command += [word for name in EVERYTHING for word in ("--with", name)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
+    if built.returncode != 0:
+        raise emulator.MachineFailed(f"the libraries of the examples can't be installed: {built.stderr.strip()[-500:]}")
+    target = scratch / "libraries.tar"
+    save(json.loads(built.stdout)["image"], target)
+    data = places.data_dir()
+    return [(target, target.name), *((data / name, f"data/{name}") for name in ("locks", "environments"))]
 
 
 def pack_job(target: Path, wheel: Path, scratch: Path, arguments: list[str], accelerator: str) -> None:
     """Write the second disk: a tar file with the wheel, the base image, the tests and what pytest is told."""
     saved = scratch / "base-image.tar"
     if not saved.exists():
-        base_image(saved)
+        save(f"{image.REPOSITORY}:latest", saved)
 
     def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return None if Path(entry.name).name in LEFT_OUT or entry.name.endswith("_cache") else entry
@@ -96,6 +110,9 @@ def pack_job(target: Path, wheel: Path, scratch: Path, arguments: list[str], acc
             archive.add(disk.CHECKOUT / name, arcname=name, filter=kept)
         archive.add(wheel, arcname=wheel.name)
         archive.add(saved, arcname=saved.name)
+        if any("tests/e2e" in argument for argument in arguments):
+            for path, name in libraries(scratch):
+                archive.add(path, arcname=name)
         texts = {
             "pytest-arguments": "\n".join(arguments), "slower": str(SLOWER[accelerator]), "ci": os.environ.get("CI", ""),
         }  # fmt: skip

@@ -34,10 +34,18 @@ STEP "loading the base image"
 load tester || { cat "$RESULTS/load-tester.txt"; exit 1; }
 wait "$other" || { cat "$RESULTS/load-newcomer.txt"; exit 1; }
 
+if [ -e "$JOB/libraries.tar" ]; then
+    STEP "loading the libraries of the examples"
+    as tester podman load --quiet --input "$JOB/libraries.tar" >"$RESULTS/load-libraries.txt" 2>&1 || { cat "$RESULTS/load-libraries.txt"; exit 1; }
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    as tester sh -c 'place="$HOME/.local/share/podman-sandbox-runner" && mkdir -p "$place" && cp -r "$1/." "$place"' sh "$JOB/data" || exit 1
+fi
+
 STEP "testing"
 as tester systemd-run --user --pipe --wait --quiet --collect --working-directory="$JOB" \
     --setenv=PATH="/srv/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
-    --setenv=SANDBOX_REQUIRE_PODMAN=1 --setenv=SANDBOX_REQUIRE_DELEGATION=1 --setenv=SANDBOX_TESTS_SLOWER="$(cat slower)" \
+    --setenv=SANDBOX_REQUIRE_PODMAN=1 --setenv=SANDBOX_REQUIRE_DELEGATION=1 \
+    --setenv=SANDBOX_ONE_ENVIRONMENT=1 --setenv=SANDBOX_TESTS_SLOWER="$(cat slower)" \
     --setenv=PYTHONDONTWRITEBYTECODE=1 --setenv=CI="$(cat ci)" \
     /srv/venv/bin/python -m pytest -p no:cacheprovider --junit-xml="$RESULTS/junit.xml" "@$JOB/pytest-arguments" </dev/null
 echo $? >"$RESULTS/status"

@@ -1,0 +1,311 @@
+"""`sandbox env`: lock, build, look at, share and remove environments of libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sandbox.cli.files import MAX_TEXT_BYTES, read_text
+from sandbox.cli.handover import leave_root
+from sandbox.cli.libraries import library_options, requirements_of
+from sandbox.cli.progress import Steps
+from sandbox.cli.run import parse_memory
+from sandbox.cli.screen import escaped
+from sandbox.cli.session import Session, session
+from sandbox.errors import InvalidRequest, SandboxError
+
+if TYPE_CHECKING:
+    from sandbox.lock import Lock
+    from sandbox.runner import Runner
+
+Result = TypeVar("Result")
+MIB = 1 << 20
+SHOWN_ID = 12
+DAY_S = 86_400
+UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": DAY_S, "w": 7 * DAY_S}
+
+
+@click.group("env")
+def environment() -> None:
+    """Lock, build, show, share and remove environments: libraries installed under a policy, used offline."""
+
+
+def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say for which policy and image."""
+    options = (
+        click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
+        click.option("--image", help="Base image; the policy's own by default."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return library_options(command)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+# ---- making
+
+
+@environment.command("lock")
+@target_options
+@click.option("--upgrade", is_flag=True, help="Resolve anew, to the newest versions that satisfy.")
+@click.option(
+    "--output", "output_path", metavar="FILE", help="Write the lock (pylock.toml) there instead of listing it."
+)
+@click.pass_obj
+def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | None, **options: Any) -> None:
+    """Resolve libraries to exact files with hashes, and keep that as the answer to this request."""
+    requirements = wanted(options)
+    with opened(obj, with_index=True) as (_, runner):
+        request = request_of(requirements, options)
+        lock = finished(lambda steps: runner.lock(request, steps, upgrade=upgrade))
+    if output_path is not None:
+        Path(output_path).write_text(lock.as_toml())
+    else:
+        show_lock(lock)
+
+
+@environment.command("build")
+@target_options
+@click.option(
+    "--lock", "lock_path", metavar="FILE", help="Build exactly this lock (pylock.toml of `env lock` or `env export`)."
+)
+@json_option
+@click.pass_obj
+def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: bool, **options: Any) -> None:
+    """Build the environment of libraries, or say that it is there."""
+    from sandbox.lock import Lock
+
+    try:
+        lock = Lock.from_toml(read_text(lock_path, what="the lock", max_bytes=MAX_TEXT_BYTES)) if lock_path else None
+        requirements = lock.requirements if lock else wanted(options)
+        with opened(obj, with_index=True) as (_, runner):
+            request = request_of(requirements, options)
+            built = finished(lambda steps: runner.build(request, steps, lock=lock))
+            record = runner.environments().store.record(built.id)
+    except SandboxError as error:
+        if as_json:
+            from sandbox.cli.document import error_document
+
+            click.echo(error_document(error))
+        raise
+    if as_json:
+        click.echo(json.dumps({"id": built.id, "image": built.name, "lock_hash": built.lock.hash}))
+    else:
+        size = f", {record.size_bytes // MIB} MiB" if record else ""
+        click.echo(f"{built.id[:SHOWN_ID]}  {len(built.lock.packages)} packages{size}, image {built.name}")
+
+
+# ---- looking
+
+
+@environment.command("list")
+@json_option
+@click.pass_obj
+def list_command(obj: dict[str, Any], /, *, as_json: bool) -> None:
+    """List the environments, the most recently used first."""
+    with opened(obj) as (_, runner):
+        records = runner.environments().store.records()
+    if as_json:
+        click.echo(json.dumps([asdict(record) for record in records]))
+        return
+    if not records:
+        click.echo("No environment is here yet; make one: sandbox env build --with pandas", err=True)
+    for record in records:
+        used_days = (time.time() - record.last_used) / DAY_S
+        used = "today" if used_days < 1 else f"{used_days:.0f} day(s) ago"
+        asked = escaped(", ".join(record.requirements))
+        click.echo(f"{record.id[:SHOWN_ID]}  {record.size_bytes // MIB:>5} MiB  used {used:<14}  {asked}")
+
+
+@environment.command("show")
+@click.argument("environment_id", metavar="ID")
+@json_option
+@click.pass_obj
+def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) -> None:
+    """Show what an environment is made of. ID may be its first characters."""
+    with opened(obj) as (_, runner):
+        record = runner.environments().find(environment_id)
+    if as_json:
+        click.echo(json.dumps(asdict(record)))
+        return
+    rows = {
+        "id": record.id, "image": record.image, "base": f"{record.base} ({record.base_digest})", "lock": record.lock_hash,
+        "build policy": record.build_hash, "asked for": ", ".join(record.requirements),
+        "size": f"{record.size_bytes // MIB} MiB beyond the base image",
+        "packages": f"\n{'':14}".join(record.packages),
+    }  # fmt: skip
+    for name, value in rows.items():
+        click.echo(f"{name:<12}  {escaped(value) if name != 'packages' else value}")
+
+
+@environment.command("export")
+@click.argument("environment_id", metavar="ID")
+@click.option("--format", "kind", type=click.Choice(["pylock", "requirements"]), default="pylock", show_default=True,
+              help="pylock.toml (PEP 751), or requirements.txt with hashes for pip.")  # fmt: skip
+@click.pass_obj
+def export_command(obj: dict[str, Any], /, *, environment_id: str, kind: str) -> None:
+    """Print the lock of an environment, for `env build --lock`, pip or another machine."""
+    with opened(obj) as (_, runner):
+        environments = runner.environments()
+        lock = environments.lock_of(environments.find(environment_id))
+    click.echo(lock.as_toml() if kind == "pylock" else lock.as_requirements_txt(), nl=False)
+
+
+# ---- sharing
+
+
+@environment.command("push")
+@click.argument("environment_id", metavar="ID")
+@click.argument("destination", metavar="REGISTRY/NAME[:TAG]")
+@click.pass_obj
+def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: str) -> None:
+    """Send an environment to an OCI registry and print the name with which another machine pulls exactly it."""
+    from sandbox.environment_sharing import registry_reference
+
+    target = registry_reference(destination, with_digest=False)
+    with opened(obj) as (_, runner):
+        environments = runner.environments()
+        record = environments.find(environment_id)
+        digest = finished(lambda _: environments.push(record, target))
+    click.echo(f"{re.sub(r':[^/:]+$', '', target)}@{digest}")
+
+
+@environment.command("pull")
+@click.argument("reference", metavar="REGISTRY/NAME[:TAG][@sha256:DIGEST]")
+@click.option("--policy", default="default", show_default=True, help="Name or path of the policy.")
+@click.option("--image", help="Base image; the policy's own by default.")
+@click.pass_obj
+def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> None:
+    """Take an environment from an OCI registry, verified bit for bit against its lock, base image and build policy."""
+    from sandbox.environment_sharing import registry_reference
+
+    name = registry_reference(reference, with_digest=True)
+    with opened(obj) as (_, runner):
+        pulled = finished(lambda _: runner.pull(request_of((), options), name))
+    click.echo(f"{pulled.id[:SHOWN_ID]}  {len(pulled.lock.packages)} packages, image {pulled.name}")
+
+
+# ---- removing
+
+
+@environment.command("rm")
+@click.argument("environment_ids", metavar="ID...", nargs=-1, required=True)
+@click.pass_obj
+def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> None:
+    """Remove environments. Locks and downloaded wheels stay. One that is in use is left alone."""
+    with opened(obj) as (_, runner):
+        environments = runner.environments()
+        for record in [environments.find(text) for text in environment_ids]:
+            environments.remove(record)
+            click.echo(f"removed {record.id[:SHOWN_ID]}")
+
+
+@environment.command("prune")
+@click.option("--unused", metavar="AGE", help="Remove what was not used for this long: 30d, 12h.")
+@click.option("--older", metavar="AGE", help="Remove what was built longer ago than this.")
+@click.option("--budget", metavar="SIZE", help="Remove the least recently used until all take at most this: 10g.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.pass_obj
+def prune_command(
+    obj: dict[str, Any], /, *, unused: str | None, older: str | None, budget: str | None, dry_run: bool
+) -> None:
+    """Remove environments by age, last use and size, and cached files likewise. Never one that is in use."""
+    from sandbox.environment_store import PruneLimits
+
+    if unused is None and older is None and budget is None:
+        raise InvalidRequest("prune needs to know what may go", hint="for example: sandbox env prune --unused 30d")
+    limits = PruneLimits(
+        unused_s=age_s(unused), older_s=age_s(older), budget_bytes=parse_memory(budget) * MIB if budget else None
+    )
+    with opened(obj) as (_, runner):
+        environments = runner.environments()
+        for record in environments.prunable(limits):
+            if not dry_run and not environments.try_remove(record):
+                continue
+            said = "would remove" if dry_run else "removed"
+            click.echo(
+                f"{said} {record.id[:SHOWN_ID]}  {record.size_bytes // MIB} MiB  {escaped(', '.join(record.requirements))}"
+            )
+        count, size_bytes = environments.prune_files(limits, dry_run=dry_run)
+        if count:
+            click.echo(f"{'would remove' if dry_run else 'removed'} {count} cached file(s), {size_bytes // MIB} MiB")
+
+
+# ---- helpers of these commands
+
+
+@contextlib.contextmanager
+def opened(obj: dict[str, Any], *, with_index: bool = False) -> Iterator[tuple[Session, Runner]]:
+    """Open a session with a runner."""
+    leave_root(with_index=with_index)
+    with session() as current:
+        current.sweep()
+        yield current, current.runner(obj["policy_dirs"])
+
+
+def wanted(options: dict[str, Any]) -> tuple[str, ...]:
+    """Return the requirements that the options name. Raises `InvalidRequest` for none."""
+    requirements = requirements_of(options)
+    if not requirements:
+        raise InvalidRequest(
+            "no library is named", hint="for example: --with pandas, or --requirements requirements.txt"
+        )
+    return requirements
+
+
+def request_of(requirements: tuple[str, ...], options: dict[str, Any]) -> Any:
+    """Return a request that has libraries and no code."""
+    from sandbox.models import RunRequest
+
+    return RunRequest(code="", requirements=requirements, policy=options["policy"], image=options["image"])
+
+
+def finished(work: Callable[[Steps], Coroutine[Any, Any, Result]]) -> Result:
+    """Carry out something that Ctrl-C and SIGTERM end with nothing left behind."""
+    steps = Steps(quiet=False)
+
+    async def cancellable() -> Result:
+        task = asyncio.ensure_future(work(steps))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+    finally:
+        steps.end()
+
+
+def age_s(text: str | None) -> float | None:
+    """Return seconds for `30d`, `12h`. Raises `InvalidRequest`."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if match is None:
+        raise InvalidRequest(f"{text!r} is not an age", hint="write for example 30d, 12h or 2w")
+    return float(match[1]) * UNITS_S[match[2]]
+
+
+def show_lock(lock: Lock) -> None:
+    """List the packages of a lock."""
+    for package in lock.packages:
+        size = f"{package.file.size_bytes / MIB:.1f} MiB" if package.file.size_bytes else ""
+        click.echo(f"{package.name}=={package.version}  {package.file.name}  {size}")
+    click.echo(f"{len(lock.packages)} packages, {lock.hash}", file=sys.stderr)

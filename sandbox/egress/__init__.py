@@ -1,0 +1,1 @@
+"""The only way out of a sandbox: a proxy on a Unix socket, with an allow-list of exact hosts and ports."""

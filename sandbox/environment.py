@@ -1,0 +1,368 @@
+"""Environments: one admitted base image plus locked libraries, installed in sandboxes, kept as an image, used offline.
+
+`Environments.using` is the path: requirements -> lock -> (wheels -> trees -> image) -> environment. The same base,
+lock and [build] section give the same environment; whoever comes second, in whatever process, waits and finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sandbox import environment_image
+from sandbox.base_layer import epoch
+from sandbox.build_directory import workplace
+from sandbox.engine import Engine, ImageRecord
+from sandbox.environment_identity import (
+    LABEL_BASE,
+    LABEL_BUILD,
+    LABEL_ENVIRONMENT,
+    LABEL_LOCK,
+    Environment,
+    Wanted,
+    check_allowed,
+    environment_id,
+    image_name,
+    package_of,
+    request_key,
+    tree_key,
+    tree_limits,
+)
+from sandbox.environment_sharing import LOCK_FILE, lock_tree, unpack
+from sandbox.environment_store import PruneLimits, Record, Store, prunable
+from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound
+from sandbox.index import discover_file_hosts, read_index
+from sandbox.installation import Execute, Ground, Installer
+from sandbox.lock import Lock, LockedPackage
+from sandbox.places import private_directory
+from sandbox.policy_model import Policy
+from sandbox.progress import OnProgress, Progress
+from sandbox.received import Fetched, PackageTree
+from sandbox.wheel_cache import FileCache, Incoming
+
+# An index may serve packages from several hosts; it is asked about so many of those requested.
+MAX_ASKED = 6
+
+
+class Environments:
+    """The environments of one user. `execute` carries out one prepared run."""
+
+    def __init__(self, engine: Engine, execute: Execute, *, cache_dir: Path, data_dir: Path) -> None:
+        self._engine = engine
+        self._execute = execute
+        self._builds = cache_dir / "builds"
+        self._wheels = FileCache(cache_dir / "wheels", ".whl")
+        self._trees = FileCache(cache_dir / "trees", ".tree")
+        self.store = Store(data_dir)
+
+    # ---- the path
+
+    @contextlib.asynccontextmanager
+    async def using(
+        self, wanted: Wanted, on_progress: OnProgress, *, lock: Lock | None = None
+    ) -> AsyncIterator[Environment]:
+        """Give the environment, from the cache or built now, and keep it from being removed meanwhile.
+
+        Raises `BuildFailed`, `PolicyDenied`.
+        """
+        lock = lock or await self.lock(wanted, on_progress)
+        check_allowed(lock, wanted.policy)
+        identity = environment_id(wanted, lock)
+        async with self.store.in_use(identity):
+            found = await asyncio.to_thread(self._find, identity, wanted, lock)
+            yield found or await self._built(identity, wanted, lock, on_progress)
+
+    async def _built(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
+        """Build it, unless somebody else has done so meanwhile."""
+        async with self.store.alone(identity):
+            found = await asyncio.to_thread(self._find, identity, wanted, lock)
+            return found or await self._build(identity, wanted, lock, on_progress)
+
+    async def lock(self, wanted: Wanted, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
+        """Return the lock of a request: the first one it ever got, unless `upgrade`."""
+        key = request_key(wanted)
+        if not upgrade and (lock := self._known_lock(key)):
+            return lock
+        async with self.store.alone(key):
+            if not upgrade and (lock := self._known_lock(key)):
+                return lock
+            installer = await self._installer(wanted, on_progress, wanted.requirements)
+            lock = await installer.resolve(wanted.requirements)
+            check_allowed(lock, wanted.policy)
+            self.store.write_lock(key, lock.as_toml())
+            return lock
+
+    def _known_lock(self, key: str) -> Lock | None:
+        text = self.store.read_lock(key)
+        if text is None:
+            return None
+        try:
+            return Lock.from_toml(text)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"{self.store.lock_path(key)}: {error.message}",
+                hint="the lock was edited or damaged; sandbox env lock --upgrade makes a new one",
+            ) from None
+
+    def _find(self, identity: str, wanted: Wanted, lock: Lock) -> Environment | None:
+        """Return an environment that is there, noted as used now."""
+        known, name = self.store.record(identity), image_name(identity)
+        try:
+            record = self._engine.image(name)
+        except ImageUnavailable:
+            return None
+        # Names and labels can be anybody's: an archive that was loaded brings its own.
+        if known is None or record.id != known.image_id:
+            return None
+        self.store.touch(identity)
+        image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
+        return Environment(id=identity, name=name, lock=lock, image=image)
+
+    # ---- building
+
+    async def _installer(self, wanted: Wanted, on_progress: OnProgress, requirements: Sequence[str]) -> Installer:
+        """Return an installer that may reach the index, and the hosts from which it serves the first of these packages."""
+        index = read_index(os.environ, Path.home())
+        names = dict.fromkeys(package_of(requirement) for requirement in requirements)
+        asked = [asyncio.to_thread(discover_file_hosts, index, name) for name in list(names)[:MAX_ASKED]]
+        hosts = tuple(dict.fromkeys(host for found in await asyncio.gather(*asked) for host in found))
+        ground = Ground(
+            base_name=wanted.base_name, base=wanted.base, policy=wanted.policy, seccomp=wanted.seccomp, index=index, file_hosts=hosts
+        )  # fmt: skip
+        return Installer(ground, self._execute, on_progress)
+
+    async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
+        keys = {package.name: tree_key(wanted, package) for package in lock.packages}
+        missing = self._trees.missing(keys.values())
+        needed = [package for package in lock.packages if keys[package.name] in missing]
+        with workplace(self._builds) as work:
+            if needed:
+                installer = await self._installer(wanted, on_progress, lock.requirements)
+                await self._install(installer, needed, keys, wanted.policy, work)
+            on_progress(Progress(step="storing", text=image_name(identity)))
+            return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
+
+    async def _install(
+        self, installer: Installer, needed: Sequence[LockedPackage], keys: dict[str, str], policy: Policy, work: Path
+    ) -> None:
+        """Get the missing trees: fetch the wheels that are not cached, then install."""
+        wheels = private_directory(work / "wheels")
+        wheels.chmod(0o755)
+        built = await self._fetch(installer, needed, wheels, work)
+        rows = []
+        for number, package in enumerate(needed):
+            name = built.get(package.name, package.file.name)
+            if package.file.kind == "wheel":
+                link(self._wheels.path(package.file.sha256), wheels / name)
+            rows.append(
+                {
+                    "n": number, "file": name, "name": package.name, "version": package.version, "size_bytes": (wheels / name).stat().st_size,
+                    "sha256": package.file.sha256 if package.file.kind == "wheel" else sha256_of(wheels / name),
+                }
+            )  # fmt: skip
+        limits = tree_limits(policy)
+        expected = {f"{row['n']}.tree": package for row, package in zip(rows, needed, strict=True)}
+
+        def receive(name: str, _size: int) -> Incoming:
+            package = expected.pop(name, None)
+            if package is None:
+                raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
+            return self._trees.receive(keys[package.name], PackageTree(limits, package), work)
+
+        await installer.install(rows, wheels, receive)
+        if missing := self._trees.missing(keys[package.name] for package in needed):
+            names = [package.name for package in needed if keys[package.name] in missing]
+            raise BuildFailed(f"{names[0]} was not handed over", hint="report this")
+
+    async def _fetch(
+        self, installer: Installer, needed: Sequence[LockedPackage], wheels: Path, work: Path
+    ) -> dict[str, str]:
+        """Get the files that are not cached; return the names of the wheels that were built, by package.
+
+        A source archive has a sandbox to itself: its build runs its code, which could change what is built beside it.
+        """
+        built: dict[str, str] = {}
+        absent = [p for p in needed if p.file.kind == "wheel" and self._wheels.find(p.file.sha256) is None]
+        for group in filter(None, [absent, *([p] for p in needed if p.file.kind == "sdist")]):
+            receiver = Fetched(self._wheels, group, wheels=wheels, work=work)
+            await installer.fetch(group, receiver.open)
+            receiver.check_complete()
+            built |= receiver.built
+        return built
+
+    def _compose(self, identity: str, wanted: Wanted, lock: Lock, keys: dict[str, str], work: Path) -> Environment:
+        """Make the image: the base's layers and one of ours, and record it."""
+        trees = [(package.name, self._trees.path(keys[package.name])) for package in lock.packages]
+        check_size(trees, wanted.policy)
+        carried = work / "lock.tree"
+        carried.write_bytes(lock_tree(lock))
+        # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
+        layer = environment_image.write_layer([*trees, (f"~{LOCK_FILE}", carried)], work / "layer.tar")
+        return self._keep(wanted, lock, self._written(identity, wanted, lock, layer, work), layer)
+
+    def _written(
+        self, identity: str, wanted: Wanted, lock: Lock, layer: environment_image.Layer, work: Path
+    ) -> environment_image.WrittenImage:
+        """Write the image of a layer; the same inputs give the same bytes on every machine."""
+        record = self._engine.image(wanted.base.id)
+        return environment_image.write_image(
+            private_directory(work / "image"),
+            environment_image.BaseImage(diff_ids=record.layers, architecture=record.architecture),
+            layer,
+            labels={
+                LABEL_ENVIRONMENT: identity,
+                LABEL_BASE: wanted.base.digest,
+                LABEL_LOCK: lock.hash,
+                LABEL_BUILD: wanted.policy.build_hash,
+            },
+            created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
+        )
+
+    def _keep(
+        self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage, layer: environment_image.Layer
+    ) -> Environment:
+        """Have Podman add the image, and record the environment."""
+        identity = written.labels[LABEL_ENVIRONMENT]
+        name = image_name(identity)
+        record = environment_image.add(self._engine, written, name)
+        now = time.time()
+        self.store.write_environment_lock(identity, lock.as_toml())
+        self.store.keep(
+            Record(
+                id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
+                build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
+                requirements=lock.requirements, size_bytes=layer.size_bytes, created=now, last_used=now,
+            )
+        )  # fmt: skip
+        image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
+        return Environment(id=identity, name=name, lock=lock, image=image)
+
+    # ---- sharing
+
+    async def push(self, record: Record, destination: str) -> str:
+        """Send an environment to a registry; return its digest there. Raises `ImageUnavailable`."""
+        with workplace(self._builds) as work:
+            return await asyncio.to_thread(self._engine.push, record.image, destination, work_dir=work)
+
+    async def pull(self, reference: str, wanted: Wanted) -> Environment:
+        """Take an environment from a registry, for this base image and policy. `wanted.requirements` don't count.
+
+        Raises `BuildFailed` unless it is, bit for bit, what a build here would have composed of the same files.
+        """
+        with workplace(self._builds) as work:
+            parcel = await asyncio.to_thread(self._engine.pull, reference)
+            try:
+                return await asyncio.to_thread(self._unpacked, parcel, wanted, work)
+            finally:
+                await asyncio.to_thread(self._engine.remove_image, reference)
+
+    def _unpacked(self, parcel: ImageRecord, wanted: Wanted, work: Path) -> Environment:
+        tree = work / "pulled.tree"
+        lock = unpack(self._engine, parcel, tree, tree_limits(wanted.policy))
+        check_allowed(lock, wanted.policy)
+        identity = environment_id(wanted, lock)
+        if parcel.labels.get(LABEL_ENVIRONMENT) != identity:
+            raise BuildFailed(
+                "the image was built on another base image or under another build policy than this host has",
+                hint=f"it says base {parcel.labels.get(LABEL_BASE, '?')[:80]}, build policy {parcel.labels.get(LABEL_BUILD, '?')[:80]}; "
+                f"here: {wanted.base.digest}, {wanted.policy.build_hash} (--image and --policy choose others)",
+            )
+        layer = environment_image.write_layer([("pulled", tree)], work / "layer.tar")
+        written = self._written(identity, wanted, lock, layer, work)
+        found = self._find(identity, wanted, lock)
+        known = found.image.id.removeprefix("sha256:") if found else written.id
+        if (parcel.id.removeprefix("sha256:"), parcel.layers) != (written.id, written.layers) or written.id != known:
+            raise BuildFailed(
+                "the image is not what a build would have composed of its files", hint="don't use it; ask who pushed it"
+            )
+        return found or self._keep(wanted, lock, written, layer)
+
+    # ---- looking and removing
+
+    def find(self, text: str) -> Record:
+        """Return the environment whose id begins with `text`. Raises `NotFound`, or `InvalidRequest` for several."""
+        found = [record for record in self.store.records() if record.id.startswith(text)] if text else []
+        if not found:
+            raise NotFound(f"there is no environment {text!r}", hint="sandbox env list shows them")
+        if len(found) > 1:
+            raise InvalidRequest(f"{len(found)} environments begin with {text!r}", hint="give more of the id")
+        return found[0]
+
+    def lock_of(self, record: Record) -> Lock:
+        """Return the lock that an environment was made of."""
+        text = self.store.environment_lock(record.id)
+        if text is None:
+            raise NotFound(f"the lock of {record.id[:12]} is gone", hint="build the environment again")
+        return Lock.from_toml(text)
+
+    def prunable(self, limits: PruneLimits) -> list[Record]:
+        """Return what pruning would remove."""
+        return prunable(self.store.records(), limits, now=time.time(), in_use=self.store.used_now())
+
+    def remove(self, record: Record) -> None:
+        """Remove an environment and its image. Raises `InvalidRequest` for one that is in use."""
+        if not self.try_remove(record):
+            raise InvalidRequest(f"{record.id[:12]} is in use", hint="try again when its runs have ended")
+
+    def try_remove(self, record: Record) -> bool:
+        """Remove an environment and its image unless it is in use; return whether it went."""
+        with self.store.unused(record.id) as free:
+            if free:
+                self._engine.remove_image(record.image)
+                self.store.forget(record.id)
+            return free
+
+    def prune_files(self, limits: PruneLimits, *, dry_run: bool) -> tuple[int, int]:
+        """Remove cached wheels and trees by the same limits; return how many, and their bytes."""
+        now = time.time()
+        ages = [age for age in (limits.unused_s, limits.older_s) if age is not None]
+        rows = sorted(
+            (path.stat().st_mtime, path.stat().st_size, path) for path in (*self._wheels.files(), *self._trees.files())
+        )
+        left = sum(size for _, size, _ in rows)
+        gone = []
+        for used, size, path in rows:
+            over = limits.budget_bytes is not None and left > limits.budget_bytes
+            if over or (ages and now - used > min(ages)):
+                gone.append(size)
+                left -= size
+                if not dry_run:
+                    path.unlink(missing_ok=True)
+        return len(gone), sum(gone)
+
+
+def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:
+    """Raise `BuildFailed` when all trees together are larger than the policy lets a build be."""
+    total = sum(path.stat().st_size for _, path in trees)
+    if total > policy.build.installed_mib << 20:
+        largest = sorted(((path.stat().st_size, name) for name, path in trees), reverse=True)[:3]
+        named = ", ".join(f"{name} {size >> 20} MiB" for size, name in largest)
+        raise BuildFailed(
+            f"the libraries take {total >> 20} MiB, policy {policy.name!r} lets a build install {policy.build.installed_mib} MiB",
+            hint=f"raise build.installed_mib in a policy, or ask for less (largest: {named})",
+        )
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a cached file a second name; both lie in the cache directory."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise BuildFailed(f"{target.name} was removed from the cache meanwhile", hint="try again") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

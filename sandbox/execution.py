@@ -1,0 +1,371 @@
+"""One prepared run in one sandbox: workspace, specification, verified container, program, outcome, receipt.
+
+`Runner` decides what is run, in which image and under which policy; here it happens. Installing libraries is such a
+run, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sandbox import spec, workspace
+from sandbox.container import Sandbox
+from sandbox.engine import Engine
+from sandbox.errors import Internal
+from sandbox.host import HostFacts
+from sandbox.image import AdmittedImage
+from sandbox.library import harness_directory, seccomp_file
+from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunRequest, RunResult
+from sandbox.oom import killed_for_memory
+from sandbox.outcome import Evidence, decide
+from sandbox.policy_model import Policy
+from sandbox.seccomp import SeccompProfile
+from sandbox.watchdog import Watchdog
+from sandbox.wire import CANCEL, Collector, FileSink, Limits, ProtocolViolation, job_frames
+
+if TYPE_CHECKING:
+    from sandbox.egress.proxy import EgressCaps, EgressProxy
+    from sandbox.egress.rules import Allowlist
+
+START_TIMEOUT_S = 60.0
+LAST_WORDS_S = 0.4
+CHANNEL_CLOSE_S = 2.0
+PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
+OnOutput = Callable[[str, bytes], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a runner keeps things: runtime files, cache, what is worth keeping, and the policy search path."""
+
+    runtime_dir: Path
+    cache_dir: Path
+    data_dir: Path
+    policy_dirs: Sequence[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Egress:
+    """A way out of a sandbox: what is allowed, how much, and who is told of every byte.
+
+    `certificates` is the host's bundle of certificate authorities, which the sandbox is shown.
+    """
+
+    allow: Allowlist
+    caps: EgressCaps
+    certificates: Path | None = None
+    on_bytes: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything that was decided of one run.
+
+    `image` is the name that was asked for, `admitted` what it stands for; `binds` are what the sandbox sees besides
+    its own; `env` are variables of ours for the program; `open_file` takes saved files as they come.
+    """
+
+    request: RunRequest
+    run_id: str
+    policy: Policy
+    seccomp: SeccompProfile
+    image: str
+    admitted: AdmittedImage
+    binds: tuple[spec.Bind, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    egress: Egress | None = None
+    environment: str | None = None
+    lock_hash: str | None = None
+    on_output: OnOutput | None = None
+    open_file: Callable[[str, int], FileSink] | None = None
+
+
+class Execution:
+    """One run, from a prepared decision to its result; everything is removed on every path."""
+
+    def __init__(
+        self, prepared: Prepared, *, engine: Engine, facts: HostFacts, places: Places, cancel: asyncio.Event
+    ) -> None:
+        self.prepared = prepared
+        self.policy = prepared.policy
+        self.cancel = cancel
+        self.collector = collector_for(prepared)
+        self.began = time.monotonic()
+        self.started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._engine = engine
+        self._facts = facts
+        self._places = places
+        self._proxy: EgressProxy | None = None
+        self._watchdog: Watchdog | None = None
+        self._program_began = 0.0
+        self._program_ended = 0.0
+        self._timed_out = False
+        self._cancelled = False
+        self._violation = ""
+        self._result_json: bytes | None = None
+        self._additional_data_json: bytes | None = None
+
+    async def run(self, *, on_program: Callable[[], None] = lambda: None) -> RunResult:
+        """Run it; `on_program` is called when the sandbox stands and the program is about to get its job."""
+        place = workspace.acquire(self._places.runtime_dir)
+        try:
+            decided = spec.build(
+                self.policy, image_id=self.prepared.admitted.id, python_path=self.prepared.admitted.python_path,
+                facts=self._facts, seccomp=self.prepared.seccomp, place=self._place(place), binds=self._binds(),
+            )  # fmt: skip
+            async with self._way_out(decided), Sandbox(self._engine, decided) as sandbox:
+                on_program()
+                await self._drive(sandbox)
+            return self._result(sandbox, removed=time.monotonic())
+        finally:
+            place.release()
+
+    def _place(self, place: workspace.Workspace) -> spec.Place:
+        cache = self._places.cache_dir
+        return spec.Place(
+            run_id=self.prepared.run_id, uid=place.uid, job_dir=place.job_dir, lib_dir=harness_directory(cache),
+            seccomp_path=seccomp_file(self.prepared.seccomp, cache),
+            egress_dir=place.egress_dir if self.prepared.egress else None,
+        )  # fmt: skip
+
+    def _binds(self) -> tuple[spec.Bind, ...]:
+        certificates = self.prepared.egress.certificates if self.prepared.egress else None
+        if certificates is None:
+            return self.prepared.binds
+        return (*self.prepared.binds, spec.Bind(source=certificates, destination=spec.CERTIFICATES))
+
+    @contextlib.asynccontextmanager
+    async def _way_out(self, decided: spec.ContainerSpec) -> AsyncIterator[None]:
+        """Serve the sandbox's egress proxy while it lives."""
+        egress, directory = self.prepared.egress, decided.place.egress_dir
+        if egress is None or directory is None:
+            yield
+            return
+        from sandbox.egress.proxy import EgressProxy  # late: most runs have no way out
+
+        async with EgressProxy(
+            socket_path=directory / Path(spec.EGRESS_SOCKET).name, peer_uid=decided.host_uid,
+            allow=egress.allow, caps=egress.caps, on_bytes=egress.on_bytes,
+        ) as self._proxy:  # fmt: skip
+            yield
+
+    async def _drive(self, sandbox: Sandbox) -> None:
+        """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""
+        capped = asyncio.ensure_future(self._watch(sandbox))
+        reading = asyncio.ensure_future(self._read(sandbox))
+        pieces: list[asyncio.Future[Any]] = [capped, reading]
+        try:
+            sending = asyncio.ensure_future(sandbox.send(self._job()))
+            stop = asyncio.ensure_future(self.cancel.wait())
+            pieces += [sending, stop]
+            if not await first_of({reading, stop}, until={sending}, timeout_s=START_TIMEOUT_S):
+                raise Internal("the harness did not take the job in time", hint="try again; report this if it repeats")
+            if sending.done():
+                sending.result()
+            self._program_began = time.monotonic()
+            await first_of({reading}, until={stop, capped}, timeout_s=self.policy.limits.timeout_s)
+            self._cancelled = stop.done() and not reading.done()
+            self._timed_out = not (reading.done() or self._cancelled or capped.done())
+            if capped.done():
+                capped.result()  # a watch that broke is an error of ours
+            if not reading.done():
+                await sandbox.send([CANCEL])
+                await asyncio.wait({reading}, timeout=LAST_WORDS_S)
+            if not reading.done():
+                sandbox.kill()
+                await asyncio.wait({reading}, timeout=CHANNEL_CLOSE_S)
+            self._program_ended = time.monotonic()
+            if reading.done():
+                reading.result()
+        finally:
+            for piece in pieces:
+                piece.cancel()
+            await asyncio.gather(*pieces, return_exceptions=True)
+
+    async def _watch(self, sandbox: Sandbox) -> None:
+        """Return when the sandbox has reached its memory cap: the kernel has killed, or the fallback has."""
+        if sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None:
+            await killed_for_memory(sandbox.cgroup)
+            sandbox.keep_events()
+            return
+        places = tuple(mount.destination for mount in sandbox.spec.tmpfs)
+        self._watchdog = Watchdog(sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill)
+        await self._watchdog.watch()
+
+    async def _read(self, sandbox: Sandbox) -> None:
+        """Take frames until the harness says its last or the channel closes."""
+        self.collector.feed(*sandbox.ready)
+        try:
+            async for kind, body in sandbox.read_all():
+                self.collector.feed(kind, body)
+                if self.collector.quit is not None:
+                    break
+            self._result_json = self.collector.result_json()
+            self._additional_data_json = self.collector.additional_data_json()
+        except ProtocolViolation as violation:
+            if not self.collector.started:
+                raise
+            # From here on it is the program that lies, through the harness or in its place.
+            self._violation = violation.message
+            sandbox.kill()
+        # Process 1 stays until we close the channel, so that its cgroup can still be read.
+        sandbox.keep_events()
+
+    def _job(self) -> Iterator[bytes]:
+        """Return the frames that hand the job over. Secrets appear here and nowhere else."""
+        request = self.prepared.request
+        secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
+        way_out = proxy_variables(self.prepared.egress) if self.prepared.egress else {}
+        return job_frames(
+            run_id=self.prepared.run_id, node_id=request.node_id, topic=request.topic, timestamp=self.started_at,
+            filename=request.filename, env={**request.env, **way_out, **dict(self.prepared.env), **secrets},
+            limits=wire_limits(self.policy), code=request.code.encode(errors="surrogatepass"),
+            payload_json=request.payload_json, message_json=request.message_json, files=request.files,
+            relay={"port": spec.EGRESS_PORT, "target": spec.EGRESS_SOCKET} if self.prepared.egress else None,
+        )  # fmt: skip
+
+    # ---- what came of it
+
+    def _evidence(self, sandbox: Sandbox) -> Evidence:
+        said = self.collector.quit
+        tasks = self._watchdog.peak.tasks if self._watchdog else 0
+        events = sandbox.events
+        return Evidence(
+            cancelled=self._cancelled,
+            timed_out=self._timed_out,
+            memory_exceeded=bool((self._watchdog and self._watchdog.exceeded) or (events and events.oom_kills)),
+            processes_exceeded=(
+                tasks >= sandbox.spec.processes + sandbox.spec.own_processes or bool(events and events.fork_failures)
+            ),
+            ended="channel" if self._violation else said.ended if said else None,
+            exit_code=said.exit_code if said else None,
+            signal_name=said.signal if said else None,
+            error=self.collector.error,
+            cause=self.collector.cause,
+            has_result=self._result_json is not None,
+        )
+
+    def _result(self, sandbox: Sandbox, *, removed: float) -> RunResult:
+        collector, said = self.collector, self.collector.quit
+        outcome, explanation = decide(self._evidence(sandbox), self.policy)
+        succeeded = outcome is Outcome.SUCCEEDED
+        return RunResult(
+            run_id=self.prepared.run_id, outcome=outcome, explanation=explanation,
+            result_json=self._result_json if succeeded else None,
+            output_topic=collector.meta.output_topic if succeeded else None,
+            additional_data_json=self._additional_data_json if succeeded else None,
+            stdout=collector.stdout, stderr=collector.stderr, logs=tuple(collector.logs), files=collector.files,
+            warnings=tuple(collector.meta.warnings), error=collector.error,
+            exit_code=said.exit_code if said else None, signal=said.signal if said else None,
+            peak_memory_mib=self._peak_mib(sandbox), cpu_s=said.cpu_s if said else None,
+            durations=self._durations(sandbox.marks, removed), egress=self._egress(),
+            receipt=self._receipt(sandbox, outcome),
+        )  # fmt: skip
+
+    def _peak_mib(self, sandbox: Sandbox) -> float | None:
+        if sandbox.events and sandbox.events.peak_bytes is not None:
+            return round(sandbox.events.peak_bytes / spec.MIB, 1)
+        sampled = self._watchdog.peak.memory_bytes if self._watchdog else 0
+        said = self.collector.quit
+        return round(max(sampled, said.max_rss_kib << 10 if said else 0) / spec.MIB, 1) or None
+
+    def _egress(self) -> tuple[EgressRecord, ...]:
+        records = self._proxy.records if self._proxy else ()
+        return tuple(
+            EgressRecord(
+                host=record.host, port=record.port, allowed=record.allowed, reason=record.reason,
+                address=record.address, bytes_up=record.bytes_up, bytes_down=record.bytes_down,
+            )
+            for record in records
+        )  # fmt: skip
+
+    def _receipt(self, sandbox: Sandbox, outcome: Outcome) -> Receipt:
+        info, prepared = self._facts.engine, self.prepared
+        return Receipt(
+            run_id=prepared.run_id, started_at=self.started_at,
+            policy=self.policy.name, policy_hash=self.policy.hash,
+            image=prepared.image, image_digest=prepared.admitted.digest,
+            environment=prepared.environment, lock_hash=prepared.lock_hash,
+            code_hash=digest(prepared.request.code.encode(errors="surrogatepass")),
+            payload_hash=digest(prepared.request.payload_json),
+            engine=f"podman {'.'.join(map(str, info.version))}", runtime=info.runtime_version, kernel=self._facts.kernel,
+            controls=sandbox.evidence, outcome=outcome,
+        )  # fmt: skip
+
+    def _durations(self, marks: dict[str, float], removed: float) -> Durations:
+        """Return where the time went, from the moments that were noted."""
+
+        def between(first: float, last: float) -> float:
+            return round((last - first) * 1000, 1)
+
+        return Durations(
+            prepare_ms=between(self.began, marks["begin"]),
+            create_ms=between(marks["begin"], marks["created"]),
+            start_ms=between(marks["created"], marks["started"]),
+            ready_ms=between(marks["started"], marks["ready"]),
+            verify_ms=between(marks["ready"], marks["verified"]),
+            program_ms=between(self._program_began, self._program_ended),
+            remove_ms=between(self._program_ended, removed),
+            total_ms=between(self.began, removed),
+        )
+
+
+def proxy_variables(egress: Egress) -> dict[str, str]:
+    """Return the variables by which programs find the egress proxy and trust what the host trusts.
+
+    Both spellings: curl and requests read the lower-case one, others the upper-case one. The sandbox's own loopback is
+    reached directly, unless the policy means the host's.
+    """
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), PROXY)
+    allowed = {rule.host for rule in egress.allow.rules}
+    direct = ",".join(host for host in ("localhost", "127.0.0.1", "::1") if not {host, f"[{host}]"} & allowed)
+    trusted = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT") if egress.certificates else ()
+    return {
+        **proxies,
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), direct),
+        **dict.fromkeys(trusted, spec.CERTIFICATES),
+    }
+
+
+def wire_limits(policy: Policy) -> Limits:
+    """Return the caps that harness and collector both enforce."""
+    limits = policy.limits
+    return Limits(
+        output_bytes=limits.output_mib * spec.MIB,
+        result_bytes=limits.result_mib * spec.MIB,
+        files_bytes=limits.files_mib * spec.MIB,
+        files_count=limits.files_count,
+        log_records=limits.log_records,
+    )
+
+
+def collector_for(prepared: Prepared) -> Collector:
+    """Return a collector that passes on output and log records as they come."""
+    limits, on_output = wire_limits(prepared.policy), prepared.on_output
+    if on_output is None:
+        return Collector(limits, open_file=prepared.open_file)
+    return Collector(
+        limits,
+        on_output=on_output,
+        on_log=lambda record: on_output("log", f"[{record.level}] {record.message}".encode()),
+        open_file=prepared.open_file,
+    )
+
+
+async def first_of(ends: set[asyncio.Future[Any]], *, until: set[asyncio.Future[Any]], timeout_s: float) -> bool:
+    """Wait for the first of all these; return False when none came within `timeout_s`."""
+    done, _ = await asyncio.wait(ends | until, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
+
+
+def digest(data: bytes) -> str:
+    """Return a labelled SHA-256."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -1,0 +1,383 @@
+"""The program that resolves, fetches and installs libraries. It runs as an ordinary script *inside* a sandbox.
+
+The runner sends this file as a run's code, with a payload that names one step. Standard library only, Python 3.8+, and
+nothing of ours is imported: what it says is checked outside. Each step answers in `result`; a step that failed for
+want of something answers `{"error": last lines}`.
+
+resolve  requirements -> `{"pylock", "python", "libc", "machine", "tool"}`; may use the index, through the egress proxy
+fetch    files of a lock -> each handed over with save_file; may use the index, as above
+install  wheels in /run/sandbox/wheels -> one tree stream (see `sandbox.tree`) per wheel, handed over; no network
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures.process
+import errno
+import functools
+import http.client
+import json
+import multiprocessing
+import os
+import platform
+import py_compile
+import re
+import shutil
+import ssl
+import struct
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import IO, Any
+
+    payload: dict[str, Any]
+
+    def save_file(name: str) -> str:
+        """Hand over a file of the working directory, as the harness does."""
+
+
+APP = Path("/app")
+WHEELS = Path("/run/sandbox/wheels")
+UV = "/run/sandbox/tools/uv"
+LIBRARIES = "/opt/environment"
+CHUNK_BYTES = 1 << 20
+MAX_ERROR_CHARS = 20_000
+ATTEMPTS = 3
+AGAIN_S = 0.2
+CONNECTIONS = 6
+TIMEOUT_S = 60
+UV_OPTIONS = ("--python", sys.executable, "--no-config", "--no-python-downloads", "--color", "never", "--no-progress")
+PIP = (sys.executable, "-m", "pip")
+PIP_OPTIONS = ("--isolated", "--no-cache-dir", "--disable-pip-version-check", "--no-input")
+DIRECTORY, FILE, EXECUTABLE, LINK, END = 1, 2, 3, 4, 0
+HEADER = struct.Struct(">BIQ")
+# Tests are seldom imported, and many.
+NOT_COMPILED = {"tests", "test"}
+
+
+class StepError(Exception):
+    """A step that can't be done, in the words of the tool that said so."""
+
+
+def run_tool(*command: str) -> str:
+    """Run a tool and return what it printed. Raises StepError with its last words."""
+    scratch = APP / "tmp"
+    scratch.mkdir(exist_ok=True)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env={**os.environ, "TMPDIR": str(scratch)}
+        )  # fmt: skip
+    except OSError as error:
+        raise StepError(f"{command[0]} could not start: {error}") from None
+    if done.returncode:
+        how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
+        said = (done.stdout + b"\n" + done.stderr).decode(errors="replace").strip()
+        raise StepError(said[-MAX_ERROR_CHARS:] or f"{' '.join(command[:4])} {how}")
+    return done.stdout.decode()
+
+
+@functools.lru_cache
+def uv_works() -> bool:
+    """Tell whether this image can run uv: it needs glibc, and a host that has it."""
+    try:
+        return not subprocess.run([UV, "--version"], capture_output=True, check=False).returncode
+    except OSError:
+        return False
+
+
+def index_options(index: dict[str, Any], *, pip: bool) -> list[str]:
+    """Return the options that name the index, for uv or for pip."""
+    first, more, trusted = (
+        ("--index-url", "--extra-index-url", "--trusted-host")
+        if pip
+        else ("--default-index", "--index", "--allow-insecure-host")
+    )
+    options = [] if pip else ["--index-strategy", "unsafe-best-match"]  # which is pip's own: the best of all indexes
+    urls = [] if index["no_index"] else index["urls"]
+    options += ["--no-index"] if not urls else [first, urls[0]]
+    options += [f"{more}={url}" for url in urls[1:]]
+    options += [f"--find-links={place}" for place in index["find_links"]]
+    options += [f"{trusted}={host}" for host in index["trusted_hosts"]]
+    return options
+
+
+# ---------------------------------------------------------------- resolve
+
+
+def resolve(job: dict[str, Any]) -> dict[str, Any]:
+    """Resolve requirements to a lock in the format of PEP 751."""
+    requirements = APP / "requirements.txt"
+    requirements.write_text("\n".join(job["requirements"]) + "\n")
+    kinds = [] if job["sdists"] else ["--only-binary", ":all:"]
+    ask = resolve_with_uv if uv_works() else resolve_with_pip
+    return {
+        "pylock": ask(str(requirements), [*kinds, *index_options(job["index"], pip=not uv_works())]),
+        "python": list(sys.version_info[:3]),
+        "libc": list(platform.libc_ver()),
+        "machine": platform.machine(),
+        "tool": "uv" if uv_works() else "pip",
+    }
+
+
+def resolve_with_uv(requirements: str, options: list[str]) -> str:
+    """Return what uv resolves to."""
+    return run_tool(
+        UV, "pip", "compile", requirements, "--format", "pylock.toml", "--no-header", "--no-annotate", "--quiet",
+        "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *options,
+    )  # fmt: skip
+
+
+def resolve_with_pip(requirements: str, options: list[str]) -> str:
+    """Return the same from the image's own pip."""
+    report = APP / "report.json"
+    run_tool(
+        *PIP, "install", "--dry-run", "--ignore-installed", "--report", str(report), "-r", requirements,
+        *PIP_OPTIONS, *options,
+    )  # fmt: skip
+    lines = ['lock-version = "1.0"', 'created-by = "pip"']
+    for entry in json.loads(report.read_text())["install"]:
+        file = entry["download_info"]
+        url, sha256 = json.dumps(file["url"]), json.dumps(file["archive_info"]["hashes"]["sha256"])
+        source = f"{{ url = {url}, hashes = {{ sha256 = {sha256} }} }}"
+        name = re.sub(r"[-_.]+", "-", entry["metadata"]["name"]).lower()
+        lines += [
+            "[[packages]]",
+            f"name = {json.dumps(name)}",
+            f"version = {json.dumps(entry['metadata']['version'])}",
+            f"wheels = [{source}]" if file["url"].endswith(".whl") else f"sdist = {source}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+# ---------------------------------------------------------------- fetch
+
+
+class Opener:
+    """Opens addresses through the proxy that the variables name, trusting what they name, with the index's passwords."""
+
+    def __init__(self, index: dict[str, Any]) -> None:
+        lax = ssl.create_default_context()
+        lax.check_hostname = False
+        lax.verify_mode = ssl.CERT_NONE
+        self._strict, self._lax = map(opener_with, (ssl.create_default_context(), lax))
+        self._trusted = set(index["trusted_hosts"])
+        self._credentials = index["credentials"]
+
+    def open(self, url: str) -> IO[bytes]:
+        """Return the stream of an address. Raises OSError."""
+        parts = urllib.parse.urlsplit(url)
+        request = urllib.request.Request(url, headers={"User-Agent": "podman-sandbox-runner"})  # noqa: S310
+        if parts.netloc in self._credentials:
+            secret = urllib.parse.unquote(self._credentials[parts.netloc])
+            # Not to whom the index redirects to.
+            request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
+        chosen = self._strict if self._trusted.isdisjoint({parts.hostname, parts.netloc}) else self._lax
+        stream: IO[bytes] = chosen.open(request, timeout=TIMEOUT_S)
+        return stream
+
+
+def opener_with(context: ssl.SSLContext) -> urllib.request.OpenerDirector:
+    """Return what opens addresses with one idea of trust."""
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
+
+
+def download(opener: Opener, file: dict[str, str]) -> dict[str, str]:
+    """Fetch one file into the working directory and return it. Raises StepError."""
+    problem = ""
+    for attempt in range(ATTEMPTS):
+        time.sleep(AGAIN_S * attempt)
+        try:
+            with opener.open(file["url"]) as source, (APP / file["name"]).open("wb") as target:
+                shutil.copyfileobj(source, target, CHUNK_BYTES)
+                if getattr(source, "length", 0):
+                    raise ConnectionResetError("the connection ended before the file did")
+        except urllib.error.HTTPError as error:
+            problem = f"the index answered {error.code} {error.reason}"
+            if error.code < http.client.INTERNAL_SERVER_ERROR:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                break
+        else:
+            return file
+    raise StepError(f"{file['name']}: {problem}")
+
+
+def fetch(job: dict[str, Any], hand_over: Callable[[str], object]) -> dict[str, Any]:
+    """Fetch files and hand each over as soon as it is there; source archives become wheels first."""
+    opener = Opener(job["index"])
+    built = {}
+    with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
+        for file in finished([pool.submit(download, opener, file) for file in job["files"]]):
+            name = file["name"]
+            hand_over(name)
+            if file["kind"] == "sdist":
+                built[name] = build(name, job["index"])
+                hand_over(built[name])
+                (APP / built[name]).unlink()
+            (APP / name).unlink()
+    return {"built": built}
+
+
+def finished(futures: list[concurrent.futures.Future[Any]]) -> Iterator[Any]:
+    """Yield results as they come. When one has none, those that have not begun never do."""
+    try:
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def build(name: str, index: dict[str, Any]) -> str:
+    """Build a wheel from a source archive, which runs the archive's own code; return the wheel's name."""
+    target = APP / "built"
+    shutil.rmtree(target, ignore_errors=True)
+    source = str(APP / name)
+    try:
+        if uv_works():
+            run_tool(
+                UV, "build", "--wheel", "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *index_options(index, pip=False),
+                "--out-dir", str(target), source,
+            )  # fmt: skip
+        else:
+            run_tool(
+                *PIP, "wheel", "--no-deps", *PIP_OPTIONS, *index_options(index, pip=True), "--wheel-dir", str(target), source
+            )  # fmt: skip
+    except StepError as error:
+        raise StepError(f"{name}: its build failed\n{error}") from None
+    wheels = list(target.glob("*.whl"))
+    if len(wheels) != 1:
+        raise StepError(f"{name}: its build gave {len(wheels)} wheels")
+    return wheels[0].replace(APP / wheels[0].name).name
+
+
+# ---------------------------------------------------------------- install
+
+
+def install(job: dict[str, Any], hand_over: Callable[[str], object]) -> dict[str, Any]:
+    """Install every wheel, several at a time in processes of their own; hand each tree over when it is ready."""
+    largest_first = sorted(job["wheels"], key=lambda wheel: -wheel["size_bytes"])
+    tool = "uv" if uv_works() else "pip"
+    # Forked: this program is no module that another start of Python could import.
+    context = multiprocessing.get_context("fork")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(job["workers"], context) as pool:
+            for tree in finished([pool.submit(install_one, wheel) for wheel in largest_first]):
+                hand_over(tree)
+                (APP / tree).unlink()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise StepError("a process that installed was killed") from None
+    return {"tool": tool}
+
+
+def install_one(wheel: dict[str, Any]) -> str:
+    """Install one wheel into a directory of its own, compile it, and pack it as a tree stream; return its name."""
+    top = f"{APP}/t{wheel['n']}"
+    tree = f"{wheel['n']}.tree"
+    try:
+        check_paths(WHEELS / wheel["file"])
+        unpack(wheel, top)
+        compile_modules(top)
+        with (APP / tree).open("wb") as out:
+            pack(top, out)
+    except (StepError, OSError) as error:
+        raise StepError(f"{wheel['name']} {wheel['version']}: {error}") from None
+    shutil.rmtree(top)
+    return tree
+
+
+def check_paths(wheel: Path) -> None:
+    """Raise StepError for a wheel that is no archive, or has a path that leaves it: uv leaves such files out silently."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise StepError(f"its archive is no wheel: {error}") from None
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StepError(f"its file {name[:200]!a} leads out of it")
+
+
+def unpack(wheel: dict[str, Any], top: str) -> None:
+    """Have uv or pip put a wheel's files where they belong below `top`."""
+    cache = f"{APP}/c{wheel['n']}"
+    requirements = APP / f"r{wheel['n']}.txt"
+    requirements.write_text(f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n")
+    what = ("--target", top, "--no-deps", "--no-index", "--find-links", str(WHEELS), "--require-hashes", "-r", str(requirements))  # fmt: skip
+    if uv_works():
+        run_tool(
+            UV, "pip", "install", "--quiet", *what, "--offline", "--link-mode", "hardlink", "--cache-dir", cache, *UV_OPTIONS
+        )  # fmt: skip
+    else:
+        run_tool(*PIP, "install", *what, "--no-compile", *PIP_OPTIONS)
+    shutil.rmtree(cache, ignore_errors=True)
+    lock = Path(top, ".lock")  # uv's own
+    if lock.exists():
+        lock.unlink()
+
+
+def below(top: str) -> Iterator[os.DirEntry[str]]:
+    """Yield every entry of a tree in a fixed order, a directory before what it holds. No link is followed."""
+    for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
+        yield entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from below(entry.path)
+
+
+def compile_modules(top: str) -> None:
+    """Compile what a program may import, so that no run does it again."""
+    # Unchecked: the files get other times in the image, and nobody can change them there.
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    for entry in below(top):
+        path = entry.path
+        if path.endswith(".py") and entry.is_file(follow_symlinks=False) and NOT_COMPILED.isdisjoint(path.split("/")):
+            try:
+                py_compile.compile(
+                    path, dfile=LIBRARIES + path[len(top) :], doraise=True, quiet=2, invalidation_mode=unchecked
+                )
+            except (py_compile.PyCompileError, ValueError, RecursionError):
+                continue  # written for another Python, or meant to be broken
+
+
+def pack(top: str, out: IO[bytes]) -> None:
+    """Write a tree as a stream of records; what is neither file, directory nor link raises StepError."""
+    for entry in below(top):
+        name = os.fsencode(entry.path[len(top) + 1 :])
+        if entry.is_symlink():
+            body = os.fsencode(os.readlink(entry.path))  # noqa: PTH115 - as it is
+            out.write(HEADER.pack(LINK, len(name), len(body)) + name + body)
+        elif entry.is_dir():
+            out.write(HEADER.pack(DIRECTORY, len(name), 0) + name)
+        elif entry.is_file():
+            status = entry.stat()
+            out.write(HEADER.pack(EXECUTABLE if status.st_mode & 0o100 else FILE, len(name), status.st_size) + name)
+            with Path(entry.path).open("rb") as source:
+                shutil.copyfileobj(source, out, CHUNK_BYTES)
+        else:
+            raise StepError(f"{os.fsdecode(name)} is neither a file nor a directory")
+    out.write(HEADER.pack(END, 0, 0))
+
+
+def main(job: dict[str, Any], hand_over: Callable[[str], object]) -> dict[str, Any]:
+    """Carry out the step that the job names."""
+    try:
+        if job["step"] == "resolve":
+            return resolve(job)
+        return {"fetch": fetch, "install": install}[job["step"]](job, hand_over)
+    except StepError as error:
+        return {"error": str(error)}
+
+
+if __name__ == "__main__":
+    result = main(payload, save_file)  # noqa: F821 - both come from the harness

@@ -1,0 +1,19 @@
+"""What people import, and what it is called on the package index. Only for hints."""
+
+from __future__ import annotations
+
+# What people import, or how they misremember it, and what it is called on the index.
+CALLED = {
+    "cv2": "opencv-python-headless", "opencv": "opencv-python-headless", "sklearn": "scikit-learn", "skimage": "scikit-image",
+    "pil": "pillow", "bs4": "beautifulsoup4", "yaml": "pyyaml", "dateutil": "python-dateutil", "dotenv": "python-dotenv",
+    "serial": "pyserial", "usb": "pyusb", "jwt": "pyjwt", "crypto": "pycryptodome", "attr": "attrs", "mqtt": "paho-mqtt",
+    "paho": "paho-mqtt", "modbus": "pymodbus", "opcua": "asyncua", "mysqldb": "mysqlclient", "psycopg2": "psycopg2-binary",
+    "git": "gitpython", "magic": "python-magic", "docx": "python-docx", "pptx": "python-pptx", "telegram": "python-telegram-bot",
+    "googleapiclient": "google-api-python-client", "fitz": "pymupdf",
+}  # fmt: skip
+
+
+def package_of_module(module: str) -> str:
+    """Return the name of the package that a module most likely comes from."""
+    top = module.partition(".")[0]
+    return CALLED.get(top.lower(), top)

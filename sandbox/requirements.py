@@ -1,0 +1,321 @@
+"""Which libraries somebody asks for: a field, a `requirements.txt`, a `pyproject.toml` or a script's own header.
+
+All four become the same thing: sorted, canonical requirements such as `pandas<2,>=1.3` or
+`uvicorn[standard]; python_version < "3.12"`. Only names that an index resolves are taken: an address, a path or a
+repository would reach around the index, its hashes and the policy. No I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from sandbox.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+__all__ = ["parse_libraries", "parse_pyproject", "parse_requirements_txt", "parse_script"]
+
+MAX_REQUIREMENTS = 200
+MAX_REQUIREMENT_CHARS = 200
+MAX_TEXT_CHARS = 256 * 1024
+# TOML readers take time that grows with the square of a dotted key, and with a table's name times its keys.
+MAX_TOML_LINE_CHARS = 2_000
+MAX_TOML_HEADER_CHARS = 200
+MAX_HASHES = 100
+MAX_PATCH = 99
+
+_COMMENT = re.compile(r"(?:^|\s)#.*$")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
+_OPERATOR = re.compile(r"\s*[<>=!~]")
+_ADDRESS = re.compile(r"://|^(?:\.{1,2}(?:/|$)|/|~)|^\w+\+|\.(?:whl|tar\.gz|tgz|tar\.bz2|zip)$", re.IGNORECASE)
+_HASH = re.compile(r"--hash[= ]sha256:([0-9a-fA-F]{64})")
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[^\]]*\])?"
+# What people write for a requirement, and what they mean.
+_SLIPS = (
+    (r"^(?:python3? -m )?pip3? install\s+", ""),
+    (r"^(?:import|from)\s+([A-Za-z0-9_]+).*$", r"\1"),
+    (r"=>", ">="),
+    (r"=<", "<="),
+    (r"(?<![=<>!~])=(?!=)", "=="),
+    (rf"^({_NAME})\s*,\s*([<>=!~])", r"\1\2"),
+    (rf"^({_NAME})\s*@?\s*[\^~]v?(\d[\w.]*)$", r"\1~=\2"),
+    (rf"^({_NAME})\s*@?\s*\^?v?(\d[\w.]*)$", r"\1==\2"),
+    (r"(?<=[\w.*])\s+(?=[<>=!~])", ","),
+    (r"\s+", "-"),
+)
+_INDEX_HINT = "remove it: libraries come from the index that pip is configured to use on this host (pip.conf, PIP_*)"
+_BINARY_HINT = "remove it: the policy decides whether source archives are allowed (build.allow_sdists)"
+_OPTION_HINTS = {
+    **dict.fromkeys(("-r", "--requirement"), "put the lines of that file in its place"),
+    **dict.fromkeys(("-c", "--constraint"), "write each constraint behind its library, for example pandas>=1.3,<2"),
+    **dict.fromkeys(("-e", "--editable"), "put the module's code into the script, or publish it to your index"),
+    **dict.fromkeys(("-i", "--index-url", "--extra-index-url", "-f", "--find-links"), _INDEX_HINT),
+    **dict.fromkeys(("--no-index", "--trusted-host"), _INDEX_HINT),
+    **dict.fromkeys(("--no-binary", "--only-binary", "--prefer-binary"), _BINARY_HINT),
+    "--pre": "name the version that you want instead, for example pandas>=3.0rc1",
+    "--require-hashes": "remove it: every file is checked against a hash in any case",
+    "--hash": "write --hash=sha256:… with 64 hexadecimal digits; other digests are not taken",
+}  # fmt: skip
+
+
+def parse_libraries(text: str) -> tuple[str, ...]:
+    """Return the requirements of a field: one per line or separated by commas, `#` begins a comment.
+
+    A comma before an operator belongs to the constraint, so `pandas>=1.3,<2, numpy` are two.
+    Raises `InvalidRequest` with the line and, where one is near, the form that was meant.
+    """
+    _check_text(text, "the libraries")
+    return _collected(
+        _canonical(entry.strip(), f"libraries, line {number}")
+        for number, line in enumerate(text.split("\n"), 1)
+        for entry in _split(_COMMENT.sub("", line))
+        if entry.strip()
+    )
+
+
+def parse_requirements_txt(text: str, *, name: str = "requirements.txt") -> tuple[str, ...]:
+    """Return the requirements of a file in pip's format; sha256 hashes stay, as ` --hash=sha256:…` behind each.
+
+    Raises `InvalidRequest` with file and line, also for every option: a file can't choose an index.
+    """
+    _check_text(text, name)
+    return _collected(
+        _with_hashes(line, f"{name}:{number}") for number, line in _logical_lines(text.removeprefix("\ufeff"))
+    )
+
+
+def parse_pyproject(text: str, *, name: str = "pyproject.toml", python: str | None = None) -> tuple[str, ...]:
+    """Return `dependencies` of the table `[project]`; `python` as in `parse_script`. Raises `InvalidRequest`."""
+    _check_text(text, name)
+    project = _toml(text, name, 1).get("project")
+    if not isinstance(project, dict):
+        raise InvalidRequest(
+            f"{name} has no table [project], where libraries are listed",
+            hint='write [project] and below it dependencies = ["pandas>=1.3"]',
+        )
+    dynamic = project.get("dynamic")
+    if isinstance(dynamic, list) and "dependencies" in dynamic:
+        raise InvalidRequest(
+            f"{name} says that its dependencies are dynamic: only running its build would tell them",
+            hint="list them in a requirements.txt, or write them into dependencies of [project]",
+        )
+    return _declared(project, text, name, 1, python)
+
+
+def parse_script(code: str, *, python: str | None = None) -> tuple[str, ...] | None:
+    """Return the libraries that a script lists in its `# /// script` header (PEP 723), or None without one.
+
+    `python` is the version that will run it, such as "3.11": a `requires-python` that rules it out is an error.
+    Raises `InvalidRequest` with the line in the script.
+    """
+    lines = [line.rstrip("\r") for line in code.split("\n")]
+    starts = [number for number, line in enumerate(lines) if line.rstrip() == "# /// script"]
+    if not starts:
+        return None
+    if len(starts) > 1:
+        raise InvalidRequest(
+            f"script:{starts[1] + 1}: this is the second header of libraries, the first is in line {starts[0] + 1}",
+            hint="keep one block from # /// script to # ///",
+        )
+    first = starts[0] + 1
+    end, closing = first, 0
+    while end < len(lines) and re.match(r"#(?: |$)", lines[end]):
+        closing = end if lines[end].rstrip() == "# ///" else closing
+        end += 1
+    if not closing:
+        raise InvalidRequest(
+            f"script:{first}: the header of libraries that begins here has no end",
+            hint='begin each of its lines with "# " and close it with a line that is just # ///',
+        )
+    text = "\n".join(line[2:] for line in lines[first:closing])
+    _check_text(text, "the script's header")
+    return _declared(_toml(text, "script", first + 1), text, "script", first + 1, python)
+
+
+def _check_text(text: str, what: str) -> None:
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidRequest(
+            f"{what} take more than {MAX_TEXT_CHARS // 1024} KiB", hint="list the libraries, and nothing else"
+        )
+    if found := _CONTROL.search(text.replace("\r\n", "\n")):
+        line = text.count("\n", 0, found.start()) + 1
+        raise InvalidRequest(
+            f"{what}, line {line}: has the control character {found[0]!r}", hint="remove it, or type the line again"
+        )
+
+
+def _collected(requirements: Iterable[str]) -> tuple[str, ...]:
+    found = []
+    for requirement in requirements:
+        found.append(requirement)
+        if len(found) > MAX_REQUIREMENTS:
+            raise InvalidRequest(
+                f"more than {MAX_REQUIREMENTS} libraries are asked for",
+                hint="name the ones that the code imports: what they need themselves is added",
+            )
+    return tuple(sorted(set(found)))
+
+
+def _split(line: str) -> Iterator[str]:
+    """Yield the parts between those commas that stand outside of brackets, quotes and constraints."""
+    start = depth = 0
+    quote = ""
+    for position, char in enumerate(line):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "[(":
+            depth += 1
+        elif char in "])":
+            depth = max(0, depth - 1)
+        elif char == "," and depth == 0 and not _OPERATOR.match(line, position + 1):
+            yield line[start:position]
+            start = position + 1
+    yield line[start:]
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield first line number and text of each line that says something, continued lines joined."""
+    parts: list[str] = []
+    first = 1
+    # A comment ends a continued line, as in pip.
+    for number, line in enumerate((*text.split("\n"), ""), 1):
+        bare = _COMMENT.sub("", line.rstrip("\r"))
+        first = first if parts else number
+        parts.append(bare.removesuffix("\\"))
+        if not bare.endswith("\\"):
+            if joined := " ".join(parts).strip():
+                yield first, joined
+            parts = []
+
+
+def _with_hashes(line: str, where: str) -> str:
+    requirement, *options = re.split(r" (?=--?[A-Za-z])", " ".join(line.split()))
+    hashes = set()
+    for option in options:
+        found = _HASH.fullmatch(option)
+        if found is None:
+            raise _option_refused(option, where)
+        hashes.add(found[1].lower())
+    if len(hashes) > MAX_HASHES:
+        raise InvalidRequest(f"{where}: has more than {MAX_HASHES} hashes", hint="keep those of the files you use")
+    return " ".join((_canonical(requirement, where), *(f"--hash=sha256:{digest}" for digest in sorted(hashes))))
+
+
+def _declared(table: dict[str, Any], text: str, name: str, first_line: int, python: str | None) -> tuple[str, ...]:
+    """Read `requires-python` and `dependencies` of a table that stands in `text`."""
+
+    def at(value: str) -> str:
+        line = first_line + text.count("\n", 0, max(0, text.find(value)))
+        return f"{name}:{line}"
+
+    _check_python(table.get("requires-python", ""), at("requires-python"), python)
+    entries = table.get("dependencies", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise InvalidRequest(
+            f"{at('dependencies')}: dependencies is not a list of texts", hint='write dependencies = ["pandas>=1.3"]'
+        )
+    return _collected(_canonical(entry.strip(), at(entry)) for entry in entries)
+
+
+def _check_python(required: object, where: str, python: str | None) -> None:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        if not isinstance(required, str) or len(required) > MAX_REQUIREMENT_CHARS:
+            raise InvalidSpecifier
+        accepted = SpecifierSet(required)
+    except InvalidSpecifier:
+        raise InvalidRequest(
+            f"{where}: requires-python is not a version constraint", hint='write for example ">=3.10"'
+        ) from None
+    # Known is the series, not the patch level: a constraint that some patch of it meets is met.
+    if python and not any(accepted.contains(f"{python}.{patch}", prereleases=True) for patch in range(MAX_PATCH + 1)):
+        raise InvalidRequest(
+            f"{where}: it needs Python {required}, and the image has Python {python}",
+            hint="choose an image with such a Python, or change requires-python",
+        )
+
+
+def _toml(text: str, name: str, first_line: int) -> dict[str, Any]:
+    from sandbox.policy_file import parse
+
+    for number, line in enumerate(text.split("\n"), first_line):
+        limit = MAX_TOML_HEADER_CHARS if line.lstrip().startswith("[") else MAX_TOML_LINE_CHARS
+        if len(line) > limit:
+            raise InvalidRequest(f"{name}:{number}: has more than {limit} characters", hint="split it")
+    try:
+        return parse(text)
+    except RecursionError:
+        raise InvalidRequest(f"{name}:{first_line}: is nested too deeply", hint="flatten it") from None
+    except ValueError as error:
+        found = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        below = int(found[1]) - 1 if found else text.count("\n")
+        reason = str(error)[: found.start()] if found else str(error).removesuffix(" (at end of document)")
+        raise InvalidRequest(
+            f"{name}:{first_line + below}: this is not valid TOML: {reason[:1].lower()}{reason[1:]}",
+            hint='texts are quoted and lists stand in [ ], as in dependencies = ["pandas>=1.3"]',
+        ) from None
+
+
+def _canonical(entry: str, where: str) -> str:
+    from packaging.utils import canonicalize_name
+
+    if len(entry) > MAX_REQUIREMENT_CHARS:
+        raise InvalidRequest(
+            f"{where}: a requirement has more than {MAX_REQUIREMENT_CHARS} characters: {_shown(entry)}",
+            hint="write one library per line, or separate them with commas",
+        )
+    if entry.startswith("-"):
+        raise _option_refused(entry, where)
+    requirement = _parsed(entry)
+    nearest = "" if requirement and not requirement.url else _nearest(entry)
+    if not nearest and (_ADDRESS.search(entry) or (requirement and requirement.url)):
+        raise InvalidRequest(
+            f"{where}: {_shown(entry)} is an address or a path, and libraries are only taken from the package index",
+            hint="write the library's name, and put a library of your own into an index that pip is configured to use",
+        )
+    if requirement is None or requirement.url:
+        words = entry.split()
+        spaced = len(words) > 1 and nearest == "-".join(words)
+        several = f" Several libraries are separated by commas: {', '.join(words)}" if spaced else ""
+        hint = f"did you mean {nearest}?{several}" if nearest else "write a name and a constraint, as in pandas>=1.3,<2"
+        raise InvalidRequest(f"{where}: {_shown(entry)} is not a requirement", hint=hint)
+    extras = ",".join(sorted(map(canonicalize_name, requirement.extras)))
+    specifier = ",".join(sorted(map(str, requirement.specifier)))
+    marker = f"; {requirement.marker}" if requirement.marker else ""
+    return f"{canonicalize_name(requirement.name)}{f'[{extras}]' if extras else ''}{specifier}{marker}"
+
+
+def _parsed(entry: str) -> Requirement | None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        return Requirement(entry)
+    except (InvalidRequirement, RecursionError):
+        return None
+
+
+def _nearest(entry: str) -> str:
+    """Return the requirement that `entry` was meant to be, or ''."""
+    bare = entry.strip(" \t\"'`;,")
+    for candidate in (bare, *(re.sub(slip, meant, bare) for slip, meant in _SLIPS)):
+        requirement = None if _ADDRESS.search(candidate) else _parsed(candidate)
+        if requirement and not requirement.url:
+            return candidate
+    return ""
+
+
+def _option_refused(option: str, where: str) -> InvalidRequest:
+    word = re.split(r"[=\s]", option, maxsplit=1)[0]
+    known = word if word.startswith("--") else word[:2]
+    hint = _OPTION_HINTS.get(known, "remove it: a list of libraries has names and constraints only")
+    return InvalidRequest(f"{where}: the option {word[:40]!r} is not taken", hint=hint)
+
+
+def _shown(entry: str) -> str:
+    return repr(re.sub(r"//[^/@\s]*@", "//***@", entry)[:80])

@@ -1,0 +1,136 @@
+"""The wheel cache: archives that the runner has checked against a lock's hash itself, and the trees made of them.
+
+Sandboxes never see the cache: a build is shown a directory of hard links to exactly the wheels that it needs, read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from sandbox.errors import BuildFailed
+from sandbox.places import private_directory
+
+
+class Stored(Protocol):
+    """What becomes of a received file: it raises for one that must not be kept."""
+
+    def feed(self, data: bytes, /) -> None:
+        """Look at the next piece."""
+
+    def finish(self) -> None:
+        """Judge the whole."""
+
+
+class HashCheck:
+    """Accepts exactly the content that has one SHA-256."""
+
+    def __init__(self, name: str, sha256: str) -> None:
+        self._name = name
+        self._sha256 = sha256
+        self._digest = hashlib.sha256()
+
+    def feed(self, data: bytes, /) -> None:
+        """Hash the next piece."""
+        self._digest.update(data)
+
+    def finish(self) -> None:
+        """Raise `BuildFailed` unless the hash is the one that the lock names."""
+        found = self._digest.hexdigest()
+        if found != self._sha256:
+            raise BuildFailed(
+                f"{self._name} has the hash sha256:{found}, the lock says sha256:{self._sha256}",
+                hint="the index serves another file than the one that was locked, or the lock was edited; "
+                "sandbox env lock --upgrade makes a new one",
+                file=self._name, expected=self._sha256, found=found,
+            )  # fmt: skip
+
+
+class Incoming:
+    """A file on its way into a cache: written to `work`, moved to its place only when the check agrees.
+
+    `work` is a directory of the same file system that goes with the build: a sandbox can end in the middle of a file.
+    """
+
+    def __init__(self, target: Path, check: Stored, work: Path) -> None:
+        self._target = target
+        self._check = check
+        private_directory(target.parent)
+        fd, name = tempfile.mkstemp(dir=work, prefix=".incoming-")
+        os.close(fd)
+        self._temporary = Path(name)
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next piece. Raises `BuildFailed`, with nothing left behind."""
+        with self._kept_or_discarded():
+            self._check.feed(data)
+            # Opened for each piece: nobody tells when no more will come, and nothing must stay open then.
+            with self._temporary.open("ab") as stream:
+                stream.write(data)
+
+    def close(self) -> None:
+        """Keep the file. Raises `BuildFailed`, with nothing left behind."""
+        with self._kept_or_discarded():
+            self._check.finish()
+            self._temporary.chmod(0o444)
+            self._temporary.replace(self._target)
+
+    @contextlib.contextmanager
+    def _kept_or_discarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise no_room(self._target, error) from None
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Drop what came so far."""
+        self._temporary.unlink(missing_ok=True)
+
+
+def no_room(path: Path, error: OSError) -> BuildFailed:
+    """Return the error of a cache that can't be written."""
+    return BuildFailed(
+        f"{path.parent} can't be written: {error.strerror}", hint="free some space there: sandbox env prune, or df -h"
+    )
+
+
+class FileCache:
+    """Files by key in one directory. What is there was checked on its way in, and nobody else may write there."""
+
+    def __init__(self, directory: Path, suffix: str) -> None:
+        self._directory = directory
+        self._suffix = suffix
+
+    def path(self, key: str) -> Path:
+        """Return where a key's file is, or would be."""
+        return self._directory / key[:2] / f"{key}{self._suffix}"
+
+    def find(self, key: str) -> Path | None:
+        """Return a key's file, noted as used now, or None."""
+        path = self.path(key)
+        try:
+            os.utime(path)
+        except OSError:
+            return None
+        return path
+
+    def receive(self, key: str, check: Stored, work: Path) -> Incoming:
+        """Return what takes a new file in; it is in `work` until it is complete."""
+        return Incoming(self.path(key), check, work)
+
+    def missing(self, keys: Iterable[str]) -> set[str]:
+        """Return the keys that have no file."""
+        return {key for key in keys if self.find(key) is None}
+
+    def files(self) -> list[Path]:
+        """Return every file, complete ones and what dead builds left."""
+        return [path for path in self._directory.glob("*/*") if path.is_file()] if self._directory.is_dir() else []

@@ -1,0 +1,31 @@
+"""Builds that attacks share: an index on loopback as the host's only one, and directories of their own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox.index import VARIABLES
+from tests.escape.bench import Bench
+from tests.escape.build_bench import Builds, own_builds
+from tests.integration.package_index import package_index
+
+
+@pytest.fixture(scope="module")
+def builds(bench: Bench) -> Iterator[Builds]:
+    """Give builds on an empty index; afterwards their images and files are removed."""
+    with package_index() as index, pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.delenv(name, raising=False)
+        patch.setenv("PIP_CONFIG_FILE", "/dev/null")
+        patch.setenv("PIP_INDEX_URL", index.url)
+        builds = own_builds(bench, index)
+        try:
+            yield builds
+        finally:
+            environments = builds.bench.runner().environments()
+            for record in environments.store.records():
+                environments.remove(record)
+            shutil.rmtree(builds.top)

@@ -1,0 +1,238 @@
+"""Environments for real: libraries from an index on loopback, locked, installed in sandboxes, then used offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from sandbox import install_program, installation
+from sandbox.environment_image import BaseImage, add, write_image, write_layer
+from sandbox.image import REPOSITORY
+from tests.command import COMMAND, document, environment, sandbox
+from tests.integration.desk import Desk, desk, index, shared_images, versions
+from tests.integration.package_index import BACKEND, PackageIndex, package_index, sdist, wheel
+
+__all__ = ["desk", "index", "shared_images"]  # fixtures
+
+pytestmark = pytest.mark.podman
+WAIT_S = 60.0
+IN_A_PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from sandbox.execution import Places
+from sandbox.host import probe
+from sandbox.models import RunRequest
+from sandbox.podman_engine import PodmanEngine
+from sandbox.policy_file import policy_directories
+from sandbox.runner import Runner
+runtime, cache, data, policies, library = sys.argv[1:]
+engine = PodmanEngine(probe(Path(runtime)).engine, runtime_dir=Path(runtime))
+places = Places(
+    runtime_dir=Path(runtime), cache_dir=Path(cache), data_dir=Path(data), policy_dirs=policy_directories([Path(policies)])
+)
+runner = Runner(lambda: engine, probe(Path(runtime)), places)
+request = RunRequest(code="", requirements=(library,), policy="local")
+print(asyncio.run(runner.build(request, lambda _: None)).id)
+engine.close()
+"""
+
+
+def greeting(version: str = "1.0", **options: object) -> tuple[str, bytes]:
+    """Return a wheel with a module, a program and data."""
+    files = {
+        "greeting/__init__.py": f"VERSION = {version!r}\n",
+        "greeting/words.txt": "hello\n",
+        f"greeting-{version}.dist-info/entry_points.txt": "[console_scripts]\ngreet = greeting:main\n",
+    }
+    return wheel("greeting", version, files, **options)  # type: ignore[arg-type]
+
+
+def test_libraries_and_their_dependencies_are_installed_and_used_with_the_index_gone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import greeting, os, tiny
+result = {
+    "versions": [greeting.VERSION, tiny.X],
+    "words": open(os.path.join(os.path.dirname(greeting.__file__), "words.txt")).read(),
+    "program": os.access("/opt/environment/bin/greet", os.X_OK),
+    "compiled": os.path.exists(greeting.__cached__),
+    "index": [name for name in os.environ if "PIP_INDEX" in name],
+}
+"""
+    expected = {"versions": ["1.0", 1], "words": "hello\n", "program": True, "compiled": True, "index": []}
+    with package_index() as gone:
+        gone.add(greeting(requires=["tiny"]), wheel("tiny", "1.0", {"tiny.py": "X = 1\n"}))
+        monkeypatch.setenv("PIP_INDEX_URL", gone.url)
+        assert desk.value(code, "greeting") == expected
+        asked = gone.hits.total()
+        assert desk.value(code, "greeting") == expected
+        assert gone.hits.total() == asked
+    assert desk.value(code, "greeting") == expected
+    assert desk.failure("another-library").message.endswith("can't be reached: Connection refused")
+    assert desk.left() == []
+
+
+def test_a_request_keeps_its_first_lock_until_it_is_upgraded(desk: Desk, index: PackageIndex) -> None:
+    index.add(greeting("1.0"))
+    code = "import greeting\nresult = greeting.VERSION"
+    assert desk.value(code, "greeting") == "1.0"
+    index.add(greeting("2.0"))
+    assert desk.value(code, "greeting") == "1.0"
+    assert desk.value(code, "greeting>=2") == "2.0"
+    assert desk.lock("greeting") == ["greeting==1.0"]
+    assert desk.lock("greeting", upgrade=True) == ["greeting==2.0"]
+    assert desk.value(code, "greeting") == "2.0"
+
+
+def test_requests_at_once_for_one_environment_build_it_once(desk: Desk, index: PackageIndex) -> None:
+    index.add(greeting(), wheel("alone", "1.0", {"alone.py": ""}))
+    desk.build("alone")
+    once = {path: hits for path, hits in index.hits.items() if "alone" in path}
+    places = desk.places
+    arguments = [str(path) for path in (places.runtime_dir, places.cache_dir, places.data_dir, desk.top / "policies")]
+    running = [
+        subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, *arguments, "greeting"], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]  # fmt: skip
+    answers = [process.communicate(timeout=WAIT_S)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(set(answers)) == 1
+    hits = {path.replace("greeting", "alone"): hits for path, hits in index.hits.items() if "greeting" in path}
+    assert hits == once
+    assert len(desk.kept()) == 4  # a tree and a record for each of the two
+    assert desk.left() == []
+
+
+def test_a_build_that_is_killed_leaves_nothing_after_the_next_command(
+    desk: Desk, index: PackageIndex, tmp_path: Path
+) -> None:
+    name = f"slow{uuid.uuid4().hex[:8]}"  # the command keeps its records where the user does
+    index.add(wheel(name, "1.0", {f"{name}.py": ""}), wheel(f"{name}b", "1.0", {f"{name}b.py": ""}))
+    cache = tmp_path / "cache-home"
+    env = environment(XDG_CACHE_HOME=str(cache))
+    options = ["--policy", str(tmp_path / "policies/local.toml"), "--with"]
+    assert sandbox("env", "lock", *options, name, env=env).returncode == 0
+    with index.held(f"/files/{name}-1.0-py3-none-any.whl") as asked:
+        process = subprocess.Popen([*COMMAND, "env", "build", *options, name], env=env, start_new_session=True)
+        assert asked.wait(WAIT_S)
+        builds = next(cache.rglob("builds"))
+        assert len(list(builds.iterdir())) == 1
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(WAIT_S)
+    script = tmp_path / "script.py"
+    script.write_text("result = 1\n")
+    try:
+        assert document("run", script, *options, f"{name}b", env=env)["outcome"] == "succeeded"
+        assert list(builds.iterdir()) == []
+        assert list(cache.rglob(".incoming*")) == []
+        assert name not in {record["requirements"][0] for record in json.loads(sandbox("env", "list", "--json").stdout)}
+        assert sandbox("env", "build", *options, name, env=env).returncode == 0
+    finally:
+        for record in json.loads(sandbox("env", "list", "--json").stdout):
+            if record["requirements"][0].startswith(name):
+                sandbox("env", "rm", record["id"])
+
+
+# ---- source archives
+
+
+def test_a_source_archive_is_refused_unless_the_policy_allows_it(desk: Desk, index: PackageIndex) -> None:
+    index.add(sdist("built", "1.0", module="import sys\nX = sys.version_info[0]\n"))
+    error = desk.failure("built")
+    assert error.message == "built==1.0 has no wheel, only a source archive, whose build would run its code"
+    assert "build.allow_sdists = true" in error.hint
+    assert desk.value("import built\nresult = built.X", "built", policy="source") == 3
+
+
+def test_a_source_archive_is_built_with_what_it_requires(desk: Desk, index: PackageIndex) -> None:
+    backend = BACKEND.format(name="needing", version="1.0", code="pass", module="X = 2\n")
+    index.add(
+        wheel("tinybackend", "3.0", {"tinybackend.py": backend}),
+        sdist("needing", "1.0", requires=["tinybackend>=3"], backend="tinybackend"),
+    )
+    built = desk.build("needing", policy="source")
+    assert versions(built.lock) == ["needing==1.0"]
+    assert desk.value("import needing\nresult = needing.X", "needing", policy="source") == 2
+    code = "import importlib.util\nresult = importlib.util.find_spec('tinybackend') is None"
+    assert desk.value(code, "needing", policy="source") is True
+
+
+# ---- where uv does not run
+
+
+@pytest.fixture
+def image_with_pip(desk: Desk, tmp_path: Path) -> Iterator[str]:
+    """Give the base image with this Python's own pip in it."""
+    spec = importlib.util.find_spec("pip")
+    if spec is None or spec.origin is None:
+        pytest.skip("this Python has no pip to put into an image")
+    engine = desk.bench.engine
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top/pip").symlink_to(Path(spec.origin).parent)
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-rL", tmp_path / "top", copy], check=True, timeout=WAIT_S)
+    install_program.compile_modules(str(copy))
+    with (tmp_path / "pip.tree").open("wb") as out:
+        install_program.pack(str(copy), out)
+    base = engine.image(f"{REPOSITORY}:latest")
+    (tmp_path / "image").mkdir()
+    written = write_image(
+        tmp_path / "image", BaseImage(diff_ids=base.layers, architecture=base.architecture),
+        write_layer([("pip", tmp_path / "pip.tree")], tmp_path / "layer.tar"),
+        labels={}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    )  # fmt: skip
+    name = f"localhost/environment-test:{uuid.uuid4().hex[:8]}"
+    record = add(engine, written, name)
+    yield name
+    desk.remove_all()
+    engine.remove_image(record.id)
+
+
+def test_the_images_own_pip_does_the_same_where_uv_does_not_run(
+    desk: Desk, index: PackageIndex, image_with_pip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(
+        greeting(requires=["tiny<2"]), wheel("tiny", "1.0", {"tiny.py": "X = 1\n"}), wheel("tiny", "2.0", {"tiny.py": "X = 2\n"}),
+        wheel("leaving", "1.0", {"../leaving.py": ""}),
+    )  # fmt: skip
+    with_uv = desk.build("greeting", image=image_with_pip)
+    kept = len(desk.kept())
+    monkeypatch.setattr(installation, "tools", lambda: ())
+    code = "import greeting, os, tiny\nresult = [greeting.VERSION, tiny.X, os.access('/opt/environment/bin/greet', os.X_OK)]"
+    assert desk.value(code, "greeting>=1", image=image_with_pip) == ["1.0", 1, True]
+    with_pip = desk.build("greeting>=1", image=image_with_pip)
+    assert versions(with_pip.lock) == versions(with_uv.lock)
+    assert len(desk.kept()) > kept
+    # What goes wrong is told in the same words.
+    leaving = desk.failure("leaving", image=image_with_pip)
+    assert leaving.message == "leaving 1.0 is broken or hostile: its file '../leaving.py' leads out of it"
+    conflict = desk.failure("greeting", "tiny==2.0", image=image_with_pip)
+    assert conflict.message.startswith("these requirements can't be met together: ")
+    assert "greeting 1.0 depends on tiny<2" in conflict.message
+
+
+def test_pip_builds_source_archives_too(
+    desk: Desk, index: PackageIndex, image_with_pip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "tools", lambda: ())
+    index.add(sdist("built", "1.0", module="X = 5\n"))
+    assert desk.value("import built\nresult = built.X", "built", policy="source", image=image_with_pip) == 5
+
+
+def test_an_image_that_can_run_neither_says_so(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(greeting())
+    monkeypatch.setattr(installation, "tools", lambda: ())
+    assert desk.failure("greeting").message.startswith("this image can install nothing")

@@ -1,0 +1,274 @@
+"""Libraries that can't be installed: one clear sentence with the package's name and what to do, and nothing left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox.errors import BuildFailed, InvalidRequest
+from sandbox.lock import Lock
+from tests.command import environment, sandbox
+from tests.integration.desk import Desk, desk, index, shared_images
+from tests.integration.package_index import PackageIndex, package_index, sdist, wheel
+
+__all__ = ["desk", "index", "shared_images"]  # fixtures
+
+pytestmark = pytest.mark.podman
+
+
+def tiny(name: str, *versions: str, **options: object) -> list[tuple[str, bytes]]:
+    """Return wheels of a package with one small module."""
+    return [wheel(name, version, {f"{name}.py": f"VERSION = {version!r}\n"}, **options) for version in versions]  # type: ignore[arg-type]
+
+
+def certified(place: Path, name: str, *options: str | Path) -> tuple[Path, Path]:
+    """Return a new certificate and its key: an authority's, unless the options name who signs it."""
+    configuration, certificate, key = (place / f"{name}.{kind}" for kind in ("cnf", "pem", "key"))
+    configuration.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-config", configuration, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"basicConstraints=critical,CA:{'FALSE' if options else 'TRUE'}",
+         "-keyout", key, "-out", certificate, *options],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+    return certificate, key
+
+
+# ---- what is asked for
+
+
+def test_an_unknown_package_is_named_with_the_nearest_one_that_the_index_has(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("pandas", "1.0"))
+    error = desk.failure("panda")
+    assert error.message == "the package index knows no package named panda"
+    assert error.hint == "did you mean pandas?"
+    assert "panda was not found" in error.facts["output"]
+    # The nearest name of all is none that this index has.
+    assert "did you mean" not in desk.failure("nunpy").hint
+
+
+def test_an_unknown_dependency_is_named_with_who_requires_it(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("lost", "1.0", requires=["nowhere-to-be-found"]))
+    assert desk.failure("lost").message.endswith("no package named nowhere-to-be-found, which lost requires")
+
+
+@pytest.mark.parametrize("wanted", ["tiny>=9", "tiny==3.7", "tiny>1,<2"])
+def test_a_version_that_is_not_there_is_named_with_those_that_are(desk: Desk, index: PackageIndex, wanted: str) -> None:
+    index.add(*tiny("tiny", "1.0", "2.0", "0.5b1"))
+    error = desk.failure(wanted)
+    assert error.message == f"no version of tiny satisfies {wanted}"
+    assert error.hint == "the newest versions are 1.0, 2.0"
+
+
+def test_a_version_that_a_dependency_needs_is_named_with_who_needs_it(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("tiny", "1.0"), *tiny("wants", "1.0", requires=["tiny>=9"]))
+    assert desk.failure("wants").message == "no version of tiny satisfies tiny>=9, which wants requires"
+
+
+def test_a_wheel_for_another_python_is_named_with_the_versions_that_have_one(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("old", "0.9"), *tiny("old", "1.0", tag="cp36-cp36m-manylinux2014_x86_64"))
+    error = desk.failure("old==1.0")
+    assert re.fullmatch(
+        r"old==1\.0 has no wheel for Python 3\.\d+ on this machine, only for Python 3\.6", error.message
+    )
+    assert "ask for a version that has one: 0.9" in error.hint
+    assert desk.build("old").lock.packages[0].version == "0.9"
+
+
+def test_a_wheel_for_another_system_is_named_with_it(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("mac", "1.0", tag="py3-none-macosx_11_0_arm64"))
+    assert desk.failure("mac").message.endswith("on this machine, only for macosx_11_0_arm64")
+
+
+def test_requirements_that_contradict_each_other_are_told_with_the_reason(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("tiny", "1.0", "2.0"), *tiny("needsold", "1.0", requires=["tiny<2"]))
+    error = desk.failure("needsold", "tiny==2.0")
+    assert error.message.startswith("these requirements can't be met together: ")
+    assert "needsold depend on tiny<2" in error.message
+    assert error.hint == "loosen one of the versions"
+
+
+# ---- what the index gives
+
+
+def test_a_file_that_changed_since_the_lock_is_refused(desk: Desk, index: PackageIndex) -> None:
+    [(name, locked)] = tiny("tamper", "1.0")
+    index.add((name, locked))
+    index.files[name] = wheel("tamper", "1.0", {"tamper.py": "VERSION = 'other'\n"})[1]
+    error = desk.failure("tamper")
+    assert error.message.startswith(f"{name} has the hash sha256:")
+    assert error.message.endswith(f"the lock says sha256:{hashlib.sha256(locked).hexdigest()}")
+    assert desk.files("wheels") == []
+    index.files[name] = locked
+    assert desk.value("import tamper\nresult = tamper.VERSION", "tamper") == "1.0"
+
+
+def test_a_file_with_another_hash_than_the_one_asked_for_is_refused(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("tiny", "1.0"))
+    error = desk.failure(f"tiny==1.0 --hash=sha256:{'0' * 64}")
+    assert "tiny-1.0-py3-none-any.whl has none of the hashes" in error.message
+
+
+def test_a_file_that_is_gone_since_the_lock_is_told(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("gone", "1.0"))
+    desk.lock("gone")
+    index.redirects["/files/gone-1.0-py3-none-any.whl"] = "/nowhere"
+    error = desk.failure("gone")
+    assert error.message == "the package index does not give gone-1.0-py3-none-any.whl: 404 Not Found"
+    assert "env lock --upgrade" in error.hint
+
+
+def test_an_index_that_is_down_is_named(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with package_index() as stopped:
+        url = stopped.url
+    monkeypatch.setenv("PIP_INDEX_URL", url)
+    error = desk.failure("tiny")
+    assert error.message == f"the package index {url.split('/')[2]} can't be reached: Connection refused"
+    assert "pip config list" in error.hint
+
+
+def test_an_index_that_sends_files_from_a_host_outside_the_policy_is_told(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("moved", "1.0"))
+    index.redirects["/files/moved-1.0-py3-none-any.whl"] = "http://elsewhere.example.com/moved.whl"
+    error = desk.failure("moved")
+    assert (
+        "moved was refused a connection: elsewhere.example.com:80 is not in the policy's build.allow" in error.message
+    )
+    assert error.facts["refused"] == ["elsewhere.example.com:80 is not in the policy's build.allow"]
+
+
+def test_a_certificate_that_is_not_trusted_is_told_with_the_bundle(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    other, _ = certified(tmp_path, "other")
+    authority, signing = certified(tmp_path, "authority")
+    certificate, key = certified(
+        tmp_path, "index", "-CA", authority, "-CAkey", signing, "-addext", "subjectAltName=IP:127.0.0.1"
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with package_index(context) as secure:
+        secure.add(*tiny("tiny", "1.0"))
+        monkeypatch.setenv("PIP_INDEX_URL", secure.url)
+        monkeypatch.setenv("PIP_CERT", str(other))
+        error = desk.failure("tiny")
+        assert error.message.startswith("the certificate of the package index 127.0.0.1:")
+        assert error.message.endswith(f"is not trusted by {other}")
+        assert "PIP_CERT" in error.hint
+        monkeypatch.setenv("PIP_CERT", str(authority))
+        assert desk.build("tiny").lock.packages[0].version == "1.0"
+
+
+# ---- what is in a package
+
+
+@pytest.mark.parametrize("path", ["../../../escaped.py", "/app/escaped.py", "tiny/../../escaped.py"])
+def test_a_wheel_with_a_path_that_leaves_it_is_refused(desk: Desk, index: PackageIndex, path: str) -> None:
+    index.add(wheel("leaving", "1.0", {"leaving.py": "", path: "X = 1\n"}))
+    error = desk.failure("leaving")
+    assert error.message == f"leaving 1.0 is broken or hostile: its file {path!r} leads out of it"
+
+
+def test_an_archive_that_swells_is_stopped_at_the_size_that_the_policy_allows(desk: Desk, index: PackageIndex) -> None:
+    bomb = wheel("bomb", "1.0", {"bomb.bin": bytes(64 << 20)}, deflated=True)
+    assert len(bomb[1]) < 100_000
+    index.add(bomb)
+    error = desk.failure("bomb", policy="small")
+    assert error.message == "bomb 1.0 does not fit into the 16 MiB that a build may fill"
+    assert "build.installed_mib" in error.hint
+    assert desk.value("import os\nresult = os.path.getsize('/opt/environment/bomb.bin')", "bomb") == 64 << 20
+
+
+def test_a_download_that_fills_the_disk_of_the_build_is_told(desk: Desk, index: PackageIndex) -> None:
+    index.add(wheel("big", "1.0", {"big.bin": os.urandom(20 << 20)}))
+    error = desk.failure("big", policy="small")
+    assert error.message == "big-1.0-py3-none-any.whl does not fit into the 16 MiB that a build may fill"
+
+
+def test_what_is_no_wheel_is_refused_by_its_name(desk: Desk, index: PackageIndex) -> None:
+    [(name, whole)] = tiny("broken", "1.0")
+    index.add((name, b"not an archive" * 100))
+    assert "broken==1.0 is broken" in desk.failure("broken").message
+    # What uv only reads the beginning of while it resolves.
+    index.add((name, whole[:-60]))
+    assert "broken 1.0 is broken or hostile: its archive is no wheel" in desk.failure("broken").message
+
+
+def test_a_wheel_of_another_package_is_refused(desk: Desk, index: PackageIndex) -> None:
+    index.add(("claimed-1.0-py3-none-any.whl", tiny("tiny", "1.0")[0][1]))
+    assert "claimed==1.0 is broken: it has an invalid package format" in desk.failure("claimed").message
+
+
+def test_a_package_whose_build_calls_another_host_is_stopped_and_told(desk: Desk, index: PackageIndex) -> None:
+    call = "import urllib.request; urllib.request.urlopen('http://elsewhere.example.com/')"
+    index.add(sdist("calls", "1.0", code=call))
+    error = desk.failure("calls", policy="source")
+    assert "calls-1.0.tar.gz was refused a connection: elsewhere.example.com:80" in error.message
+
+
+def test_a_source_archive_that_does_not_build_is_told_with_the_reason(desk: Desk, index: PackageIndex) -> None:
+    index.add(sdist("fails", "1.0", code="raise RuntimeError('no compiler here')"))
+    error = desk.failure("fails", policy="source")
+    assert error.message == "the source archive fails-1.0.tar.gz can't be built: RuntimeError: no compiler here"
+    assert "no compiler here" in error.facts["output"]
+
+
+# ---- what is kept
+
+
+def test_a_lock_that_was_edited_is_refused(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("tiny", "1.0", "2.0"))
+    built = desk.build("tiny==1.0")
+    edited = built.lock.as_toml().replace(built.lock.packages[0].file.sha256, "0" * 64)
+    with pytest.raises(InvalidRequest, match="the lock was changed after it was made"):
+        Lock.from_toml(edited)
+    [kept] = (desk.places.data_dir / "locks").iterdir()
+    kept.write_text(edited)
+    with pytest.raises(InvalidRequest, match="the lock was changed after it was made") as caught:
+        desk.build("tiny==1.0")
+    assert str(kept) in caught.value.message
+    assert "env lock --upgrade" in caught.value.hint
+    assert desk.lock("tiny==1.0", upgrade=True) == ["tiny==1.0"]
+    assert desk.build("tiny==1.0").id == built.id
+
+
+def test_the_environment_that_was_there_outlives_a_build_that_fails(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("tiny", "1.0"))
+    before = desk.build("tiny")
+    index.add(wheel("tiny", "2.0", {"tiny.py": "", "../out.py": ""}))
+    assert desk.lock("tiny", upgrade=True) == ["tiny==2.0"]
+    assert "tiny 2.0 is broken or hostile" in desk.failure("tiny").message
+    assert desk.build("tiny", lock=before.lock).id == before.id
+    assert desk.bench.engine.image(before.name).id == before.image.id
+
+
+# ---- what a person sees
+
+
+def test_the_command_tells_one_sentence_and_what_to_do(desk: Desk, index: PackageIndex, tmp_path: Path) -> None:
+    index.add(*tiny("pandas", "1.0"))
+    script = tmp_path / "script.py"
+    script.write_text("result = 1\n")
+    told = ["run", str(script), "--policy", str(tmp_path / "policies/local.toml"), "--with", "panda"]
+    answer = sandbox(*told, env=environment(XDG_CACHE_HOME=str(tmp_path / "cache-home")))
+    assert answer.returncode == BuildFailed.exit_status
+    assert answer.stdout == ""
+    assert (
+        "build_failed: the package index knows no package named panda\n  what to do: did you mean pandas?"
+        in answer.stderr
+    )
+    assert "Traceback" not in answer.stderr
+    answer = sandbox(*told, "--json", env=environment(XDG_CACHE_HOME=str(tmp_path / "cache-home")))
+    error = json.loads(answer.stdout)["error"]
+    assert error["code"] == "build_failed"
+    assert "panda was not found" in json.dumps(error)

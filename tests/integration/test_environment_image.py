@@ -1,0 +1,198 @@
+"""Images made from installed trees, in Podman: added, used, sent to a registry, and gone when the maker is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from sandbox import places
+from sandbox.engine import Engine, ImageRecord
+from sandbox.environment_image import BaseImage, WrittenImage, add, check, write_image, write_layer
+from sandbox.errors import BuildFailed, ImageUnavailable
+from sandbox.host import probe
+from sandbox.image import REPOSITORY
+from sandbox.podman_engine import PodmanEngine
+from sandbox.tree import Kind, encode_header
+from tests.command import sandbox
+from tests.integration.registry import Registry
+
+pytestmark = pytest.mark.podman
+BASE = f"{REPOSITORY}:latest"
+LABELS = {"podman-sandbox-runner.lock": "sha256:0"}
+ENTRIES = [
+    (Kind.FILE, "greeting/__init__.py", b"from greeting.words import WORD\n"),
+    (Kind.LINK, "greeting/words.py", b"../greeting.libs/words.py"),
+    (Kind.FILE, "greeting.libs/words.py", b"WORD = 'hello'\n"),
+    (Kind.EXECUTABLE, "bin/greet", b"#!/bin/sh\necho hello\n"),
+]
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    runtime_dir = places.runtime_dir()
+    engine = PodmanEngine(probe(runtime_dir).engine, runtime_dir=runtime_dir)
+    yield engine
+    engine.close()
+
+
+def written(engine: Engine, place: Path, more: bytes = b"") -> WrittenImage:
+    """Write an image that no test had before, with `more` in one file."""
+    records = [*ENTRIES, (Kind.FILE, "more", uuid.uuid4().hex.encode() + more)]
+    stream = place / "greeting.tree"
+    stream.write_bytes(
+        b"".join(encode_header(kind, path, len(body)) + body for kind, path, body in records)
+        + encode_header(Kind.END, "", 0)
+    )
+    base = engine.image(BASE)
+    directory = place / "image"
+    directory.mkdir()
+    return write_image(
+        directory, BaseImage(diff_ids=base.layers, architecture=base.architecture),
+        write_layer([("greeting", stream)], place / "layer.tar"),
+        labels=LABELS, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def image(engine: Engine, tmp_path: Path) -> WrittenImage:
+    return written(engine, tmp_path)
+
+
+@pytest.fixture
+def added(engine: Engine, image: WrittenImage) -> Iterator[ImageRecord]:
+    record = add(engine, image, f"localhost/environment-test:{uuid.uuid4().hex[:8]}")
+    yield record
+    engine.remove_image(record.id)
+
+
+def test_a_program_uses_the_libraries_of_the_image(added: ImageRecord, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, subprocess, sys\n"
+        "sys.path.append('/opt/environment')\n"
+        "import greeting\n"
+        "top = os.stat('/opt/environment')\n"
+        "said = subprocess.run(['/opt/environment/bin/greet'], capture_output=True, text=True).stdout\n"
+        "result = [greeting.WORD, said, top.st_uid, oct(top.st_mode), os.stat('/opt/environment/more').st_mtime]\n"
+    )
+    answer = sandbox("run", script, "--image", added.names[0], "--json")
+    found = json.loads(answer.stdout)
+    assert found["result"] == ["hello", "hello\n", 0, "0o40755", 1_577_836_800], answer.stdout + answer.stderr
+
+
+def test_podman_shows_no_command_no_annotation_and_no_variable_but_path(added: ImageRecord) -> None:
+    shown = subprocess.run(
+        ["podman", "image", "inspect", added.id], check=True, capture_output=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+    [found] = json.loads(shown.stdout)
+    assert found["Config"] == {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "Labels": LABELS}
+    assert found["Annotations"] == {}
+    assert [step["created_by"] for step in found["History"]] == ["base image", "COPY libraries /opt/environment"]
+    assert found["ManifestType"] == "application/vnd.docker.distribution.manifest.v2+json"
+
+
+def test_adding_an_image_again_gives_it_one_more_name(engine: Engine, image: WrittenImage, added: ImageRecord) -> None:
+    again = add(engine, image, "localhost/environment-test:again")
+    assert again.id == added.id
+    assert set(again.names) == {*added.names, "localhost/environment-test:again"}
+
+
+def test_an_image_that_differs_from_what_was_written_is_removed(engine: Engine, image: WrittenImage) -> None:
+    configuration = image.directory / image.id
+    changed = configuration.read_bytes().replace(b'"PATH=', b'"LD_PRELOAD=/x", "PATH=')
+    replace_configuration(image, configuration, changed)
+    with pytest.raises(BuildFailed, match="its id, environment variables differ"):
+        add(engine, image, "localhost/environment-test:differs")
+    with pytest.raises(ImageUnavailable):
+        engine.image("localhost/environment-test:differs")
+
+
+def replace_configuration(image: WrittenImage, blob: Path, content: bytes) -> None:
+    """Put other content in the place of a written image's configuration, as one who could write there would."""
+    name = hashlib.sha256(content).hexdigest()
+    (image.directory / name).write_bytes(content)
+    manifest = json.loads((image.directory / "manifest.json").read_text())
+    manifest["config"] = {**manifest["config"], "digest": f"sha256:{name}", "size": len(content)}
+    (image.directory / "manifest.json").write_text(json.dumps(manifest))
+    blob.unlink()
+
+
+def test_an_image_survives_the_way_to_a_registry_and_back(
+    engine: Engine, registry: Registry, image: WrittenImage, added: ImageRecord, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SSL_CERT_FILE", str(registry.bundle))
+    destination = f"{registry.address}/team/environment:1"
+    digest = engine.push(added.names[0], destination, work_dir=tmp_path)
+    assert digest.startswith("sha256:")
+    engine.remove_image(added.id)
+    with pytest.raises(ImageUnavailable):
+        engine.image(added.id)
+    subprocess.run(
+        ["podman", "pull", "--quiet", f"{registry.address}/team/environment@{digest}"],
+        check=True, capture_output=True, timeout=120, env=registry.environment, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    check(engine.image(added.id), image)
+
+
+def test_a_registry_that_nobody_vouches_for_gets_no_image(
+    engine: Engine, registry: Registry, added: ImageRecord, tmp_path: Path
+) -> None:
+    with pytest.raises(ImageUnavailable, match="certificate"):
+        engine.push(added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path)
+    # The control: only the certificate was missing.
+    assert engine.push(
+        added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path, tls_verify=False
+    ).startswith("sha256:")
+
+
+ADDING = """
+import sys
+from pathlib import Path
+from sandbox.host import probe
+from sandbox.places import runtime_dir
+from sandbox.podman_engine import PodmanEngine
+engine = PodmanEngine(probe(runtime_dir()).engine, runtime_dir=runtime_dir())
+engine.add_image(Path(sys.argv[1]), "localhost/environment-test:killed")
+"""
+
+
+def processes_about(path: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(path).encode() in (entry / "cmdline").read_bytes() and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_nothing_of_an_image_is_left_when_its_maker_is_killed(engine: Engine, tmp_path: Path) -> None:
+    image = written(engine, tmp_path, more=os.urandom(1 << 20) * 160)
+    with subprocess.Popen([sys.executable, "-c", ADDING, str(image.directory)], cwd=Path.cwd()) as maker:
+        deadline = time.monotonic() + 60
+        while not any(path.name.startswith("storage") for path in image.directory.iterdir()):
+            assert maker.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline, "Podman did not begin"
+            time.sleep(0.005)
+        maker.send_signal(signal.SIGKILL)
+    while left := processes_about(image.directory):
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+    for name in (image.id, "localhost/environment-test:killed"):
+        with pytest.raises(ImageUnavailable):
+            engine.image(name)
+    record = add(engine, image, "localhost/environment-test:killed")  # nothing stands in its way
+    engine.remove_image(record.id)

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox.errors import InvalidRequest
+from sandbox.requirements import (
+    MAX_REQUIREMENTS,
+    parse_libraries,
+    parse_pyproject,
+    parse_requirements_txt,
+    parse_script,
+)
+
+A, B = "a" * 64, "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("field", "requirements"),
+    [
+        ("", ()),
+        ("  \n# only a comment\n,\n", ()),
+        ("pandas", ("pandas",)),
+        ("pandas>=1.3.0,<2.0.0", ("pandas<2.0.0,>=1.3.0",)),
+        ("requests, numpy", ("numpy", "requests")),
+        ("pandas>=1.3,<2, numpy", ("numpy", "pandas<2,>=1.3")),
+        ("pandas >= 1.3 , < 2 ,numpy~=2.0,", ("numpy~=2.0", "pandas<2,>=1.3")),
+        ("pandas>=1.3.0\r\nnumpy\r\n", ("numpy", "pandas>=1.3.0")),
+        ("uvicorn[standard, Extra_B]>=0.20, httpx", ("httpx", "uvicorn[extra-b,standard]>=0.20")),
+        ("pandas (>=1.3,<2), numpy", ("numpy", "pandas<2,>=1.3")),
+        ('tomli; python_version < "3.11", numpy', ("numpy", 'tomli; python_version < "3.11"')),
+        ('x; platform_machine in "a,b", y', ('x; platform_machine in "a,b"', "y")),
+        ("Scikit_Learn  # the classifier\nPyYAML!=5.4", ("pyyaml!=5.4", "scikit-learn")),
+        ("pandas\nPandas\nPANDAS", ("pandas",)),
+        ("pandas<2\npandas>=1", ("pandas<2", "pandas>=1")),
+        ("torch==2.1.0+cpu", ("torch==2.1.0+cpu",)),
+    ],
+)
+def test_a_field_is_read_as_people_write_it(field: str, requirements: tuple[str, ...]) -> None:
+    assert parse_libraries(field) == requirements
+
+
+def test_the_canonical_form_stays_as_it_is() -> None:
+    once = parse_libraries('pandas>=1.3,<2, uvicorn[standard], tomli; python_version < "3.11"')
+    assert parse_libraries("\n".join(once)) == once
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ("scikit learn", "scikit-learn"),
+        ("pandas=1.5", "pandas==1.5"),
+        ("pandas 1.5", "pandas==1.5"),
+        ("pandas@1.5", "pandas==1.5"),
+        ("pandas^1.5", "pandas~=1.5"),
+        ("pandas=>1.5", "pandas>=1.5"),
+        ("pandas>1 <2", "pandas>1,<2"),
+        ("pandas, >=1.3", "pandas>=1.3"),
+        ("pip install pandas", "pandas"),
+        ("import pandas as pd", "pandas"),
+        ("'pandas'", "pandas"),
+        ("pandas==1.5;", "pandas==1.5"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(entry: str, meant: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"libraries, line 2: .*is not a requirement") as caught:
+        parse_libraries(f"numpy\n{entry}")
+    assert f"did you mean {meant}?" in caught.value.hint
+    assert parse_libraries(meant)
+
+
+def test_two_names_in_one_entry_are_told_how_to_be_two() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_libraries("requests numpy")
+    assert "requests, numpy" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "evil @ https://example.org/evil-1.0-py3-none-any.whl", "https://example.org/evil.whl", "./evil", "../evil", ".",
+        "/tmp/evil", "~/evil", "evil-1.0-py3-none-any.whl", "evil-1.0.tar.gz", "git+https://example.org/evil.git",
+        "git+ssh://git@example.org/evil", "evil @ git+https://example.org/evil", "evil @ file:///tmp/evil",
+        "evil@https://example.org/evil.zip",
+    ],
+)  # fmt: skip
+def test_what_would_go_around_the_index_is_refused(entry: str) -> None:
+    for parse in (parse_libraries, parse_requirements_txt):
+        with pytest.raises(InvalidRequest, match="is an address or a path") as caught:
+            parse(entry)
+        assert "index" in caught.value.hint
+
+
+@pytest.mark.parametrize("entry", ["x @ https://user:s3cret@example.org/x.whl", "https://user:s3cret@example.org/x"])
+def test_a_password_in_an_address_is_not_repeated(entry: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_libraries(entry)
+    assert "example.org" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["<2", "pandas>=", "pandas>=1.x.y", "pandas; bogus", "[extra]", "-", "pandas[", "a;b", "p\u0430ndas", "pandas\u202e", "a==1=="],
+)  # fmt: skip
+def test_what_is_no_requirement_is_refused_in_words(entry: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_libraries(entry)
+    assert caught.value.hint
+    assert "\u202e" not in str(caught.value)
+
+
+@pytest.mark.parametrize("char", ["\0", "\x1b", "\x07", "\x85", "\u2028", "\x7f", "\x0b"])
+def test_control_characters_are_refused(char: str) -> None:
+    for parse in (parse_libraries, parse_requirements_txt, parse_pyproject):
+        with pytest.raises(InvalidRequest, match="line 2: has the control character") as caught:
+            parse(f"numpy\npandas{char}")
+        assert char not in str(caught.value)
+
+
+def test_size_and_number_are_bounded() -> None:
+    many = "\n".join(f"library-{number}" for number in range(MAX_REQUIREMENTS))
+    assert len(parse_libraries(many)) == MAX_REQUIREMENTS
+    for text, reason in ((f"{many}\none-more", "more than 200"), ("x" * 201, "200 characters"), ("#" * 300_000, "KiB")):
+        with pytest.raises(InvalidRequest, match=reason):
+            parse_libraries(text)
+
+
+@given(st.text(alphabet=" \n\t,;#\\-@[]()<>=!~'\"/.:+abz019", max_size=200))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for parse in (parse_libraries, parse_requirements_txt, parse_script):
+        try:
+            found = parse(text)
+        except InvalidRequest:
+            continue
+        assert found is None or parse_requirements_txt("\n".join(found)) == found
+
+
+def test_a_requirements_file_is_read_as_pip_reads_it() -> None:
+    text = (
+        "\ufeff# what we need\n\npandas>=1.3,<2  # frames\r\n"
+        f"numpy==1.26.4 \\\n    --hash=sha256:{B} \\\n    --hash=sha256:{A.upper()}\n"
+        'tomli==2.0.1 ; python_version < "3.11"\nuvicorn[standard]\n'
+    )
+    assert parse_requirements_txt(text) == (
+        f"numpy==1.26.4 --hash=sha256:{A} --hash=sha256:{B}",
+        "pandas<2,>=1.3",
+        'tomli==2.0.1; python_version < "3.11"',
+        "uvicorn[standard]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("-r other.txt", "lines of that file"),
+        ("-rother.txt", "lines of that file"),
+        ("--requirement=other.txt", "lines of that file"),
+        ("-c limits.txt", "behind its library"),
+        ("-e .", "into the script"),
+        ("--index-url https://example.org/simple", "configured"),
+        ("-i https://example.org/simple", "configured"),
+        ("--extra-index-url=https://example.org/simple", "configured"),
+        ("-f ./wheels", "configured"),
+        ("--trusted-host example.org", "configured"),
+        ("--no-binary :all:", "allow_sdists"),
+        ("--pre", "version"),
+        ("--install-option=--prefix=/", "remove it"),
+        ("pandas --index-url=https://example.org/simple", "configured"),
+        ("pandas --global-option=x", "remove it"),
+        ("pandas --hash=md5:0123", "sha256"),
+        (f"pandas --hash=sha256:{A}0", "sha256"),
+    ],
+)
+def test_options_of_a_requirements_file_are_refused_with_what_to_do(line: str, hint: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^needs\.txt:3: the option") as caught:
+        parse_requirements_txt(f"numpy\n\n{line}\n", name="needs.txt")
+    assert hint in caught.value.hint
+
+
+def test_a_continued_line_is_named_by_where_it_begins() -> None:
+    with pytest.raises(InvalidRequest, match=r"requirements\.txt:2: "):
+        parse_requirements_txt("numpy\npandas \\\n  => 1.3\n")
+
+
+def test_a_project_lists_its_dependencies() -> None:
+    text = '[project]\nname = "x"\nrequires-python = ">=3.9"\ndependencies = [\n  "Pandas>=1.3",\n  "numpy",\n]\n'
+    assert parse_pyproject(text, python="3.11") == ("numpy", "pandas>=1.3")
+    assert parse_pyproject('[project]\nname = "x"\n') == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has no table"),
+        ('[tool.poetry]\nname = "x"\n', "has no table"),
+        ('[project]\ndynamic = ["dependencies"]\n', "dynamic"),
+        ('[project]\nname = "x"\ndependencies = "numpy"\n', r"pyproject\.toml:3: .*not a list"),
+        ('[project]\ndependencies = [\n "numpy",\n "pandas=1"]\n', r"pyproject\.toml:4: 'pandas=1' is not"),
+        ('[project]\ndependencies = ["x @ file:///tmp/x"]\n', r"pyproject\.toml:2: .*address or a path"),
+        ("[project]\nname = \n", r"pyproject\.toml:2: this is not valid TOML"),
+        ('[project]\nrequires-python = "three"\n', r"pyproject\.toml:2: requires-python is not"),
+        ('[project]\nrequires-python = ">=3.12"\n', r"needs Python >=3\.12, and the image has Python 3\.11"),
+        ("x = " + "[" * 1900 + "\n", "nested too deeply"),
+        ("a" + ".a" * 5000 + " = 1\n", "2000 characters"),
+        ("[a" + ".a" * 500 + "]\n", "200 characters"),
+    ],
+)
+def test_a_project_that_does_not_say_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        parse_pyproject(text, python="3.11")
+
+
+SCRIPT = """#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11.2"
+# dependencies = [
+#   "pandas>=1.3,<2",
+#
+#   "numpy",  # arrays
+# ]
+# ///
+result = payload
+"""
+
+
+def test_a_script_lists_its_libraries_in_its_header() -> None:
+    assert parse_script(SCRIPT, python="3.11") == ("numpy", "pandas<2,>=1.3")
+    assert parse_script(SCRIPT.replace("\n", "\r\n")) == ("numpy", "pandas<2,>=1.3")
+    assert parse_script("# /// script\n# /// \n") == ()
+
+
+@pytest.mark.parametrize("code", ["", "result = 1", "# script\n", "# /// other\n# x = 1\n# ///\n", "  # /// script\n"])
+def test_a_script_without_a_header_says_nothing(code: str) -> None:
+    assert parse_script(code) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("# ///\n", "", "script:2: .* has no end"),
+        ("#\n", "\n", "script:2: .* has no end"),
+        ('"numpy",', '"numpy', "script:7: this is not valid TOML"),
+        ('"numpy"', '"numpy=1"', "script:7: 'numpy=1' is not a requirement"),
+        (">=3.11.2", ">=3.12", "script:3: it needs Python >=3.12"),
+        (">=3.11.2", "<3.11", "script:3: it needs Python <3.11"),
+        ("result = payload\n", "# /// script\n# ///\n", "script:10: this is the second header"),
+    ],
+)
+def test_a_malformed_header_is_refused_with_its_line(old: str, new: str, reason: str) -> None:
+    assert old in SCRIPT
+    with pytest.raises(InvalidRequest, match=reason):
+        parse_script(SCRIPT.replace(old, new, 1), python="3.11")
