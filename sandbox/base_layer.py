@@ -161,7 +161,7 @@ def write_layer(packages: Path, target: Path) -> Layer:
                 layer.addfile(info, io.BytesIO(content))
     return Layer(
         path=target,
-        sha256=_sha256(target),
+        sha256=sha256_of(target),
         size_bytes=target.stat().st_size,
         packages_sha256=hashlib.sha256("\n".join(plan.packages).encode()).hexdigest(),
     )
@@ -217,7 +217,8 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content.read() if content is not None else b""
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as content:
         while block := content.read(1 << 20):

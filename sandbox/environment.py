@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sandbox import environment_image
-from sandbox.base_layer import epoch
+from sandbox.base_layer import epoch, sha256_of
 from sandbox.build_directory import workplace
 from sandbox.engine import Engine, ImageRecord
 from sandbox.environment_identity import (
@@ -357,12 +356,3 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileNotFoundError:
         raise BuildFailed(f"{target.name} was removed from the cache meanwhile", hint="try again") from None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox.errors import NotEnforceable
 from sandbox.kernel import NAMESPACES, CgroupLimits, Mount, ProcessFacts
-from sandbox.spec import JOB_DIR, LIB_DIR, ContainerSpec
+from sandbox.spec import EGRESS_DIR, JOB_DIR, LIB_DIR, ContainerSpec
 from sandbox.verify import Observed, compare
-from tests.unit.factory import container_spec, old_host
+from tests.unit.factory import PLACE, container_spec, old_host
 
 
 def mount(point: str, options: str, kind: str = "tmpfs", *, root: str = "/", super_options: str = "rw") -> Mount:
@@ -250,3 +252,19 @@ def test_a_wider_affinity_is_refused() -> None:
     with pytest.raises(NotEnforceable) as caught:
         compare(spec, with_status(faithful(spec), Cpus_allowed_list="0-3"))
     assert caught.value.facts["controls"] == ["cpus"]
+
+
+def test_a_way_out_is_one_mounted_socket_and_is_named_in_the_evidence() -> None:
+    decided = container_spec(place=replace(PLACE, egress_dir=Path("/run/out")))
+    seen = faithful(decided)
+    limit = f"{decided.processes + decided.own_processes} {decided.processes + decided.own_processes}"
+    process = replace(seen.process, limits={**seen.process.limits, "Max processes": limit})
+    with pytest.raises(NotEnforceable, match="egress: wanted no way out but the proxy's socket") as missing:
+        compare(decided, replace(seen, process=process))
+    assert {"egress", "mounts"} <= set(missing.value.facts["controls"])
+    mounted = replace(process, mounts=(*process.mounts, mount(EGRESS_DIR, "ro,nosuid,nodev,noexec", "tmpfs")))
+    rows = {row.control: row for row in compare(decided, replace(seen, process=mounted))}
+    assert rows["egress"].evidence == f"its socket is mounted at {EGRESS_DIR}"
+    assert rows["no network"].status == "proven", "the sandbox itself still has loopback alone"
+    without = container_spec()
+    assert "egress" not in {row.control for row in compare(without, faithful(without))}
