@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -251,6 +252,14 @@ class Sandbox:
             await ended
         finally:
             loop.remove_reader(self._pidfd)
+
+    def alive(self) -> bool:
+        """Tell whether process 1 still lives: a pidfd becomes readable when its process ends."""
+        if self._pidfd < 0 or self._disposed:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def keep_events(self) -> None:
         """Keep what the cgroup has counted so far: systemd removes it with its last process, and the reason with it."""

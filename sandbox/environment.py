@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from sandbox import environment_image
@@ -37,17 +38,20 @@ from sandbox.environment_identity import (
 from sandbox.environment_sharing import LOCK_FILE, lock_tree, unpack
 from sandbox.environment_store import PruneLimits, Record, Store, prunable
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound
-from sandbox.index import discover_file_hosts, read_index
+from sandbox.index import Index, discover_file_hosts, read_index
 from sandbox.installation import Execute, Ground, Installer
 from sandbox.lock import Lock, LockedPackage
 from sandbox.places import private_directory
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.received import Fetched, PackageTree
+from sandbox.remembered import Remembered
 from sandbox.wheel_cache import FileCache, Incoming
 
 # An index may serve packages from several hosts; it is asked about so many of those requested.
 MAX_ASKED = 6
+# Fetching comes seconds after resolving.
+FILE_HOSTS_S = 60.0
 
 
 class Environments:
@@ -59,6 +63,7 @@ class Environments:
         self._builds = cache_dir / "builds"
         self._wheels = FileCache(cache_dir / "wheels", ".whl")
         self._trees = FileCache(cache_dir / "trees", ".tree")
+        self._file_hosts: Remembered[tuple[Index, str], tuple[str, ...]] = Remembered(FILE_HOSTS_S)
         self.store = Store(data_dir)
 
     # ---- the path
@@ -130,7 +135,10 @@ class Environments:
         """Return an installer that may reach the index, and the hosts from which it serves the first of these packages."""
         index = read_index(os.environ, Path.home())
         names = dict.fromkeys(package_of(requirement) for requirement in requirements)
-        asked = [asyncio.to_thread(discover_file_hosts, index, name) for name in list(names)[:MAX_ASKED]]
+        asked = [
+            self._file_hosts.get((index, name), partial(asyncio.to_thread, discover_file_hosts, index, name))
+            for name in list(names)[:MAX_ASKED]
+        ]
         hosts = tuple(dict.fromkeys(host for found in await asyncio.gather(*asked) for host in found))
         ground = Ground(
             base_name=wanted.base_name, base=wanted.base, policy=wanted.policy, seccomp=wanted.seccomp, index=index, file_hosts=hosts
@@ -203,18 +211,18 @@ class Environments:
         carried = work / "lock.tree"
         carried.write_bytes(lock_tree(lock))
         # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
-        layer = environment_image.write_layer([*trees, (f"~{LOCK_FILE}", carried)], work / "layer.tar")
-        return self._keep(wanted, lock, self._written(identity, wanted, lock, layer, work), layer)
+        ours = environment_image.write_layers([*trees, (f"~{LOCK_FILE}", carried)], work)
+        return self._keep(wanted, lock, self._written(identity, wanted, lock, ours, work), ours)
 
     def _written(
-        self, identity: str, wanted: Wanted, lock: Lock, layer: environment_image.Layer, work: Path
+        self, identity: str, wanted: Wanted, lock: Lock, ours: environment_image.Layers, work: Path
     ) -> environment_image.WrittenImage:
-        """Write the image of a layer; the same inputs give the same bytes on every machine."""
+        """Write the image of these layers; the same inputs give the same bytes on every machine."""
         record = self._engine.image(wanted.base.id)
         return environment_image.write_image(
             private_directory(work / "image"),
             environment_image.BaseImage(diff_ids=record.layers, architecture=record.architecture),
-            layer,
+            ours.layers,
             labels={
                 LABEL_ENVIRONMENT: identity,
                 LABEL_BASE: wanted.base.digest,
@@ -225,7 +233,7 @@ class Environments:
         )
 
     def _keep(
-        self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage, layer: environment_image.Layer
+        self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage, ours: environment_image.Layers
     ) -> Environment:
         """Have Podman add the image, and record the environment."""
         identity = written.labels[LABEL_ENVIRONMENT]
@@ -237,7 +245,7 @@ class Environments:
             Record(
                 id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
                 build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
-                requirements=lock.requirements, size_bytes=layer.size_bytes, created=now, last_used=now,
+                requirements=lock.requirements, size_bytes=ours.size_bytes, created=now, last_used=now,
             )
         )  # fmt: skip
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
@@ -273,15 +281,15 @@ class Environments:
                 hint=f"it says base {parcel.labels.get(LABEL_BASE, '?')[:80]}, build policy {parcel.labels.get(LABEL_BUILD, '?')[:80]}; "
                 f"here: {wanted.base.digest}, {wanted.policy.build_hash} (--image and --policy choose others)",
             )
-        layer = environment_image.write_layer([("pulled", tree)], work / "layer.tar")
-        written = self._written(identity, wanted, lock, layer, work)
+        ours = environment_image.write_layers([("pulled", tree)], work)
+        written = self._written(identity, wanted, lock, ours, work)
         found = self._find(identity, wanted, lock)
         known = found.image.id.removeprefix("sha256:") if found else written.id
         if (parcel.id.removeprefix("sha256:"), parcel.layers) != (written.id, written.layers) or written.id != known:
             raise BuildFailed(
                 "the image is not what a build would have composed of its files", hint="don't use it; ask who pushed it"
             )
-        return found or self._keep(wanted, lock, written, layer)
+        return found or self._keep(wanted, lock, written, ours)
 
     # ---- looking and removing
 

@@ -1,8 +1,11 @@
-"""From installed trees to an image: the base image's layers and one layer of our own making, nothing else.
+"""From installed trees to an image: the base image's layers and a few of our own making, nothing else.
 
-It equals `FROM` and `COPY`, without a builder: no archive from a sandbox is extracted or handed on, the layer is
+It equals `FROM` and some `COPY`, without a builder: no archive from a sandbox is extracted or handed on, the layers are
 written here from trees that `sandbox.tree` has checked, and Podman is given a `dir:` layout that names the base's
 layers by their diff ids instead of holding them. The same trees on the same base give the same image id.
+
+Large directories have layers of their own, largest first: environments that differ in something small share them, on
+the disk and in the time that Podman takes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import mmap
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +27,10 @@ from sandbox.tree import Kind, TreeDecoder, TreeLimits, TreeRefused
 
 PREFIX = "opt/environment"
 BUFFER_BYTES = 1 << 20
+# What is smaller shares the last layer. Each layer is a directory that the kernel looks through for every path.
+OWN_LAYER_BYTES = 8 << 20
+MAX_LAYERS = 12
+WRITERS = 2
 NOTHING = memoryview(b"")
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -47,7 +55,19 @@ class Layer:
     path: Path
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """The layers of one environment, lowest first."""
+
+    layers: tuple[Layer, ...]
     conflicts: tuple[Conflict, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Return what all of them take on disk."""
+        return sum(layer.size_bytes for layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,48 +114,72 @@ class _Listing:
         self.entries[self._path] = _Entry(self.entries[self._path].kind, self._package, chunk)
 
 
-def write_layer(trees: Sequence[tuple[str, Path]], target: Path, *, prefix: str = PREFIX) -> Layer:
-    """Write the layer that has the `trees`, each a package's name and its stored stream, below `prefix` to `target`.
+def write_layers(trees: Sequence[tuple[str, Path]], directory: Path, *, prefix: str = PREFIX) -> Layers:
+    """Write the layers that have the `trees`, each a package's name and its stored stream, below `prefix` to `directory`.
 
-    Where two packages have the same path with different content, the alphabetically later one is in the layer.
+    Where two packages have the same path with different content, the alphabetically later one is in the layers.
     Raises `TreeRefused` for a stream that is damaged, or when one package has a directory where another has a file
-    or a link; `BuildFailed` when it can't be written. No file is left then.
+    or a link; `BuildFailed` when they can't be written. No file is left then.
     """
     entries: dict[str, _Entry] = {}
     conflicts: list[Conflict] = []
     for package, path in sorted(trees):
         conflicts += _merge(entries, _listed(package, path))
+    # Hashing and writing leave Python's lock alone.
+    with ThreadPoolExecutor(WRITERS) as pool:
+        written = [
+            pool.submit(_write_layer, paths, entries, directory / f"layer-{number}.tar", prefix)
+            for number, paths in enumerate(divided(entries))
+        ]
+    try:
+        return Layers(layers=tuple(one.result() for one in written), conflicts=tuple(conflicts))
+    except OSError as error:
+        for number in range(len(written)):
+            (directory / f"layer-{number}.tar").unlink(missing_ok=True)
+        raise BuildFailed(
+            f"the image's layers can't be written to {directory}: {error.strerror}",
+            hint=f"free some space below {directory.parent}",
+        ) from None
+
+
+def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:
+    """Return the paths of each layer, lowest first, by nothing but what is in the tree: what was pulled is divided again."""
+    sizes: dict[str, int] = {}
+    for path, entry in entries.items():
+        top = path.partition("/")[0]
+        sizes[top] = sizes.get(top, 0) + len(entry.body)
+    large = sorted((-size, top) for top, size in sizes.items() if size >= OWN_LAYER_BYTES)[: MAX_LAYERS - 1]
+    number = {top: place for place, (_, top) in enumerate(large)}
+    layers: list[list[str]] = [[] for _ in range(len(large) + 1)]
+    for path in sorted(entries):
+        layers[number.get(path.partition("/")[0], -1)].append(path)
+    return layers
+
+
+def _write_layer(paths: Sequence[str], entries: Mapping[str, _Entry], target: Path, prefix: str) -> Layer:
     above = Path(prefix)
     directories = [str(path) for path in (*reversed(above.parents[:-1]), above)]
     digest = hashlib.sha256()
-    try:
-        with target.open("wb", buffering=BUFFER_BYTES) as file:
-            for piece in _pieces(directories, prefix, entries):
-                digest.update(piece)
-                file.write(piece)
-        size_bytes = target.stat().st_size
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise BuildFailed(
-            f"the image's layer can't be written to {target}: {error.strerror}",
-            hint=f"free some space below {target.parent}",
-        ) from None
-    return Layer(path=target, sha256=digest.hexdigest(), size_bytes=size_bytes, conflicts=tuple(conflicts))
+    with target.open("wb", buffering=BUFFER_BYTES) as file:
+        for piece in _pieces(directories, prefix, paths, entries):
+            digest.update(piece)
+            file.write(piece)
+    return Layer(path=target, sha256=digest.hexdigest(), size_bytes=target.stat().st_size)
 
 
 def write_image(
-    directory: Path, base: BaseImage, layer: Layer, *, labels: Mapping[str, str], created: datetime
+    directory: Path, base: BaseImage, ours: Sequence[Layer], *, labels: Mapping[str, str], created: datetime
 ) -> WrittenImage:
-    """Write a `dir:` layout of the image that is `base` with `layer` on top to `directory`, which must exist.
+    """Write a `dir:` layout of the image that is `base` with `ours` on top to `directory`, which must exist.
 
-    The layer's file moves there (same file system). The base's layers are named, not included: Podman finds them in its
+    The layers' files move there (same file system). The base's layers are named, not included: Podman finds them in its
     storage by their diff ids, which stand where digests of blobs usually do. It looks at no size before.
     Raises `BuildFailed` when it can't be written.
     """
-    layers = (*base.diff_ids, f"sha256:{layer.sha256}")
+    layers = (*base.diff_ids, *(f"sha256:{layer.sha256}" for layer in ours))
     config = _encoded(_config(base, layers, labels, created.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")))
     config_sha256 = hashlib.sha256(config).hexdigest()
-    sizes = [*(0 for _ in base.diff_ids), layer.size_bytes]
+    sizes = [*(0 for _ in base.diff_ids), *(layer.size_bytes for layer in ours)]
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
@@ -146,7 +190,8 @@ def write_image(
         ],
     }
     try:
-        layer.path.replace(directory / layer.sha256)
+        for layer in ours:
+            layer.path.replace(directory / layer.sha256)
         (directory / config_sha256).write_bytes(config)
         (directory / "manifest.json").write_bytes(_encoded(manifest))
         (directory / "version").write_text("Directory Transport Version: 1.1\n")
@@ -231,11 +276,13 @@ def _equal(one: memoryview, other: memoryview) -> bool:
     return len(one) == len(other) and hashlib.sha256(one).digest() == hashlib.sha256(other).digest()
 
 
-def _pieces(directories: Sequence[str], prefix: str, entries: Mapping[str, _Entry]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of the layer's tar, in the order of the paths: the same entries give the same bytes."""
+def _pieces(
+    directories: Sequence[str], prefix: str, paths: Sequence[str], entries: Mapping[str, _Entry]
+) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a layer's tar, in the order of the paths: the same entries give the same bytes."""
     for path in directories:
         yield _header(path, Kind.DIRECTORY, NOTHING)
-    for path in sorted(entries):
+    for path in paths:
         entry = entries[path]
         yield _header(f"{prefix}/{path}", entry.kind, entry.body)
         if entry.kind in (Kind.FILE, Kind.EXECUTABLE):
@@ -257,7 +304,8 @@ def _header(path: str, kind: Kind, body: memoryview) -> bytes:
 
 
 def _config(base: BaseImage, layers: Sequence[str], labels: Mapping[str, str], created: str) -> dict[str, object]:
-    steps = [*("base image" for _ in base.diff_ids), f"COPY libraries /{PREFIX}"]
+    ours = len(layers) - len(base.diff_ids)
+    steps = ["base image"] * len(base.diff_ids) + [f"COPY libraries /{PREFIX}"] * ours
     return {
         "architecture": base.architecture,
         "config": {"Env": [PATH_VARIABLE], "Labels": dict(labels)},

@@ -1,4 +1,4 @@
-"""One prepared run in one sandbox: workspace, specification, verified container, program, outcome, receipt.
+"""One prepared run in one sandbox: program, output, outcome, receipt.
 
 `Runner` decides what is run, in which image and under which policy; here it happens. Installing libraries is such a
 run, too.
@@ -7,33 +7,24 @@ run, too.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sandbox import spec, workspace
+from sandbox import spec
 from sandbox.container import Sandbox
-from sandbox.engine import Engine
 from sandbox.errors import Internal
 from sandbox.host import HostFacts
-from sandbox.image import AdmittedImage
-from sandbox.library import harness_directory, seccomp_file
 from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunRequest, RunResult
 from sandbox.oom import killed_for_memory
 from sandbox.outcome import Evidence, decide
 from sandbox.policy_model import Policy
-from sandbox.seccomp import SeccompProfile
+from sandbox.ready import Egress, ReadySandbox, Setting, Source
 from sandbox.watchdog import Watchdog
 from sandbox.wire import CANCEL, Collector, FileSink, Limits, ProtocolViolation, job_frames
-
-if TYPE_CHECKING:
-    from sandbox.egress.proxy import EgressCaps, EgressProxy
-    from sandbox.egress.rules import Allowlist
 
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.4
@@ -43,68 +34,43 @@ OnOutput = Callable[[str, bytes], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a runner keeps things: runtime files, cache, what is worth keeping, and the policy search path."""
-
-    runtime_dir: Path
-    cache_dir: Path
-    data_dir: Path
-    policy_dirs: Sequence[Path]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Egress:
-    """A way out of a sandbox: what is allowed, how much, and who is told of every byte.
-
-    `certificates` is the host's bundle of certificate authorities, which the sandbox is shown.
-    """
-
-    allow: Allowlist
-    caps: EgressCaps
-    certificates: Path | None = None
-    on_bytes: Callable[[int], None] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything that was decided of one run.
 
-    `image` is the name that was asked for, `admitted` what it stands for; `binds` are what the sandbox sees besides
-    its own; `env` are variables of ours for the program; `open_file` takes saved files as they come.
+    `image` is the name that was asked for, which `setting.admitted` stands for; `env` are variables of ours for the
+    program; `open_file` takes saved files as they come. `began` is when the request came (monotonic), `queued_s` and
+    `environment_s` what of the time since then was spent waiting for a turn, and on the libraries.
     """
 
     request: RunRequest
     run_id: str
-    policy: Policy
-    seccomp: SeccompProfile
+    setting: Setting
     image: str
-    admitted: AdmittedImage
-    binds: tuple[spec.Bind, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
-    egress: Egress | None = None
     environment: str | None = None
     lock_hash: str | None = None
     on_output: OnOutput | None = None
     open_file: Callable[[str, int], FileSink] | None = None
+    began: float = field(default_factory=time.monotonic)
+    queued_s: float = 0.0
+    environment_s: float = 0.0
 
 
 class Execution:
     """One run, from a prepared decision to its result; everything is removed on every path."""
 
-    def __init__(
-        self, prepared: Prepared, *, engine: Engine, facts: HostFacts, places: Places, cancel: asyncio.Event
-    ) -> None:
+    def __init__(self, prepared: Prepared, source: Source, *, facts: HostFacts, cancel: asyncio.Event) -> None:
         self.prepared = prepared
-        self.policy = prepared.policy
+        self.policy = prepared.setting.policy
         self.cancel = cancel
         self.collector = collector_for(prepared)
-        self.began = time.monotonic()
         self.started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        self._engine = engine
+        self._source = source
         self._facts = facts
-        self._places = places
-        self._proxy: EgressProxy | None = None
+        self._ready: ReadySandbox
         self._watchdog: Watchdog | None = None
+        self._sandbox_asked = 0.0
+        self._sandbox_got = 0.0
         self._program_began = 0.0
         self._program_ended = 0.0
         self._timed_out = False
@@ -115,47 +81,12 @@ class Execution:
 
     async def run(self, *, on_program: Callable[[], None] = lambda: None) -> RunResult:
         """Run it; `on_program` is called when the sandbox stands and the program is about to get its job."""
-        place = workspace.acquire(self._places.runtime_dir)
-        try:
-            decided = spec.build(
-                self.policy, image_id=self.prepared.admitted.id, python_path=self.prepared.admitted.python_path,
-                facts=self._facts, seccomp=self.prepared.seccomp, place=self._place(place), binds=self._binds(),
-            )  # fmt: skip
-            async with self._way_out(decided), Sandbox(self._engine, decided) as sandbox:
-                on_program()
-                await self._drive(sandbox)
-            return self._result(sandbox, removed=time.monotonic())
-        finally:
-            place.release()
-
-    def _place(self, place: workspace.Workspace) -> spec.Place:
-        cache = self._places.cache_dir
-        return spec.Place(
-            run_id=self.prepared.run_id, uid=place.uid, job_dir=place.job_dir, lib_dir=harness_directory(cache),
-            seccomp_path=seccomp_file(self.prepared.seccomp, cache),
-            egress_dir=place.egress_dir if self.prepared.egress else None,
-        )  # fmt: skip
-
-    def _binds(self) -> tuple[spec.Bind, ...]:
-        certificates = self.prepared.egress.certificates if self.prepared.egress else None
-        if certificates is None:
-            return self.prepared.binds
-        return (*self.prepared.binds, spec.Bind(source=certificates, destination=spec.CERTIFICATES))
-
-    @contextlib.asynccontextmanager
-    async def _way_out(self, decided: spec.ContainerSpec) -> AsyncIterator[None]:
-        """Serve the sandbox's egress proxy while it lives."""
-        egress, directory = self.prepared.egress, decided.place.egress_dir
-        if egress is None or directory is None:
-            yield
-            return
-        from sandbox.egress.proxy import EgressProxy  # late: most runs have no way out
-
-        async with EgressProxy(
-            socket_path=directory / Path(spec.EGRESS_SOCKET).name, peer_uid=decided.host_uid,
-            allow=egress.allow, caps=egress.caps, on_bytes=egress.on_bytes,
-        ) as self._proxy:  # fmt: skip
-            yield
+        self._sandbox_asked = time.monotonic()
+        async with self._source(self.prepared.setting, self.prepared.run_id) as self._ready:
+            self._sandbox_got = time.monotonic()
+            on_program()
+            await self._drive(self._ready.sandbox)
+        return self._result(self._ready.sandbox, removed=time.monotonic())
 
     async def _drive(self, sandbox: Sandbox) -> None:
         """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""
@@ -223,13 +154,14 @@ class Execution:
         """Return the frames that hand the job over. Secrets appear here and nowhere else."""
         request = self.prepared.request
         secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
-        way_out = proxy_variables(self.prepared.egress) if self.prepared.egress else {}
+        egress = self.prepared.setting.egress
+        way_out = proxy_variables(egress) if egress else {}
         return job_frames(
             run_id=self.prepared.run_id, node_id=request.node_id, topic=request.topic, timestamp=self.started_at,
             filename=request.filename, env={**request.env, **way_out, **dict(self.prepared.env), **secrets},
             limits=wire_limits(self.policy), code=request.code.encode(errors="surrogatepass"),
             payload_json=request.payload_json, message_json=request.message_json, files=request.files,
-            relay={"port": spec.EGRESS_PORT, "target": spec.EGRESS_SOCKET} if self.prepared.egress else None,
+            relay={"port": spec.EGRESS_PORT, "target": spec.EGRESS_SOCKET} if egress else None,
         )  # fmt: skip
 
     # ---- what came of it
@@ -257,6 +189,7 @@ class Execution:
         collector, said = self.collector, self.collector.quit
         outcome, explanation = decide(self._evidence(sandbox), self.policy)
         succeeded = outcome is Outcome.SUCCEEDED
+        durations = self._durations(removed)
         return RunResult(
             run_id=self.prepared.run_id, outcome=outcome, explanation=explanation,
             result_json=self._result_json if succeeded else None,
@@ -266,8 +199,7 @@ class Execution:
             warnings=tuple(collector.meta.warnings), error=collector.error,
             exit_code=said.exit_code if said else None, signal=said.signal if said else None,
             peak_memory_mib=self._peak_mib(sandbox), cpu_s=said.cpu_s if said else None,
-            durations=self._durations(sandbox.marks, removed), egress=self._egress(),
-            receipt=self._receipt(sandbox, outcome),
+            durations=durations, egress=self._egress(), receipt=self._receipt(sandbox, outcome, durations),
         )  # fmt: skip
 
     def _peak_mib(self, sandbox: Sandbox) -> float | None:
@@ -278,7 +210,7 @@ class Execution:
         return round(max(sampled, said.max_rss_kib << 10 if said else 0) / spec.MIB, 1) or None
 
     def _egress(self) -> tuple[EgressRecord, ...]:
-        records = self._proxy.records if self._proxy else ()
+        records = self._ready.proxy.records if self._ready.proxy else ()
         return tuple(
             EgressRecord(
                 host=record.host, port=record.port, allowed=record.allowed, reason=record.reason,
@@ -287,34 +219,44 @@ class Execution:
             for record in records
         )  # fmt: skip
 
-    def _receipt(self, sandbox: Sandbox, outcome: Outcome) -> Receipt:
+    def _receipt(self, sandbox: Sandbox, outcome: Outcome, durations: Durations) -> Receipt:
         info, prepared = self._facts.engine, self.prepared
         return Receipt(
             run_id=prepared.run_id, started_at=self.started_at,
             policy=self.policy.name, policy_hash=self.policy.hash,
-            image=prepared.image, image_digest=prepared.admitted.digest,
+            image=prepared.image, image_digest=prepared.setting.admitted.digest,
             environment=prepared.environment, lock_hash=prepared.lock_hash,
             code_hash=digest(prepared.request.code.encode(errors="surrogatepass")),
             payload_hash=digest(prepared.request.payload_json),
             engine=f"podman {'.'.join(map(str, info.version))}", runtime=info.runtime_version, kernel=self._facts.kernel,
-            controls=sandbox.evidence, outcome=outcome,
+            controls=sandbox.evidence, outcome=outcome, durations=durations,
         )  # fmt: skip
 
-    def _durations(self, marks: dict[str, float], removed: float) -> Durations:
+    def _durations(self, removed: float) -> Durations:
         """Return where the time went, from the moments that were noted."""
+        prepared, marks = self.prepared, self._ready.sandbox.marks
+        warm = self._ready.asked < self._sandbox_asked
 
         def between(first: float, last: float) -> float:
             return round((last - first) * 1000, 1)
 
+        def own(first: str, last: str) -> float:
+            """Return what making the sandbox took; a warm one's making is no part of this run."""
+            return 0.0 if warm else between(marks[first], marks[last])
+
         return Durations(
-            prepare_ms=between(self.began, marks["begin"]),
-            create_ms=between(marks["begin"], marks["created"]),
-            start_ms=between(marks["created"], marks["started"]),
-            ready_ms=between(marks["started"], marks["ready"]),
-            verify_ms=between(marks["ready"], marks["verified"]),
+            warm=warm,
+            queue_ms=between(0, prepared.queued_s),
+            prepare_ms=between(prepared.began + prepared.queued_s + prepared.environment_s, self._sandbox_asked),
+            environment_ms=between(0, prepared.environment_s),
+            sandbox_ms=between(self._sandbox_asked, self._sandbox_got),
+            create_ms=own("begin", "created"),
+            start_ms=own("created", "started"),
+            ready_ms=own("started", "ready"),
+            verify_ms=own("ready", "verified"),
             program_ms=between(self._program_began, self._program_ended),
             remove_ms=between(self._program_ended, removed),
-            total_ms=between(self.began, removed),
+            total_ms=between(prepared.began, removed),
         )
 
 
@@ -349,7 +291,7 @@ def wire_limits(policy: Policy) -> Limits:
 
 def collector_for(prepared: Prepared) -> Collector:
     """Return a collector that passes on output and log records as they come."""
-    limits, on_output = wire_limits(prepared.policy), prepared.on_output
+    limits, on_output = wire_limits(prepared.setting.policy), prepared.on_output
     if on_output is None:
         return Collector(limits, open_file=prepared.open_file)
     return Collector(

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from sandbox.errors import BuildFailed, Internal
-from sandbox.execution import Egress, Prepared
+from sandbox.execution import Prepared
 from sandbox.image import AdmittedImage
 from sandbox.index import Index
 from sandbox.lock import Lock, LockedPackage, from_pylock, target_tags
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
+from sandbox.ready import Egress, Setting
 from sandbox.resolution_failure import DOING, Failure, explained, last_lines, named
 from sandbox.seccomp import SeccompProfile
 from sandbox.spec import Bind
@@ -145,9 +146,11 @@ class Installer:
         local = tuple(Bind(source=path, destination=inside) for path, inside in self._local) if online else ()
         result = await self._execute(
             Prepared(
-                request=request, run_id=uuid.uuid4().hex, policy=ground.policy.build_policy(), seccomp=ground.seccomp,
-                image=ground.base_name, admitted=ground.base, binds=(*tools(), *local, *binds),
-                egress=self._egress(count) if online else None, open_file=open_file,
+                request=request, run_id=uuid.uuid4().hex, image=ground.base_name, open_file=open_file,
+                setting=Setting(
+                    policy=ground.policy.build_policy(), seccomp=ground.seccomp, admitted=ground.base,
+                    binds=(*tools(), *local, *binds), egress=self._egress(count) if online else None,
+                ),
             )
         )  # fmt: skip
         return self._answer(result, payload["step"], subject)

@@ -156,9 +156,17 @@ class EgressRecord(Strict):
 
 
 class Durations(Strict):
-    """Where the time of one run went, in milliseconds."""
+    """Where the time of one run went, in milliseconds.
 
+    `sandbox_ms` is the wait for the sandbox: creating, starting, readying and verifying one, or taking a `warm` one,
+    which was made before anybody asked.
+    """
+
+    warm: bool = False
+    queue_ms: float = 0.0
     prepare_ms: float = 0.0
+    environment_ms: float = 0.0
+    sandbox_ms: float = 0.0
     create_ms: float = 0.0
     start_ms: float = 0.0
     ready_ms: float = 0.0
@@ -189,6 +197,7 @@ class Receipt(Strict):
     kernel: str
     controls: tuple[ControlEvidence, ...]
     outcome: Outcome
+    durations: Durations
 
 
 class RunResult(Strict):

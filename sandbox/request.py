@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 
@@ -13,13 +14,14 @@ from sandbox.policy_model import Policy
 
 def syntax_error(request: RunRequest) -> InvalidRequest | None:
     """Return why the code does not compile on this host's Python, with line and column; None when it does."""
-    name = request.filename
+    name, code = request.filename, request.code.removeprefix("\ufeff")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the sandbox's own Python gives them, where its text is escaped
-            compile_program(request.code, name)
+            # Under a name that is no path: for some errors Python opens the file of that name, and shows its line.
+            compile_program(code, "<script>")
     except SyntaxError as error:
-        text = (error.text or "").strip()
+        text = line_of(code, error.lineno or 0).strip()
         return InvalidRequest(
             f"{name} line {error.lineno}, column {error.offset}: {error.msg}" + (f": {text[:200]}" if text else ""),
             hint="nothing was started; correct the script and run it again",
@@ -30,6 +32,12 @@ def syntax_error(request: RunRequest) -> InvalidRequest | None:
             f"{name} can't be compiled: {str(error) or type(error).__name__}", hint="nothing was started"
         )
     return None
+
+
+def line_of(code: str, number: int) -> str:
+    """Return a line of a program as Python counts them, from 1: form feeds and the like end none."""
+    lines = re.split(r"\r\n|\r|\n", code)
+    return lines[number - 1] if 0 < number <= len(lines) else ""
 
 
 def newer_than_ours(version: tuple[int, int] | None) -> bool:

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox import image, spec
 from sandbox.engine import Engine
 from sandbox.errors import SandboxError
-from sandbox.execution import Egress, Execution, OnOutput, Places, Prepared
+from sandbox.execution import Execution, OnOutput, Prepared
 from sandbox.host import HostFacts
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.places import private_directory
 from sandbox.policy import LoadedPolicy, load_policy
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
+from sandbox.ready import Egress, Places, Setting, Source, fresh
+from sandbox.remembered import Remembered
 from sandbox.request import check_request, newer_than_ours, syntax_error
 
 if TYPE_CHECKING:
@@ -43,33 +47,70 @@ class Asked:
     doubt: SandboxError | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One request on its way; `began` is when it came (monotonic), `queued_s` how long it has waited for its turn."""
+
+    request: RunRequest
+    id: str
+    on_output: OnOutput | None
+    on_progress: OnProgress
+    began: float
+    queued_s: float
+
+
+# Finds a policy by its name. Raises `NotFound`, `InvalidRequest`.
+Policies = Callable[[str], LoadedPolicy]
+
+
 class Runner:
     """Runs requests on one engine. Many runs may go on at once."""
 
-    def __init__(self, engine: Callable[[], Engine], facts: HostFacts, places: Places) -> None:
-        """Take `engine` as a function, so that requests that can't run never start one."""
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        facts: HostFacts,
+        places: Places,
+        *,
+        source: Source | None = None,
+        policies: Policies | None = None,
+        images_s: float = 0.0,
+    ) -> None:
+        """Take `engine` as a function, so that requests that can't run never start one.
+
+        `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in the
+        files, each time). What an image's name stands for is believed for `images_s` before it is looked up again.
+        """
         self._engine = engine
         self._facts = facts
         self._places = places
+        self._source = source
+        self._policies = policies or (lambda name: load_policy(name, directories=places.policy_dirs))
+        self._images: Remembered[tuple[str, str], image.AdmittedImage] = Remembered(images_s)
+        self._environments: Environments | None = None
 
     async def run(
         self,
         request: RunRequest,
         *,
+        run_id: str | None = None,
         on_output: OnOutput | None = None,
         on_progress: OnProgress | None = None,
         cancel: asyncio.Event | None = None,
+        queued_s: float = 0.0,
     ) -> RunResult:
         """Run one request; a failing program is a result. Raises a `SandboxError` for everything else.
 
         `on_output` gets ("stdout" | "stderr" | "log", bytes) as they come. Setting `cancel` ends the run at once.
+        `queued_s` is how long it has waited for its turn.
         """
         cancel = cancel or asyncio.Event()
-        run_id = uuid.uuid4().hex
         program = asyncio.Event()
-        task = asyncio.ensure_future(
-            self._run(request, run_id, on_output, on_progress or (lambda _: None), cancel, program)
-        )
+        run = Run(
+            request=request, id=run_id or uuid.uuid4().hex, on_output=on_output,
+            on_progress=on_progress or (lambda _: None), began=time.monotonic() - queued_s, queued_s=queued_s,
+        )  # fmt: skip
+        task = asyncio.ensure_future(self._run(run, cancel, program))
         stop = asyncio.ensure_future(cancel.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -84,77 +125,91 @@ class Runner:
                     await task
                 raise
             explanation = "the run was cancelled before the program began"
-            return RunResult(run_id=run_id, outcome=Outcome.CANCELLED, explanation=explanation)
+            return RunResult(run_id=run.id, outcome=Outcome.CANCELLED, explanation=explanation)
         finally:
             stop.cancel()
 
-    async def _run(
-        self,
-        request: RunRequest,
-        run_id: str,
-        on_output: OnOutput | None,
-        on_progress: OnProgress,
-        cancel: asyncio.Event,
-        program: asyncio.Event,
-    ) -> RunResult:
+    async def _run(self, run: Run, cancel: asyncio.Event, program: asyncio.Event) -> RunResult:
+        request, on_progress = run.request, run.on_progress
         asked = await self._asked(request)
-        engine = self._engine()
         on_progress(Progress(step="image", text=asked.reference))
-        admitted = await asyncio.to_thread(self._admit, engine, asked)
+        admitted = await self._admitted(asked)
         async with contextlib.AsyncExitStack() as used:
             environment = None
+            began = time.monotonic()
             if request.requirements:
                 libraries = self.environments().using(wanted(request, asked, admitted), on_progress)
                 environment = await used.enter_async_context(libraries)
+            environment_s = time.monotonic() - began
             on_progress(Progress(step="starting"))
-            execution = self._execution(
-                prepared(
-                    request, asked, environment.image if environment else admitted, environment, run_id, on_output
-                ),
-                cancel,
-            )
 
             def started() -> None:
                 on_progress(Progress(step="running"))
                 program.set()
 
-            return await execution.run(on_program=started)
+            step = self._prepared(run, asked, admitted, environment, environment_s)
+            return await self._execution(step, cancel, self._source).run(on_program=started)
 
     async def lock(self, request: RunRequest, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
         """Return the lock of a request's libraries; `upgrade` resolves them anew. Raises as `run` does."""
         asked = await self._asked(request)
-        admitted = await asyncio.to_thread(self._admit, self._engine(), asked)
+        admitted = await self._admitted(asked)
         return await self.environments().lock(wanted(request, asked, admitted), on_progress, upgrade=upgrade)
 
     async def build(self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None) -> Environment:
         """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
         asked = await self._asked(request)
-        admitted = await asyncio.to_thread(self._admit, self._engine(), asked)
+        admitted = await self._admitted(asked)
         async with self.environments().using(wanted(request, asked, admitted), on_progress, lock=lock) as environment:
             return environment
 
     async def pull(self, request: RunRequest, reference: str) -> Environment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
         asked = await self._asked(request)
-        admitted = await asyncio.to_thread(self._admit, self._engine(), asked)
+        admitted = await self._admitted(asked)
         return await self.environments().pull(reference, wanted(request, asked, admitted))
 
     def environments(self) -> Environments:
         """Return the environments of this user."""
-        from sandbox.environment import Environments  # late: most runs need none
+        if self._environments is None:
+            from sandbox.environment import Environments  # late: most runs need none
 
-        async def execute(step: Prepared) -> RunResult:
-            return await self._execution(step, asyncio.Event()).run()
+            async def execute(step: Prepared) -> RunResult:
+                return await self._execution(step, asyncio.Event(), None).run()
 
-        places = self._places
-        return Environments(self._engine(), execute, cache_dir=places.cache_dir, data_dir=places.data_dir)
+            places = self._places
+            self._environments = Environments(
+                self._engine(), execute, cache_dir=places.cache_dir, data_dir=places.data_dir
+            )
+        return self._environments
 
-    def _execution(self, step: Prepared, cancel: asyncio.Event) -> Execution:
-        return Execution(step, engine=self._engine(), facts=self._facts, places=self._places, cancel=cancel)
+    def _execution(self, step: Prepared, cancel: asyncio.Event, source: Source | None) -> Execution:
+        fresh_ones = source or fresh(self._engine(), self._facts, self._places)
+        return Execution(step, fresh_ones, facts=self._facts, cancel=cancel)
+
+    def _prepared(
+        self,
+        run: Run,
+        asked: Asked,
+        admitted: image.AdmittedImage,
+        environment: Environment | None,
+        environment_s: float,
+    ) -> Prepared:
+        """Return the run as it is carried out."""
+        lease = partial(self.environments().store.in_use, environment.id) if environment else None
+        return Prepared(
+            request=run.request, run_id=run.id, image=environment.name if environment else asked.reference,
+            setting=Setting(
+                policy=asked.policy, seccomp=asked.loaded.seccomp, admitted=environment.image if environment else admitted,
+                egress=egress_of(asked.policy), lease=lease,
+            ),
+            environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
+            on_output=run.on_output, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
+        )  # fmt: skip
 
     async def _asked(self, request: RunRequest) -> Asked:
         """Check everything that needs no container. Raises what keeps the request from running."""
-        loaded = load_policy(request.policy, directories=self._places.policy_dirs)
+        loaded = self._policies(request.policy)
         policy = loaded.policy.tightened(request.limits)
         check_request(request, policy)
         spec.plan_caps(policy, self._facts)
@@ -165,9 +220,16 @@ class Runner:
             raise doubt
         return Asked(loaded=loaded, policy=policy, reference=reference, doubt=doubt)
 
-    def _admit(self, engine: Engine, asked: Asked) -> image.AdmittedImage:
-        record = image.ensure(engine, asked.reference, policy_pull=asked.policy.images.pull)
-        admitted = image.admit(engine, record, cache_dir=private_directory(self._places.cache_dir / "images"))
+    async def _admitted(self, asked: Asked) -> image.AdmittedImage:
+        """Return the base image, there and admitted."""
+        pull = asked.policy.images.pull
+
+        def admit() -> image.AdmittedImage:
+            engine = self._engine()
+            record = image.ensure(engine, asked.reference, policy_pull=pull)
+            return image.admit(engine, record, cache_dir=private_directory(self._places.cache_dir / "images"))
+
+        admitted = await self._images.get((asked.reference, pull), lambda: asyncio.to_thread(admit))
         if asked.doubt is not None and not newer_than_ours(admitted.python_version):
             raise asked.doubt
         return admitted
@@ -184,23 +246,6 @@ def wanted(request: RunRequest, asked: Asked, base: image.AdmittedImage) -> Want
         policy=asked.policy,
         seccomp=asked.loaded.seccomp,
     )
-
-
-def prepared(
-    request: RunRequest,
-    asked: Asked,
-    admitted: image.AdmittedImage,
-    environment: Environment | None,
-    run_id: str,
-    on_output: OnOutput | None,
-) -> Prepared:
-    """Return the run as it is carried out."""
-    return Prepared(
-        request=request, run_id=run_id, policy=asked.policy, seccomp=asked.loaded.seccomp,
-        image=environment.name if environment else asked.reference, admitted=admitted, egress=egress_of(asked.policy),
-        environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
-        on_output=on_output,
-    )  # fmt: skip
 
 
 def egress_of(policy: Policy) -> Egress | None:

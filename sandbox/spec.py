@@ -75,7 +75,7 @@ class Place:
     `egress_dir` is where the egress proxy's socket lies; None for a sandbox without a way out.
     """
 
-    run_id: str
+    sandbox_id: str
     uid: int
     job_dir: Path
     lib_dir: Path
@@ -318,8 +318,9 @@ def build(
     seccomp: SeccompProfile,
     place: Place,
     binds: tuple[Bind, ...] = (),
+    idle_s: float = 0.0,
 ) -> ContainerSpec:
-    """Decide one sandbox completely; `binds` are what it sees besides its own. Raises `NotEnforceable` as `plan_caps` does."""
+    """Decide one sandbox, which sees `binds` besides its own and may wait `idle_s` for its job. Raises `NotEnforceable`."""
     caps = plan_caps(policy, facts)
     limits = policy.limits
     mechanisms = {cap.control: cap.mechanism for cap in caps}
@@ -332,7 +333,7 @@ def build(
     podman = {
         **BASELINE,
         "image": image_id,
-        "name": f"sandbox-{place.run_id}",
+        "name": f"sandbox-{place.sandbox_id}",
         "command": [python_path, "-s", "-B", "-c", BOOTSTRAP],
         "env": environment(policy, python_path),
         "user": f"{place.uid}:{place.uid}",
@@ -340,8 +341,8 @@ def build(
         "mounts": [*(mount_json(mount) for mount in tmpfs), *(bind_json(bind) for bind in binds)],
         "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
                      (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0))],
-        "timeout": math.ceil(limits.timeout_s) + ORPHAN_GRACE_S,
-        "labels": {RUN_LABEL: place.run_id, OWNER_LABEL: str(place.uid), PLACE_LABEL: place_id(place.job_dir)},
+        "timeout": math.ceil(idle_s + limits.timeout_s) + ORPHAN_GRACE_S,
+        "labels": {RUN_LABEL: place.sandbox_id, OWNER_LABEL: str(place.uid), PLACE_LABEL: place_id(place.job_dir)},
     }  # fmt: skip
     if cgroup := resource_limits(policy, caps, own_processes):
         podman["resource_limits"] = cgroup

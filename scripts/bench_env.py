@@ -1,8 +1,9 @@
 """Environments: this runner against pip and uv on the host, interleaved in one process run.
 
-Each round makes the same libraries available five times: by `pip install` and by `uv pip install` into a fresh virtual
+Each round makes the same libraries available six times: by `pip install` and by `uv pip install` into a fresh virtual
 environment on the host (nothing cached; the virtual environment itself counts), by this runner from nothing, by this runner
-with wheels cached, and by this runner when the environment is there, which is what every later run costs.
+with wheels cached, the same when another environment has the same libraries (and so most of the layers), and by this
+runner when the environment is there, which is what every later run costs.
 
 Nothing is deleted before the end: for minutes after many files were deleted, ext4 is several times as slow at making new
 ones. Each round has a cache of its own instead, and asks for the libraries in other words, which makes another environment.
@@ -78,8 +79,12 @@ class Ours:
         self.engine = PodmanEngine(self.facts.engine, runtime_dir=self.runtime_dir)
         self.made: set[str] = set()
 
-    def build(self, number: int, variant: int) -> None:
-        """Make the environment of one round available; a variant needs the same files under another name."""
+    def build(self, number: int, variant: int, *, beside: int | None = None) -> None:
+        """Make the environment of one round available; a variant needs the same files under another name.
+
+        Its layers are its own, by the date in them, unless it shall have those of the variant `beside`.
+        """
+        os.environ["SOURCE_DATE_EPOCH"] = str(1_700_000_000 + 10 * number + (beside or variant))
         top = self.scratch / f"round-{number}"
         where = Places(
             runtime_dir=self.runtime_dir,
@@ -104,9 +109,9 @@ class Ours:
 
 
 def measure(runs: int) -> dict[str, Any]:
-    """Measure all five, interleaved; return the times in seconds."""
+    """Measure all of them, interleaved; return the times in seconds."""
     times: dict[str, list[float]] = {
-        name: [] for name in ("pip", "uv", "from nothing", "wheels cached", "there already")
+        name: [] for name in ("pip", "uv", "from nothing", "wheels cached", "beside another", "there already")
     }
     scratch = Path(tempfile.mkdtemp(prefix="bench-env-", dir=places.cache_dir()))
     ours = Ours(scratch)
@@ -115,7 +120,8 @@ def measure(runs: int) -> dict[str, Any]:
             ours.prepare(number)
             times["from nothing"].append(timed(lambda: ours.build(number, 1)))  # noqa: B023 - called at once
             times["wheels cached"].append(timed(lambda: ours.build(number, 2)))  # noqa: B023 - as above
-            times["there already"].append(timed(lambda: ours.build(number, 2)))  # noqa: B023 - as above
+            times["beside another"].append(timed(lambda: ours.build(number, 3, beside=2)))  # noqa: B023 - as above
+            times["there already"].append(timed(lambda: ours.build(number, 3)))  # noqa: B023 - as above
             times["uv"].append(timed(lambda: host_install(scratch, with_uv=True)))
             times["pip"].append(timed(lambda: host_install(scratch, with_uv=False)))
     finally:

@@ -1,49 +1,12 @@
-"""A run's result as JSON, and as a person reads it."""
+"""A run's result as a person reads it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from sandbox.cli.screen import escaped
-from sandbox.errors import SandboxError
-from sandbox.models import ErrorBody, RunResult
 
 INDENTED_BYTES = 1 << 20
-
-
-def as_document(result: RunResult) -> bytes:
-    """Return the whole result as one JSON text. The program's own JSON goes in unchanged, never parsed again."""
-    plain: dict[str, Any] = {
-        "run_id": result.run_id,
-        "outcome": result.outcome.value,
-        "explanation": result.explanation,
-        "output_topic": result.output_topic,
-        "stdout": result.stdout.decode("utf-8", "backslashreplace"),
-        "stderr": result.stderr.decode("utf-8", "backslashreplace"),
-        "logs": [record.model_dump() for record in result.logs],
-        "files": [file.as_json() for file in result.files],
-        "warnings": list(result.warnings),
-        "error": result.error.model_dump() if result.error else None,
-        "exit_code": result.exit_code,
-        "signal": result.signal,
-        "peak_memory_mib": result.peak_memory_mib,
-        "cpu_s": result.cpu_s,
-        "egress": [record.model_dump() for record in result.egress],
-        "durations": result.durations.model_dump(),
-        "receipt": result.receipt.model_dump(mode="json") if result.receipt else None,
-    }
-    head = json.dumps(plain, ensure_ascii=True)[:-1].encode()
-    return b"".join(
-        (
-            head,
-            b', "result": ',
-            result.result_json or b"null",
-            b', "additional_data": ',
-            result.additional_data_json or b"null",
-            b"}",
-        )
-    )
 
 
 def readable(result_json: bytes) -> bytes:
@@ -53,10 +16,3 @@ def readable(result_json: bytes) -> bytes:
     value = json.loads(result_json)
     text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
     return escaped(text).encode(errors="backslashreplace")
-
-
-def error_document(error: SandboxError) -> bytes:
-    """Return an error in its one JSON shape."""
-    facts = json.loads(json.dumps(error.facts, default=str))
-    body = ErrorBody(code=error.code, message=error.message, hint=error.hint, facts=facts)
-    return json.dumps({"error": body.model_dump(exclude_none=True)}).encode()

@@ -99,7 +99,7 @@ def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: boo
             record = runner.environments().store.record(built.id)
     except SandboxError as error:
         if as_json:
-            from sandbox.cli.document import error_document
+            from sandbox.document import error_document
 
             click.echo(error_document(error))
         raise

@@ -106,7 +106,8 @@ class Output:
 
     def finish(self, result: RunResult) -> None:
         """Print the result, or why there is none."""
-        from sandbox.cli.document import as_document, readable
+        from sandbox.cli.document import readable
+        from sandbox.document import as_document
 
         self.finished = True
         if self._json:

@@ -297,7 +297,7 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
         return conclude(result, output, directory, options)
     except SandboxError as error:
         if options["as_json"] and not output.finished:
-            from sandbox.cli.document import error_document
+            from sandbox.document import error_document
 
             sys.stdout.buffer.write(error_document(error) + b"\n")
         raise

@@ -14,7 +14,7 @@ import pytest
 
 from sandbox import places
 from sandbox.engine import Engine
-from sandbox.environment_image import BaseImage, WrittenImage, check, write_image, write_layer
+from sandbox.environment_image import BaseImage, WrittenImage, check, write_image, write_layers
 from sandbox.errors import BuildFailed, ImageUnavailable, NotFound
 from sandbox.host import probe
 from sandbox.podman_engine import PodmanEngine
@@ -121,7 +121,7 @@ class EngineContract:
         directory.mkdir()
         return write_image(
             directory, BaseImage(diff_ids=known.layers, architecture=known.architecture),
-            write_layer([("one", stream)], tmp_path / "layer.tar"),
+            write_layers([("one", stream)], tmp_path).layers,
             labels={LABEL: "one"}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
         )  # fmt: skip
 

@@ -286,5 +286,5 @@ class Bench:
             return made[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sandbox.execution.Sandbox", weakened)
+            patch.setattr("sandbox.ready.Sandbox", weakened)
             return asyncio.run(self.runner().run(request)), made[-1]

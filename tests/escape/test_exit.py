@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cli.document import as_document, readable
+from sandbox.cli.document import readable
+from sandbox.document import as_document
 from sandbox.models import Outcome
 from tests.escape.bench import Bench
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cli.document import as_document
+from sandbox.document import as_document
 from sandbox.errors import Internal, NotEnforceable
 from sandbox.models import Outcome
 from sandbox.spec import MIB

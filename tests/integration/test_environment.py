@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import install_program, installation
-from sandbox.environment_image import BaseImage, add, write_image, write_layer
+from sandbox.environment_image import BaseImage, add, write_image, write_layers
 from sandbox.image import REPOSITORY
 from tests.command import COMMAND, document, environment, sandbox
 from tests.integration.desk import Desk, desk, index, shared_images, versions
@@ -29,7 +29,7 @@ WAIT_S = 60.0
 IN_A_PROCESS = """
 import asyncio, sys
 from pathlib import Path
-from sandbox.execution import Places
+from sandbox.ready import Places
 from sandbox.host import probe
 from sandbox.models import RunRequest
 from sandbox.podman_engine import PodmanEngine
@@ -189,7 +189,7 @@ def image_with_pip(desk: Desk, tmp_path: Path) -> Iterator[str]:
     (tmp_path / "image").mkdir()
     written = write_image(
         tmp_path / "image", BaseImage(diff_ids=base.layers, architecture=base.architecture),
-        write_layer([("pip", tmp_path / "pip.tree")], tmp_path / "layer.tar"),
+        write_layers([("pip", tmp_path / "pip.tree")], tmp_path).layers,
         labels={}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
     )  # fmt: skip
     name = f"localhost/environment-test:{uuid.uuid4().hex[:8]}"

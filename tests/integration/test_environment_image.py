@@ -18,7 +18,7 @@ import pytest
 
 from sandbox import places
 from sandbox.engine import Engine, ImageRecord
-from sandbox.environment_image import BaseImage, WrittenImage, add, check, write_image, write_layer
+from sandbox.environment_image import BaseImage, WrittenImage, add, check, write_image, write_layers
 from sandbox.errors import BuildFailed, ImageUnavailable
 from sandbox.host import probe
 from sandbox.image import REPOSITORY
@@ -59,7 +59,7 @@ def written(engine: Engine, place: Path, more: bytes = b"") -> WrittenImage:
     directory.mkdir()
     return write_image(
         directory, BaseImage(diff_ids=base.layers, architecture=base.architecture),
-        write_layer([("greeting", stream)], place / "layer.tar"),
+        write_layers([("greeting", stream)], place).layers,
         labels=LABELS, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
     )  # fmt: skip
 

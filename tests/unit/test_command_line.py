@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.cli import run
-from sandbox.cli.document import as_document, readable
+from sandbox.cli.document import readable
 from sandbox.cli.main import cli, run_command
 from sandbox.cli.screen import Screen, escaped
+from sandbox.document import as_document
 from sandbox.errors import EngineUnavailable, InvalidRequest
 from sandbox.models import Outcome, RunResult, SavedFile
 from sandbox.places import user_runtime_dir

@@ -12,7 +12,17 @@ import pytest
 
 from sandbox.base_layer import DEFAULT_EPOCH
 from sandbox.engine import ImageRecord
-from sandbox.environment_image import BaseImage, Conflict, Layer, WrittenImage, add, check, write_image, write_layer
+from sandbox.environment_image import (
+    MAX_LAYERS,
+    BaseImage,
+    Conflict,
+    Layer,
+    WrittenImage,
+    add,
+    check,
+    write_image,
+    write_layers,
+)
 from sandbox.errors import BuildFailed, ImageUnavailable
 from sandbox.tree import Kind, TreeRefused, encode_header
 from tests.fake_engine import BASE, FakeEngine
@@ -31,6 +41,13 @@ def stored(path: Path, *entries: Entry) -> tuple[str, Path]:
 
 def file(name: str, body: bytes = b"x") -> Entry:
     return (Kind.FILE, name, body)
+
+
+def only_layer(trees: list[tuple[str, Path]], directory: Path) -> Layer:
+    """Write the layers of small trees, which is one, into a new directory."""
+    directory.mkdir()
+    (layer,) = write_layers(trees, directory).layers
+    return layer
 
 
 def members(layer: Layer) -> dict[str, tarfile.TarInfo]:
@@ -54,7 +71,7 @@ ENTRIES = [
 
 
 def test_the_layer_has_what_the_trees_have_with_owners_modes_and_times_of_our_own(tmp_path: Path) -> None:
-    layer = write_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layer.tar")
+    layer = only_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layers")
     found = members(layer)
     kinds = {
         name: (member.type, member.mode, member.linkname) for name, member in found.items() if "ü" not in name
@@ -74,22 +91,21 @@ def test_the_layer_has_what_the_trees_have_with_owners_modes_and_times_of_our_ow
     for kind, name, body in ENTRIES:
         if kind in (Kind.FILE, Kind.EXECUTABLE):
             assert content(layer, name) == body
-    assert layer.conflicts == ()
 
 
 def test_hash_and_size_are_those_of_the_file(tmp_path: Path) -> None:
-    layer = write_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layer.tar")
+    layer = only_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layers")
     whole = layer.path.read_bytes()
     assert (layer.sha256, layer.size_bytes) == (hashlib.sha256(whole).hexdigest(), len(whole))
 
 
 def test_the_same_files_in_another_order_give_the_same_layer_and_other_files_another(tmp_path: Path) -> None:
     one, two = stored(tmp_path / "a.tree", *ENTRIES), stored(tmp_path / "b.tree", file("b/x"))
-    first = write_layer([one, two], tmp_path / "1.tar")
+    first = only_layer([one, two], tmp_path / "1")
     turned = stored(tmp_path / "a.tree", *reversed(ENTRIES))
-    assert write_layer([two, turned], tmp_path / "2.tar").sha256 == first.sha256
+    assert only_layer([two, turned], tmp_path / "2").sha256 == first.sha256
     changed = stored(tmp_path / "b.tree", file("b/x", b"y"))
-    assert write_layer([one, changed], tmp_path / "3.tar").sha256 != first.sha256
+    assert only_layer([one, changed], tmp_path / "3").sha256 != first.sha256
 
 
 def test_of_two_packages_with_the_same_path_the_later_wins_and_differences_are_told(tmp_path: Path) -> None:
@@ -99,9 +115,9 @@ def test_of_two_packages_with_the_same_path_the_later_wins_and_differences_are_t
         ),
         stored(tmp_path / "attrs.tree", file("tests/a.py", b"of attrs"), file("same.py"), file("mode.py")),
     ]
-    layer = write_layer(trees, tmp_path / "layer.tar")
-    assert content(layer, "tests/a.py") == b"of zope"
-    assert set(layer.conflicts) == {
+    written = write_layers(trees, tmp_path)
+    assert content(written.layers[0], "tests/a.py") == b"of zope"
+    assert set(written.conflicts) == {
         Conflict(path="tests/a.py", winner="zope", loser="attrs"),
         Conflict(path="mode.py", winner="zope", loser="attrs"),
     }
@@ -124,8 +140,8 @@ def test_a_directory_of_one_package_is_never_a_file_or_a_link_of_another(
         stored(tmp_path / f"{names[1]}.tree", second),
     ]
     with pytest.raises(TreeRefused, match=r"a and b can't be installed together: 'lib'"):
-        write_layer(trees, tmp_path / "layer.tar")
-    assert not (tmp_path / "layer.tar").exists()
+        write_layers(trees, tmp_path)
+    assert not list(tmp_path.glob("*.tar"))
 
 
 @pytest.mark.parametrize(
@@ -135,29 +151,75 @@ def test_a_damaged_stored_tree_is_refused(tmp_path: Path, damage: bytes) -> None
     path = tmp_path / "a.tree"
     path.write_bytes(damage)
     with pytest.raises(TreeRefused):
-        write_layer([("a", path)], tmp_path / "layer.tar")
+        write_layers([("a", path)], tmp_path)
 
 
 def test_a_missing_stored_tree_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TreeRefused, match="stored files of numpy"):
-        write_layer([("numpy", tmp_path / "absent")], tmp_path / "layer.tar")
+        write_layers([("numpy", tmp_path / "absent")], tmp_path)
 
 
 def test_a_layer_that_can_not_be_written_is_a_failed_build_with_the_place_and_leaves_no_file(tmp_path: Path) -> None:
     tree = stored(tmp_path / "a.tree", file("a", b"x" * 5_000_000))
-    target = tmp_path / "layer.tar"
+    target = tmp_path / "layer-0.tar"
     target.symlink_to("/dev/full")
     with pytest.raises(BuildFailed, match="No space left on device") as caught:
-        write_layer([tree], target)
-    assert str(tmp_path) in caught.value.hint
+        write_layers([tree], tmp_path)
+    assert str(tmp_path.parent) in caught.value.hint
     assert not target.is_symlink()
     with pytest.raises(BuildFailed, match="No such file"):
-        write_layer([tree], tmp_path / "absent" / "layer.tar")
+        write_layers([tree], tmp_path / "absent")
+
+
+LARGE = [
+    file("scipy/a.so", b"s" * (11 << 20)), file("numpy/core.so", b"n" * (9 << 20)), file("six.py", b"small"),
+    file("numpy.libs/blas.so", b"b" * (8 << 20)), (Kind.EXECUTABLE, "bin/f2py", b"#!"),
+]  # fmt: skip
+
+
+def test_what_is_large_has_a_layer_of_its_own_largest_first(tmp_path: Path) -> None:
+    written = write_layers([stored(tmp_path / "all.tree", *LARGE)], tmp_path)
+    above = {"opt", "opt/environment"}
+    held = [{name.removeprefix("opt/environment/") for name in members(layer)} - above for layer in written.layers]
+    assert held == [
+        {"scipy", "scipy/a.so"},
+        {"numpy", "numpy/core.so"},
+        {"numpy.libs", "numpy.libs/blas.so"},
+        {"bin", "bin/f2py", "six.py"},
+    ]
+    assert written.size_bytes == sum(layer.path.stat().st_size for layer in written.layers)
+
+
+def test_environments_that_differ_in_something_small_share_their_large_layers(tmp_path: Path) -> None:
+    one = stored(tmp_path / "one.tree", *LARGE)
+    two = stored(tmp_path / "two.tree", file("requests.py", b"more"))
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    first, second = write_layers([one], tmp_path / "1"), write_layers([one, two], tmp_path / "2")
+    assert first.layers[-1].sha256 != second.layers[-1].sha256
+    assert [layer.sha256 for layer in first.layers[:-1]] == [layer.sha256 for layer in second.layers[:-1]]
+
+
+def test_layers_follow_from_the_files_not_from_which_package_brought_them(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    parts = [stored(tmp_path / f"{number}.tree", entry) for number, entry in enumerate(LARGE)]
+    apart = write_layers(parts, tmp_path / "1")
+    pulled = write_layers([stored(tmp_path / "pulled.tree", *LARGE)], tmp_path / "2")
+    assert [layer.sha256 for layer in apart.layers] == [layer.sha256 for layer in pulled.layers]
+
+
+def test_many_large_directories_take_a_bounded_number_of_layers(tmp_path: Path) -> None:
+    trees = [stored(tmp_path / f"p{number}.tree", file(f"p{number}/x", bytes(8 << 20))) for number in range(MAX_LAYERS + 3)]
+    written = write_layers(trees, tmp_path)
+    assert len(written.layers) == MAX_LAYERS
+    names = [name for layer in written.layers for name in members(layer)]
+    assert sum(name.endswith("/x") for name in names) == len(trees)
 
 
 @pytest.fixture
 def layer(tmp_path: Path) -> Layer:
-    return write_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layer.tar")
+    return only_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layers")
 
 
 @pytest.fixture
@@ -169,7 +231,7 @@ def image_of(directory: Path, layer: Layer, base: ImageRecord | None = None, **c
     known = base or FakeEngine().image(BASE)
     directory.mkdir()
     asked: dict[str, Any] = {"labels": LABELS, "created": CREATED, **changes}
-    return write_image(directory, BaseImage(diff_ids=known.layers, architecture=known.architecture), layer, **asked)
+    return write_image(directory, BaseImage(diff_ids=known.layers, architecture=known.architecture), [layer], **asked)
 
 
 def test_every_blob_of_the_image_is_named_by_its_hash_and_the_bases_layers_are_only_named(
@@ -216,7 +278,7 @@ def test_the_same_inputs_give_the_same_image_in_any_time_zone_and_others_another
     tree = stored(tmp_path / "a.tree", *ENTRIES)
 
     def written(number: int, **changes: Any) -> str:
-        return image_of(tmp_path / str(number), write_layer([tree], tmp_path / "layer.tar"), **changes).id
+        return image_of(tmp_path / f"i{number}", only_layer([tree], tmp_path / f"l{number}"), **changes).id
 
     assert written(1) == written(2, created=CREATED.astimezone(timezone(timedelta(hours=5))))
     assert written(3, labels={**LABELS, "x": "y"}) != written(4)
@@ -225,7 +287,7 @@ def test_the_same_inputs_give_the_same_image_in_any_time_zone_and_others_another
 def test_a_place_that_can_not_be_written_is_a_failed_build(tmp_path: Path, layer: Layer) -> None:
     with pytest.raises(BuildFailed, match="No such file"):
         write_image(
-            tmp_path / "absent", BaseImage(diff_ids=(), architecture="amd64"), layer, labels={}, created=CREATED
+            tmp_path / "absent", BaseImage(diff_ids=(), architecture="amd64"), [layer], labels={}, created=CREATED
         )  # fmt: skip
 
 

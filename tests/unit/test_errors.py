@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 import sandbox.cli.main as main
 from sandbox import errors
-from sandbox.cli.document import error_document
 from sandbox.cli.main import run_command
+from sandbox.document import error_document
 from sandbox.errors import MAX_FACT_CHARS, SandboxError
 from sandbox.models import EXIT_STATUS, ErrorBody, Outcome
 

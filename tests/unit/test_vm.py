@@ -142,7 +142,7 @@ def test_the_job_is_whole_sectors_with_all_that_the_machine_reads(
 ) -> None:
     wheel = tmp_path / "project.whl"
     wheel.write_bytes(b"wheel")
-    monkeypatch.setattr("tests.vm.__main__.save", lambda _name, target: target.write_bytes(b"image"))
+    monkeypatch.setattr("tests.vm.__main__.save", lambda _name, target, _layout: target.write_bytes(b"image"))
     pack_job(tmp_path / "job.tar", wheel, tmp_path, ["tests/kernel", "-m", "not host_only"], "tcg")
     assert (tmp_path / "job.tar").stat().st_size % 4096 == 0
     with tarfile.open(tmp_path / "job.tar") as archive:

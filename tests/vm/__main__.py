@@ -71,9 +71,9 @@ def scratch_directory(cache: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def save(name: str, target: Path) -> None:
-    """Save an image of this host."""
-    command = ["podman", "save", "--quiet", "--format", "docker-archive", "--output", str(target), name]
+def save(name: str, target: Path, layout: str) -> None:
+    """Save an image of this host in one of Podman's layouts."""
+    command = ["podman", "save", "--quiet", "--format", layout, "--output", str(target), name]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, check=False, cwd="/", stdin=subprocess.DEVNULL
     )
@@ -90,17 +90,20 @@ def libraries(scratch: Path) -> list[tuple[Path, str]]:
     built = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
     if built.returncode != 0:
         raise emulator.MachineFailed(f"the libraries of the examples can't be installed: {built.stderr.strip()[-500:]}")
-    target = scratch / "libraries.tar"
-    save(json.loads(built.stdout)["image"], target)
+    target, name = scratch / "libraries", scratch / "libraries-name"
+    if not target.exists():
+        # In this layout Podman leaves out the layers that it has, which are those of the base image.
+        save(json.loads(built.stdout)["image"], target, "docker-dir")
+    name.write_text(json.loads(built.stdout)["image"])
     data = places.data_dir()
-    return [(target, target.name), *((data / name, f"data/{name}") for name in ("locks", "environments"))]
+    return [(target, target.name), (name, name.name), *((data / name, f"data/{name}") for name in ("locks", "environments"))]
 
 
 def pack_job(target: Path, wheel: Path, scratch: Path, arguments: list[str], accelerator: str) -> None:
     """Write the second disk: a tar file with the wheel, the base image, the tests and what pytest is told."""
     saved = scratch / "base-image.tar"
     if not saved.exists():
-        save(f"{image.REPOSITORY}:latest", saved)
+        save(f"{image.REPOSITORY}:latest", saved, "docker-archive")
 
     def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return None if Path(entry.name).name in LEFT_OUT or entry.name.endswith("_cache") else entry

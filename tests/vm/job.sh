@@ -34,9 +34,11 @@ STEP "loading the base image"
 load tester || { cat "$RESULTS/load-tester.txt"; exit 1; }
 wait "$other" || { cat "$RESULTS/load-newcomer.txt"; exit 1; }
 
-if [ -e "$JOB/libraries.tar" ]; then
+if [ -e "$JOB/libraries" ]; then
     STEP "loading the libraries of the examples"
-    as tester podman load --quiet --input "$JOB/libraries.tar" >"$RESULTS/load-libraries.txt" 2>&1 || { cat "$RESULTS/load-libraries.txt"; exit 1; }
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    as tester sh -c 'podman tag "$(podman pull --quiet "dir:$1")" "$(cat "$1-name")"' sh "$JOB/libraries" >"$RESULTS/load-libraries.txt" 2>&1 || { cat "$RESULTS/load-libraries.txt"; exit 1; }
+    rm -r "$JOB/libraries"
     # shellcheck disable=SC2016 # expanded by the inner shell
     as tester sh -c 'place="$HOME/.local/share/podman-sandbox-runner" && mkdir -p "$place" && cp -r "$1/." "$place"' sh "$JOB/data" || exit 1
 fi

@@ -1,0 +1,162 @@
+"""A sandbox that stands ready: started, read back and verified, its harness waiting. Nothing was handed over yet.
+
+What is decided of a sandbox before its job is a `Setting`; any number of sandboxes may be started for one, ahead of need
+or when a run asks. Each is used for one run and disposed of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandbox import spec, workspace
+from sandbox.container import Sandbox
+from sandbox.engine import Engine
+from sandbox.host import HostFacts
+from sandbox.image import AdmittedImage
+from sandbox.library import harness_directory, seccomp_file
+from sandbox.policy_model import Policy
+from sandbox.seccomp import SeccompProfile
+from sandbox.watchdog import fields
+
+if TYPE_CHECKING:
+    from sandbox.egress.proxy import EgressCaps, EgressProxy
+    from sandbox.egress.rules import Allowlist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a runner keeps things: runtime files, cache, what is worth keeping, and the policy search path."""
+
+    runtime_dir: Path
+    cache_dir: Path
+    data_dir: Path
+    policy_dirs: Sequence[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Egress:
+    """A way out of a sandbox: what is allowed, how much, and who is told of every byte.
+
+    `certificates` is the host's bundle of certificate authorities, which the sandbox is shown.
+    """
+
+    allow: Allowlist
+    caps: EgressCaps
+    certificates: Path | None = None
+    on_bytes: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What decides a sandbox, apart from the job that it gets.
+
+    `binds` are what it sees besides its own; `lease` keeps its environment from being removed while it stands.
+    """
+
+    policy: Policy
+    seccomp: SeccompProfile
+    admitted: AdmittedImage
+    binds: tuple[spec.Bind, ...] = ()
+    egress: Egress | None = None
+    preload: tuple[str, ...] = ()
+    lease: Callable[[], AbstractAsyncContextManager[None]] | None = field(default=None, compare=False)
+
+    @property
+    def kind(self) -> str:
+        """Return what two sandboxes have in common that can stand in for each other."""
+        return repr((self.policy.hash, self.admitted.id, self.admitted.python_path, self.binds, self.preload))
+
+
+class ReadySandbox:
+    """One sandbox that waits for its job; `proxy` is its way out, if it has one. `asked` is when it was asked for (monotonic)."""
+
+    def __init__(self, setting: Setting, *, engine: Engine, facts: HostFacts, places: Places) -> None:
+        self.setting = setting
+        self.asked = time.monotonic()
+        self.sandbox: Sandbox
+        self.proxy: EgressProxy | None = None
+        self._engine = engine
+        self._facts = facts
+        self._places = places
+        self._held = AsyncExitStack()
+
+    async def start(self, sandbox_id: str, *, idle_s: float = 0.0) -> None:
+        """Start and verify it; it may wait `idle_s` for its job. Raises a `SandboxError`, with everything removed."""
+        async with AsyncExitStack() as held:
+            if self.setting.lease is not None:
+                await held.enter_async_context(self.setting.lease())
+            place = workspace.acquire(self._places.runtime_dir)
+            held.callback(place.release)
+            decided = self._decided(place, sandbox_id, idle_s)
+            self.proxy = await held.enter_async_context(way_out(self.setting.egress, decided))
+            self.sandbox = await held.enter_async_context(Sandbox(self._engine, decided))
+            self._held = held.pop_all()
+
+    async def dispose(self) -> None:
+        """Destroy it, whatever happened in it; nothing of it is left. A second call does nothing."""
+        await self._held.aclose()
+
+    def memory_mib(self) -> float:
+        """Return the memory that is its own, not shared with other sandboxes of the same image."""
+        return fields(f"/proc/{self.sandbox.pid}/status", b"RssAnon")[b"RssAnon"] / 1024
+
+    def _decided(self, place: workspace.Workspace, sandbox_id: str, idle_s: float) -> spec.ContainerSpec:
+        setting, cache = self.setting, self._places.cache_dir
+        return spec.build(
+            setting.policy, image_id=setting.admitted.id, python_path=setting.admitted.python_path,
+            facts=self._facts, seccomp=setting.seccomp, binds=binds_of(setting), idle_s=idle_s,
+            place=spec.Place(
+                sandbox_id=sandbox_id, uid=place.uid, job_dir=place.job_dir, lib_dir=harness_directory(cache),
+                seccomp_path=seccomp_file(setting.seccomp, cache),
+                egress_dir=place.egress_dir if setting.egress else None,
+            ),
+        )  # fmt: skip
+
+
+# Where a run gets its sandbox from, and whom it gives it back to; the name is the run's.
+Source = Callable[[Setting, str], AbstractAsyncContextManager[ReadySandbox]]
+
+
+def fresh(engine: Engine, facts: HostFacts, places: Places) -> Source:
+    """Return the source that starts a sandbox when a run asks for it, and removes it before it goes on."""
+
+    @contextlib.asynccontextmanager
+    async def source(setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
+        ready = ReadySandbox(setting, engine=engine, facts=facts, places=places)
+        await ready.start(run_id)
+        try:
+            yield ready
+        finally:
+            await ready.dispose()
+
+    return source
+
+
+def binds_of(setting: Setting) -> tuple[spec.Bind, ...]:
+    """Return what the sandbox sees besides its own; with a way out, the host's certificates too."""
+    certificates = setting.egress.certificates if setting.egress else None
+    if certificates is None:
+        return setting.binds
+    return (*setting.binds, spec.Bind(source=certificates, destination=spec.CERTIFICATES))
+
+
+@contextlib.asynccontextmanager
+async def way_out(egress: Egress | None, decided: spec.ContainerSpec) -> AsyncIterator[EgressProxy | None]:
+    """Serve a sandbox's egress proxy while it lives."""
+    directory = decided.place.egress_dir
+    if egress is None or directory is None:
+        yield None
+        return
+    from sandbox.egress.proxy import EgressProxy  # late: most runs have no way out
+
+    async with EgressProxy(
+        socket_path=directory / Path(spec.EGRESS_SOCKET).name, peer_uid=decided.host_uid,
+        allow=egress.allow, caps=egress.caps, on_bytes=egress.on_bytes,
+    ) as proxy:  # fmt: skip
+        yield proxy
