@@ -44,7 +44,7 @@ def build_spec(facts: HostFacts, engine: PodmanEngine, work: workspace.Workspace
     profile = load_profile(policy.seccomp.profile, directories=policy_directories())
     admitted = image.admit(engine, engine.image(policy.images.default), cache_dir=cache)
     place = spec.Place(
-        run_id=f"bench{work.uid}",
+        sandbox_id=f"bench{work.uid}",
         uid=work.uid,
         job_dir=work.job_dir,
         lib_dir=harness_directory(cache),
