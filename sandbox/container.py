@@ -286,13 +286,14 @@ class Sandbox:
         self.kill()
         if self._writer is not None:
             self._writer.close()
-        if self.container_id:
-            try:
+        try:
+            if self.container_id:
                 await settled(lambda: self._engine.remove(self.container_id))
-            except EngineUnavailable:
-                # A dead engine can't remove anything: the container ends by itself, the next sweep looks for it.
-                if self.pid:
-                    raise
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        except EngineUnavailable:
+            # A dead engine can't remove anything: the container ends by itself, the next sweep looks for it.
+            if self.pid:
+                raise
+        finally:
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1

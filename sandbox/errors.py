@@ -7,6 +7,7 @@ request, the policy, the host or the sandbox itself was at fault::
     ├── InvalidRequest               invalid_request        2   400  the caller's words
     ├── NotFound                     not_found              2   404  a name that isn't there
     ├── PolicyDenied                 policy_denied         10   403  the policy says no
+    ├── AccessDenied                 access_denied         15   403  who asks may not
     ├── NotEnforceable               not_enforceable        4   503  the host can't hold the policy
     ├── ImageUnavailable             image_unavailable     11   502  no image, or not admitted
     ├── BuildFailed                  build_failed          12   422  an image or environment build
@@ -68,6 +69,14 @@ class PolicyDenied(SandboxError):
 
     code = "policy_denied"
     exit_status = 10
+    http_status = 403
+
+
+class AccessDenied(SandboxError):
+    """Who asks has no right to what is asked for, whatever a policy says."""
+
+    code = "access_denied"
+    exit_status = 15
     http_status = 403
 
 

@@ -6,7 +6,8 @@ into images that know nothing of us and started with::
     python3 -s -B -c "import sys; sys.path[0] = '/run/sandbox/lib'; import harness; harness.main(...)"
 
 Only what is needed to say "ready" is imported at the top (`_socket` rather than `socket`, no `typing`):
-start-up time is part of every cold run. The rest is imported while the runner checks the sandbox.
+start-up time is part of every cold run. The rest is imported while the runner checks the sandbox. Before the job,
+but after that check, the runner may name modules to preload: the program, a fork of this process, then has them.
 
 Two roles, one fork apart. The *supervisor* (process 1, non-dumpable) owns the job socket, enforces the caps
 and reports. The *program* (its child) runs the user's code and is hostile from the supervisor's point of
@@ -55,6 +56,7 @@ MAX_INT_BITS = 14_000  # a little below Python's own limit of 4300 digits
 BATCH_ITEMS = 512
 HIGH_WATER_BYTES = 262_144
 DRAIN_S = 1.0
+LAST_THREAD_S = 0.2
 FAREWELL_S = 5.0
 EXIT_BROKEN = 70
 LIBRARIES = "/opt/environment"
@@ -1082,7 +1084,8 @@ class Program:
         message["payload"] = payload
         message.setdefault("topic", job["topic"])
         helpers = Helpers(self.channel, self.app_dir, started)
-        module = type(sys)("__main__")
+        # Preloaded modules may hold on to the main module that they have seen.
+        module = type(sys)("__main__") if job["preloaded"] is None else sys.modules["__main__"]
         module.__dict__.update(
             __builtins__=__builtins__,
             __file__=os.path.join(self.app_dir, self.filename),
@@ -1225,28 +1228,170 @@ def _become_program(job: dict[str, Any], out: int, err: int, app_dir: str) -> No
         pass
     os.environ.update(job["env"])
     _set_limits(job["limits"])
-    _open_streams()
-    sys.argv = [job["filename"]]
+    sys.argv[:] = [job["filename"]]  # in place: preloaded modules may hold on to the list
     _add_libraries(LIBRARIES)
     sys.path.insert(0, app_dir)
-    sys.modules.pop("harness", None)
-    gc.unfreeze()
+    _forget_harness()
+    if job["preloaded"] is None:
+        _open_streams()
+        gc.unfreeze()
+    else:
+        # Preloaded modules hold on to the streams they have seen, and stay out of the collector's way: it would look at
+        # every object of theirs, and so copy the pages that the two processes share.
+        _reseed()
 
 
 def _add_libraries(directory: str) -> None:
-    """Let the program import an environment's libraries: behind the standard library, before what the image has."""
+    """Let the program import an environment's libraries: behind the standard library, before what the image has.
+
+    A second call changes nothing but what was changed since.
+    """
     if not os.path.isdir(directory):
         return
-    import site
+    if directory not in sys.path:
+        import site
 
-    own = list(sys.path)
-    site.addsitedir(directory)
-    added = [entry for entry in sys.path if entry not in own]
-    places = (n for n, entry in enumerate(own) if entry.endswith(("site-packages", "dist-packages")))
-    behind = next(places, len(own))
-    sys.path[:] = [*own[:behind], *added, *own[behind:]]
+        own = list(sys.path)
+        site.addsitedir(directory)
+        added = [entry for entry in sys.path if entry not in own]
+        places = (n for n, entry in enumerate(own) if entry.endswith(("site-packages", "dist-packages")))
+        behind = next(places, len(own))
+        sys.path[:] = [*own[:behind], *added, *own[behind:]]
     os.environ["PYTHONPATH"] = directory  # for the Python programs that it starts
-    os.environ["PATH"] = f"{directory}/bin:{os.environ['PATH']}"
+    if not os.environ["PATH"].startswith(f"{directory}/bin:"):
+        os.environ["PATH"] = f"{directory}/bin:{os.environ['PATH']}"
+
+
+def _forget_harness() -> None:
+    """Leave the name of this module to whoever else has it."""
+    if getattr(sys.modules.get("harness"), "main", None) is main:
+        del sys.modules["harness"]
+
+
+# ---------------------------------------------------------------- modules imported ahead of the job
+
+
+def preload(names: list[str], app_dir: str) -> tuple[list[str], str | None]:
+    """Import modules in process 1, so that the program has them; return those that could be imported.
+
+    Also returns the module, or None, whose import left a thread or a process running. Such a sandbox is of no use: in
+    the program, a fork, they would be missing. What an import does to this process, and not to modules, is undone.
+    """
+    own = os.getpid()
+    restore_signals = _signals()
+    umask = os.umask(0o077)
+    os.umask(umask)
+    outputs = _silence()
+    _forget_harness()
+    _add_libraries(LIBRARIES)
+    sys.argv = ["script.py"]
+    module = sys.modules["__main__"] = type(sys)("__main__")
+    module.__dict__.update(__builtins__=__builtins__, __file__=os.path.join(app_dir, sys.argv[0]))
+    loaded, unfit = [], None
+    for name in names:
+        if _imported(name):
+            loaded.append(name)
+        if os.getpid() != own:  # an import that forks, and comes back twice
+            os._exit(EXIT_BROKEN)
+        restore_signals()
+        if _left_running():
+            unfit = name
+            break
+    _speak_again(outputs)
+    os.umask(umask)
+    os.chdir(app_dir)
+    _hide()
+    gc.freeze()
+    return loaded, unfit
+
+
+def _signals() -> Callable[[], None]:
+    """Return a function that makes this process answer signals as it does now."""
+    import _signal as signal
+
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            try:
+                signal.signal(number, handler)
+            except (OSError, TypeError):  # SIGKILL and SIGSTOP; one that Python has not set
+                continue
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    return restore
+
+
+def _imported(name: str) -> bool:
+    """Import a module, whatever that raises. A failure leaves no module behind whose package is missing."""
+    known = set(sys.modules)
+    try:
+        __import__(name)
+    except BaseException:
+        for module in sorted(set(sys.modules) - known):
+            package = module.rpartition(".")[0]
+            if package and package not in sys.modules:
+                del sys.modules[module]
+        return False
+    return True
+
+
+def _left_running() -> bool:
+    """Tell whether an import has left a process or a thread of Python running, which a fork would be without.
+
+    Threads that a library's own code has started, such as those of a memory allocator, are the library's business: it
+    must expect to be forked once it is imported.
+    """
+    from _thread import _count as threads
+
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+        return True
+    except ChildProcessError:
+        pass
+    deadline = time.monotonic() + LAST_THREAD_S
+    while threads() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return threads() > 0
+
+
+def _silence() -> tuple[int, int]:
+    """Open the program's streams, lead them nowhere, and return where output went before."""
+    outputs = os.dup(1), os.dup(2)
+    reading, writing = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    for source, target in ((null, 0), (writing, 1), (writing, 2)):
+        os.dup2(source, target)
+    _open_streams()  # on a pipe, as the program's will be: a stream remembers whether it can seek
+    for target in (1, 2):
+        os.dup2(null, target)
+    for descriptor in (reading, writing, null):
+        os.close(descriptor)
+    return outputs
+
+
+def _speak_again(outputs: tuple[int, int]) -> None:
+    """Drop what imports have written but not flushed, and lead output back: a fork must not inherit it."""
+    import ctypes
+
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()  # type: ignore[union-attr] # None is caught as well
+        except BaseException:  # noqa: S112 - closed or replaced by a library
+            continue
+    ctypes.CDLL(None).fflush(None)
+    for source, target in zip(outputs, (1, 2)):  # noqa: B905 - Python 3.8
+        os.dup2(source, target)
+        os.close(source)
+
+
+def _reseed() -> None:
+    """Give the program random numbers of its own. `random` sees to itself after a fork, NumPy does not."""
+    module = sys.modules.get("numpy.random")
+    if module is not None:
+        module.seed()
 
 
 # ---------------------------------------------------------------- the way out
@@ -1717,9 +1862,13 @@ def _hide() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read_job(connection: Connection, app_dir: str) -> tuple[dict[str, Any], dict[str, bytes | bytearray]] | None:
-    """Receive the job and write its files; None when it was cancelled. Raises HarnessError, OSError."""
-    kind, body = connection.read()
+def _read_job(
+    connection: Connection, kind: bytes, body: bytearray, app_dir: str
+) -> tuple[dict[str, Any], dict[str, bytes | bytearray]] | None:
+    """Receive the rest of the job whose first frame is given and write its files; None when it was cancelled.
+
+    Raises HarnessError, OSError.
+    """
     if kind == b"C":
         return None
     if kind != b"J":
@@ -1832,14 +1981,30 @@ def _broken(message: str, *, kind: str = "SandboxSetupError", cause: str | None 
     return _record(fields, ("message",))
 
 
+def _say_ready(connection: Connection, more: str = "") -> None:
+    version = ",".join(map(str, sys.version_info[:3]))
+    ready = f'{{"protocol":{PROTOCOL},"python":[{version}],"implementation":"{sys.implementation.name}"{more}}}'
+    connection.put(b"R", ready.encode())
+
+
+def _preloaded(connection: Connection, app_dir: str) -> tuple[list[str] | None, bytes, bytearray]:
+    """Say ready, and again after preloading where that is asked for; return what was preloaded and the next frame."""
+    _say_ready(connection)
+    _hide()
+    kind, body = connection.read()
+    if kind != b"P":
+        return None, kind, body
+    modules, unfit = preload(json_value(body)["modules"], app_dir)
+    encode = json_encoder()
+    _say_ready(connection, f',"preloaded":{encode(modules)},"unfit":{encode(unfit)}')
+    return (modules, *connection.read())
+
+
 def _serve(connection: Connection, app_dir: str) -> None:
     """Take one job from ready to quit. Raises HarnessError."""
-    version = ",".join(map(str, sys.version_info[:3]))
-    ready = f'{{"protocol":{PROTOCOL},"python":[{version}],"implementation":"{sys.implementation.name}"}}'
-    connection.put(b"R", ready.encode())
-    _hide()
+    preloaded, kind, body = _preloaded(connection, app_dir)
     try:
-        received = _read_job(connection, app_dir)
+        received = _read_job(connection, kind, body, app_dir)
     except OSError as error:
         message = f"an input file could not be written: {error.strerror}"
         connection.put(b"X", _broken(message, kind="OSError", cause=None))
@@ -1849,6 +2014,7 @@ def _serve(connection: Connection, app_dir: str) -> None:
         _report(connection, "cancelled")
         return
     job, parts = received
+    job["preloaded"] = preloaded
     connection.nonblocking()
     started = time.monotonic()
     try:

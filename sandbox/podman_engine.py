@@ -1,8 +1,7 @@
 """The Podman engine: the only module that imports podman-py.
 
-A private `podman system service` is started on a socket in our own runtime directory, with an
-environment built from nothing, and stopped again by `close()`. Requests go through podman-py's API
-client. Containers are created from a full JSON spec of ours: podman-py's own `create()` drops or
+A private `podman system service` (`sandbox.podman_service`) is started, replaced when it dies, and stopped
+by `close()`. Requests go through podman-py's API client. Containers are created from a full JSON spec of ours: podman-py's own `create()` drops or
 mis-routes several settings.
 """
 
@@ -11,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,83 +21,69 @@ from urllib.parse import quote
 
 from sandbox.engine import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
-from sandbox.podman_program import last_line, missing_podman, scope_prefix, scrubbed_environment
+from sandbox.podman_program import last_line, missing_podman, scrubbed_environment
+from sandbox.podman_service import PodmanService
 
 if TYPE_CHECKING:
     from podman.api.client import APIClient
 
-START_TIMEOUT_S = 30.0
 REQUEST_TIMEOUT_S = 60.0
 PULL_TIMEOUT_S = 1_800.0
+# What may be asked again when the service died over it.
+REPEATABLE = ("get", "delete")
 
 
 def remove_dead_sockets(runtime_dir: Path) -> None:
     """Remove the sockets of processes that ended without closing their engine."""
     for path in runtime_dir.glob("engine-*.sock"):
-        pid = path.stem.partition("-")[2]
-        if pid == str(os.getpid()) or not Path("/proc", pid).exists():
+        if not Path("/proc", path.stem.split("-")[1]).exists():
             path.unlink(missing_ok=True)
-
-
-def accepts(path: Path) -> bool:
-    """Tell whether somebody listens on a Unix socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 class PodmanEngine:
     """Rootless Podman through its REST service; see `sandbox.engine.Engine` for the methods."""
 
     def __init__(self, info: EngineInfo, *, runtime_dir: Path) -> None:
-        """Start the private service; it becomes ready while the caller goes on."""
+        """Start the private service; it becomes ready while the caller goes on. One that dies is replaced when it is needed."""
         self._info = info
-        self._socket = runtime_dir / f"engine-{os.getpid()}.sock"
+        self._runtime_dir = runtime_dir
         remove_dead_sockets(runtime_dir)
+        self._lock = threading.Lock()  # guards the three below
+        self._service = PodmanService(info.runtime_path, runtime_dir=runtime_dir)
         self._api: APIClient | None = None
-        # A file and not a pipe: nobody reads while the service runs, and a full pipe would stop it.
-        self._complaints = tempfile.TemporaryFile(dir=runtime_dir)  # noqa: SIM115 - closed in close()
-        self._service = self._start_service()
+        self._closed = False
 
-    def _start_service(self) -> subprocess.Popen[bytes]:
-        # --pdeathsig: the service must not outlive us, also when we are killed with SIGKILL.
-        command = [
-            *scope_prefix(),
-            "setpriv", "--pdeathsig", "TERM", "podman", "--runtime", self._info.runtime_path, "--log-level", "error",
-            "system", "service", "--time", "0", f"unix://{self._socket}",
-        ]  # fmt: skip
-        try:
-            return subprocess.Popen(
-                command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=self._complaints, cwd="/", start_new_session=True,
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise missing_podman() from None
+    def _ready_api(self, *, failed: APIClient | None = None) -> APIClient:
+        """Return a client of the service, once that is ready; of a new one where it died.
 
-    def _ready_api(self) -> APIClient:
-        if self._api is not None:
+        `failed` is a client on which a request has just failed. It is returned again when its service lives.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineUnavailable("the engine is closed", hint="its program is about to end")
+            died = failed is not None and failed is self._api and not self._service.listens()
+            if died or self._service.ended():
+                self._stop()
+                self._service = PodmanService(self._info.runtime_path, runtime_dir=self._runtime_dir)
+            if self._api is None:
+                # Imported late: it takes longer than Podman's own start, and both go on at the same time.
+                from podman.api.client import APIClient
+
+                self._service.wait_ready()
+                self._api = APIClient(base_url=f"unix://{self._service.socket}", timeout=REQUEST_TIMEOUT_S)
             return self._api
-        # Imported late: it takes longer than Podman's own start, and both go on at the same time.
-        from podman.api.client import APIClient
 
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not accepts(self._socket):
-            if self._service.poll() is not None:
-                self._complaints.seek(0)
-                reason = self._complaints.read().decode(errors="replace")
-                raise EngineUnavailable(
-                    f"Podman's service ended at once: {last_line(reason)}", hint="run `sandbox doctor`"
-                )
-            if time.monotonic() > deadline:
-                raise EngineUnavailable(
-                    f"Podman's service did not open its socket within {START_TIMEOUT_S:g} s",
-                    hint="run `sandbox doctor`",
-                )
-            time.sleep(0.001)
-        self._api = APIClient(base_url=f"unix://{self._socket}", timeout=REQUEST_TIMEOUT_S)
-        return self._api
+    def _stop(self) -> None:
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+        self._service.stop()
 
     def _call(self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **options: Any) -> Any:
-        """Send one request; return the response whatever its status. Raises `EngineUnavailable` only."""
+        """Send one request; return the response whatever its status. Raises `EngineUnavailable` only.
+
+        When the service died, the request goes to a new one, once; but not one that may have been carried out in part.
+        """
         import requests
         from podman.errors import PodmanError
 
@@ -107,9 +91,17 @@ class PodmanEngine:
         try:
             return getattr(api, method)(path, timeout=timeout_s, **options)
         except (requests.RequestException, PodmanError, OSError) as error:
-            raise EngineUnavailable(
-                f"Podman's service did not answer {method.upper()} {path}: {error}", hint="run `sandbox doctor`"
-            ) from error
+            reason: Exception = error
+        if method in REPEATABLE or never_sent(reason):
+            another = self._ready_api(failed=api)
+            if another is not api:
+                try:
+                    return getattr(another, method)(path, timeout=timeout_s, **options)
+                except (requests.RequestException, PodmanError, OSError) as error:
+                    reason = error
+        raise EngineUnavailable(
+            f"Podman's service did not answer {method.upper()} {path}: {reason}", hint="try again; `sandbox doctor` tells more"
+        ) from reason
 
     def _expect(self, response: Any, *statuses: int, otherwise: type[SandboxError], doing: str, hint: str = "") -> Any:
         if response.status_code in statuses:
@@ -319,19 +311,18 @@ class PodmanEngine:
 
     def close(self) -> None:
         """Stop the service and remove its socket."""
-        if self._api is not None:
-            self._api.close()
-            self._api = None
-        if self._service.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._service.pid, signal.SIGTERM)
-        try:
-            self._service.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._service.pid, signal.SIGKILL)
-            self._service.wait()
-        self._complaints.close()
-        self._socket.unlink(missing_ok=True)
+        with self._lock:
+            self._closed = True
+            self._stop()
+
+
+def never_sent(error: BaseException | None) -> bool:
+    """Tell whether a request failed because nobody listened, so that nothing can have come of it."""
+    while error is not None:
+        if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def reason_of(response: Any) -> str:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox import spec, workspace
-from sandbox.container import Sandbox
+from sandbox.container import READY_TIMEOUT_S, Sandbox
 from sandbox.engine import Engine
 from sandbox.host import HostFacts
 from sandbox.image import AdmittedImage
+from sandbox.imports import check_modules
 from sandbox.library import harness_directory, seccomp_file
 from sandbox.policy_model import Policy
+from sandbox.preload import PreloadFailed, at_rest, preload
 from sandbox.seccomp import SeccompProfile
 from sandbox.watchdog import fields
 
@@ -74,13 +76,17 @@ class Setting:
 
 
 class ReadySandbox:
-    """One sandbox that waits for its job; `proxy` is its way out, if it has one. `asked` is when it was asked for (monotonic)."""
+    """One sandbox that waits for its job; `proxy` is its way out, if it has one. `asked` is when it was asked for (monotonic).
+
+    `preloaded` are the modules that were imported in it: of those that its setting names, the ones that can be.
+    """
 
     def __init__(self, setting: Setting, *, engine: Engine, facts: HostFacts, places: Places) -> None:
         self.setting = setting
         self.asked = time.monotonic()
         self.sandbox: Sandbox
         self.proxy: EgressProxy | None = None
+        self.preloaded: tuple[str, ...] = ()
         self._engine = engine
         self._facts = facts
         self._places = places
@@ -88,19 +94,33 @@ class ReadySandbox:
 
     async def start(self, sandbox_id: str, *, idle_s: float = 0.0) -> None:
         """Start and verify it; it may wait `idle_s` for its job. Raises a `SandboxError`, with everything removed."""
+        check_modules(self.setting.preload)
+        try:
+            await self._start(sandbox_id, idle_s, self.setting.preload)
+        except PreloadFailed:
+            # Preloading saves time, and is nothing that a run could fail of: the program imports what it needs.
+            await self._start(sandbox_id, idle_s, ())
+
+    async def _start(self, sandbox_id: str, idle_s: float, modules: tuple[str, ...]) -> None:
         async with AsyncExitStack() as held:
             if self.setting.lease is not None:
                 await held.enter_async_context(self.setting.lease())
             place = workspace.acquire(self._places.runtime_dir)
             held.callback(place.release)
-            decided = self._decided(place, sandbox_id, idle_s)
+            decided = self._decided(place, sandbox_id, idle_s + (READY_TIMEOUT_S if modules else 0.0))
             self.proxy = await held.enter_async_context(way_out(self.setting.egress, decided))
             self.sandbox = await held.enter_async_context(Sandbox(self._engine, decided))
+            if modules:
+                self.preloaded = await preload(self.sandbox, modules)
             self._held = held.pop_all()
 
     async def dispose(self) -> None:
         """Destroy it, whatever happened in it; nothing of it is left. A second call does nothing."""
         await self._held.aclose()
+
+    def fit(self) -> bool:
+        """Tell whether it can still be given a job: it lives, and what was preloaded does nothing by itself."""
+        return self.sandbox.alive() and (not self.preloaded or at_rest(self.sandbox))
 
     def memory_mib(self) -> float:
         """Return the memory that is its own, not shared with other sandboxes of the same image."""

@@ -20,6 +20,7 @@ from sandbox.engine import Engine
 from sandbox.errors import SandboxError
 from sandbox.execution import Execution, OnOutput, Prepared
 from sandbox.host import HostFacts
+from sandbox.imports import brings_modules, modules_of
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.places import private_directory
 from sandbox.policy import LoadedPolicy, load_policy
@@ -30,6 +31,7 @@ from sandbox.remembered import Remembered
 from sandbox.request import check_request, newer_than_ours, syntax_error
 
 if TYPE_CHECKING:
+    from sandbox.code_check import CodeCheck
     from sandbox.environment import Environments
     from sandbox.environment_identity import Environment, Wanted
     from sandbox.lock import Lock
@@ -75,16 +77,19 @@ class Runner:
         source: Source | None = None,
         policies: Policies | None = None,
         images_s: float = 0.0,
+        compiles: bool = True,
     ) -> None:
         """Take `engine` as a function, so that requests that can't run never start one.
 
         `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in the
         files, each time). What an image's name stands for is believed for `images_s` before it is looked up again.
+        `compiles` has this process look at the syntax first, which a service does not do with code of others.
         """
         self._engine = engine
         self._facts = facts
         self._places = places
         self._source = source
+        self._compiles = compiles
         self._policies = policies or (lambda name: load_policy(name, directories=places.policy_dirs))
         self._images: Remembered[tuple[str, str], image.AdmittedImage] = Remembered(images_s)
         self._environments: Environments | None = None
@@ -163,6 +168,25 @@ class Runner:
         async with self.environments().using(wanted(request, asked, admitted), on_progress, lock=lock) as environment:
             return environment
 
+    async def check(self, request: RunRequest) -> CodeCheck:
+        """Look at a request's code on the Python and with the libraries that it would run with. Raises as `run` does."""
+        from sandbox.code_check import check_code
+
+        loaded = self._policies(request.policy)
+        asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy))
+        admitted = await self._admitted(asked)
+        async with contextlib.AsyncExitStack() as used:
+            environment = None
+            if request.requirements:
+                libraries = self.environments().using(wanted(request, asked, admitted), lambda _: None)
+                environment = await used.enter_async_context(libraries)
+            setting = self._setting(asked, admitted, environment)
+
+            async def execute(step: Prepared) -> RunResult:
+                return await self._execution(step, asyncio.Event(), self._source).run()
+
+            return await check_code(request.code, request.filename, setting=setting, execute=execute)
+
     async def pull(self, request: RunRequest, reference: str) -> Environment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
         asked = await self._asked(request)
@@ -196,16 +220,40 @@ class Runner:
         environment_s: float,
     ) -> Prepared:
         """Return the run as it is carried out."""
-        lease = partial(self.environments().store.in_use, environment.id) if environment else None
         return Prepared(
             request=run.request, run_id=run.id, image=environment.name if environment else asked.reference,
-            setting=Setting(
-                policy=asked.policy, seccomp=asked.loaded.seccomp, admitted=environment.image if environment else admitted,
-                egress=egress_of(asked.policy), lease=lease,
-            ),
+            setting=self._setting(asked, admitted, environment, self._preload(run.request, environment)),
             environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
             on_output=run.on_output, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
         )  # fmt: skip
+
+    def _preload(self, request: RunRequest, environment: Environment | None) -> tuple[str, ...]:
+        """Return what sandboxes made ahead of need for such a request have imported."""
+        # Libraries read variables when they are imported, and a file of that name would come before a library.
+        if self._source is None or request.env or brings_modules(request.files):
+            return ()
+        if request.preload is not None:
+            return request.preload
+        return modules_of(request.code) if environment else ()
+
+    def _setting(
+        self,
+        asked: Asked,
+        admitted: image.AdmittedImage,
+        environment: Environment | None,
+        preload: tuple[str, ...] = (),
+    ) -> Setting:
+        """Return what decides the sandbox."""
+        lease = partial(self.environments().store.in_use, environment.id) if environment else None
+        return Setting(
+            policy=asked.policy, seccomp=asked.loaded.seccomp, admitted=environment.image if environment else admitted,
+            egress=egress_of(asked.policy), preload=preload, lease=lease,
+        )  # fmt: skip
+
+    def _reference(self, request: RunRequest, policy: Policy) -> str:
+        reference = image.resolve(request.image or policy.images.default)
+        policy.image_allowed(reference)
+        return reference
 
     async def _asked(self, request: RunRequest) -> Asked:
         """Check everything that needs no container. Raises what keeps the request from running."""
@@ -213,9 +261,8 @@ class Runner:
         policy = loaded.policy.tightened(request.limits)
         check_request(request, policy)
         spec.plan_caps(policy, self._facts)
-        reference = image.resolve(request.image or policy.images.default)
-        policy.image_allowed(reference)
-        doubt = await asyncio.to_thread(syntax_error, request)
+        reference = self._reference(request, policy)
+        doubt = await asyncio.to_thread(syntax_error, request) if self._compiles else None
         if doubt is not None and not request.image:
             raise doubt
         return Asked(loaded=loaded, policy=policy, reference=reference, doubt=doubt)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
@@ -18,12 +18,13 @@ from pydantic import Field, ValidationError
 
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.harness import name_problem
+from sandbox.imports import MAX_MODULE_CHARS, MAX_MODULES, MODULE, check_modules
 from sandbox.json_check import is_json
 from sandbox.models import MAX_SECONDS, LogRecord, ProgramError, SavedFile, Strict
 
 __all__ = [
     "CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Limits", "ProtocolViolation", "Quit", "Ready",
-    "encode", "job_frames",
+    "encode", "job_frames", "preload_frame", "shaped",
 ]  # fmt: skip
 
 PROTOCOL = 1
@@ -40,6 +41,7 @@ RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RE
 Ended = Literal["exited", "output_limit", "result_limit", "files_limit", "log_limit", "cancelled", "channel"]
 Cause = Literal["memory", "processes", "channel"]
 Count = Annotated[int, Field(ge=0)]
+Module = Annotated[str, Field(max_length=MAX_MODULE_CHARS, pattern=f"^{MODULE.pattern}$")]
 
 
 class ProtocolViolation(Internal):
@@ -63,11 +65,16 @@ class Limits:
 
 
 class Ready(Strict):
-    """The harness is up and waits for a job."""
+    """The harness is up and waits for a job.
+
+    `preloaded` are the modules that it has imported by then; `unfit` is one that left a thread or a process running.
+    """
 
     protocol: Literal[1]
     python: list[Count] = Field(min_length=3, max_length=3)
     implementation: Annotated[str, Field(max_length=40)]
+    preloaded: Annotated[list[Module], Field(max_length=MAX_MODULES)] = Field(default_factory=list)
+    unfit: Module | None = None
 
 
 class Quit(Strict):
@@ -129,6 +136,12 @@ def encode(kind: str, body: bytes | memoryview = b"") -> bytes:
 
 
 CANCEL = encode("C")
+
+
+def preload_frame(modules: Sequence[str]) -> bytes:
+    """Return the frame that has the harness import `modules` and say again that it is ready. Raises InvalidRequest."""
+    check_modules(modules)
+    return encode("P", json.dumps({"modules": list(modules)}).encode("ascii"))
 
 
 def job_frames(
@@ -278,18 +291,18 @@ class Collector:
             self._take_json(kind, body)
         elif kind == "M":
             self._advance(kind)
-            self.meta = _shaped(Meta, body)
+            self.meta = shaped(Meta, body)
         elif kind == "X":
             self._advance(kind)
-            failure = _shaped(Failure, body)
+            failure = shaped(Failure, body)
             self.cause = failure.cause
             self.error = ProgramError(**failure.model_dump(exclude={"cause"}))
         elif kind == "S":
             self.started = True
         elif kind == "R":
-            self.ready = _shaped(Ready, body)
+            self.ready = shaped(Ready, body)
         else:
-            self.quit = _shaped(Quit, body)
+            self.quit = shaped(Quit, body)
 
     def _check_order(self, kind: str, size: int) -> None:
         if len(kind) != 1 or kind not in FROM_HARNESS:
@@ -311,13 +324,13 @@ class Collector:
         self._count_output(len(body))
         if len(self.logs) >= self.limits.log_records:
             raise ProtocolViolation("the sandbox sent more log records than allowed")
-        record = _shaped(LogRecord, body)
+        record = shaped(LogRecord, body)
         self.logs.append(record)
         if self._on_log:
             self._on_log(record)
 
     def _take_file(self, body: bytes) -> None:
-        header = _shaped(FileHeader, body)
+        header = shaped(FileHeader, body)
         self._files_seen += 1
         self._files_bytes += header.size
         if self._file is not None:
@@ -374,7 +387,8 @@ class Collector:
         return text
 
 
-def _shaped(shape: type[Shape], body: bytes) -> Shape:
+def shaped(shape: type[Shape], body: bytes) -> Shape:
+    """Return the record that `body` holds, checked. Raises ProtocolViolation."""
     try:
         return shape.model_validate_json(body)
     except ValidationError as error:

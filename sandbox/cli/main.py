@@ -15,6 +15,7 @@
 | 12 | a build failed |
 | 13 | Podman is missing, too old or broken |
 | 14 | too much at once |
+| 15 | who asks has no right to it |
 | 70 | a defect of this program, or a sandbox that broke the protocol |
 | 124 | the program timed out |
 | 130 | cancelled |
@@ -39,11 +40,13 @@ from sandbox.errors import EngineUnavailable, Internal, SandboxError
 
 # Imported only when called: each command pays for what it needs.
 COMMANDS = {
+    "config": "sandbox.cli.config:config",
     "doctor": "sandbox.cli.doctor:doctor",
     "env": "sandbox.cli.environment:environment",
     "image": "sandbox.cli.image:image",
     "policy": "sandbox.cli.policy:policy",
     "run": "sandbox.cli.run:run",
+    "serve": "sandbox.cli.serve:serve",
     "template": "sandbox.cli.template:template",
 }
 

@@ -25,6 +25,7 @@ from sandbox.wire import (
     ProtocolViolation,
     encode,
     job_frames,
+    preload_frame,
 )
 
 LIMITS = Limits(output_bytes=100, result_bytes=50, files_bytes=30, files_count=3, log_records=2)
@@ -357,3 +358,36 @@ def test_a_compact_large_text_is_checked_in_proportionate_memory() -> None:
         "sys.exit(not is_json(sys.stdin.buffer.read()))"
     )
     subprocess.run([sys.executable, "-c", code], input=text, check=True, timeout=60)
+
+
+# ---- preloading
+
+
+def test_modules_to_preload_are_named_in_one_frame() -> None:
+    assert preload_frame(["pandas", "sklearn.cluster"]) == encode("P", b'{"modules": ["pandas", "sklearn.cluster"]}')
+    with pytest.raises(InvalidRequest):
+        preload_frame(["os; print(1)"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"preloaded": ["a"] * 33}, {"preloaded": ["a" * 101]}, {"preloaded": ["a\n"]}, {"preloaded": ["\u001b[2J"]}, {"preloaded": "a"},
+     {"preloaded": [1]}, {"preloaded": None}, {"unfit": "a b"}, {"unfit": 1}, {"threads": 1}],
+)  # fmt: skip
+def test_what_the_sandbox_says_of_preloading_is_checked(fields: dict[str, Any]) -> None:
+    said = {**json.loads(READY[1]), **fields}
+    with pytest.raises(ProtocolViolation):
+        Collector(LIMITS).feed("R", text(said))
+
+
+def test_the_longest_names_of_preloaded_modules_fit_their_frame() -> None:
+    said = {**json.loads(READY[1]), "preloaded": ["a" * 100] * 32, "unfit": "b" * 100}
+    collector = Collector(LIMITS)
+    collector.feed("R", text(said))
+    assert collector.ready is not None
+    assert len(collector.ready.preloaded) == 32
+
+
+def test_nobody_but_the_runner_asks_for_modules() -> None:
+    with pytest.raises(ProtocolViolation):
+        collected(("P", b'{"modules": []}'))

@@ -1,0 +1,37 @@
+"""`sandbox serve`: the runner behind a private Unix socket, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sandbox.cli.handover import leave_root
+
+
+@click.command("serve")
+@click.option("--config", "config_path", metavar="FILE", help="The configuration; see `sandbox config show`.")
+@click.pass_obj
+def serve(obj: dict[str, Any], *, config_path: str | None) -> None:
+    """Serve runs on a Unix socket until SIGTERM or Ctrl-C; SIGHUP reads the policies again."""
+    leave_root(with_index=True)
+    # Secrets pass through this process: it must not be found in a core dump.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from sandbox import places
+    from sandbox.policy_file import policy_directories
+    from sandbox.ready import Places
+    from sandbox.service import log
+    from sandbox.service.config import load_config
+    from sandbox.service.server import serve
+
+    config = load_config(Path(config_path) if config_path else None, os.environ).config
+    log.set_up(config.log)
+    where = Places(
+        runtime_dir=places.runtime_dir(), cache_dir=places.cache_dir(), data_dir=places.data_dir(),
+        policy_dirs=policy_directories(obj["policy_dirs"]),
+    )  # fmt: skip
+    asyncio.run(serve(config, where))

@@ -1,0 +1,86 @@
+"""The HTTP side: which route does what, who asks, and one shape for every error."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from sandbox.errors import Internal, SandboxError
+from sandbox.service import catalogue, environments, maintenance, runs
+from sandbox.service.access import Access
+from sandbox.service.answers import error_answer, translated
+from sandbox.service.state import CALLER, STATE, State
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler, Middleware
+
+LOG = logging.getLogger("sandbox.service")
+# What stands around a payload: code, files' base64, names.
+BODY_HEADROOM_BYTES = 8 << 20
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/runs", runs.post_run),
+    ("GET", "/v1/runs", runs.get_runs),
+    ("GET", "/v1/runs/{id}", runs.get_run),
+    ("DELETE", "/v1/runs/{id}", runs.delete_run),
+    ("POST", "/v1/environments", environments.post_environment),
+    ("GET", "/v1/environments", environments.get_environments),
+    ("GET", "/v1/environments/{id}", environments.get_environment),
+    ("DELETE", "/v1/environments/{id}", environments.delete_environment),
+    ("POST", "/v1/check", runs.post_check),
+    ("GET", "/v1/policies", catalogue.get_policies),
+    ("GET", "/v1/policies/{name}", catalogue.get_policy),
+    ("GET", "/v1/templates", catalogue.get_templates),
+    ("GET", "/v1/templates/{name}", catalogue.get_template),
+    ("GET", "/v1/images", catalogue.get_images),
+    ("GET", "/v1/health", catalogue.get_health),
+    ("GET", "/v1/doctor", catalogue.get_doctor),
+    ("GET", "/v1/metrics", catalogue.get_metrics),
+    ("POST", "/v1/maintenance/prune", maintenance.post_prune),
+    ("POST", "/v1/maintenance/stop-all", maintenance.post_stop_all),
+)
+
+
+def application(state: State, access: Access) -> web.Application:
+    """Return the application; `access` tells who asks."""
+    largest_mib = max((policy.policy.limits.payload_mib for policy in state.policies.all()), default=1)
+    app = web.Application(
+        client_max_size=(2 * largest_mib << 20) + BODY_HEADROOM_BYTES, middlewares=[answered, identified(access)]
+    )
+    app[STATE] = state
+    for method, path, handler in ROUTES:
+        app.router.add_route(method, path, handler)
+    return app
+
+
+def identified(access: Access) -> Middleware:
+    """Return the middleware that finds out who asks, from the socket itself."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is None:
+            raise Internal("the client went away")
+        request[CALLER] = access.caller(request.transport.get_extra_info("socket"))
+        return await handler(request)
+
+    return middleware
+
+
+@web.middleware
+async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into the one shape that clients know."""
+    try:
+        return await handler(request)
+    except SandboxError as error:
+        request.app[STATE].metrics.error(error.code)
+        return error_answer(error)
+    except web.HTTPException as answer:
+        return error_answer(translated(answer, request))
+    except (asyncio.CancelledError, ConnectionResetError):
+        raise
+    except Exception:
+        LOG.exception("a request failed: %s %s", request.method, request.path)
+        return error_answer(Internal("the service has a defect", hint="its log says more; report this"))

@@ -1,0 +1,111 @@
+"""What a caller may use, and how the service and its host are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import asdict
+
+from aiohttp import web
+
+from sandbox import templates
+from sandbox.doctor import examine
+from sandbox.engine import ImageRecord
+from sandbox.errors import AccessDenied, SandboxError
+from sandbox.image import ENVIRONMENTS
+from sandbox.policy_explain import explain
+from sandbox.service.access import Caller
+from sandbox.service.answers import document
+from sandbox.service.state import CALLER, STATE
+
+
+async def get_policies(request: web.Request) -> web.Response:
+    """List the policies that the caller may use."""
+    book, caller = request.app[STATE].policies, request[CALLER]
+    usable = [book.get(name).policy for name in book.names() if allowed(caller, name)]
+    return document({"policies": [{"name": p.name, "description": p.description, "hash": p.hash} for p in usable]})
+
+
+def allowed(caller: Caller, policy: str) -> bool:
+    """Tell whether a caller may use a policy."""
+    try:
+        caller.may_use(policy)
+    except AccessDenied:
+        return False
+    return True
+
+
+async def get_policy(request: web.Request) -> web.Response:
+    """Show every value of one policy, and what it means."""
+    name = request.match_info["name"]
+    request[CALLER].may_use(name)
+    loaded = request.app[STATE].policies.get(name)
+    rows = [
+        {"key": row.key, "value": row.value, "unit": row.unit, "meaning": row.meaning, "origin": row.origin}
+        for row in explain(loaded)
+    ]
+    return document({"name": name, "description": loaded.policy.description, "hash": loaded.policy.hash, "values": rows})
+
+
+async def get_templates(request: web.Request) -> web.Response:
+    """List the built-in scripts."""
+    del request
+    found = map(templates.get, templates.names())
+    return document({"templates": [{"name": t.name, "summary": t.summary} for t in found]})
+
+
+async def get_template(request: web.Request) -> web.Response:
+    """Show one built-in script with its sample payload."""
+    found = templates.get(request.match_info["name"])
+    sample = json.loads(found.payload_json)
+    return document({"name": found.name, "summary": found.summary, "code": found.code, "payload": sample})
+
+
+async def get_images(request: web.Request) -> web.Response:
+    """List the images that are here; environments have a route of their own."""
+    state = request.app[STATE]
+    found: list[ImageRecord] = await asyncio.to_thread(state.engine.images)
+    named = [(name, record) for record in found for name in record.names if not name.startswith(f"{ENVIRONMENTS}:")]
+    return document({"images": [{"name": name, "digest": record.digest} for name, record in sorted(named)]})
+
+
+async def get_health(request: web.Request) -> web.Response:
+    """Tell how the service is at this moment; asks nobody else."""
+    state = request.app[STATE]
+    problems = [f"policy {name}: {reason}" for name, reason in state.policies.problems.items()]
+    if state.history.problem:
+        problems.append(f"history: {state.history.problem}")
+    counts = state.admission.counts()
+    return document(
+        {
+            "status": "stopping" if state.admission.draining else "degraded" if problems else "ok",
+            "problems": problems,
+            "uptime_s": round(time.time() - state.began, 1),
+            "runs": {"running": counts.running, "waiting": counts.waiting},
+            "pool": asdict(state.pool.counts()),
+        }
+    )
+
+
+async def get_doctor(request: web.Request) -> web.Response:
+    """Report what this host can enforce."""
+    state = request.app[STATE]
+
+    def base_image_present(_: object) -> bool:
+        try:
+            state.engine.image("localhost/sandbox-python:latest")
+        except SandboxError:
+            return False
+        return True
+
+    report = await asyncio.to_thread(
+        examine, policy_dirs=state.policies.directories, facts=lambda _: state.facts, base_image_present=base_image_present
+    )
+    return document({"usable": report.usable, **asdict(report)})
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    """Give the counters in Prometheus's text format."""
+    metrics = request.app[STATE].metrics
+    return web.Response(body=metrics.render(), headers={"Content-Type": metrics.content_type})

@@ -1,0 +1,93 @@
+"""Environments: build one ahead of need, list, show, remove."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sandbox.document import error_document
+from sandbox.environment_identity import Environment
+from sandbox.environment_store import Record
+from sandbox.errors import InvalidRequest, SandboxError
+from sandbox.models import RunRequest
+from sandbox.requirements import parse_libraries
+from sandbox.service.answers import document
+from sandbox.service.bodies import environment_body
+from sandbox.service.events import Events, format_asked
+from sandbox.service.state import CALLER, STATE, State
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+
+async def post_environment(request: web.Request) -> web.StreamResponse:
+    """Build an environment, unless it is there; its progress is a stream where the client accepts one."""
+    state, caller = request.app[STATE], request[CALLER]
+    body = environment_body(await request.read())
+    caller.may_use(body.policy)
+    requirements = parse_libraries("\n".join(body.requirements))
+    if not requirements:
+        raise InvalidRequest("no library is asked for", hint='send for example {"requirements": ["pandas"]}')
+    wanted = RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
+    kind = format_asked(request)
+    events = Events()
+    async with state.admission.slot(caller.uid, "environments", quota=caller.quota):
+        if kind is None:
+            return document(described(await state.runner.build(wanted, events.progress)))
+        task = asyncio.create_task(build(state, wanted, events))
+        try:
+            return await events.send(request, kind)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def build(state: State, wanted: RunRequest, events: Events) -> None:
+    """Build one and tell how it goes."""
+    try:
+        events.add("result", **described(await state.runner.build(wanted, events.progress)))
+    except SandboxError as error:
+        events.add_document("error", error_document(error))
+    finally:
+        events.end()
+
+
+async def get_environments(request: web.Request) -> web.Response:
+    """List them, most recently used first."""
+    records = await asyncio.to_thread(request.app[STATE].runner.environments().store.records)
+    rows = sorted(records, key=lambda record: -record.last_used)
+    return document({"environments": [listed(record) for record in rows]})
+
+
+async def get_environment(request: web.Request) -> web.Response:
+    """Show one, with its lock."""
+    environments = request.app[STATE].runner.environments()
+    record = await asyncio.to_thread(environments.find, request.match_info["id"])
+    lock = await asyncio.to_thread(environments.lock_of, record)
+    return document({**listed(record), "lock": lock.as_toml()})
+
+
+async def delete_environment(request: web.Request) -> web.Response:
+    """Remove one that no run uses; sandboxes that wait for runs in it are retired first."""
+    state = request.app[STATE]
+    request[CALLER].must_maintain()
+    environments = state.runner.environments()
+    record = await asyncio.to_thread(environments.find, request.match_info["id"])
+    await state.pool.drop(lambda setting: setting.admitted.name == record.image)
+    await asyncio.to_thread(environments.remove, record)
+    return document({"removed": record.id})
+
+
+def described(environment: Environment) -> dict[str, object]:
+    """Return what a client is told of a built environment."""
+    packages = [f"{package.name}=={package.version}" for package in environment.lock.packages]
+    return {
+        "id": environment.id, "image": environment.name, "digest": environment.image.digest,
+        "lock_hash": environment.lock.hash, "packages": packages,
+    }  # fmt: skip
+
+
+def listed(record: Record) -> dict[str, object]:
+    """Return one row of the list."""
+    return {**asdict(record), "packages": list(record.packages), "requirements": list(record.requirements)}

@@ -1,0 +1,75 @@
+"""The runs that are queued or going on: who asked, since when, and the way to end one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from sandbox.errors import NotFound
+
+MAX_LISTED = 1000
+
+
+@dataclass(eq=False)
+class LiveRun:
+    """One run that has not ended; `received` is in seconds since 1970."""
+
+    run_id: str
+    caller_uid: int
+    caller: str
+    node_id: str
+    policy: str
+    requirements: tuple[str, ...]
+    received: float = field(default_factory=time.time)
+    step: str = "queued"
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def as_json(self) -> dict[str, object]:
+        """Return what a client is told of it."""
+        return {
+            "run_id": self.run_id, "caller": self.caller, "node_id": self.node_id, "policy": self.policy,
+            "requirements": list(self.requirements), "received": self.received, "state": self.step, "outcome": None,
+        }  # fmt: skip
+
+
+class LiveRuns:
+    """Every run that has not ended."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, LiveRun] = {}
+
+    def __iter__(self) -> Iterator[LiveRun]:
+        """Yield them, oldest first."""
+        return iter(list(self._runs.values()))
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._runs)
+
+    def add(self, run: LiveRun) -> None:
+        """Note one that has been asked for."""
+        self._runs[run.run_id] = run
+
+    def ended(self, run: LiveRun) -> None:
+        """Forget one."""
+        self._runs.pop(run.run_id, None)
+
+    def find(self, run_id: str, may_see: Callable[[LiveRun], bool]) -> LiveRun | None:
+        """Return a run that the caller may see, or None."""
+        run = self._runs.get(run_id)
+        return run if run is not None and may_see(run) else None
+
+    def cancel(self, run_id: str, may_see: Callable[[LiveRun], bool]) -> None:
+        """End one at once. Raises `NotFound`, also for somebody else's."""
+        run = self.find(run_id, may_see)
+        if run is None:
+            raise NotFound(f"no run {run_id[:64]!r} is going on", hint="GET /v1/runs lists them")
+        run.cancel.set()
+
+    def cancel_all(self) -> int:
+        """End all of them; return how many."""
+        for run in self:
+            run.cancel.set()
+        return len(self)

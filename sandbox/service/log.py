@@ -1,0 +1,44 @@
+"""Log lines of the service: for people on a terminal, JSON otherwise. What comes from outside can't break a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import TextIO
+
+from sandbox.service.config_model import Log
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(),
+        }  # fmt: skip
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class HumanLines(logging.Formatter):
+    """The time, the level where it matters, and the message, printable."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        text = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in record.getMessage())
+        line = f"{self.formatTime(record, '%H:%M:%S')} {level}{text}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def set_up(config: Log, stream: TextIO = sys.stderr) -> None:
+    """Send everything that is logged to `stream`."""
+    human = config.format == "human" or (config.format == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(HumanLines() if human else JsonLines())
+    logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)

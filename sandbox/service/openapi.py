@@ -1,0 +1,94 @@
+"""The OpenAPI document of the service, made from its routes and from the types of its bodies."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from sandbox import __version__
+from sandbox.models import ErrorBody, RunResult
+from sandbox.service.application import ROUTES
+from sandbox.service.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
+
+BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
+    ("POST", "/v1/runs"): RunBody,
+    ("POST", "/v1/environments"): EnvironmentBody,
+    ("POST", "/v1/check"): CheckBody,
+    ("POST", "/v1/maintenance/prune"): PruneBody,
+}
+QUERIES: dict[tuple[str, str], tuple[str, ...]] = {("GET", "/v1/runs"): ("node", "outcome", "before", "limit")}
+STREAMS = {("POST", "/v1/runs"), ("POST", "/v1/environments")}
+TEXTS = {("GET", "/v1/metrics"): "text/plain"}
+ERRORS = {
+    "400": "The request is malformed.", "403": "The caller or the policy may not.", "404": "No such thing.",
+    "405": "No such method here.", "413": "The body is too large.", "422": "A build failed.",
+    "429": "Too much at once; Retry-After says when to come back.", "500": "A defect of the service.",
+    "502": "The image is not available.", "503": "The engine or a control is not available.",
+}  # fmt: skip
+
+
+def openapi() -> dict[str, Any]:
+    """Return the document (OpenAPI 3.1)."""
+    _, schemas = msgspec.json.schema_components(BODIES.values(), ref_template="#/components/schemas/{name}")
+    run = schemas["RunBody"]["properties"]
+    run["payload"] = {"description": "Any JSON; it reaches the program byte for byte."}
+    run["message"] = {"type": "object", "description": "The whole message of the flow."}
+    error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, handler in ROUTES:
+        paths.setdefault(path, {})[method.lower()] = operation(method, path, str(handler.__doc__))
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "podman-sandbox-runner", "version": __version__, "summary": "Runs untrusted Python in sandboxes."},
+        "paths": paths,
+        "components": {
+            "schemas": {
+                **schemas,
+                "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
+                "Result": {"type": "object", "required": ["run_id", "outcome", "result"], "properties": result_properties()},
+            }
+        },
+    }
+
+
+def operation(method: str, path: str, text: str) -> dict[str, Any]:
+    """Return one operation; the first sentence of the handler's docstring is its summary."""
+    key = (method, path)
+    answer: dict[str, Any] = {"application/json": {"schema": answer_schema(key)}}
+    if key in STREAMS:
+        answer |= {"application/x-ndjson": {"schema": {"type": "string"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    if key in TEXTS:
+        answer = {TEXTS[key]: {"schema": {"type": "string"}}}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    found: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path.removeprefix('/v1')}").strip("_"),
+        "summary": text.strip().partition("\n")[0],
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)),
+            *({"name": name, "in": "query", "schema": {"type": "string"}} for name in QUERIES.get(key, ())),
+        ],
+        "responses": {
+            "202" if method == "DELETE" and "runs" in path else "200": {"description": "Done.", "content": answer},
+            **{status: {"description": meaning, "content": error} for status, meaning in ERRORS.items()},
+        },
+    }  # fmt: skip
+    if key in BODIES:
+        schema = {"$ref": f"#/components/schemas/{BODIES[key].__name__}"}
+        found["requestBody"] = {"required": key != ("POST", "/v1/maintenance/prune"), "content": {"application/json": {"schema": schema}}}
+    return found
+
+
+def answer_schema(key: tuple[str, str]) -> dict[str, Any]:
+    """Return the schema of a successful answer."""
+    return {"$ref": "#/components/schemas/Result"} if key == ("POST", "/v1/runs") else {"type": "object"}
+
+
+def result_properties() -> dict[str, Any]:
+    """Return what a run's answer has, as far as its types are fixed."""
+    own = RunResult.model_json_schema()["properties"]
+    kept = {"run_id", "explanation", "output_topic", "exit_code", "signal", "peak_memory_mib", "cpu_s"}
+    outcomes = RunResult.model_json_schema()["$defs"]["Outcome"]
+    return {**{name: own[name] for name in kept}, "outcome": outcomes, "result": {}, "additional_data": {},
+            "stdout": {"type": "string"}, "stderr": {"type": "string"}, "files": {"type": "array"}, "receipt": {"type": ["object", "null"]}}  # fmt: skip

@@ -1,0 +1,235 @@
+"""Runs: ask for one, watch it, end it, look back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sandbox.document import as_document, error_document
+from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
+from sandbox.execution import OnOutput
+from sandbox.history import Row
+from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.progress import OnProgress, Progress
+from sandbox.requirements import parse_libraries, parse_script
+from sandbox.service.access import Caller
+from sandbox.service.admission import Slot
+from sandbox.service.answers import document, large
+from sandbox.service.bodies import RunBody, check_body, run_body, run_request
+from sandbox.service.events import Events, format_asked
+from sandbox.service.live import LiveRun
+from sandbox.service.record import ended_row, failed_row, new_row
+from sandbox.service.state import CALLER, STATE, State
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+MAX_LISTED = 500
+# What a run without a receipt carries in its place.
+CANCELLED_IN_QUEUE = "the run was cancelled while it waited for its turn"
+
+
+async def post_run(request: web.Request) -> web.StreamResponse:
+    """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
+    state, caller = request.app[STATE], request[CALLER]
+    body = run_body(await request.read())
+    wanted = run_request(with_libraries(body))
+    caller.may_use(wanted.policy)
+    work = Work(state, caller, wanted)
+    if (kind := format_asked(request)) is not None:
+        return await streamed(request, kind, work, keep=body.wait_for_end)
+    going = work.carry_out()
+    result = await (kept(going) if body.wait_for_end else going)
+    return await large(request, as_document(result), {"X-Run-Id": work.live.run_id})
+
+
+def with_libraries(body: RunBody) -> RunBody:
+    """Return the body with its libraries in one form."""
+    return msgspec.structs.replace(body, requirements=libraries(body.requirements, body.code))
+
+
+def libraries(named: tuple[str, ...], code: str) -> tuple[str, ...]:
+    """Return the libraries that are named, else those of the script's header. Raises `InvalidRequest`."""
+    asked = parse_libraries("\n".join(named)) if named else ()
+    if not asked and "# /// script" in code:
+        asked = parse_script(code) or ()
+    return tuple(sorted(set(asked)))
+
+
+async def kept(work: Coroutine[None, None, RunResult]) -> RunResult:
+    """Let the run go on when the client goes away."""
+    return await asyncio.shield(asyncio.create_task(work))
+
+
+async def streamed(
+    request: web.Request, kind: str, work: Work, *, keep: bool
+) -> web.StreamResponse:
+    """Send what happens while it happens, and the result last."""
+    events = Events()
+    events.add("accepted", run_id=work.live.run_id)
+
+    async def tell() -> None:
+        try:
+            result = await work.carry_out(on_output=events.output, on_progress=events.progress)
+            events.add_document("result", as_document(result))
+        except SandboxError as error:
+            events.add_document("error", error_document(error, run_id=work.live.run_id))
+        finally:
+            events.end()
+
+    task = asyncio.create_task(tell())
+    try:
+        return await events.send(request, kind)
+    finally:
+        if not keep:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class Cancelled(Exception):
+    """The caller ended the run before its turn came."""
+
+
+class Work:
+    """One request on its way through the queue, the runner and the history."""
+
+    def __init__(self, state: State, caller: Caller, wanted: RunRequest) -> None:
+        self.state = state
+        self.caller = caller
+        self.wanted = wanted
+        self.live = LiveRun(
+            run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
+            policy=wanted.policy, requirements=wanted.requirements,
+        )  # fmt: skip
+
+    async def carry_out(self, *, on_output: OnOutput | None = None, on_progress: OnProgress | None = None) -> RunResult:
+        """Run it when its turn comes; from then on it is in the history. Raises a `SandboxError`."""
+        state, live = self.state, self.live
+        row = new_row(live, self.wanted)
+        state.live.add(live)
+        try:
+            result = await self._result(row, on_output, on_progress)
+        except QueueFull:  # not in the history: a flood would push the others out
+            raise
+        except SandboxError as error:
+            state.history.ended(failed_row(row, error))
+            error.facts.setdefault("run_id", live.run_id)
+            raise
+        except asyncio.CancelledError:
+            state.history.ended(failed_row(row, None))
+            raise
+        finally:
+            state.live.ended(live)
+        state.history.ended(ended_row(row, result))
+        state.metrics.run_ended(self.wanted.policy, result)
+        return result
+
+    async def _result(self, row: Row, on_output: OnOutput | None, on_progress: OnProgress | None) -> RunResult:
+        live = self.live
+        report = on_progress or (lambda _: None)
+
+        def progress(news: Progress) -> None:
+            live.step = news.step
+            report(news)
+
+        try:
+            async with self._turn() as slot:
+                self.state.history.began(replace(row, state="running"))
+                return await self.state.runner.run(
+                    self.wanted, run_id=live.run_id, on_output=on_output, on_progress=progress, cancel=live.cancel,
+                    queued_s=slot.waited_s,
+                )  # fmt: skip
+        except Cancelled:
+            return RunResult(run_id=live.run_id, outcome=Outcome.CANCELLED, explanation=CANCELLED_IN_QUEUE)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Slot]:
+        """Wait for a slot, unless the run is cancelled first. Raises `Cancelled`, `QueueFull`."""
+        async with contextlib.AsyncExitStack() as held:
+            slot = self.state.admission.slot(self.caller.uid, self.wanted.node_id, quota=self.caller.quota)
+            waiting = asyncio.ensure_future(held.enter_async_context(slot))
+            stop = asyncio.ensure_future(self.live.cancel.wait())
+            try:
+                await asyncio.wait({waiting, stop}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    raise Cancelled
+                yield waiting.result()
+            finally:
+                for future in (waiting, stop):
+                    future.cancel()
+                await asyncio.gather(waiting, stop, return_exceptions=True)
+
+
+# ---- looking back
+
+
+async def get_runs(request: web.Request) -> web.Response:
+    """List the caller's runs, newest first; a maintainer's list has everybody's."""
+    state, caller = request.app[STATE], request[CALLER]
+    query = request.query
+    try:
+        limit = min(MAX_LISTED, int(query.get("limit", "50")))
+    except ValueError:
+        raise InvalidRequest("`limit` is no number", hint=f"send a number up to {MAX_LISTED}") from None
+    rows = await asyncio.to_thread(
+        state.history.list, caller=None if caller.may_maintain else caller.uid, node=query.get("node"),
+        outcome=query.get("outcome"), before=query.get("before"), limit=limit,
+    )  # fmt: skip
+    known = {row.run_id for row in rows}
+    queued = [run.as_json() for run in state.live if run.run_id not in known and may_see(caller, run)]
+    first = [] if "before" in query or "outcome" in query else queued
+    return document({"runs": [*first, *(shown(row, state) for row in rows)]})
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """Show one run."""
+    state, caller = request.app[STATE], request[CALLER]
+    run_id = request.match_info["id"]
+    queued = state.live.find(run_id, partial(may_see, caller))
+    row = await asyncio.to_thread(state.history.get, run_id, None if caller.may_maintain else caller.uid)
+    if row is None and queued is not None:
+        return document(queued.as_json())
+    if row is None:
+        raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+    return document(shown(row, state))
+
+
+def may_see(caller: Caller, run: LiveRun) -> bool:
+    """Tell whether a run is the caller's to see and to end."""
+    return caller.may_maintain or run.caller_uid == caller.uid
+
+
+def shown(row: Row, state: State) -> dict[str, object]:
+    """Return what a client is told of a run; of one that goes on, its present step."""
+    live = state.live.find(row.run_id, lambda _: True)
+    return asdict(row) | ({"state": live.step} if live else {})
+
+
+async def delete_run(request: web.Request) -> web.Response:
+    """End a run at once; its own request gets the outcome `cancelled`."""
+    state, caller = request.app[STATE], request[CALLER]
+    run_id = request.match_info["id"]
+    state.live.cancel(run_id, partial(may_see, caller))
+    return document({"run_id": run_id, "cancelling": True}, status=202)
+
+
+async def post_check(request: web.Request) -> web.Response:
+    """Tell whether code compiles on the Python that would run it, and which imports its libraries can't serve."""
+    state, caller = request.app[STATE], request[CALLER]
+    body = check_body(await request.read())
+    caller.may_use(body.policy)
+    requirements = libraries(body.requirements, body.code)
+    wanted = RunRequest(
+        code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=requirements
+    )
+    async with state.admission.slot(caller.uid, "check", quota=caller.quota):
+        found = await state.runner.check(wanted)
+    return document(json.loads(found.model_dump_json()))

@@ -1,0 +1,147 @@
+"""The service's life: socket, engine, pool and queue come up; it serves; it drains and goes, whatever ended it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+from aiohttp import web
+
+from sandbox.history import History, Retention
+from sandbox.host import probe
+from sandbox.metrics import Live, Metrics, Shelved
+from sandbox.places import private_directory
+from sandbox.podman_engine import PodmanEngine
+from sandbox.pool import Pool, PoolLimits
+from sandbox.ready import Places, ReadySandbox
+from sandbox.runner import Runner
+from sandbox.service import systemd
+from sandbox.service.access import Access
+from sandbox.service.admission import Admission
+from sandbox.service.application import application
+from sandbox.service.config import ServiceConfig
+from sandbox.service.listen import open_socket
+from sandbox.service.state import PolicyBook, State
+from sandbox.workspace import sweep
+
+LOG = logging.getLogger("sandbox.service")
+# What an image's name stands for is looked up again after so long, at the latest.
+IMAGES_S = 20.0
+STOP_GRACE_S = 5.0
+PRUNE_S = 3600.0
+
+
+async def serve(config: ServiceConfig, places: Places) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the policies again. Raises a `SandboxError` when it can't begin."""
+    listener = open_socket(config.socket, inherited=systemd.listen_fds(os.environ, os.getpid()))
+    try:
+        async with running(config, places) as state:
+            access = Access(config, owner_uid=os.getuid())
+            # A client that goes away cancels its request, and so its run.
+            runner = web.AppRunner(application(state, access), handler_cancellation=True, access_log=None)
+            await runner.setup()
+            try:
+                await web.SockSite(runner, listener.socket).start()
+                LOG.info("serving on %s", listener.socket.getsockname())
+                systemd.notify(os.environ, "READY=1")
+                await until_stopped(state)
+                systemd.notify(os.environ, "STOPPING=1")
+                await drained(state, config.stop.drain_s)
+            finally:
+                await runner.cleanup()
+    finally:
+        listener.close()
+
+
+@contextlib.asynccontextmanager
+async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]:
+    """Bring up everything behind the socket, and take it down again."""
+    facts = await asyncio.to_thread(probe, places.runtime_dir)
+    engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir)
+    with contextlib.ExitStack() as held:
+        held.callback(engine.close)
+        swept = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
+        history = History(
+            private_directory(places.data_dir) / "history.sqlite",
+            Retention(age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20),
+        )
+        held.callback(history.close)
+        if history.warning:
+            LOG.warning("%s", history.warning)
+        interrupted = history.interrupted()
+        if swept or interrupted:
+            LOG.warning("the service did not end in order: %d sandboxes removed, %d runs ended", swept, interrupted)
+        policies = PolicyBook(places.policy_dirs)
+        make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
+        limits = PoolLimits(
+            memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
+            starters=config.pool.starters,
+        )  # fmt: skip
+        async with Pool(make, limits) as pool, pruned(history):
+            admission = Admission(config.queue.limits)
+            live = Live(
+                running=lambda: admission.counts().running,
+                waiting=lambda: admission.counts().waiting,
+                pool=lambda: [Shelved(environment=name, ready=n, starting=m) for name, n, m in pool.levels()],
+            )
+            yield State(
+                config=config, facts=facts, engine=engine, policies=policies, pool=pool, history=history,
+                metrics=Metrics(live, started_at=time.time()), admission=admission,
+                runner=Runner(
+                    lambda: engine, facts, places, source=pool.source, policies=policies.get, images_s=IMAGES_S,
+                    compiles=False,
+                ),
+            )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def pruned(history: History) -> AsyncIterator[None]:
+    """Keep the history within its limits, now and then."""
+
+    async def prune() -> None:
+        while True:
+            gone = await asyncio.to_thread(history.prune)
+            if gone:
+                LOG.info("%d runs left the history", gone)
+            await asyncio.sleep(PRUNE_S)
+
+    task = asyncio.create_task(prune())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_stopped(state: State) -> None:
+    """Return at SIGTERM or SIGINT. SIGHUP reads the policies again; a broken file keeps the old policy and says so."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def reload() -> None:
+        systemd.notify(os.environ, "RELOADING=1")
+        state.policies.reload()
+        for name, problem in state.policies.problems.items():
+            LOG.error("policy %s is as it was: %s", name, problem)
+        LOG.info("policies read: %s", ", ".join(state.policies.names()))
+        systemd.notify(os.environ, "READY=1")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await stop.wait()
+
+
+async def drained(state: State, drain_s: float) -> None:
+    """Let the runs that go on end within `drain_s`, then end them; nothing new begins."""
+    LOG.info("stopping: %d runs have %g s to end", len(state.live), drain_s)
+    state.admission.drain()
+    if not await state.admission.wait_empty(drain_s):
+        LOG.warning("%d runs did not end in time and are cancelled", state.live.cancel_all())
+        await state.admission.wait_empty(STOP_GRACE_S)

@@ -1,0 +1,230 @@
+"""The service against Podman, bare Python and bubblewrap, interleaved in one process run.
+
+Every round makes one run in each way: through the service with a sandbox that was ready, through the service with a sandbox that
+has to be made first (a kind of its own), by `podman run` with the same flags, by a bare `python3`, and by `bwrap` where that is installed.
+Then: throughput at several concurrencies, payloads of several sizes against `json` in one process, runs one after the other while the pool
+refills, and memory. `--quick` makes few of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sandbox import places
+from sandbox.client import Client
+from sandbox.host import probe
+from sandbox.podman_engine import PodmanEngine
+from sandbox.podman_program import scrubbed_environment
+from sandbox.workspace import acquire
+from scripts.bench import build_spec, podman_flags, timed
+from tests.integration.service import Service, served
+
+CODE = "result = 6 * 7\n"
+PANDAS = "import pandas\nresult = int(pandas.DataFrame(payload)['a'].sum())\n"
+SIZES = {"1 kB": 1_000, "100 kB": 100_000, "1 MB": 1_000_000, "10 MB": 10_000_000}
+READY_S = 20.0
+# So long after a run the pool has started what it wants and the machine is quiet again.
+SETTLE_S = 0.4
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """Return how long `work` takes."""
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1000
+
+
+def await_ready(client: Client) -> None:
+    """Wait until a sandbox stands ready and nothing is being started."""
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        pool = client.health()["pool"]
+        if pool["ready"] and not pool["starting"]:
+            time.sleep(SETTLE_S)
+            return
+        time.sleep(0.02)
+
+
+class Rounds:
+    """Times by name, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """Add one."""
+        self.times.setdefault(name, []).append(value)
+
+
+def warm(client: Client, code: str = CODE, **options: Any) -> float | None:
+    """Time one run that finds a sandbox ready; None when it found none."""
+    await_ready(client)
+    began = time.perf_counter()
+    result = client.run(code, **options)
+    spent = (time.perf_counter() - began) * 1000
+    assert result.succeeded, result.document
+    return spent if result.document["durations"]["warm"] else None
+
+
+def single(service: Service, runs: int) -> Rounds:
+    """Measure single runs in every way, interleaved."""
+    rounds = Rounds()
+    runtime_dir, cache = places.runtime_dir(), places.cache_dir()
+    facts = probe(runtime_dir)
+    engine = PodmanEngine(facts.engine, runtime_dir=runtime_dir)
+    work = acquire(runtime_dir)
+    try:
+        decided = build_spec(facts, engine, work, cache / "images")
+        podman = ["podman", "--runtime", facts.engine.runtime_path, "run", *podman_flags(decided.podman), decided.podman["image"],
+                  *decided.podman["command"]]  # fmt: skip
+        bare = ["/usr/bin/python3", "-I", "-c", CODE]
+        with service.client() as client:
+            client.run(CODE)
+            for number in range(runs):
+                if (spent := warm(client)) is not None:
+                    rounds.add("service, warm", spent)
+                # A lower limit makes another kind, for which nothing is ready.
+                other = {"limits": {"timeout_s": 20 - number / 1000}}
+                rounds.add("service, cold", milliseconds(lambda: client.run(CODE, **other)))  # noqa: B023 - called at once
+                rounds.add("podman run", timed(podman, env=scrubbed_environment()))
+                rounds.add("python3", timed(bare))
+                if shutil.which("bwrap"):
+                    rounds.add("bwrap", timed(["bwrap", "--ro-bind", "/", "/", "--unshare-all", *bare]))
+    finally:
+        work.release()
+        engine.close()
+    return rounds
+
+
+def throughput(service: Service, concurrency: int, runs: int) -> tuple[float, list[float]]:
+    """Return runs per second, and the latencies, of so many clients that ask again as soon as they have an answer."""
+    times: list[float] = []
+    left = iter(range(runs))
+    lock = threading.Lock()
+
+    def go() -> None:
+        with service.client() as client:
+            while True:
+                with lock:
+                    if next(left, None) is None:
+                        return
+                times.append(milliseconds(lambda: client.run(CODE)))
+
+    threads = [threading.Thread(target=go) for _ in range(concurrency)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return runs / (time.perf_counter() - began), times
+
+
+def payloads(client: Client, rounds: int) -> Rounds:
+    """Time payloads in and out, against parsing and writing the same in one process."""
+    found = Rounds()
+    for name, size in SIZES.items():
+        value = [{"n": n, "text": "x" * 40, "f": n / 7} for n in range(size // 75)]
+        text = json.dumps(value).encode()
+        for _ in range(rounds):
+            spent = warm(client, "result = payload", payload_json=text)
+            if spent is not None:
+                found.add(f"service, {name}", spent)
+            found.add(f"json, {name}", milliseconds(lambda: json.dumps(json.loads(text))))  # noqa: B023 - called at once
+    return found
+
+
+def memory_mib(pid: int) -> float:
+    """Return the resident memory of a process."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def measure(runs: int, *, libraries: bool) -> dict[str, Any]:
+    """Measure everything."""
+    with tempfile.TemporaryDirectory() as home, served(Path(home), SANDBOX_QUEUE__RUNNING="16") as service, service.client() as client:
+        report: dict[str, Any] = {"runs": runs, "single_ms": single(service, runs).times}
+        report["memory_mib"] = {"service": memory_mib(service.process.pid), "ready sandbox": idle_mib(client)}
+        report["throughput"] = {}
+        for concurrency in (1, 2, 4, 8, 16):
+            rate, times = throughput(service, concurrency, max(8, 2 * concurrency, runs))
+            report["throughput"][concurrency] = {"per_s": rate, "p50_ms": statistics.median(times), "max_ms": max(times)}
+        report["payload_ms"] = payloads(client, max(3, runs // 5)).times
+        report["memory_mib"]["service, in the end"] = memory_mib(service.process.pid)
+    if libraries:
+        report["pandas_ms"] = pandas(runs)
+    return report
+
+
+def idle_mib(client: Client) -> float:
+    """Return the memory of one ready sandbox."""
+    await_ready(client)
+    pool = client.health()["pool"]
+    return float(pool["memory_mib"]) / max(1, pool["ready"] + pool["starting"])
+
+
+def pandas(runs: int) -> dict[str, list[float]]:
+    """Time runs with pandas preloaded, against a bare import in the same environment. Needs the package index once."""
+    rounds = Rounds()
+    with tempfile.TemporaryDirectory() as home, served(Path(home)) as service, service.client() as client:
+        options: dict[str, Any] = {"requirements": ["pandas"], "payload": {"a": [1, 2, 3]}, "preload": ["pandas"]}
+        client.run(PANDAS, **options)
+        for _ in range(runs):
+            if (spent := warm(client, PANDAS, **options)) is not None:
+                rounds.add("pandas preloaded, warm", spent)
+            plain = client.run("import time\nt = time.perf_counter()\nimport pandas\nresult = (time.perf_counter() - t) * 1000",
+                               requirements=["pandas"], preload=[])  # fmt: skip
+            rounds.add("import pandas alone, inside", float(plain.value))
+    return rounds.times
+
+
+def row(name: str, values: list[float]) -> str:
+    """Return one line: name, least, median, 99th of a hundred, greatest."""
+    ordered = sorted(values)
+    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    return f"  {name:<28} {ordered[0]:9.1f} {statistics.median(ordered):9.1f} {p99:9.1f} {ordered[-1]:9.1f}   {len(ordered)}"
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the tables."""
+    print("milliseconds: least, median, p99, greatest; how many")
+    for name, values in report["single_ms"].items():
+        print(row(name, values))
+    single_ms = {name: statistics.median(values) for name, values in report["single_ms"].items()}
+    for other in ("podman run", "python3", "bwrap", "service, cold"):
+        if other in single_ms and "service, warm" in single_ms:
+            print(f"  {other} / service, warm: {single_ms[other] / single_ms['service, warm']:.1f}")
+    for name, values in {**report["payload_ms"], **report.get("pandas_ms", {})}.items():
+        print(row(name, values))
+    print("throughput: clients, runs per second, median and greatest latency in milliseconds")
+    for concurrency, found in report["throughput"].items():
+        print(f"  {concurrency:>3} {found['per_s']:8.1f} {found['p50_ms']:9.1f} {found['max_ms']:9.1f}")
+    print("memory in MiB: " + ", ".join(f"{name} {value:.1f}" for name, value in report["memory_mib"].items()))
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="scripts/bench service", description="Measure the service against others.")
+    parser.add_argument("--runs", type=int, default=50, help="rounds")
+    parser.add_argument("--libraries", action="store_true", help="pandas as well; needs the package index, once")
+    parser.add_argument("--json", action="store_true", help="print all times as JSON")
+    arguments = parser.parse_args()
+    os.environ.setdefault("LANG", "C.UTF-8")
+    if shutil.which("podman") is None:
+        sys.exit("podman is not installed; run scripts/setup")
+    report = measure(arguments.runs, libraries=arguments.libraries)
+    print(json.dumps(report)) if arguments.json else show(report)
+
+
+if __name__ == "__main__":
+    main()

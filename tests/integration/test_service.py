@@ -1,0 +1,343 @@
+"""The service as its clients see it: a real process, real sandboxes, over its socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.client import Client
+from sandbox.errors import AccessDenied, InvalidRequest, NotFound, PolicyDenied, QueueFull, SandboxError
+from tests.command import left_behind
+from tests.integration.service import Service, served
+
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with served(tmp_path_factory.mktemp("service")) as running:
+        yield running
+    assert left_behind() == []
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with service.client() as connected:
+        yield connected
+
+
+def until(true: Any, within_s: float = WAIT_S) -> None:
+    """Wait for something to come true."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ---- a run
+
+
+def test_a_run_gives_its_result_output_files_and_receipt(client: Client) -> None:
+    result = client.run(
+        "print('hello')\nlog('working')\nsave_file('a.bin', b'\\x00\\x01')\nresult = {'double': payload['n'] * 2, 't': topic}",
+        payload={"n": 21}, topic="north", policy="small",
+    )  # fmt: skip
+    assert (result.outcome, result.value, result.stdout) == ("succeeded", {"double": 42, "t": "north"}, "hello\n")
+    assert result.files == {"a.bin": b"\x00\x01"}
+    receipt = result.document["receipt"]
+    assert receipt["policy"] == "small"
+    assert receipt["run_id"] == result.run_id
+    assert receipt["durations"] == result.document["durations"]
+    assert {row["status"] for row in receipt["controls"]} <= {"proven", "fallback"}
+
+
+def test_a_program_that_fails_is_an_answer_with_its_line(client: Client) -> None:
+    result = client.run("x = 1\nraise ValueError('no')")
+    assert (result.outcome, result.document["error"]["type"], result.document["error"]["line"]) == ("failed", "ValueError", 2)
+
+
+def test_a_syntax_error_is_the_program_s_failure_and_no_file_of_the_host_is_read_for_it(client: Client) -> None:
+    result = client.run("def f(x, x): pass", filename="/etc/machine-id")
+    assert result.outcome == "failed"
+    assert result.document["error"]["type"] == "SyntaxError"
+    assert Path("/etc/machine-id").read_text().strip() not in json.dumps(result.document)
+
+
+def test_a_payload_passes_byte_for_byte(client: Client) -> None:
+    text = b'{"\\u00e4": [1.10, 1e400, 12345678901234567890123, "\\ud83d\\ude00", ' + b"7," * 1000 + b'null], "a":  1}'
+    result = client.run("result = msg['payload']['a']", payload_json=text)
+    assert result.value == 1
+
+
+def test_output_comes_while_the_program_still_runs(client: Client) -> None:
+    seen: list[dict[str, Any]] = []
+    result = client.run(
+        "import time\nprint('first', flush=True)\ntime.sleep(1)\nprint('second')\nresult = 1", on_event=seen.append
+    )
+    assert result.value == 1
+    kinds = [event["event"] for event in seen]
+    assert kinds[0] == "accepted"
+    assert [event["text"] for event in seen if event["event"] == "stdout"] == ["first\n", "second\n"]
+    assert [event["step"] for event in seen if event["event"] == "progress"][-1] == "running"
+
+
+def test_server_sent_events_carry_the_same(service: Service) -> None:
+    status, headers, body = raw(service, "POST", "/v1/runs", {"code": "print('x')\nresult = 2"}, accept="text/event-stream")
+    assert (status, headers["Content-Type"]) == (200, "text/event-stream")
+    events = [json.loads(line.removeprefix(b"data: ")) for line in body.split(b"\n\n") if line]
+    assert [events[0]["event"], events[-1]["event"], events[-1]["result"]] == ["accepted", "result", 2]
+
+
+def raw(
+    service: Service, method: str, path: str, body: Any = None, *, accept: str = "application/json"
+) -> tuple[int, dict[str, str], bytes]:
+    """Send one request without the client library."""
+    connection = http.client.HTTPConnection("localhost", timeout=WAIT_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(WAIT_S)
+    connection.sock.connect(service.socket)
+    try:
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection.request(method, path, data, {"Accept": accept})
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read()
+    finally:
+        connection.close()
+
+
+# ---- warm sandboxes
+
+
+def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: Client) -> None:
+    leave = (
+        "import os, threading, time\nopen('/app/left', 'w').close()\nopen('/tmp/left', 'w').close()\n"
+        "open('/dev/shm/left', 'w').close()\nimport json\njson.left = 1\nos.environ['LEFT'] = '1'\n"
+        "result = (os.getpid(), open('/proc/sys/kernel/random/boot_id').read())"
+    )
+    look = (
+        "import json, os\nresult = {'files': [os.listdir(d) for d in ('/app', '/tmp', '/dev/shm')], "
+        "'module': hasattr(json, 'left'), 'variable': 'LEFT' in os.environ, 'uid': os.getuid()}"
+    )
+    uids, warm = [], 0
+    deadline = time.monotonic() + WAIT_S
+    while warm < 3:
+        assert time.monotonic() < deadline, "no run found a sandbox ready"
+        client.run(leave)
+        time.sleep(0.3)
+        result = client.run(look)
+        assert result.value["files"] == [[], [], []]
+        assert not result.value["module"]
+        assert not result.value["variable"]
+        uids.append(result.value["uid"])
+        warm += result.document["durations"]["warm"]
+    assert len(set(uids)) == len(uids), "each run has a sandbox, and so a user id, of its own"
+
+
+# ---- refusals, in one shape
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"policy": "absent"}, NotFound, "there is no policy 'absent'"),
+        ({"policy": "/etc/passwd"}, AccessDenied, "by path the service takes none"),
+        ({"policy": "../default"}, AccessDenied, "by path the service takes none"),
+        ({"limits": {"memory_mib": 1 << 20}}, PolicyDenied, "allows at most"),
+        ({"limits": {"timeout_s": 100_000}}, PolicyDenied, "allows at most"),
+        ({"limits": {"timeout_s": -1}}, InvalidRequest, "limits.timeout_s"),
+        ({"env": {"LD_PRELOAD": "x"}}, SandboxError, "LD_PRELOAD"),
+        ({"image": "docker.io/library/other:1"}, SandboxError, "other"),
+        ({"requirements": ["-r /etc/passwd"]}, InvalidRequest, "-r"),
+        ({"requirements": ["x @ file:///etc/passwd"]}, SandboxError, "file:"),
+        ({"topic": 7}, InvalidRequest, "Expected `str`"),
+        ({"unknown": 7}, InvalidRequest, "unknown"),
+        ({"message": []}, InvalidRequest, "no JSON object"),
+    ],
+)
+def test_what_is_not_granted_is_refused_in_words(
+    client: Client, options: dict[str, Any], kind: type[SandboxError], said: str
+) -> None:
+    with pytest.raises(kind, match=said.replace("(", r"\(")) as caught:
+        client.run("result = 1", **options)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/nothing", None, 404),
+        ("PUT", "/v1/runs", None, 405),
+        ("POST", "/v1/runs", b"{", 400),
+        ("POST", "/v1/runs", b"", 400),
+        ("POST", "/v1/runs", b'{"code": "x", "payload": {]}', 400),
+        ("POST", "/v1/runs", b"[" * 100_000, 400),
+        ("POST", "/v1/runs", b'{"code": "x", "payload": ' + b"[" * 100_000 + b"}", 400),
+        ("POST", "/v1/runs", b'{"code": "\\ud800", "files": {"a": "!"}}', 400),
+        ("GET", "/v1/runs?limit=x", None, 400),
+        ("GET", "/v1/runs/" + "f" * 32, None, 404),
+        ("DELETE", "/v1/runs/" + "f" * 32, None, 404),
+        ("GET", "/v1/policies/absent", None, 404),
+        ("GET", "/v1/templates/absent", None, 404),
+        ("GET", "/v1/environments/absent", None, 404),
+        ("POST", "/v1/maintenance/prune", None, 400),
+        ("POST", "/v1/environments", b'{"requirements": []}', 400),
+    ],
+)
+def test_every_error_has_the_one_shape(service: Service, method: str, path: str, body: bytes | None, status: int) -> None:
+    answered, _, text = raw(service, method, path, body)
+    assert answered == status, text
+    error = json.loads(text)["error"]
+    assert set(error) >= {"code", "message", "hint"}
+
+
+# ---- watching and ending
+
+
+def test_a_run_can_be_ended_by_its_id_and_says_so(service: Service, client: Client) -> None:
+    ids: list[str] = []
+    results: list[Any] = []
+
+    def go() -> None:
+        with service.client() as other:
+            results.append(
+                other.run("import time\nprint('x', flush=True)\ntime.sleep(60)", on_event=lambda e: ids.append(e.get("run_id", "")))
+            )
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    until(lambda: len(ids) > 1 and client.get(f"/v1/runs/{ids[0]}")["state"] == "running")
+    client.cancel(ids[0])
+    thread.join(WAIT_S)
+    assert results[0].outcome == "cancelled"
+    row = client.get(f"/v1/runs/{ids[0]}")
+    assert (row["state"], row["outcome"]) == ("ended", "cancelled")
+
+
+def test_a_client_that_goes_away_takes_its_run_along(service: Service, client: Client) -> None:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(service.socket)
+    body = json.dumps({"code": "import time\ntime.sleep(60)", "node_id": "leaves"}).encode()
+    connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    until(lambda: [row["state"] for row in client.runs(node="leaves")] == ["running"])
+    connection.close()
+    until(lambda: [row["state"] for row in client.runs(node="leaves")] == ["ended"])
+    assert client.runs(node="leaves")[0]["outcome"] == "cancelled"
+
+
+def test_the_history_has_no_payload_code_output_or_secret(service: Service, client: Client) -> None:
+    secret = "correct horse battery"
+    client.run(
+        f"print('{secret}')\nresult = payload", payload={"k": secret}, secrets={"TOKEN": secret}, node_id=f"n{secret[:3]}"
+    )
+    assert client.runs(limit="1")[0]["payload_bytes"] > 0
+    files = [path for path in (service.home / "data").rglob("*") if path.is_file()]
+    assert any(path.name.startswith("history") for path in files)
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert secret not in service.log()
+
+
+def test_what_a_caller_may_use_is_listed(client: Client) -> None:
+    assert {"default", "strict", "small"} <= {policy["name"] for policy in client.get("/v1/policies")["policies"]}
+    assert "limits.memory_mib" in {row["key"] for row in client.get("/v1/policies/small")["values"]}
+    assert "iot" in {template["name"] for template in client.get("/v1/templates")["templates"]}
+    assert client.get("/v1/templates/simple")["code"]
+    assert any("sandbox-python" in image["name"] for image in client.get("/v1/images")["images"])
+    assert client.get("/v1/doctor")["usable"]
+    assert client.get("/v1/environments") == {"environments": []}
+
+
+def test_metrics_are_prometheus_text(service: Service, client: Client) -> None:
+    client.run("result = 1", policy="small")
+    _, headers, body = raw(service, "GET", "/v1/metrics")
+    assert headers["Content-Type"].startswith("text/plain")
+    assert b'sandbox_runs_total{outcome="succeeded",policy="small"}' in body
+
+
+def test_code_is_checked_without_being_run(client: Client) -> None:
+    found = client.check("import cv2\nprint(1")
+    assert found["problem"]["line"] == 2
+    found = client.check("import cv2, json\nopen('/app/x', 'w')")
+    assert [(row["module"], row["install"]) for row in found["missing"]] == [("cv2", "opencv-python-headless")]
+
+
+# ---- load
+
+
+def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("small")
+    with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAITING="1") as service:
+        outcomes: list[str] = []
+
+        def go() -> None:
+            with service.client() as client:
+                try:
+                    outcomes.append(client.run("import time\ntime.sleep(3)\nresult = 1").outcome)
+                except QueueFull as error:
+                    outcomes.append(error.code if error.facts["retry_after_s"] >= 1 else "at once")
+
+        threads = [threading.Thread(target=go) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.2)
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert sorted(outcomes) == ["queue_full"] * 3 + ["succeeded"] * 2
+
+
+# ---- its life
+
+
+def test_sigterm_lets_runs_end_and_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("drain")) as service:
+        results: list[Any] = []
+
+        def go() -> None:
+            with service.client() as client:
+                results.append(client.run("import time\ntime.sleep(2)\nresult = 'ended'"))
+
+        thread = threading.Thread(target=go)
+        thread.start()
+        with service.client() as client:
+            until(lambda: client.health()["runs"]["running"] == 1)
+            time.sleep(0.5)
+            service.process.send_signal(signal.SIGTERM)
+            until(lambda: "stopping" in service.log())
+            with pytest.raises(SandboxError, match="stopping"):
+                client.run("result = 1")
+        thread.join(WAIT_S)
+        assert results[0].value == "ended"
+        assert service.stop() == 0
+        assert not os.path.exists(service.socket)
+
+
+def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_broken(service: Service, client: Client) -> None:
+    file = service.policies / "small.toml"
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("limits.output_mib = 1", "limits.output_mib = 2"))
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: values(client)["limits.output_mib"] == 2)
+        file.write_text("limits.nonsense = 1")
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: client.health()["status"] == "degraded")
+        assert "small" in client.health()["problems"][0]
+        assert values(client)["limits.output_mib"] == 2
+        assert client.run("result = 1", policy="small").value == 1
+    finally:
+        file.write_text(before)
+        service.process.send_signal(signal.SIGHUP)
+        until(lambda: client.health()["status"] == "ok")
+
+
+def values(client: Client) -> dict[str, Any]:
+    return {row["key"]: row["value"] for row in client.get("/v1/policies/small")["values"]}

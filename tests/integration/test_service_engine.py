@@ -1,0 +1,173 @@
+"""What the service does when Podman's own processes are killed beneath it: it goes on, and nothing is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox import places
+from sandbox.errors import SandboxError
+from sandbox.spec import OWNER_LABEL
+from sandbox.watchdog import children
+from tests.command import left_behind, our_containers, workspaces
+from tests.integration.service import Service, served
+from tests.integration.test_service import WAIT_S, until
+
+
+@pytest.fixture
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with served(tmp_path_factory.mktemp("engine"), SANDBOX_QUEUE__RUNNING="4") as running:
+        yield running
+    assert left_behind() == []
+    assert [path.name for path in engine_sockets(running)] == []
+
+
+def engine_sockets(service: Service) -> list[Path]:
+    return list(places.runtime_dir().glob(f"engine-{service.process.pid}-*.sock"))
+
+
+def command_line(pid: int | str) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def engine_processes(service: Service) -> list[int]:
+    """Return the processes of Podman's service, from the one that the service started to the one that answers."""
+    found: list[int] = []
+    waiting = [service.process.pid]
+    while waiting:
+        below = [pid for pid in children(waiting.pop()) if {"system", "service"} <= set(command_line(pid))]
+        found += below
+        waiting += below
+    return found
+
+
+def kill(pid: int) -> None:
+    """Kill a process, and wait until it is dead."""
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(command_line(pid)))
+
+
+def conmon_of(container_id: str) -> int:
+    """Return the process that watches over a container."""
+    found = [
+        int(entry) for entry in os.listdir("/proc")
+        if entry.isdigit() and (line := command_line(entry)) and "conmon" in line[0] and container_id in line
+    ]  # fmt: skip
+    assert len(found) == 1
+    return found[0]
+
+
+def settled(service: Service) -> bool:
+    """Tell whether no run goes on, and whether there is nothing but what waits on the pool's shelves."""
+    with service.client() as client:
+        health = client.health()
+    waiting = health["pool"]["ready"]
+    return bool(
+        health["runs"] == {"running": 0, "waiting": 0} and not health["pool"]["starting"]
+        and len(our_containers()) == len(workspaces()) == waiting
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["the one we started", "the one that answers"])
+def test_an_idle_service_whose_podman_was_killed_starts_another_when_it_is_needed(service: Service, which: int) -> None:
+    with service.client() as client:
+        for _ in range(3):
+            assert client.run("result = 1").value == 1
+            before = engine_processes(service)
+            kill(before[which])
+            assert [client.run("result = 2").value for _ in range(3)] == [2, 2, 2]
+            until(lambda: settled(service))
+            assert len(engine_sockets(service)) == 1
+            assert not set(before) & set(engine_processes(service)), "nothing of the old one is left"
+
+
+def test_every_run_is_answered_when_podman_dies_while_runs_go_on_and_start(service: Service) -> None:
+    answers: list[str] = []
+
+    def go(number: int) -> None:
+        with service.client() as client:
+            try:
+                result = client.run(f"import time\ntime.sleep(1)\nresult = {number}")
+                assert result.value == number
+                answers.append(result.outcome)
+            except SandboxError as error:
+                answers.append(error.code)
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for _ in range(6):
+        time.sleep(0.4)
+        for pid in engine_processes(service)[-1:]:
+            os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert len(answers) == 16
+    assert set(answers) <= {"succeeded", "engine_unavailable", "not_enforceable"}
+    assert "succeeded" in answers
+    with service.client() as client:
+        assert client.run("result = 3").value == 3
+        until(lambda: settled(service))
+        assert client.health()["status"] == "ok"
+        assert "Traceback" not in service.log()
+
+
+def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(service: Service) -> None:
+    def held() -> tuple[int, int]:
+        return (len(os.listdir(f"/proc/{service.process.pid}/fd")), len(os.listdir(f"/proc/{service.process.pid}/task")))
+
+    def killed_once(client: Any) -> None:
+        kill(engine_processes(service)[-1])
+        client.run("result = 1")
+        until(lambda: settled(service))
+
+    with service.client() as client:
+        for _ in range(2):
+            killed_once(client)
+        before = held()
+        for _ in range(4):
+            killed_once(client)
+        fds, threads = held()
+    assert fds <= before[0] + 2
+    assert threads <= before[1] + 2
+
+
+def test_a_run_whose_conmon_was_killed_ends_and_its_container_is_removed(service: Service) -> None:
+    seen: list[dict[str, Any]] = []
+    answers: list[str] = []
+
+    def go() -> None:
+        with service.client() as client:
+            try:
+                code = "import os, time\nprint(os.getuid(), flush=True)\ntime.sleep(2)\nresult = 1"
+                answers.append(client.run(code, on_event=seen.append).outcome)
+            except SandboxError as error:
+                answers.append(error.code)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    until(lambda: any(event["event"] == "stdout" for event in seen))
+    uid = next(event["text"] for event in seen if event["event"] == "stdout").strip()
+    listed = subprocess.run(
+        ["podman", "ps", "--quiet", "--no-trunc", "--filter", f"label={OWNER_LABEL}={uid}"],
+        capture_output=True, text=True, check=True, timeout=WAIT_S, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    (container_id,) = listed.stdout.split()
+    os.kill(conmon_of(container_id), signal.SIGKILL)
+    thread.join(WAIT_S)
+    assert answers == ["succeeded"], "the job has a channel of its own"
+    until(lambda: container_id[:12] not in our_containers())
+    with service.client() as client:
+        assert client.run("result = 2").value == 2
+        until(lambda: settled(service))

@@ -1,0 +1,442 @@
+"""The history: what comes back of it, what it costs, and what it survives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sandbox import history
+from sandbox.errors import EngineUnavailable
+from sandbox.history import History, Retention, Row
+from sandbox.history_writer import GATHER_S, MAX_PENDING
+
+ANN, BEN = 1001, 1002
+DAY_S = 86_400.0
+NOW = 1_000 * DAY_S
+KEEP = Retention(age_s=30 * DAY_S, size_bytes=1 << 30)
+RUN = Row(run_id="r", caller=ANN, caller_name="ann", received=NOW)
+FULL = Row(
+    run_id="full", caller=ANN, caller_name="ann", received=NOW, state="ended", node_id="n1", policy="default",
+    policy_hash="sha256:0", image="python:3.12-slim", environment="e1", requirements="numpy, pandas>=2",
+    code_hash="sha256:1", outcome="failed", explanation="ValueError: no", started=NOW + 1, ended=NOW + 2.5, queue_ms=1.5,
+    environment_ms=2.5, sandbox_ms=3.5, program_ms=4.5, total_ms=12, warm=True, peak_memory_mib=17.25, cpu_s=0.125,
+    payload_bytes=1, result_bytes=2, output_bytes=3, files_bytes=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "history.sqlite"
+
+
+@contextlib.contextmanager
+def opened(path: Path, limits: Retention = KEEP) -> Iterator[History]:
+    kept = History(path, limits)
+    try:
+        yield kept
+    finally:
+        kept.close()
+
+
+def run(number: int, **known: object) -> Row:
+    return replace(RUN, run_id=f"r{number}", received=NOW + number, **known)  # type: ignore[arg-type]
+
+
+def ids(rows: tuple[Row, ...]) -> list[str]:
+    return [row.run_id for row in rows]
+
+
+def test_a_run_comes_back_as_it_was_told_also_from_a_file_opened_again(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(FULL)
+        assert kept.get("full") == FULL
+    with opened(path) as kept:
+        assert kept.get("full") == FULL
+        assert kept.get("other") is None
+
+
+def test_a_run_is_queued_then_running_then_ended(path: Path) -> None:
+    with opened(path) as kept:
+        for row in (RUN, replace(RUN, state="running", started=NOW + 1)):
+            kept.began(row)
+            assert kept.get("r") == row
+        ending = replace(RUN, outcome="succeeded", started=NOW + 1, ended=NOW + 2)
+        kept.ended(ending)
+        assert kept.get("r") == replace(ending, state="ended")
+
+
+def test_a_run_that_ended_stays_as_it_was(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(replace(RUN, outcome="cancelled"))
+        assert kept.flush()
+        kept.began(RUN)
+        assert kept.get("r") == replace(RUN, outcome="cancelled", state="ended")
+
+
+def test_an_end_needs_no_beginning(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(RUN)
+        assert kept.get("r") == replace(RUN, state="ended")
+
+
+def test_runs_are_listed_newest_first_by_caller_node_and_outcome(path: Path) -> None:
+    with opened(path) as kept:
+        for row in (
+            run(0), run(1, node_id="x"), run(2, caller=BEN, node_id="x"), run(3, node_id="x", outcome="failed"), run(4, caller=0)
+        ):  # fmt: skip
+            kept.ended(row)
+        assert ids(kept.list()) == ["r4", "r3", "r2", "r1", "r0"]
+        assert ids(kept.list(caller=ANN)) == ["r3", "r1", "r0"]
+        assert ids(kept.list(caller=0)) == ["r4"]
+        assert ids(kept.list(caller=ANN, node="x")) == ["r3", "r1"]
+        assert ids(kept.list(node="x", outcome="failed")) == ["r3"]
+        assert kept.list(caller=4) == ()
+
+
+def test_a_caller_does_not_get_the_run_of_another(path: Path) -> None:
+    with opened(path) as kept:
+        kept.began(RUN)
+        assert kept.get("r", caller=ANN) == RUN
+        assert kept.get("r", caller=BEN) is None
+
+
+def test_pages_follow_each_other_without_gap_or_overlap_while_runs_come_in(path: Path) -> None:
+    with opened(path) as kept:
+        for number in range(7):
+            kept.ended(run(number))
+        pages, before = [], None
+        for number in range(7, 10):
+            page = ids(kept.list(before=before, limit=3))
+            kept.ended(run(number))
+            pages.append(page)
+            before = page[-1]
+        assert pages == [["r6", "r5", "r4"], ["r3", "r2", "r1"], ["r0"]]
+        assert kept.list(before="r0") == ()
+        assert kept.list(before="no such run") == ()
+
+
+def test_a_page_has_at_most_500_runs(path: Path) -> None:
+    with opened(path) as kept:
+        for number in range(510):
+            kept.ended(run(number))
+        assert len(kept.list(limit=100_000)) == 500
+        assert kept.list(limit=0) == kept.list(limit=-1) == ()
+
+
+def test_hostile_text_is_kept_bounded_and_never_stops_the_writer(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(replace(RUN, node_id="\ud800'; DROP TABLE runs; --\0\n", requirements="x" * 1_000_000))
+        row = kept.get("r")
+        assert row is not None
+        assert row.node_id == "?'; DROP TABLE runs; --\0\n"
+        assert len(row.requirements) < 3_000
+        assert ids(kept.list(node="' OR 1 --")) == []
+
+
+def test_a_row_that_can_not_be_stored_takes_no_other_with_it(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(run(0))
+        kept.ended(run(1, payload_bytes=1 << 70))
+        kept.ended(run(2))
+        assert ids(kept.list()) == ["r2", "r0"]
+        assert kept.lost == 1
+
+
+def test_ten_thousand_runs_cost_few_commits_and_none_is_lost(path: Path) -> None:
+    with opened(path) as kept:
+        for number in range(10_000):
+            kept.began(run(number))
+            kept.ended(run(number))
+        assert kept.flush()
+        assert kept.commits < 500
+        assert (kept.lost, kept.problem) == (0, "")
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            assert file.execute("SELECT count(*) FROM runs WHERE state = 'ended'").fetchone() == (10_000,)
+
+
+def test_runs_that_come_one_by_one_are_written_together(path: Path) -> None:
+    with opened(path) as kept:
+        began = time.monotonic()
+        for number in range(300):
+            kept.ended(run(number))
+            time.sleep(0.001)
+        most = (time.monotonic() - began) / GATHER_S + 1
+        assert 1 <= kept.commits <= most
+
+
+def test_runs_are_written_without_anybody_asking(path: Path) -> None:
+    with opened(path) as kept, contextlib.closing(sqlite3.connect(path)) as file:
+        kept.began(RUN)
+        for _ in range(500):
+            if file.execute("SELECT run_id FROM runs").fetchall():
+                return
+            time.sleep(0.02)
+        pytest.fail("the run was not written within ten seconds")
+
+
+def test_closing_writes_what_waits_and_can_be_done_twice(path: Path) -> None:
+    kept = History(path, KEEP)
+    kept.began(RUN)
+    kept.close()
+    kept.close()
+    kept.began(run(1))
+    with pytest.raises(EngineUnavailable, match="closed"):
+        kept.prune()
+    with opened(path) as again:
+        assert ids(again.list()) == ["r"]
+
+
+def test_threads_read_while_rows_are_written(path: Path) -> None:
+    seen: list[int] = []
+
+    def read(kept: History) -> None:
+        for _ in range(30):
+            rows = kept.list(limit=500)
+            assert [row.received for row in rows] == sorted((row.received for row in rows), reverse=True)
+            seen.append(len(rows))
+
+    with opened(path) as kept:
+        threads = [threading.Thread(target=read, args=(kept,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for number in range(400):
+            kept.ended(run(number))
+        for thread in threads:
+            thread.join()
+        assert len(seen) == 4 * 30
+        assert len(kept.list(limit=500)) == 400
+
+
+def test_runs_that_an_earlier_process_left_open_are_ended_as_killed(path: Path) -> None:
+    with opened(path) as kept:
+        kept.began(run(0))
+        kept.began(run(1, state="running"))
+        kept.ended(run(2, outcome="succeeded"))
+    with opened(path) as kept:
+        assert kept.interrupted(NOW + 99) == 2
+        assert kept.interrupted(NOW + 100) == 0
+        assert [(row.state, row.outcome, row.ended) for row in kept.list()] == [
+            ("ended", "succeeded", None), ("ended", "killed", NOW + 99), ("ended", "killed", NOW + 99)
+        ]  # fmt: skip
+        killed = kept.get("r0")
+        assert killed is not None
+        assert "the service ended" in killed.explanation
+
+
+def test_pruning_by_age_takes_what_ended_and_leaves_what_goes_on(path: Path) -> None:
+    with opened(path, Retention(age_s=10 * DAY_S, size_bytes=1 << 30)) as kept:
+        kept.ended(replace(RUN, run_id="old", received=NOW - 11 * DAY_S))
+        kept.began(replace(RUN, run_id="old and open", received=NOW - 11 * DAY_S))
+        kept.ended(replace(RUN, run_id="new", received=NOW - 9 * DAY_S))
+        assert kept.prune(NOW) == 1
+        assert ids(kept.list()) == ["new", "old and open"]
+
+
+def test_pruning_by_size_takes_the_oldest_and_the_file_shrinks(path: Path) -> None:
+    limit = 1 << 20
+    with opened(path, Retention(age_s=DAY_S, size_bytes=limit)) as kept:
+        for number in range(4_000):
+            kept.ended(run(number, explanation="x" * 1_000))
+        kept.flush()
+        removed = kept.prune(NOW)
+        left = 4_000 - removed
+        assert 400 < left < 3_000
+        assert limit * 0.8 < path.stat().st_size <= limit
+        assert ids(kept.list(limit=1)) == ["r3999"]
+        assert kept.get(f"r{removed - 1}") is None
+        assert kept.get(f"r{removed}") is not None
+        assert kept.prune(NOW) == 0
+
+
+def test_a_limit_smaller_than_an_empty_file_takes_all_that_ended_and_comes_to_an_end(path: Path) -> None:
+    with opened(path, Retention(age_s=DAY_S, size_bytes=0)) as kept:
+        kept.began(run(0))
+        kept.ended(run(1))
+        assert kept.prune(NOW) == 1
+        assert ids(kept.list()) == ["r0"]
+
+
+def test_only_the_owner_can_read_the_files(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    path.touch(mode=0o644)
+    with opened(path) as kept:
+        kept.ended(RUN)
+        kept.flush()
+        modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(("history.sqlite", "history.sqlite-wal", "history.sqlite-shm"), 0o600)
+
+
+def test_a_directory_that_others_can_enter_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.parent.chmod(0o755)
+    with pytest.raises(EngineUnavailable, match="open to others"):
+        History(path, KEEP)
+
+
+def test_a_file_that_can_not_be_opened_is_an_error_in_words(path: Path) -> None:
+    path.mkdir(parents=True, mode=0o700)
+    path.parent.chmod(0o700)
+    with pytest.raises(EngineUnavailable, match="can't be opened"):
+        History(path, KEEP)
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(RUN)
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA user_version = 99")
+    content = path.read_bytes()
+    with pytest.raises(EngineUnavailable, match="newer version") as caught:
+        History(path, KEEP)
+    assert "move the file away" in caught.value.hint
+    assert path.read_bytes() == content
+
+
+def test_an_older_file_is_brought_up_to_date_with_its_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as kept:
+        kept.ended(FULL)
+    step = ("ALTER TABLE runs ADD COLUMN tag TEXT NOT NULL DEFAULT 'none'", "CREATE INDEX tags ON runs (tag)")
+    monkeypatch.setattr(history, "MIGRATIONS", [*history.MIGRATIONS, step])
+    with opened(path) as kept, contextlib.closing(sqlite3.connect(path)) as file:
+        assert kept.get("full") == FULL
+        assert file.execute("SELECT tag FROM runs").fetchall() == [("none",)]
+        assert file.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as kept:
+        kept.ended(FULL)
+    steps = [*history.MIGRATIONS, ("ALTER TABLE runs RENAME TO gone", "NOT A STATEMENT")]
+    with monkeypatch.context() as patched:
+        patched.setattr(history, "MIGRATIONS", steps)
+        with pytest.raises(EngineUnavailable, match="can't be opened"):
+            History(path, KEEP)
+    with opened(path) as kept:
+        assert kept.get("full") == FULL
+
+
+@pytest.mark.parametrize("damage", ["not a database", "pages overwritten", "cut short"])
+def test_a_damaged_file_is_moved_aside_and_a_new_one_begun(path: Path, damage: str) -> None:
+    with opened(path) as kept:
+        assert kept.warning == ""
+        for number in range(300):
+            kept.ended(run(number))
+    content = path.read_bytes()
+    broken = {
+        "not a database": b"x" * len(content),
+        "pages overwritten": content[:8192] + b"\xff" * 8192 + content[16384:],
+        "cut short": content[: len(content) // 2 // 4096 * 4096],
+    }[damage]
+    path.write_bytes(broken)
+    with opened(path) as kept:
+        (aside,) = path.parent.glob("*.damaged")
+        assert re.fullmatch(r"history-\d{8}T\d{6}Z\.damaged", aside.name)
+        assert str(aside) in kept.warning
+        assert aside.read_bytes() == broken
+        assert kept.list() == ()
+        kept.ended(RUN)
+        assert ids(kept.list()) == ["r"]
+
+
+def test_a_disk_that_hangs_costs_no_end_of_a_run_and_what_was_given_up_is_counted(path: Path) -> None:
+    with opened(path) as kept, contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # from now on every write waits
+        for number in range(MAX_PENDING + 5_000):
+            kept.began(run(number))
+        assert "too slow" in kept.problem
+        assert 1 <= kept.lost <= 5_000
+        lost = kept.lost
+        for number in range(10):
+            kept.ended(run(number, outcome="succeeded"))
+        assert kept.lost == lost
+        other.execute("COMMIT")
+        assert kept.flush(60)
+        assert kept.problem == ""
+        assert other.execute("SELECT count(*) FROM runs").fetchone() == (MAX_PENDING + 5_000 - lost,)
+        assert len(kept.list(outcome="succeeded")) == 10
+
+
+DISK_FULL = """
+import json, resource, sys
+from dataclasses import replace
+from pathlib import Path
+from sandbox.history import History, Retention, Row
+
+def largest_file_kib(kib):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, resource.RLIM_INFINITY))
+
+run = Row(run_id="r", caller=1, caller_name="ann", received=1.0, explanation="x" * 500)
+kept = History(Path(sys.argv[1]), Retention(age_s=1, size_bytes=1 << 30))
+kept.ended(replace(run, run_id="before"))
+assert kept.flush()
+largest_file_kib(128)
+for number in range(1000):
+    kept.began(replace(run, run_id=f"r{number}"))
+    kept.ended(replace(run, run_id=f"r{number}"))
+full = {"written": kept.flush(), "problem": kept.problem, "readable": kept.get("before") is not None}
+largest_file_kib(1)
+pruned = {"removed": kept.prune(100), "problem": kept.problem}
+largest_file_kib(1 << 20)
+mended = {"written": kept.flush(), "problem": kept.problem, "lost": kept.lost}
+kept.close()
+print(json.dumps([full, pruned, mended]))
+"""
+
+
+def test_a_full_disk_fails_no_run_and_what_waited_is_written_when_there_is_room(path: Path) -> None:
+    told = subprocess.check_output([sys.executable, "-c", DISK_FULL, path], timeout=60)
+    full, pruned, mended = json.loads(told)
+    assert "runs can't be written" in full.pop("problem")
+    assert full == {"written": False, "readable": True}
+    assert "can't be changed" in pruned.pop("problem")
+    assert pruned == {"removed": 0}
+    assert mended == {"written": True, "problem": "", "lost": 0}
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        assert file.execute("SELECT count(*) FROM runs").fetchone() == (1_001,)
+
+
+BUSY = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from sandbox.history import History, Retention, Row
+
+kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))
+for number in range(1_000_000):
+    run = Row(run_id=f"r{number}", caller=1, caller_name="ann", received=float(number), explanation="x" * 500)
+    kept.began(run)
+    if number % 3:
+        kept.ended(run)
+    if number % 100 == 99:
+        assert kept.flush()
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("reports", [1, 30])
+def test_a_writer_killed_in_the_middle_leaves_every_run_that_was_written(path: Path, reports: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", BUSY, path], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        last = [int(writer.stdout.readline()) for _ in range(reports)][-1]
+        writer.send_signal(signal.SIGKILL)
+    with opened(path) as kept:
+        assert kept.warning == ""
+        for number in range(last + 1):
+            row = kept.get(f"r{number}")
+            assert row is not None
+            assert row.state == ("ended" if number % 3 else "queued")
+        assert kept.interrupted(NOW) >= (last + 1) // 3
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            assert file.execute("SELECT count(*) FROM runs WHERE state <> 'ended'").fetchone() == (0,)
