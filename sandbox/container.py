@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sandbox import kernel, verify
+from sandbox.conmon import kill_left_over
 from sandbox.engine import Engine
 from sandbox.errors import EngineUnavailable, Internal, NotEnforceable, SandboxError
 from sandbox.models import ControlEvidence
@@ -278,6 +279,13 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def _remove(self) -> None:
+        try:
+            self._engine.remove(self.container_id)
+        finally:
+            if not self.pid:  # Podman may have died while it started it
+                kill_left_over(self.container_id)
+
     async def dispose(self) -> None:
         """Kill and remove; never raises for a sandbox that is already gone, also when cancelled meanwhile."""
         if self._disposed:
@@ -288,7 +296,7 @@ class Sandbox:
             self._writer.close()
         try:
             if self.container_id:
-                await settled(lambda: self._engine.remove(self.container_id))
+                await settled(self._remove)
         except EngineUnavailable:
             # A dead engine can't remove anything: the container ends by itself, the next sweep looks for it.
             if self.pid:

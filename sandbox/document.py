@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandbox.errors import SandboxError
-from sandbox.models import ErrorBody, RunResult
+
+if TYPE_CHECKING:  # they take long to import, and a command that a service serves needs none of them
+    from sandbox.models import RunResult
 
 
 def as_document(result: RunResult) -> bytes:
@@ -45,6 +47,8 @@ def as_document(result: RunResult) -> bytes:
 
 def error_document(error: SandboxError, *, run_id: str | None = None) -> bytes:
     """Return an error in its one JSON shape."""
+    from sandbox.models import ErrorBody
+
     facts = json.loads(json.dumps(error.facts, default=str))
     body = ErrorBody(code=error.code, message=error.message, hint=error.hint, run_id=run_id, facts=facts)
     return json.dumps({"error": body.model_dump(exclude_none=True)}).encode()

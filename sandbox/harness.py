@@ -7,12 +7,14 @@ into images that know nothing of us and started with::
 
 Only what is needed to say "ready" is imported at the top (`_socket` rather than `socket`, no `typing`):
 start-up time is part of every cold run. The rest is imported while the runner checks the sandbox. Before the job,
-but after that check, the runner may name modules to preload: the program, a fork of this process, then has them.
+but after that check, the runner may ask to prepare for it and name modules to preload: the program's process is then
+forked ahead of the job, has those modules, and waits.
 
 Two roles, one fork apart. The *supervisor* (process 1, non-dumpable) owns the job socket, enforces the caps
 and reports. The *program* (its child) runs the user's code and is hostile from the supervisor's point of
-view: all it has is its own output pipes and one end of a packet socket, the *channel*. A packet there is one
-type byte and at most 64 KiB:
+view from then on: all it has is its own output pipes and one end of a packet socket, the *channel*. Its job comes
+over another socket, the *inbox*, which is closed before the user's first line. A packet of the channel is one type byte
+and at most 64 KiB:
 
     L log JSON    F 8-byte size + file name    f file data    V result JSON in chunks    A additional data
     M meta JSON (commits the result)    X error JSON    Z the result is certain to exceed its cap
@@ -1085,7 +1087,7 @@ class Program:
         message.setdefault("topic", job["topic"])
         helpers = Helpers(self.channel, self.app_dir, started)
         # Preloaded modules may hold on to the main module that they have seen.
-        module = type(sys)("__main__") if job["preloaded"] is None else sys.modules["__main__"]
+        module = sys.modules["__main__"] if job["preloaded"] else type(sys)("__main__")
         module.__dict__.update(
             __builtins__=__builtins__,
             __file__=os.path.join(self.app_dir, self.filename),
@@ -1208,8 +1210,8 @@ def _open_streams() -> None:
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, **options)  # type: ignore[misc] # noqa: SIM115
 
 
-def _become_program(job: dict[str, Any], out: int, err: int, app_dir: str) -> None:
-    """Turn the forked child into a process of its own, with nothing of the supervisor's."""
+def _become_program(out: int, err: int, app_dir: str, *, preloaded: bool) -> None:
+    """Turn the forked child into a process of its own, with nothing of the supervisor's, as far as no job is needed."""
     import _signal as signal  # type: ignore[import-not-found] # the package `signal` imports enum
 
     signal.set_wakeup_fd(-1)
@@ -1226,19 +1228,56 @@ def _become_program(job: dict[str, Any], out: int, err: int, app_dir: str) -> No
             file.write("1000")  # when memory runs out, the program dies and the supervisor reports it
     except OSError:  # a read-only /proc costs only the better report
         pass
-    os.environ.update(job["env"])
-    _set_limits(job["limits"])
-    sys.argv[:] = [job["filename"]]  # in place: preloaded modules may hold on to the list
     _add_libraries(LIBRARIES)
     sys.path.insert(0, app_dir)
     _forget_harness()
-    if job["preloaded"] is None:
-        _open_streams()
-        gc.unfreeze()
-    else:
+    if not preloaded:
         # Preloaded modules hold on to the streams they have seen, and stay out of the collector's way: it would look at
         # every object of theirs, and so copy the pages that the two processes share.
+        _open_streams()
+        gc.unfreeze()
+
+
+def _take_on(job: dict[str, Any]) -> None:
+    """Make the program's process what the job asks for."""
+    os.environ.update(job["env"])
+    _set_limits(job["limits"])
+    sys.argv[:] = [job["filename"]]  # in place: preloaded modules may hold on to the list
+    _add_libraries(LIBRARIES)  # once more: the job may have brought variables of its own
+    if job["preloaded"]:
         _reseed()
+
+
+class _Nobody:
+    """A channel that nobody listens to."""
+
+    def send(self, _kind: bytes, _body: bytes | memoryview = b"") -> None:
+        """Drop a packet."""
+
+    def send_json(self, _kind: bytes, chunks: Iterable[bytes]) -> None:
+        """Make the text, and drop it."""
+        for _ in chunks:
+            continue
+
+
+def _rehearse(app_dir: str) -> None:
+    """Run a program of nothing: what first uses cost (imports, caches, pages to copy) is paid before the job.
+
+    The program finds no trace of it but a few compiled modules of the standard library, imported already.
+    """
+    import atexit  # noqa: F401 - for the end
+    import fcntl  # noqa: F401 - for save_file()
+    import resource  # noqa: F401 - for the limits
+
+    main_module = sys.modules["__main__"]
+    job: dict[str, Any] = dict.fromkeys(("topic", "timestamp", "run_id", "node_id"), "")
+    job.update(filename="script.py", limits={"result_bytes": CHUNK_BYTES}, preloaded=False)
+    parts: dict[str, bytes | bytearray] = {"code": b"result = payload", "payload": b'{"a": [1, 2.5, "b"]}', "message": b'{"topic": ""}'}
+    program = Program(job, parts, _Nobody(), app_dir)  # type: ignore[arg-type]
+    namespace = program._namespace(0.0)
+    execute(compile_program(program._source(namespace), program.filename), namespace)
+    program._send_result(namespace)
+    sys.modules["__main__"] = main_module
 
 
 def _add_libraries(directory: str) -> None:
@@ -1488,8 +1527,8 @@ class Relay:
             end.close()
 
 
-def _start_relay(port: int, target: str, connection: Connection) -> int:
-    """Fork the relay of `127.0.0.1:port`; return its process id. Raises OSError."""
+def _start_relay(port: int, target: str, not_its: Iterable[Connection | Child]) -> int:
+    """Fork the relay of `127.0.0.1:port`, which closes what is `not_its`; return its process id. Raises OSError."""
     listener = socket(AF_INET, SOCK_STREAM)
     listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
@@ -1497,7 +1536,8 @@ def _start_relay(port: int, target: str, connection: Connection) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            connection.close()
+            for other in not_its:
+                other.close()
             Relay(listener, target).serve()
         finally:
             os._exit(EXIT_BROKEN)
@@ -1510,6 +1550,19 @@ def _start_relay(port: int, target: str, connection: Connection) -> int:
 
 class HarnessError(Exception):
     """The supervisor cannot go on: the connection is gone or what came over it makes no sense."""
+
+
+def _exactly(source: socket, size: int) -> bytearray:
+    """Return the next `size` bytes that come. Raises HarnessError at the end of the connection."""
+    data = bytearray(size)
+    view = memoryview(data)
+    received = 0
+    while received < size:
+        count = source.recv_into(view[received:], min(size - received, MAX_BODY_BYTES))
+        if count == 0:
+            raise HarnessError("the runner is gone")
+        received += count
+    return data
 
 
 class Connection:
@@ -1525,24 +1578,13 @@ class Connection:
         """Close it in this process."""
         self._socket.close()
 
-    def _exactly(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
-        received = 0
-        while received < size:
-            count = self._socket.recv_into(view[received:], min(size - received, MAX_BODY_BYTES))
-            if count == 0:
-                raise HarnessError("the runner is gone")
-            received += count
-        return data
-
     def read(self) -> tuple[bytes, bytearray]:
         """Return the next frame's type and body. Raises HarnessError."""
-        head = self._exactly(5)
+        head = _exactly(self._socket, 5)
         size = int.from_bytes(head[1:], "big")
         if size > MAX_BODY_BYTES:
             raise HarnessError(f"a frame of {size} bytes is too large")
-        return bytes(head[:1]), self._exactly(size)
+        return bytes(head[:1]), _exactly(self._socket, size)
 
     def nonblocking(self) -> None:
         """Switch to buffered writes, for the time in which the program runs."""
@@ -1598,15 +1640,86 @@ class Connection:
                 return
 
 
+class Child:
+    """The program's process before it has its job, from the supervisor's side: its id, and our ends of what leads to it."""
+
+    def __init__(self, connection: Connection, app_dir: str, *, preloaded: bool, ahead: bool) -> None:
+        """Fork it; `ahead` of its job it gets as ready as can be first. Raises OSError when the fork is refused."""
+        self._inbox, inbox = socketpair(AF_UNIX, SOCK_STREAM)
+        self.channel, channel = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        out, err = os.pipe(), os.pipe()
+        self.out, self.err = out[0], err[0]
+        self._unsent = bytearray()
+        gc.freeze()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run_child((connection, self), inbox, channel, (out[1], err[1]), (app_dir, preloaded, ahead))
+        inbox.close()
+        channel.close()
+        os.close(out[1])
+        os.close(err[1])
+
+    def close(self) -> None:
+        """Close our ends in this process."""
+        self._inbox.close()
+        self.channel.close()
+        os.close(self.out)
+        os.close(self.err)
+
+    def settled(self) -> bool:
+        """Wait until it is ready for its job; return whether it is."""
+        try:
+            return self._inbox.recv(1) != b""
+        except OSError:
+            return False
+
+    def lives(self) -> bool:
+        """Tell whether it still waits; when it has ended, nothing is left of it."""
+        if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+            return True
+        self.close()
+        return False
+
+    def cpu_s(self) -> float:
+        """Return the processor time that it has used, and what other children had that are gone."""
+        import resource
+
+        gone = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # How Linux numbers the clock of another process: clock_getcpuclockid(3).
+        return gone.ru_utime + gone.ru_stime + time.clock_gettime(~self.pid << 3 | 2)
+
+    def give(self, data: bytes | bytearray) -> None:
+        """Pass a piece of the job on. Pieces travel together: waking a process costs more than a small job is long."""
+        self._unsent += data
+        if len(self._unsent) >= CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has been given."""
+        data, self._unsent = self._unsent, bytearray()
+        try:
+            self._inbox.sendall(data)
+        except OSError:
+            return  # it has ended, for want of memory or killed: its status will say so
+
+    def begin(self) -> None:
+        """Let the program begin: the job is complete."""
+        self.give(b"G")
+        self.flush()
+        self._inbox.close()
+
+
 class Supervisor:
     """Watches the program: relays its output, counts against the caps, kills it, reports its end."""
 
-    def __init__(self, connection: Connection, limits: dict[str, int], channel: socket) -> None:
+    def __init__(self, connection: Connection, limits: dict[str, int], child: Child) -> None:
         self.connection = connection
         self.limits = limits
-        self.channel = channel
-        self.sources: dict[int, bytes] = {}  # descriptor to frame type; the channel's is b""
-        self.pid = 0
+        self.channel = child.channel
+        self.channel.setblocking(False)  # noqa: FBT003
+        # Descriptor to frame type; the channel's is b"".
+        self.sources: dict[int, bytes] = {child.out: b"O", child.err: b"E", self.channel.fileno(): b""}
+        self.pid = child.pid
         self.relay = 0
         self.wake = 0
         self.status: int | None = None
@@ -1811,8 +1924,10 @@ class Supervisor:
                 return
 
 
-def _report(connection: Connection, ended: str, *, status: int | None = None, wall_s: float = 0.0) -> None:
-    """Queue the final frame; `status` is what `waitpid` said of the program."""
+def _report(
+    connection: Connection, ended: str, *, status: int | None = None, wall_s: float = 0.0, earlier_s: float = 0.0
+) -> None:
+    """Queue the final frame; `status` is what `waitpid` said of the program, `earlier_s` processor time before it."""
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -1826,7 +1941,7 @@ def _report(connection: Connection, ended: str, *, status: int | None = None, wa
         "signal": signal_name,
         "ended": ended,
         "max_rss_kib": usage.ru_maxrss,
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 6),
+        "cpu_s": round(max(0.0, usage.ru_utime + usage.ru_stime - earlier_s), 6),
         "wall_s": round(wall_s, 6),
     }
     connection.put_json(b"Q", fields)
@@ -1862,45 +1977,56 @@ def _hide() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _read_job(
-    connection: Connection, kind: bytes, body: bytearray, app_dir: str
-) -> tuple[dict[str, Any], dict[str, bytes | bytearray]] | None:
-    """Receive the rest of the job whose first frame is given and write its files; None when it was cancelled.
+def _parsed_job(body: bytearray) -> dict[str, Any]:
+    job: dict[str, Any] = json_value(body)
+    if job["protocol"] != PROTOCOL:
+        raise HarnessError(f"this harness speaks protocol {PROTOCOL}, the runner {job['protocol']!r}")
+    return job
+
+
+def _pass_on(connection: Connection, job: dict[str, Any], child: Child, app_dir: str) -> bool:
+    """Receive the parts of a job; write its files, and give the rest to the child as it comes; False when cancelled.
 
     Raises HarnessError, OSError.
     """
-    if kind == b"C":
-        return None
-    if kind != b"J":
-        raise HarnessError(f"expected a job, got {kind!r}")
-    job = json_value(body)
-    if job["protocol"] != PROTOCOL:
-        raise HarnessError(f"this harness speaks protocol {PROTOCOL}, the runner {job['protocol']!r}")
-    parts: dict[str, bytes | bytearray] = {}
     body = bytearray()
     for part in job["parts"]:
         if part["size"] > MAX_PART_BYTES:
             raise HarnessError("a part is too large")
         content = bytearray()
-        while len(content) < part["size"]:
+        missing = part["size"]
+        while missing:
             if not body:
                 kind, body = connection.read()
                 if kind == b"C":
-                    return None
+                    return False
                 if kind != b"D" or not body:
                     raise HarnessError(f"expected data, got {kind!r}")
-            missing = part["size"] - len(content)
-            content += body[:missing] if len(body) > missing else body
-            del body[:missing]
+            piece = body[:missing] if len(body) > missing else body
+            body = body[missing:]
+            missing -= len(piece)
+            if part["kind"] == "file":
+                content += piece
+            else:
+                child.give(piece)
         if part["kind"] == "file":
             _write_input(app_dir, part["name"], content)
-        else:
-            parts[part["kind"]] = content
     kind, rest = connection.read()
     if kind == b"C":
-        return None
+        return False
     if kind != b"G" or rest or body:
         raise HarnessError(f"expected the word to go, got {kind!r}")
+    return True
+
+
+def _received_job(inbox: socket) -> tuple[dict[str, Any], dict[str, bytes | bytearray]]:
+    """Return the job and its parts, as the supervisor passes them on. Raises HarnessError when there is to be none."""
+    job = json_value(_exactly(inbox, int.from_bytes(_exactly(inbox, 4), "big")))
+    parts: dict[str, bytes | bytearray] = {}
+    for part in job["parts"]:
+        if part["kind"] != "file":
+            parts[part["kind"]] = _exactly(inbox, part["size"])
+    _exactly(inbox, 1)  # the word to go
     return job, parts
 
 
@@ -1914,33 +2040,20 @@ def _write_input(app_dir: str, name: str, content: bytearray) -> None:
         file.write(content)
 
 
-def _start(
-    connection: Connection, job: dict[str, Any], parts: dict[str, bytes | bytearray], app_dir: str
-) -> Supervisor:
-    """Fork the program; return its supervisor. Raises OSError when the fork is refused."""
+def _start(connection: Connection, job: dict[str, Any], child: Child) -> Supervisor:
+    """Let the program begin; return its supervisor. Raises OSError when the relay can't be started."""
     import _signal as signal
 
-    relay = _start_relay(job["relay"]["port"], job["relay"]["target"], connection) if job.get("relay") else 0
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-    out, err, wake = os.pipe(), os.pipe(), os.pipe()
-    supervisor = Supervisor(connection, job["limits"], ours)
-    supervisor.wake = wake[0]
-    supervisor.relay = relay
-    for descriptor in wake:
+    relay = job.get("relay")
+    relay_pid = _start_relay(relay["port"], relay["target"], (connection, child)) if relay else 0
+    supervisor = Supervisor(connection, job["limits"], child)
+    supervisor.relay = relay_pid
+    supervisor.wake, woken = os.pipe()
+    for descriptor in (supervisor.wake, woken):
         os.set_blocking(descriptor, False)
     signal.signal(signal.SIGCHLD, _wake_up)
-    signal.set_wakeup_fd(wake[1], warn_on_full_buffer=False)
-    gc.freeze()
-    started = time.monotonic()
-    supervisor.pid = os.fork()
-    if supervisor.pid == 0:
-        _run_child(connection, supervisor, job, parts, (out, err, wake, theirs, started, app_dir))
-    theirs.close()
-    parts.clear()
-    for descriptor in (out[1], err[1]):
-        os.close(descriptor)
-    ours.setblocking(False)  # noqa: FBT003
-    supervisor.sources = {out[0]: b"O", err[0]: b"E", ours.fileno(): b""}
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    child.begin()
     return supervisor
 
 
@@ -1949,26 +2062,35 @@ def _wake_up(_number: int, _frame: FrameType | None) -> None:
 
 
 def _run_child(
-    connection: Connection,
-    supervisor: Supervisor,
-    job: dict[str, Any],
-    parts: dict[str, bytes | bytearray],
-    ends: tuple[tuple[int, int], tuple[int, int], tuple[int, int], socket, float, str],
+    not_its: tuple[Connection, Child],
+    inbox: socket,
+    end: socket,
+    outputs: tuple[int, int],
+    setting: tuple[str, bool, bool],
 ) -> NoReturn:
-    """Live the child's life; never returns."""
-    out, err, wake, theirs, started, app_dir = ends
+    """Live the child's life: get ready, wait for the job, run it; never returns."""
+    app_dir, preloaded, ahead = setting
     status = EXIT_BROKEN
     try:
-        connection.close()
-        supervisor.channel.close()
-        channel = Channel(theirs)
+        for other in not_its:
+            other.close()
+        channel = Channel(end)
         try:
-            _become_program(job, out[1], err[1], app_dir)
-            for descriptor in (out[0], err[0], *wake):
-                os.close(descriptor)
+            _become_program(*outputs, app_dir, preloaded=preloaded)
+            if ahead:
+                _rehearse(app_dir)
+                inbox.send(b"R")
+            job, parts = _received_job(inbox)
+            inbox.close()
+            started = time.monotonic()
+            job["preloaded"] = preloaded
+            _take_on(job)
+        except HarnessError:  # cancelled, or the supervisor is gone
+            os._exit(status)
         except BaseException as error:
             _, message = _type_and_message(error)
-            channel.send(b"X", _broken(f"the sandbox could not prepare the program: {message}"))
+            cause = _cause(error) or "channel"
+            channel.send(b"X", _broken(f"the sandbox could not prepare the program: {message}", cause=cause))
             os._exit(status)
         Program(job, parts, channel, app_dir).run(started)
     finally:
@@ -1987,42 +2109,68 @@ def _say_ready(connection: Connection, more: str = "") -> None:
     connection.put(b"R", ready.encode())
 
 
-def _preloaded(connection: Connection, app_dir: str) -> tuple[list[str] | None, bytes, bytearray]:
-    """Say ready, and again after preloading where that is asked for; return what was preloaded and the next frame."""
+def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None, bytes, bytearray]:
+    """Say ready, and again after preparing where that is asked for.
+
+    Return whether modules were preloaded, the program's process if it was forked, and the next frame.
+    """
     _say_ready(connection)
     _hide()
     kind, body = connection.read()
     if kind != b"P":
-        return None, kind, body
-    modules, unfit = preload(json_value(body)["modules"], app_dir)
+        return False, None, kind, body
+    import resource  # noqa: F401 - for the report
+
+    names = json_value(body)["modules"]
+    modules, unfit = preload(names, app_dir) if names else ([], None)
+    child = Child(connection, app_dir, preloaded=bool(names), ahead=True)
+    if not child.settled():
+        raise HarnessError("the program's process did not get ready")
     encode = json_encoder()
     _say_ready(connection, f',"preloaded":{encode(modules)},"unfit":{encode(unfit)}')
-    return (modules, *connection.read())
+    return (bool(names), child, *connection.read())
+
+
+def _refuse(connection: Connection, message: str, cause: str | None) -> None:
+    """Report why the program can't begin."""
+    connection.put(b"X", _broken(message, kind="OSError", cause=cause))
+    _report(connection, "exited")
 
 
 def _serve(connection: Connection, app_dir: str) -> None:
     """Take one job from ready to quit. Raises HarnessError."""
-    preloaded, kind, body = _preloaded(connection, app_dir)
-    try:
-        received = _read_job(connection, kind, body, app_dir)
-    except OSError as error:
-        message = f"an input file could not be written: {error.strerror}"
-        connection.put(b"X", _broken(message, kind="OSError", cause=None))
-        _report(connection, "exited")
-        return
-    if received is None:
+    preloaded, child, kind, body = _prepared(connection, app_dir)
+    if kind == b"C":
         _report(connection, "cancelled")
         return
-    job, parts = received
-    job["preloaded"] = preloaded
+    if kind != b"J":
+        raise HarnessError(f"expected a job, got {kind!r}")
+    job = _parsed_job(body)
+    refused = "the program's process could not start"
+    earlier_s = 0.0
+    try:
+        if child is not None and child.lives():
+            earlier_s = child.cpu_s()
+        else:
+            child = Child(connection, app_dir, preloaded=preloaded, ahead=False)
+    except OSError as error:
+        _refuse(connection, f"{refused}: {error}", "processes")
+        return
+    child.give(len(body).to_bytes(4, "big") + body)
+    try:
+        complete = _pass_on(connection, job, child, app_dir)
+    except OSError as error:
+        _refuse(connection, f"an input file could not be written: {error.strerror}", None)
+        return
+    if not complete:
+        _report(connection, "cancelled")
+        return
     connection.nonblocking()
     started = time.monotonic()
     try:
-        supervisor = _start(connection, job, parts, app_dir)
+        supervisor = _start(connection, job, child)
     except OSError as error:
-        message = f"the program's process could not start: {error}"
-        connection.put(b"X", _broken(message, kind="OSError", cause="processes"))
-        _report(connection, "exited")
+        _refuse(connection, f"{refused}: {error}", "processes")
         return
     try:
         connection.put(b"S", b"")
@@ -2031,7 +2179,8 @@ def _serve(connection: Connection, app_dir: str) -> None:
         supervisor.kill()
         raise
     wall_s = time.monotonic() - started
-    _report(connection, supervisor.ended or "exited", status=supervisor.status, wall_s=wall_s)
+    ended = supervisor.ended or "exited"
+    _report(connection, ended, status=supervisor.status, wall_s=wall_s, earlier_s=earlier_s)
 
 
 def main(socket_path: str, app_dir: str = "/app") -> NoReturn:

@@ -194,10 +194,10 @@ class Pool:
             self._cold -= 1
             self._changed.set()
 
-    async def _start(self, shelf: Shelf, setting: Setting, sandbox_id: str) -> ReadySandbox:
+    async def _start(self, shelf: Shelf, setting: Setting, sandbox_id: str, *, ahead: bool = False) -> ReadySandbox:
         began = self._clock()
         ready = self._make(setting)
-        await ready.start(sandbox_id, idle_s=self._limits.idle_s + SPARE_S)
+        await ready.start(sandbox_id, idle_s=self._limits.idle_s + SPARE_S, ahead=ahead)
         self._count["started"] += 1
         shelf.start_s += 0.3 * (self._clock() - began - shelf.start_s)
         return ready
@@ -236,7 +236,7 @@ class Pool:
         try:
             if self._clock() - self._last_taken < GRACE_S:
                 await asyncio.sleep(GRACE_S)
-            ready = await self._start(shelf, shelf.setting, uuid.uuid4().hex)
+            ready = await self._start(shelf, shelf.setting, uuid.uuid4().hex, ahead=True)
         except SandboxError:
             # Whoever runs next is told why; until then nothing is tried again and again.
             self._count["failed"] += 1

@@ -1,7 +1,8 @@
-"""Modules imported in a sandbox ahead of its job, so that the program need not wait for them.
+"""What is done in a sandbox ahead of its job: modules imported, the program's process forked, so that no run waits for it.
 
 Importing runs code of libraries. So it happens when the sandbox has been read back and verified, under every limit that
-the program will have, and what the sandbox says of it is checked as anything else that it says.
+the program will have: a process that is forked now inherits them. What the sandbox says of it is checked as anything
+else that it says.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import time
 from sandbox.container import READY_TIMEOUT_S, Sandbox
 from sandbox.errors import Internal
 from sandbox.spec import ContainerSpec
-from sandbox.watchdog import Watchdog, children, measure
+from sandbox.watchdog import Watchdog, family, measure
 from sandbox.wire import ProtocolViolation, Ready, preload_frame, shaped
 
 
 class PreloadFailed(Internal):
-    """The sandbox didn't come through the import of its modules as one that can be used."""
+    """The sandbox didn't come through its preparation as one that can be used."""
 
 
 async def preload(sandbox: Sandbox, modules: tuple[str, ...]) -> tuple[str, ...]:
-    """Have a verified sandbox import `modules`; return those that it could. It is then ready once more.
+    """Have a verified sandbox get ready for its job and import `modules`; return those that it could.
+
+    It is then ready once more, and the program's process waits in it.
 
     Raises `InvalidRequest` for what is no name of a module, and `PreloadFailed`, after which the sandbox is of no use.
     """
@@ -37,25 +40,29 @@ async def preload(sandbox: Sandbox, modules: tuple[str, ...]) -> tuple[str, ...]
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-    named = ", ".join(modules)
+    named = ", ".join(modules) or "nothing"
     if answer is None or ready is None or not set(ready.preloaded) <= set(modules):
         why = "took more memory than the policy allows" if held.exceeded else "ended, hung or said nonsense"
-        raise PreloadFailed(f"the sandbox {why} while it imported {named}", hint="don't preload them")
+        raise PreloadFailed(f"the sandbox {why} while it got ready and imported {named}", hint="don't preload them")
+    sandbox.marks["preloaded"] = time.monotonic()
     if ready.unfit or not at_rest(sandbox):
         raise PreloadFailed(
             f"importing {ready.unfit or named} leaves a thread or a process running, which a program would not have",
             hint="don't preload it",
         )
     sandbox.ready = answer
-    sandbox.marks["preloaded"] = time.monotonic()
     return tuple(ready.preloaded)
 
 
 def at_rest(sandbox: Sandbox) -> bool:
-    """Tell whether a sandbox without a job is as it must be: no process but process 1, and within the memory cap."""
+    """Tell whether a sandbox without a job is as it must be: within the memory cap, with no process but those it needs.
+
+    They are process 1 and, once it has prepared, the one that waits to become the program.
+    """
+    expected = 2 if "preloaded" in sandbox.marks else 1
     cap_bytes = sandbox.spec.memory_bytes
     usage = measure(sandbox.pid, places=places_of(sandbox.spec), cap_bytes=cap_bytes)
-    return not children(sandbox.pid) and usage.memory_bytes <= cap_bytes
+    return len(family(sandbox.pid)) == expected and usage.memory_bytes <= cap_bytes
 
 
 def places_of(spec: ContainerSpec) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from sandbox.library import harness_directory, seccomp_file
 from sandbox.policy_model import Policy
 from sandbox.preload import PreloadFailed, at_rest, preload
 from sandbox.seccomp import SeccompProfile
-from sandbox.watchdog import fields
+from sandbox.watchdog import family, fields
 
 if TYPE_CHECKING:
     from sandbox.egress.proxy import EgressCaps, EgressProxy
@@ -92,25 +92,31 @@ class ReadySandbox:
         self._places = places
         self._held = AsyncExitStack()
 
-    async def start(self, sandbox_id: str, *, idle_s: float = 0.0) -> None:
-        """Start and verify it; it may wait `idle_s` for its job. Raises a `SandboxError`, with everything removed."""
+    async def start(self, sandbox_id: str, *, idle_s: float = 0.0, ahead: bool = False) -> None:
+        """Start and verify it; it may wait `idle_s` for its job. Raises a `SandboxError`, with everything removed.
+
+        One that is started `ahead` of need does all that it can before its job: no run waits for it now. So does one that
+        has modules to preload.
+        """
         check_modules(self.setting.preload)
+        modules = self.setting.preload
         try:
-            await self._start(sandbox_id, idle_s, self.setting.preload)
+            await self._start(sandbox_id, idle_s, modules if modules or ahead else None)
         except PreloadFailed:
             # Preloading saves time, and is nothing that a run could fail of: the program imports what it needs.
-            await self._start(sandbox_id, idle_s, ())
+            await self._start(sandbox_id, idle_s, None)
 
-    async def _start(self, sandbox_id: str, idle_s: float, modules: tuple[str, ...]) -> None:
+    async def _start(self, sandbox_id: str, idle_s: float, modules: tuple[str, ...] | None) -> None:
+        """Start it; unless `modules` is None, prepare it and preload them."""
         async with AsyncExitStack() as held:
             if self.setting.lease is not None:
                 await held.enter_async_context(self.setting.lease())
             place = workspace.acquire(self._places.runtime_dir)
             held.callback(place.release)
-            decided = self._decided(place, sandbox_id, idle_s + (READY_TIMEOUT_S if modules else 0.0))
+            decided = self._decided(place, sandbox_id, idle_s + (0.0 if modules is None else READY_TIMEOUT_S))
             self.proxy = await held.enter_async_context(way_out(self.setting.egress, decided))
             self.sandbox = await held.enter_async_context(Sandbox(self._engine, decided))
-            if modules:
+            if modules is not None:
                 self.preloaded = await preload(self.sandbox, modules)
             self._held = held.pop_all()
 
@@ -124,7 +130,9 @@ class ReadySandbox:
 
     def memory_mib(self) -> float:
         """Return the memory that is its own, not shared with other sandboxes of the same image."""
-        return fields(f"/proc/{self.sandbox.pid}/status", b"RssAnon")[b"RssAnon"] / 1024
+        # Pages that its processes share count once.
+        own = (fields(f"/proc/{pid}/smaps_rollup", b"Pss_Anon")[b"Pss_Anon"] for pid in family(self.sandbox.pid))
+        return sum(own) / 1024
 
     def _decided(self, place: workspace.Workspace, sandbox_id: str, idle_s: float) -> spec.ContainerSpec:
         setting, cache = self.setting, self._places.cache_dir

@@ -5,14 +5,29 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from typing import TYPE_CHECKING, Protocol
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.harness import compile_program, name_problem
-from sandbox.models import RunRequest
-from sandbox.policy_model import Policy
+
+if TYPE_CHECKING:  # they take long to import, and the syntax is looked at before anything else is done
+    from sandbox.models import RunRequest
+    from sandbox.policy_model import Policy
 
 
-def syntax_error(request: RunRequest) -> InvalidRequest | None:
+class Script(Protocol):
+    """What the check of the syntax looks at; a `RunRequest` is one."""
+
+    @property
+    def code(self) -> str:
+        """The program's text."""
+
+    @property
+    def filename(self) -> str:
+        """Its name, for messages."""
+
+
+def syntax_error(request: Script) -> InvalidRequest | None:
     """Return why the code does not compile on this host's Python, with line and column; None when it does."""
     name, code = request.filename, request.code.removeprefix("\ufeff")
     try:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -172,6 +172,15 @@ class Runner:
         """Look at a request's code on the Python and with the libraries that it would run with. Raises as `run` does."""
         from sandbox.code_check import check_code
 
+        async def execute(step: Prepared) -> RunResult:
+            return await self._execution(step, asyncio.Event(), self._source).run()
+
+        async with self.setting(request.model_copy(update={"preload": ()})) as setting:
+            return await check_code(request.code, request.filename, setting=setting, execute=execute)
+
+    @contextlib.asynccontextmanager
+    async def setting(self, request: RunRequest) -> AsyncIterator[Setting]:
+        """Give what decides the sandbox of such a request, whose libraries stay meanwhile. Raises as `run` does."""
         loaded = self._policies(request.policy)
         asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy))
         admitted = await self._admitted(asked)
@@ -180,12 +189,7 @@ class Runner:
             if request.requirements:
                 libraries = self.environments().using(wanted(request, asked, admitted), lambda _: None)
                 environment = await used.enter_async_context(libraries)
-            setting = self._setting(asked, admitted, environment)
-
-            async def execute(step: Prepared) -> RunResult:
-                return await self._execution(step, asyncio.Event(), self._source).run()
-
-            return await check_code(request.code, request.filename, setting=setting, execute=execute)
+            yield self._setting(asked, admitted, environment, self._preload(request, environment))
 
     async def pull(self, request: RunRequest, reference: str) -> Environment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""

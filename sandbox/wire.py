@@ -159,7 +159,7 @@ def job_frames(
     files: Mapping[str, bytes],
     relay: Mapping[str, Any] | None = None,
 ) -> Iterator[bytes]:
-    """Yield the frames of one job. `message_json` needs no payload: the harness puts it in.
+    """Yield the frames of one job, small ones joined. `message_json` needs no payload: the harness puts it in.
 
     `relay` is `{"port", "target"}`: the loopback port that leads to the egress socket at the path `target`.
     Raises InvalidRequest when topic, names and environment together exceed one frame, or for a file name
@@ -182,12 +182,16 @@ def job_frames(
             f"topic, environment and file names take {len(body)} bytes, more than {MAX_BODY_BYTES}",
             hint="send large values in the payload or as files",
         )
-    yield encode("J", body)
+    waiting = encode("J", body)  # each chunk wakes the harness, which takes longer than all of a small job
     for content in (*(body for _, body in contents), *files.values()):
         view = memoryview(content)
         for start in range(0, len(view), CHUNK_BYTES):
-            yield encode("D", view[start : start + CHUNK_BYTES])
-    yield encode("G")
+            frame = encode("D", view[start : start + CHUNK_BYTES])
+            if len(waiting) + len(frame) > CHUNK_BYTES:
+                yield waiting
+                waiting = b""
+            waiting += frame
+    yield waiting + encode("G")
 
 
 class FrameReader:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.conmon import kill_left_over
 from sandbox.engine import EXPORT_LABEL, Engine
 from sandbox.errors import EngineUnavailable
 from sandbox.places import private_directory
@@ -136,6 +137,7 @@ def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int
         for container in engine.containers(f"{OWNER_LABEL}={directory.name}"):
             if container.labels.get(PLACE_LABEL) == runs_id(runs_dir(runtime_dir)):
                 engine.remove(container.id)
+                kill_left_over(container.id)
         shutil.rmtree(directory, ignore_errors=True)
         removed += 1
     return removed

@@ -15,11 +15,13 @@ from sandbox.spec import RUN_LABEL
 
 COMMAND = [sys.executable, "-m", "sandbox"]
 TIMEOUT_S = 120
+# Commands run by themselves, also where this user happens to have a service.
+NO_SERVICE = "/run/no-service.sock"
 
 
 def environment(**changes: str) -> dict[str, str]:
     """Return the caller's environment with changes."""
-    return {**os.environ, **changes}
+    return {**os.environ, "SANDBOX_SOCKET": NO_SERVICE, **changes}
 
 
 def sandbox(
@@ -28,7 +30,7 @@ def sandbox(
     """Run one command to its end."""
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S,
-        check=False, env=env, errors="backslashreplace",
+        check=False, env=environment() if env is None else env, errors="backslashreplace",
     )  # fmt: skip
 
 

@@ -44,10 +44,15 @@ COMMANDS = {
     "doctor": "sandbox.cli.doctor:doctor",
     "env": "sandbox.cli.environment:environment",
     "image": "sandbox.cli.image:image",
+    "logs": "sandbox.cli.runs:logs",
     "policy": "sandbox.cli.policy:policy",
+    "ps": "sandbox.cli.runs:ps",
     "run": "sandbox.cli.run:run",
+    "runs": "sandbox.cli.runs:runs",
     "serve": "sandbox.cli.serve:serve",
+    "stop": "sandbox.cli.runs:stop",
     "template": "sandbox.cli.template:template",
+    "top": "sandbox.cli.top:top",
 }
 
 

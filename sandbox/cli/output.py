@@ -20,7 +20,7 @@ from sandbox.cli.progress import Steps
 from sandbox.cli.screen import Screen, escaped, escaped_json
 
 if TYPE_CHECKING:
-    from sandbox.models import RunResult
+    from sandbox.cli.answer import Answer
 
 
 class Descriptor:
@@ -104,37 +104,36 @@ class Output:
             raise self._failure
         return True
 
-    def finish(self, result: RunResult) -> None:
+    def finish(self, answer: Answer) -> None:
         """Print the result, or why there is none."""
         from sandbox.cli.document import readable
-        from sandbox.document import as_document
 
         self.finished = True
         if self._json:
-            document = as_document(result)
+            document = answer.document
             if sys.stdout.isatty():
                 document = escaped_json(document.decode()).encode()
             self._out.write_as_is(document + b"\n")
             return
         self._out.end_line()
         self._err.end_line()
-        if result.result_json is not None:
-            self._out.write(readable(result.result_json) + b"\n")
-        self._explain(result)
+        if (result_json := answer.result_json) is not None:
+            self._out.write(readable(result_json) + b"\n")
+        self._explain(answer)
 
-    def _explain(self, result: RunResult) -> None:
-        if result.error is not None and result.error.traceback:
-            click.echo(escaped(result.error.traceback.rstrip("\n")), err=True)
-        for warning in () if self._quiet else result.warnings:
+    def _explain(self, answer: Answer) -> None:
+        if answer.error is not None and answer.error.traceback:
+            click.echo(escaped(answer.error.traceback.rstrip("\n")), err=True)
+        for warning in () if self._quiet else answer.warnings:
             click.echo(f"sandbox: warning: {escaped(warning)}", err=True)
-        if result.explanation:
-            click.secho(f"sandbox: {result.outcome.value}: ", err=True, nl=False, fg="red")
-            click.echo(escaped(result.explanation), err=True)
-        elif sys.stderr.isatty() and not self._quiet and result.receipt is not None:
-            controls = result.receipt.controls
+        if answer.explanation:
+            click.secho(f"sandbox: {answer.outcome}: ", err=True, nl=False, fg="red")
+            click.echo(escaped(answer.explanation), err=True)
+        elif sys.stderr.isatty() and not self._quiet and answer.receipt is not None:
+            controls = answer.receipt.controls
             fallback = sum(control.status == "fallback" for control in controls)
             note = f", {fallback} by a fallback" if fallback else ""
-            total_s = result.durations.total_ms / 1000
+            total_s = answer.durations.total_ms / 1000
             click.secho(f"· succeeded in {total_s:.2f} s, {len(controls)} controls proven{note}", err=True, dim=True)
 
 

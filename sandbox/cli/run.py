@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import math
 import os
 import re
-import secrets
 import signal
 import sys
 from collections.abc import Callable
@@ -23,11 +20,11 @@ from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import library_options, requirements_of
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.screen import escaped
-from sandbox.cli.session import Session, session
 from sandbox.errors import InvalidRequest, SandboxError
 
 if TYPE_CHECKING:
-    from sandbox.models import RunRequest, RunResult
+    from sandbox.cli.answer import Answer
+    from sandbox.models import RunRequest
 
 READER_GONE = 128 + signal.SIGPIPE
 CANCELLED_OUTPUT_S = 1.0
@@ -129,12 +126,8 @@ class Inputs:
     requirements: tuple[str, ...] = ()
 
 
-def build_request(inputs: Inputs, filename: str, options: dict[str, Any]) -> RunRequest:
-    """Return the request that the inputs and options describe. Raises `InvalidRequest`."""
-    from pydantic import ValidationError
-
-    from sandbox.models import RunRequest, Tightening
-
+def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the request that the inputs and options describe, but for its payload. Raises `InvalidRequest`."""
     names = options["secrets"]
     if named := [text for text in names if "=" in text]:
         raise InvalidRequest(
@@ -144,23 +137,26 @@ def build_request(inputs: Inputs, filename: str, options: dict[str, Any]) -> Run
     check_payload(inputs.payload, options["input_text"])
     if options["cpus"] is not None and not math.isfinite(options["cpus"]):
         raise InvalidRequest(f"--cpus {options['cpus']} is not a number of CPUs", hint="write for example 0.5 or 2")
+    limits = {
+        "timeout_s": parse_duration(options["timeout"]) if options["timeout"] else None,
+        "memory_mib": parse_memory(options["memory"]) if options["memory"] else None,
+        "cpus": options["cpus"], "processes": options["pids"],
+    }  # fmt: skip
+    return {
+        "code": inputs.code, "filename": filename, "topic": options["topic"], "policy": options["policy"],
+        "image": options["image"], "requirements": inputs.requirements, "limits": limits,
+        "env": pairs(options["env"], option="--env"), "secrets": pairs(names, option="--secret"), "files": inputs.files,
+    }  # fmt: skip
+
+
+def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:
+    """Return the request that has these fields. Raises `InvalidRequest`."""
+    from pydantic import ValidationError
+
+    from sandbox.models import RunRequest
+
     try:
-        return RunRequest.model_validate(
-            {
-                "code": inputs.code, "filename": filename, "payload_json": inputs.payload,
-                "topic": options["topic"], "policy": options["policy"], "image": options["image"],
-                "requirements": inputs.requirements,
-                "limits": Tightening(
-                    timeout_s=parse_duration(options["timeout"]) if options["timeout"] else None,
-                    memory_mib=parse_memory(options["memory"]) if options["memory"] else None,
-                    cpus=options["cpus"], processes=options["pids"],
-                ),
-                "env": pairs(options["env"], option="--env"),
-                "secrets": pairs(names, option="--secret"),
-                "files": inputs.files,
-            },
-            strict=False,
-        )  # fmt: skip
+        return RunRequest.model_validate({**fields, "payload_json": payload_json}, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         raise InvalidRequest(
@@ -185,10 +181,10 @@ def open_directory(path: str | None) -> int | None:
     return fd
 
 
-def save_files(result: RunResult, fd: int) -> None:
+def save_files(answer: Answer, fd: int) -> None:
     """Write saved files below an open directory. Existing links are not followed: the old entry is replaced."""
-    for file in result.files:
-        temporary = f".{secrets.token_hex(16)}.part"  # the program knows its run id, and not this
+    for file in answer.files:
+        temporary = f".{os.urandom(16).hex()}.part"  # the program knows its run id, and not this
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd
         )
@@ -202,30 +198,6 @@ def save_files(result: RunResult, fd: int) -> None:
                 f"the file {escaped(file.name)} can't be saved: {error.strerror}",
                 hint="name an empty directory with room for it",
             ) from None
-
-
-def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], output: Output) -> RunResult:
-    """Run one request on an open session; Ctrl-C and SIGTERM cancel it."""
-    runner = opened.runner(policy_dirs)
-
-    async def work() -> RunResult:
-        cancel = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, cancel.set)
-
-        def stop() -> None:
-            with contextlib.suppress(RuntimeError):  # the run has ended meanwhile
-                loop.call_soon_threadsafe(cancel.set)
-
-        output.on_gone = stop
-        result = await runner.run(request, on_output=output.live, on_progress=output.progress, cancel=cancel)
-        if result.receipt is None:
-            # Cancelled before a sandbox was there: a pull may still go on in a thread, and ends with its engine.
-            opened.close()
-        return result
-
-    return asyncio.run(work())
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -245,6 +217,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--save-files", metavar="DIR", help="Where files given to save_file() go."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
+        click.option("--no-service", is_flag=True, help="Run in this process, also when a service is running."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -288,38 +261,60 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
         )
         if obj.get("own_process"):
             leave_root(quiet=options["quiet"], with_index=bool(inputs.requirements))
-        request = build_request(inputs, filename, options)
-        with session(quiet=options["quiet"]) as opened:
-            opened.engine()  # starts while the rest is imported
-            directory = open_directory(options["save_files"])
-            opened.sweep()
-            result = execute(opened, request, policy_dirs=obj["policy_dirs"], output=output)
-        return conclude(result, output, directory, options)
+        fields = request_fields(inputs, filename, options)
+        directory = open_directory(options["save_files"])
+        answer = carried_out(obj, fields, inputs.payload, options=options, output=output)
+        return conclude(answer, output, directory, options)
     except SandboxError as error:
         if options["as_json"] and not output.finished:
             from sandbox.document import error_document
 
-            sys.stdout.buffer.write(error_document(error) + b"\n")
+            run_id = error.facts.pop("run_id", None)
+            sys.stdout.buffer.write(error_document(error, run_id=run_id) + b"\n")
         raise
     except BrokenPipeError:
         reader_gone()
         return READER_GONE
 
 
-def conclude(result: RunResult, output: Output, directory: int | None, options: dict[str, Any]) -> int:
-    """Show the result, keep the saved files, and return the exit status. The result comes first: nothing may lose it."""
-    from sandbox.models import EXIT_STATUS, Outcome
+def carried_out(
+    obj: dict[str, Any], fields: dict[str, Any], payload: bytes, *, options: dict[str, Any], output: Output
+) -> Answer:
+    """Have the service carry the run out where one is running, or else this process. Raises a `SandboxError`."""
+    from sandbox.cli import remote
 
-    if not output.settle(timeout_s=CANCELLED_OUTPUT_S if result.outcome is Outcome.CANCELLED else None):
-        return EXIT_STATUS[result.outcome]  # cancelled, and nobody reads: there is nowhere to write to
+    client = remote.service_for(options, obj["policy_dirs"])
+    if client is not None:
+        with client:
+            return remote.carry_out(client, fields, payload, output)
+    request = build_request(fields, payload)
+    from sandbox.cli import embedded
+
+    return embedded.carry_out(request, policy_dirs=obj["policy_dirs"], output=output, quiet=options["quiet"])
+
+
+def conclude(answer: Answer, output: Output, directory: int | None, options: dict[str, Any]) -> int:
+    """Show the result, keep the saved files, and return the exit status. The result comes first: nothing may lose it."""
+    status = exit_status(answer.outcome)
+    if not output.settle(timeout_s=CANCELLED_OUTPUT_S if answer.outcome == "cancelled" else None):
+        return status  # cancelled, and nobody reads: there is nowhere to write to
     if output.gone:
         reader_gone()
         return READER_GONE
-    output.finish(result)
+    output.finish(answer)
     if directory is not None:
-        save_files(result, directory)
+        save_files(answer, directory)
         os.close(directory)
-    elif result.files and not options["as_json"] and not options["quiet"]:
-        names = ", ".join(escaped(file.name) for file in result.files[:5])
-        click.echo(f"sandbox: {len(result.files)} file(s) not kept ({names}); --save-files DIR keeps them", err=True)
-    return EXIT_STATUS[result.outcome]
+    elif answer.files and not options["as_json"] and not options["quiet"]:
+        names = ", ".join(escaped(file.name) for file in answer.files[:5])
+        click.echo(f"sandbox: {len(answer.files)} file(s) not kept ({names}); --save-files DIR keeps them", err=True)
+    return status
+
+
+def exit_status(outcome: str) -> int:
+    """Return the exit status of an outcome."""
+    if outcome == "succeeded":
+        return 0
+    from sandbox.models import EXIT_STATUS, Outcome  # late: they take longer to import than most runs to run
+
+    return EXIT_STATUS[Outcome(outcome)]

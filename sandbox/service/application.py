@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from sandbox.errors import Internal, SandboxError
+from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service import catalogue, environments, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, translated
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("sandbox.service")
 # What stands around a payload: code, files' base64, names.
 BODY_HEADROOM_BYTES = 8 << 20
+BODY_TIMEOUT_S = 60.0
+CLIENT_GONE = 499  # nobody reads it
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/runs", runs.post_run),
     ("GET", "/v1/runs", runs.get_runs),
     ("GET", "/v1/runs/{id}", runs.get_run),
     ("DELETE", "/v1/runs/{id}", runs.delete_run),
+    ("GET", "/v1/runs/{id}/files/{name}", runs.get_file),
     ("POST", "/v1/environments", environments.post_environment),
     ("GET", "/v1/environments", environments.get_environments),
     ("GET", "/v1/environments/{id}", environments.get_environment),
@@ -57,13 +60,22 @@ def application(state: State, access: Access) -> web.Application:
 
 
 def identified(access: Access) -> Middleware:
-    """Return the middleware that finds out who asks, from the socket itself."""
+    """Return the middleware that finds out who asks, from the socket itself, and only then takes the body."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
-            raise Internal("the client went away")
+            raise ConnectionResetError
         request[CALLER] = access.caller(request.transport.get_extra_info("socket"))
+        if (length := request.content_length or 0) > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(max_size=request.client_max_size, actual_size=length)
+        if request.body_exists:  # its routes find it read
+            try:
+                await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
+            except asyncio.TimeoutError:
+                raise InvalidRequest(
+                    f"the request's body did not come within {BODY_TIMEOUT_S:g} s", hint="send it again, as a whole"
+                ) from None
         return await handler(request)
 
     return middleware
@@ -79,8 +91,15 @@ async def answered(request: web.Request, handler: Handler) -> web.StreamResponse
         return error_answer(error)
     except web.HTTPException as answer:
         return error_answer(translated(answer, request))
-    except (asyncio.CancelledError, ConnectionResetError):
+    except asyncio.CancelledError:
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and gone(request):
+            return web.Response(status=CLIENT_GONE)
         LOG.exception("a request failed: %s %s", request.method, request.path)
         return error_answer(Internal("the service has a defect", hint="its log says more; report this"))
+
+
+def gone(request: web.Request) -> bool:
+    """Tell whether nobody is left to answer."""
+    return request.transport is None or request.transport.is_closing()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from aiohttp import web
 
@@ -84,8 +86,15 @@ async def get_health(request: web.Request) -> web.Response:
             "uptime_s": round(time.time() - state.began, 1),
             "runs": {"running": counts.running, "waiting": counts.waiting},
             "pool": asdict(state.pool.counts()),
+            "memory_mib": memory_mib(),
         }
     )
+
+
+def memory_mib() -> float:
+    """Return how much memory this process has, without Podman's and without the sandboxes'."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * resource.getpagesize() / (1 << 20), 1)
 
 
 async def get_doctor(request: web.Request) -> web.Response:

@@ -229,7 +229,6 @@ class History(Strict):
     size_mib: int = _mib(64, "Size of the history, in MiB; the oldest runs go first.", low=1)
     files_mib: int = _mib(64, "Saved files that are kept for their callers, in MiB together; 0 keeps none.")
     files_age_s: float = _seconds(3_600.0, "Saved files are kept for so many seconds.")
-    payloads: bool = _key(False, "Whether payloads and results are remembered, too.", "true or false")  # noqa: FBT003 - a default
 
 
 class Stop(Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -39,8 +40,11 @@ class Events:
         self._queue.put_nowait(b'{"event": "%s", %s' % (event.encode(), document[1:]))
 
     def output(self, stream: str, data: bytes) -> None:
-        """Add output of the program, or a log record; see `execution.OnOutput`."""
-        self.add(stream, text=data.decode("utf-8", "backslashreplace"))
+        """Add output of the program, or a log record; see `execution.OnOutput`. What is no UTF-8 comes as base64, too."""
+        try:
+            self.add(stream, text=data.decode())
+        except UnicodeDecodeError:  # also a character that was cut in two
+            self.add(stream, text=data.decode("utf-8", "backslashreplace"), base64=base64.b64encode(data).decode())
 
     def progress(self, news: Progress) -> None:
         """Add a step towards the run; a download's many counts are thinned out by their number."""

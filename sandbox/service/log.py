@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TextIO
 
+from aiohttp.http_exceptions import HttpProcessingError
+
 from sandbox.service.config_model import Log
 
 
@@ -36,9 +38,19 @@ class HumanLines(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+def no_bytes_of_requests(record: logging.LogRecord) -> bool:
+    """Keep what a client sent out of the log: an error of HTTP quotes it, and it may be a secret."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg, record.args, record.exc_info = "a client sent what is no HTTP: %s", (type(error).__name__,), None
+    return True
+
+
 def set_up(config: Log, stream: TextIO = sys.stderr) -> None:
     """Send everything that is logged to `stream`."""
     human = config.format == "human" or (config.format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(HumanLines() if human else JsonLines())
+    handler.addFilter(no_bytes_of_requests)
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)

@@ -20,7 +20,7 @@ BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
 }
 QUERIES: dict[tuple[str, str], tuple[str, ...]] = {("GET", "/v1/runs"): ("node", "outcome", "before", "limit")}
 STREAMS = {("POST", "/v1/runs"), ("POST", "/v1/environments")}
-TEXTS = {("GET", "/v1/metrics"): "text/plain"}
+TEXTS = {("GET", "/v1/metrics"): "text/plain", ("GET", "/v1/runs/{id}/files/{name}"): "application/octet-stream"}
 ERRORS = {
     "400": "The request is malformed.", "403": "The caller or the policy may not.", "404": "No such thing.",
     "405": "No such method here.", "413": "The body is too large.", "422": "A build failed.",

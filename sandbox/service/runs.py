@@ -9,9 +9,9 @@ import uuid
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
+from aiohttp import web
 
 from sandbox.document import as_document, error_document
 from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
@@ -28,9 +28,6 @@ from sandbox.service.events import Events, format_asked
 from sandbox.service.live import LiveRun
 from sandbox.service.record import ended_row, failed_row, new_row
 from sandbox.service.state import CALLER, STATE, State
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 MAX_LISTED = 500
 # What a run without a receipt carries in its place.
@@ -128,6 +125,8 @@ class Work:
             raise
         finally:
             state.live.ended(live)
+        if result.files:
+            await asyncio.to_thread(state.artefacts.keep, live.run_id, result.files)
         state.history.ended(ended_row(row, result))
         state.metrics.run_ended(self.wanted.policy, result)
         return result
@@ -200,6 +199,17 @@ async def get_run(request: web.Request) -> web.Response:
     if row is None:
         raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
     return document(shown(row, state))
+
+
+async def get_file(request: web.Request) -> web.Response:
+    """Give one file that a run of the caller saved, while it is kept."""
+    state, caller = request.app[STATE], request[CALLER]
+    run_id, name = request.match_info["id"], request.match_info["name"]
+    row = await asyncio.to_thread(state.history.get, run_id, None if caller.may_maintain else caller.uid)
+    content = await asyncio.to_thread(state.artefacts.get, run_id, name) if row is not None else None
+    if content is None:
+        raise NotFound(f"the run {run_id[:64]!r} has no file {name[:80]!r}, or no longer", hint="files are kept for a while only")
+    return web.Response(body=content, content_type="application/octet-stream")
 
 
 def may_see(caller: Caller, run: LiveRun) -> bool:

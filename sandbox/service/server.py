@@ -7,15 +7,19 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from functools import partial
 
 from aiohttp import web
 
+from sandbox.artefacts import Artefacts
+from sandbox.errors import Internal, SandboxError
 from sandbox.history import History, Retention
 from sandbox.host import probe
 from sandbox.metrics import Live, Metrics, Shelved
+from sandbox.models import RunRequest
 from sandbox.places import private_directory
 from sandbox.podman_engine import PodmanEngine
 from sandbox.pool import Pool, PoolLimits
@@ -26,7 +30,8 @@ from sandbox.service.access import Access
 from sandbox.service.admission import Admission
 from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
-from sandbox.service.listen import open_socket
+from sandbox.service.connections import IDLE_S, Connections
+from sandbox.service.listen import BACKLOG, open_socket
 from sandbox.service.state import PolicyBook, State
 from sandbox.workspace import sweep
 
@@ -43,20 +48,36 @@ async def serve(config: ServiceConfig, places: Places) -> None:
     try:
         async with running(config, places) as state:
             access = Access(config, owner_uid=os.getuid())
-            # A client that goes away cancels its request, and so its run.
-            runner = web.AppRunner(application(state, access), handler_cancellation=True, access_log=None)
-            await runner.setup()
-            try:
-                await web.SockSite(runner, listener.socket).start()
+            async with accepting(application(state, access), listener.socket):
                 LOG.info("serving on %s", listener.socket.getsockname())
                 systemd.notify(os.environ, "READY=1")
                 await until_stopped(state)
                 systemd.notify(os.environ, "STOPPING=1")
                 await drained(state, config.stop.drain_s)
-            finally:
-                await runner.cleanup()
     finally:
         listener.close()
+
+
+@contextlib.asynccontextmanager
+async def accepting(served: web.Application, opened: socket.socket) -> AsyncIterator[None]:
+    """Serve an application to those who connect, until the block ends."""
+    # A client that goes away cancels its request, and so its run. Bodies are taken as they are: a compressed one could
+    # grow a thousandfold.
+    runner = web.AppRunner(
+        served, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=IDLE_S
+    )
+    await runner.setup()
+    try:
+        if runner.server is None:
+            raise Internal("the server was not set up")
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Connections(runner.server), sock=opened, backlog=BACKLOG)
+        try:
+            yield
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager
@@ -83,35 +104,62 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
             starters=config.pool.starters,
         )  # fmt: skip
-        async with Pool(make, limits) as pool, pruned(history):
+        async with Pool(make, limits) as pool:
             admission = Admission(config.queue.limits)
+            artefacts = Artefacts(
+                places.data_dir / "files", max_bytes=config.history.files_mib << 20, age_s=config.history.files_age_s
+            )
             live = Live(
                 running=lambda: admission.counts().running,
                 waiting=lambda: admission.counts().waiting,
                 pool=lambda: [Shelved(environment=name, ready=n, starting=m) for name, n, m in pool.levels()],
             )
-            yield State(
+            state = State(
                 config=config, facts=facts, engine=engine, policies=policies, pool=pool, history=history,
-                metrics=Metrics(live, started_at=time.time()), admission=admission,
+                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts,
                 runner=Runner(
                     lambda: engine, facts, places, source=pool.source, policies=policies.get, images_s=IMAGES_S,
                     compiles=False,
                 ),
             )  # fmt: skip
+            async with pruned(state), warmed(state):
+                yield state
 
 
 @contextlib.asynccontextmanager
-async def pruned(history: History) -> AsyncIterator[None]:
-    """Keep the history within its limits, now and then."""
+async def pruned(state: State) -> AsyncIterator[None]:
+    """Keep history and files within their limits, now and then."""
 
     async def prune() -> None:
         while True:
-            gone = await asyncio.to_thread(history.prune)
+            gone = await asyncio.to_thread(state.history.prune)
             if gone:
                 LOG.info("%d runs left the history", gone)
+            await asyncio.to_thread(state.artefacts.prune)
             await asyncio.sleep(PRUNE_S)
 
     task = asyncio.create_task(prune())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def warmed(state: State) -> AsyncIterator[None]:
+    """Make the kinds of sandboxes ready that the configuration names; libraries that are missing are installed for it."""
+
+    async def warm() -> None:
+        for kind in state.config.pool.warm:
+            request = RunRequest(code="", policy=kind.policy, requirements=kind.requirements, preload=kind.preload)
+            try:
+                async with state.runner.setting(request) as setting:
+                    state.pool.warm(setting)
+            except SandboxError as error:
+                LOG.error("no sandbox is kept ready for policy %s: %s", kind.policy, error)
+
+    task = asyncio.create_task(warm())
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from sandbox.artefacts import Artefacts
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
 from sandbox.history import History
 from sandbox.host import HostFacts
@@ -82,6 +83,7 @@ class State:
     admission: Admission
     history: History
     metrics: Metrics
+    artefacts: Artefacts
     live: LiveRuns = field(default_factory=LiveRuns)
     began: float = field(default_factory=time.time)
 

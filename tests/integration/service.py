@@ -65,7 +65,7 @@ def served(home: Path, **variables: str) -> Iterator[Service]:
         }  # fmt: skip
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
-                [*COMMAND, "--policy-dir", str(policies), "serve"], env=environment, stdin=subprocess.DEVNULL, stdout=log,
+                ["setpriv", "--pdeathsig", "TERM", *COMMAND, "--policy-dir", str(policies), "serve"], env=environment, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True,
             )  # fmt: skip
         service = Service(process, socket, home, policies)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from sandbox import kernel
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.preload import at_rest
 from sandbox.ready import Places, ReadySandbox, Setting, fresh
 from sandbox.runner import Runner
+from sandbox.watchdog import family
 from tests.escape.bench import Bench, value_of
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel
@@ -48,10 +53,14 @@ HARM = {
 class Preloading:
     """Runs requests, each in a sandbox of its own that has imported `modules` by then; keeps what became of them."""
 
-    def __init__(self, bench: Bench, places: Places, *modules: str) -> None:
+    def __init__(
+        self, bench: Bench, places: Places, *modules: str, look: Callable[[ReadySandbox], Any] = lambda _: None
+    ) -> None:
         self.modules = modules
         self.seen: list[tuple[str, ...]] = []
         self.rested: list[bool] = []
+        self.looked: list[Any] = []
+        self._look = look
         self._start = fresh(bench.engine, bench.facts, places)
         self._runner = Runner(lambda: bench.engine, bench.facts, places, source=self._source)
 
@@ -60,6 +69,7 @@ class Preloading:
         async with self._start(dataclasses.replace(setting, preload=self.modules), run_id) as ready:
             self.seen.append(ready.preloaded)
             self.rested.append(at_rest(ready.sandbox))
+            self.looked.append(self._look(ready))
             yield ready
 
     def run(self, code: str, *requirements: str, **fields: Any) -> RunResult:
@@ -92,6 +102,43 @@ def test_an_import_is_held_as_the_program_is(bench: Bench, desk: Desk, libraries
     assert preloading.seen == [("held",)]
     assert at_import == in_program
     assert in_program[0]["Seccomp"] == "2"
+
+
+def held(pid: int) -> dict[str, Any]:
+    """Return what the kernel says of what holds one process."""
+    facts = kernel.read_process(pid)
+    named = ("Seccomp", "NoNewPrivs", "CapEff", "CapBnd", "Uid", "Gid", "Cpus_allowed_list")
+    status = {name: facts.status[name] for name in named}
+    return {**status, **facts.limits, **facts.namespaces, "cores": sorted(os.sched_getaffinity(pid))}
+
+
+def test_the_process_that_waits_for_the_job_is_held_as_process_1_is(
+    bench: Bench, desk: Desk, libraries: tuple[str, ...]
+) -> None:
+    def look(ready: ReadySandbox) -> Any:
+        spec = ready.sandbox.spec
+        first, waiting = family(ready.sandbox.pid)
+        return held(first), held(waiting), spec.nproc, spec.cpu_ids, ready.memory_mib()
+
+    preloading = Preloading(bench, desk.places, "good", look=look)
+    result = "result = __import__('good').VALUE"
+    assert value_of(preloading.run(result, *libraries, policy="local")) == 42
+    ((first, waiting, nproc, cpu_ids, memory_mib),) = preloading.looked
+    assert waiting == first
+    assert waiting["Max processes"] == f"{nproc} {nproc}"
+    assert cpu_ids is None or waiting["cores"] == sorted(cpu_ids)
+    assert 1 < memory_mib < 15
+
+
+def test_a_waiting_process_that_died_costs_the_run_nothing(bench: Bench, desk: Desk, libraries: tuple[str, ...]) -> None:
+    def kill(ready: ReadySandbox) -> bool:
+        os.kill(family(ready.sandbox.pid)[1], signal.SIGKILL)
+        time.sleep(0.2)
+        return at_rest(ready.sandbox)
+
+    preloading = Preloading(bench, desk.places, "good", look=kill)
+    done = preloading.run("import sys; result = sys.modules['good'].VALUE", *libraries, policy="local")
+    assert value_of(done) == 42
 
 
 def test_whatever_an_import_does_the_run_has_its_sandbox(

@@ -54,6 +54,9 @@ def test_a_run_gives_its_result_output_files_and_receipt(client: Client) -> None
     )  # fmt: skip
     assert (result.outcome, result.value, result.stdout) == ("succeeded", {"double": 42, "t": "north"}, "hello\n")
     assert result.files == {"a.bin": b"\x00\x01"}
+    assert client.raw("GET", f"/v1/runs/{result.run_id}/files/a.bin") == b"\x00\x01"
+    with pytest.raises(NotFound):
+        client.raw("GET", f"/v1/runs/{result.run_id}/files/..%2f..%2fhistory.sqlite")
     receipt = result.document["receipt"]
     assert receipt["policy"] == "small"
     assert receipt["run_id"] == result.run_id
@@ -141,6 +144,14 @@ def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: 
         uids.append(result.value["uid"])
         warm += result.document["durations"]["warm"]
     assert len(set(uids)) == len(uids), "each run has a sandbox, and so a user id, of its own"
+
+
+def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("warm")
+    with served(home, SANDBOX_POOL__WARM='[{policy = "small"}, {policy = "absent"}]') as service, service.client() as client:
+        until(lambda: client.health()["pool"]["ready"] == 1)
+        assert client.run("result = 1", policy="small").document["durations"]["warm"]
+        assert "no sandbox is kept ready for policy absent" in service.log()
 
 
 # ---- refusals, in one shape

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox import places
 from sandbox.errors import SandboxError
-from sandbox.spec import OWNER_LABEL
 from sandbox.watchdog import children
-from tests.command import left_behind, our_containers, workspaces
+from tests.command import workspaces
+from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
 
 
 @pytest.fixture
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    before = orphans()
     with served(tmp_path_factory.mktemp("engine"), SANDBOX_QUEUE__RUNNING="4") as running:
         yield running
-    assert left_behind() == []
-    assert [path.name for path in engine_sockets(running)] == []
+        own = own_workspaces(running)
+    assert not own & set(workspaces())
+    assert not own & set(containers().values())
+    assert engine_sockets(running) == []
+    until(lambda: not orphans() - before, within_s=10)
 
 
-def engine_sockets(service: Service) -> list[Path]:
-    return list(places.runtime_dir().glob(f"engine-{service.process.pid}-*.sock"))
-
-
-def command_line(pid: int | str) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    except OSError:
-        return []
+def engine_sockets(service: Service) -> list[str]:
+    return [path.name for path in places.runtime_dir().glob(f"engine-{service.process.pid}-*.sock")]
 
 
 def engine_processes(service: Service) -> list[int]:
@@ -58,25 +53,12 @@ def kill(pid: int) -> None:
     until(lambda: not any(command_line(pid)))
 
 
-def conmon_of(container_id: str) -> int:
-    """Return the process that watches over a container."""
-    found = [
-        int(entry) for entry in os.listdir("/proc")
-        if entry.isdigit() and (line := command_line(entry)) and "conmon" in line[0] and container_id in line
-    ]  # fmt: skip
-    assert len(found) == 1
-    return found[0]
-
-
 def settled(service: Service) -> bool:
     """Tell whether no run goes on, and whether there is nothing but what waits on the pool's shelves."""
     with service.client() as client:
         health = client.health()
-    waiting = health["pool"]["ready"]
-    return bool(
-        health["runs"] == {"running": 0, "waiting": 0} and not health["pool"]["starting"]
-        and len(our_containers()) == len(workspaces()) == waiting
-    )  # fmt: skip
+    idle = health["runs"] == {"running": 0, "waiting": 0} and not health["pool"]["starting"]
+    return idle and len(own_workspaces(service)) == len(own_containers(service)) == health["pool"]["ready"]
 
 
 @pytest.mark.parametrize("which", [0, -1], ids=["the one we started", "the one that answers"])
@@ -159,15 +141,12 @@ def test_a_run_whose_conmon_was_killed_ends_and_its_container_is_removed(service
     thread.start()
     until(lambda: any(event["event"] == "stdout" for event in seen))
     uid = next(event["text"] for event in seen if event["event"] == "stdout").strip()
-    listed = subprocess.run(
-        ["podman", "ps", "--quiet", "--no-trunc", "--filter", f"label={OWNER_LABEL}={uid}"],
-        capture_output=True, text=True, check=True, timeout=WAIT_S, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    (container_id,) = listed.stdout.split()
-    os.kill(conmon_of(container_id), signal.SIGKILL)
+    (container_id,) = (found for found, owner in containers().items() if owner == uid)
+    (monitor,) = (pid for pid, watched in monitors().items() if watched == container_id)
+    kill(monitor)
     thread.join(WAIT_S)
     assert answers == ["succeeded"], "the job has a channel of its own"
-    until(lambda: container_id[:12] not in our_containers())
+    until(lambda: container_id not in containers())
     with service.client() as client:
         assert client.run("result = 2").value == 2
         until(lambda: settled(service))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.cli import run
+from sandbox.cli.answer import answer_of
 from sandbox.cli.document import readable
 from sandbox.cli.main import cli, run_command
 from sandbox.cli.screen import Screen, escaped
@@ -103,7 +104,7 @@ def test_saved_files_do_not_follow_a_planted_link(tmp_path: Path) -> None:
     target.mkdir()
     (target / "report").symlink_to(victim)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-    run.save_files(result(files=(SavedFile(name="report", content=b"new"),)), fd)
+    run.save_files(answer_of(result(files=(SavedFile(name="report", content=b"new"),))), fd)
     os.close(fd)
     assert victim.read_text() == "precious"
     assert (target / "report").read_bytes() == b"new"

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sandbox import harness
-from sandbox.wire import Collector, Limits, job_frames
+from sandbox.wire import HEADER, Collector, Limits, job_frames
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
@@ -95,6 +95,16 @@ def job(code: str, *, payload: Any = None, raw_payload: bytes | None = None, **f
         "files": {},
         **fields,
     }
+
+
+def separate(chunks: Iterable[bytes]) -> list[bytes]:
+    """Return the frames that chunks of them hold, one by one."""
+    data, frames = b"".join(chunks), []
+    while data:
+        end = HEADER.size + HEADER.unpack_from(data)[1]
+        frames.append(data[:end])
+        data = data[end:]
+    return frames
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 
 from sandbox import harness
 from sandbox.wire import CANCEL, Collector, encode, job_frames
-from tests.unit.test_harness_driver import LIMITS, Harness, job, run, started_harness
+from tests.unit.test_harness_driver import LIMITS, Harness, job, run, separate, started_harness
 
 CHANNEL = """
 import os, socket, stat
@@ -379,7 +379,7 @@ def test_a_runner_that_goes_away_during_a_flood_takes_the_program_with_it() -> N
 
 
 def test_cancelling_before_the_start_means_that_nothing_runs() -> None:
-    frames = list(job_frames(**job("print('ran')")))
+    frames = separate(job_frames(**job("print('ran')")))
     for sent in range(len(frames)):
         with started_harness() as process:
             for frame in frames[:sent]:

@@ -33,7 +33,7 @@ class Sandbox:
         self.preloaded: tuple[str, ...] = ()
         self.living = True
 
-    async def start(self, sandbox_id: str, *, idle_s: float) -> None:
+    async def start(self, sandbox_id: str, *, idle_s: float, ahead: bool = False) -> None:
         assert idle_s > 0
         self.id = sandbox_id
         self.world.begun.append(self)

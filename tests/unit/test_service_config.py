@@ -103,7 +103,6 @@ def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(monkeypatch: py
     assert values["socket.path"] == "/run/user/7/podman-sandbox-runner/service.sock"
     assert (values["socket.mode"], values["socket.group"]) == ("0600", None)
     assert values["queue.running"] == values["queue.per_caller_running"] == 2 * len(os.sched_getaffinity(0))
-    assert values["history.payloads"] is False
 
 
 def test_socket_with_a_group_is_open_to_the_group(file: Path) -> None:
@@ -142,7 +141,6 @@ def test_every_value_tells_where_it_comes_from(file: Path) -> None:
     [
         ("queue.running", "4", 4),
         ("queue.wait_s", "0.5", 0.5),
-        ("history.payloads", "true", True),
         ("socket.path", "/run/a.sock", "/run/a.sock"),
         ("socket.path", '"/run/a.sock"', "/run/a.sock"),
         ("socket.mode", "0600", "0600"),
@@ -203,7 +201,6 @@ def test_variable_can_not_mend_a_section_that_is_none(file: Path) -> None:
         ("queue.wait_s = nan", "f:1: queue.wait_s is NaN, but it must be a number of seconds from 0 to 31536000"),
         ("stop.drain_s = 1979-05-27", 'f:1: stop.drain_s is "1979-05-27", but it must be a number of seconds'),
         ("queue = 5", "f:1: queue is 5, but it must be a section, [queue]"),
-        ("history.payloads = 1", "f:1: history.payloads is 1, but it must be true or false"),
         ('log.format = "text"', 'f:1: log.format is "text", but it must be "auto", "human" or "json"'),
         ('socket.path = "service.sock"', "but it must be an absolute path of at most 107 bytes"),
         (f'socket.path = "/{"x" * MAX_PATH_BYTES}"', "but it must be an absolute path of at most 107 bytes"),

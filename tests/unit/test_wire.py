@@ -27,6 +27,7 @@ from sandbox.wire import (
     job_frames,
     preload_frame,
 )
+from tests.unit.test_harness_driver import separate
 
 LIMITS = Limits(output_bytes=100, result_bytes=50, files_bytes=30, files_count=3, log_records=2)
 READY = ("R", b'{"protocol":1,"python":[3,11,2],"implementation":"cpython"}')
@@ -286,7 +287,7 @@ def job(**fields: Any) -> list[bytes]:
         "filename": "script.py", "env": {}, "limits": LIMITS, "code": b"result = 1", "payload_json": b"null",
         "message_json": b"{}", "files": {},
     }  # fmt: skip
-    return list(job_frames(**{**base, **fields}))
+    return separate(job_frames(**{**base, **fields}))
 
 
 def test_a_job_is_a_header_the_parts_in_order_and_the_word_to_go() -> None:
@@ -304,6 +305,15 @@ def test_a_job_is_a_header_the_parts_in_order_and_the_word_to_go() -> None:
     assert b"".join(frame[5:] for frame in frames[1:-1]) == b"result = 1" + payload + b"{}" + b"file a"
     assert all(len(frame) <= (256 << 10) + 5 for frame in frames[1:])
     assert all(int.from_bytes(frame[1:5], "big") == len(frame) - 5 for frame in frames)
+
+
+def test_a_small_job_travels_in_one_piece_and_a_large_one_in_pieces_of_bounded_size() -> None:
+    base: dict[str, Any] = dict.fromkeys(("run_id", "node_id", "topic", "timestamp", "filename"), "")
+    base.update(env={}, limits=LIMITS, code=b"result = 1", message_json=b"{}", files={"a": b"1"})
+    assert len(list(job_frames(**base, payload_json=b"null"))) == 1
+    pieces = list(job_frames(**base, payload_json=b"x" * 1_000_000))
+    assert len(pieces) == 5
+    assert all(len(piece) <= (256 << 10) + 10 for piece in pieces)
 
 
 def test_a_large_payload_is_copied_one_chunk_at_a_time() -> None:

@@ -1,0 +1,145 @@
+"""Carrying `sandbox run` out through the service: what it tells is shown as if the run were our own.
+
+Imports little: a run through a warm service takes no longer than starting Python and asking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sandbox.cli.answer import Answer, answer_from, without_event
+from sandbox.client import Client, NoService, bytes_of, error_of, run_body
+from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.progress import Progress
+from sandbox.request import syntax_error
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from sandbox.cli.output import Output
+    from sandbox.models import RunRequest
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+CANCEL_TIMEOUT_S = 5.0
+NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED}
+
+
+def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | None:
+    """Return a connected client of the service that a run can go to; None when this process carries it out.
+
+    A service knows policies by name, those that it has itself. Raises `NoService` for a socket of ours that does not work.
+    """
+    if options["no_service"] or policy_dirs or is_path(options["policy"]):
+        return None
+    client = Client()
+    try:
+        listener = client.connect()
+    except NoService as error:
+        if error.reason in NOBODY_THERE or not is_ours(client.path):
+            return None
+        raise
+    # In a directory that others can write, somebody else could listen where our service would. Who names a socket trusts it.
+    if listener in (0, os.geteuid()) or os.environ.get("SANDBOX_SOCKET"):
+        return client
+    client.close()
+    return None
+
+
+def is_path(policy: str) -> bool:
+    """Tell whether a policy is given as the path of its file."""
+    return "/" in policy or policy.endswith(".toml")
+
+
+def is_ours(path: str) -> bool:
+    """Tell whether a socket belongs to this user, as far as it can be seen."""
+    try:
+        return os.lstat(path).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the check of the syntax looks at."""
+
+    code: str
+    filename: str
+
+
+def carry_out(client: Client, fields: dict[str, Any], payload_json: bytes, output: Output) -> Answer:
+    """Run one request on the service; Ctrl-C and SIGTERM cancel it. Raises a `SandboxError`."""
+    # Secrets pass through this process: it must not be found in a core dump.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    script = Script(fields["code"], fields["filename"])
+    # An image of the caller's choice may have a newer Python than ours.
+    if not fields["image"] and (problem := syntax_error(cast("RunRequest", script))) is not None:
+        raise problem
+    going = Going(client)
+    output.on_gone = going.cancel
+    with going.cancelled_by_signals():
+        return going.follow(run_body(fields["code"], fields, payload_json=payload_json), output)
+
+
+class Going:
+    """A run that the service carries out, and the way to end it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._run_id = ""
+        self._cancelled = False
+
+    def follow(self, body: bytes, output: Output) -> Answer:
+        """Pass on what happens until the answer is there. Raises a `SandboxError`."""
+        with contextlib.closing(self._client.lines("/v1/runs", body)) as lines:
+            for line in lines:
+                kind, document = without_event(line)
+                if kind == "result":
+                    return answer_from(document)
+                self._take(kind, json.loads(document), output)
+        raise EngineUnavailable("the service went away before the run ended", hint="look at its log, then try again")
+
+    def _take(self, kind: str, event: dict[str, Any], output: Output) -> None:
+        if kind == "error":
+            raise error_of(event["error"])
+        if kind == "progress":
+            output.progress(Progress(**event))
+        elif kind in ("stdout", "stderr", "log"):
+            output.live(kind, bytes_of(event))
+        elif kind == "accepted":
+            self._run_id = event["run_id"]
+            if self._cancelled:  # while the request was on its way
+                self.cancel()
+
+    def cancel(self) -> None:
+        """Ask for the end of the run; its answer still comes. For signal handlers and other threads: it has its own connection."""
+        self._cancelled = True
+        if self._run_id:
+            with contextlib.suppress(SandboxError), Client(self._client.path, timeout_s=CANCEL_TIMEOUT_S) as other:
+                other.cancel(self._run_id)
+
+    @contextlib.contextmanager
+    def cancelled_by_signals(self) -> Iterator[None]:
+        """Have the first Ctrl-C or SIGTERM cancel the run; the next one ends this process, should the service hang."""
+        before = {number: signal.getsignal(number) for number in NUMBERS}
+
+        def handler(number: int, frame: FrameType | None) -> None:
+            del frame
+            signal.signal(number, before[signal.Signals(number)])
+            self.cancel()
+
+        for number in NUMBERS:
+            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number in NUMBERS:
+                signal.signal(number, before[number])

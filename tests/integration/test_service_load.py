@@ -1,0 +1,190 @@
+"""Two hundred clients at once, half of them slow or gone at a random moment: every answer is right, and nothing is held for those who left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from tests.integration.belongings import own_containers, own_workspaces
+from tests.integration.service import Service, served
+from tests.integration.test_service import WAIT_S, raw, until
+
+CLIENTS = 200
+PAD_CHARS = 150_000  # more than the buffers of a socket hold
+ENOUGH_S = 50.0
+HEALTH_S = 0.25  # the aim is 0.05 on a machine that does nothing else
+CODE = "import time\nprint(payload['n'], flush=True)\ntime.sleep(0.05)\nresult = payload"
+
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    queue = {"RUNNING": "4", "WAITING": "40", "PER_CALLER_WAITING": "40"}
+    with served(tmp_path_factory.mktemp("load"), **{f"SANDBOX_QUEUE__{key}": value for key, value in queue.items()}) as running:
+        yield running
+
+
+def request_of(number: int, *, accept: str = "application/json", code: str = CODE) -> bytes:
+    payload = {"n": number, "pad": chr(97 + number % 26) * PAD_CHARS}
+    body = json.dumps({"code": code, "payload": payload, "node_id": f"node {number % 7}"}).encode()
+    return b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n" % (accept.encode(), len(body)) + body
+
+
+def right(number: int, body: bytes) -> str:
+    """Return what an answer is, after comparing it with what this client sent."""
+    document = json.loads(body)
+    if "error" in document and "outcome" not in document:
+        return str(document["error"]["code"])
+    assert document["result"] == {"n": number, "pad": chr(97 + number % 26) * PAD_CHARS}
+    assert document["stdout"] == f"{number}\n"
+    return str(document["outcome"])
+
+
+# ---- the clients: each returns what became of it
+
+
+async def answered(reader: Reader, *, piece: int = 1 << 20, pause_s: float = 0.0) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    found = re.search(rb"Content-Length: (\d+)", head)
+    assert found is not None
+    missing, body = int(found[1]), b""
+    while missing:
+        more = await reader.read(min(piece, missing))
+        assert more, "the answer broke off"
+        body += more
+        missing -= len(more)
+        await asyncio.sleep(pause_s)
+    return body
+
+
+async def reads(number: int, reader: Reader, writer: Writer) -> str:
+    writer.write(request_of(number))
+    return right(number, await answered(reader))
+
+
+async def reads_slowly(number: int, reader: Reader, writer: Writer) -> str:
+    writer.write(request_of(number))
+    return right(number, await answered(reader, piece=8 << 10, pause_s=0.05))
+
+
+async def goes_before_it_asks(number: int, reader: Reader, writer: Writer) -> str:
+    return "gone"
+
+
+async def goes_in_the_middle_of_its_request(number: int, reader: Reader, writer: Writer) -> str:
+    request = request_of(number)
+    writer.write(request[: random.Random(number).randrange(1, len(request))])
+    await asyncio.sleep(0.1)
+    return "gone"
+
+
+async def goes_while_it_waits(number: int, reader: Reader, writer: Writer) -> str:
+    writer.write(request_of(number))
+    await writer.drain()
+    await asyncio.sleep(random.Random(number).random())
+    return "gone"
+
+
+async def goes_while_it_runs(number: int, reader: Reader, writer: Writer) -> str:
+    writer.write(request_of(number, accept="application/x-ndjson", code=CODE.replace("0.05", "20")))
+    async for line in reader:
+        if b'"stdout"' in line:
+            return "gone"
+        if b'"queue_full"' in line:
+            return "queue_full"
+    raise AssertionError("the stream broke off")
+
+
+async def goes_in_the_middle_of_its_answer(number: int, reader: Reader, writer: Writer) -> str:
+    writer.write(request_of(number))
+    await reader.readexactly(200)
+    return "gone"
+
+
+TROUBLESOME = [
+    reads_slowly, goes_before_it_asks, goes_in_the_middle_of_its_request, goes_while_it_waits, goes_while_it_runs,
+    goes_in_the_middle_of_its_answer,
+]  # fmt: skip
+Behaviour = Callable[[int, Reader, Writer], Awaitable[str]]
+
+
+async def one(service: Service, number: int, behaviour: Behaviour) -> str:
+    reader, writer = await asyncio.open_unix_connection(service.socket, limit=1 << 20)
+    try:
+        return await asyncio.wait_for(behaviour(number, reader, writer), ENOUGH_S)
+    finally:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def crowd(service: Service, clients: int) -> Counter[str]:
+    behaviours = [reads if number % 2 else TROUBLESOME[number // 2 % len(TROUBLESOME)] for number in range(clients)]
+    ends = await asyncio.gather(*(one(service, number, behaviour) for number, behaviour in enumerate(behaviours)))
+    return Counter(ends)
+
+
+# ---- what the service holds
+
+
+def rss_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def held(service: Service) -> int:
+    """Return how many descriptors the service holds when nothing runs and nothing stands ready."""
+    with service.client() as client:
+        until(lambda: client.health()["runs"] == {"running": 0, "waiting": 0})
+        client.raw("POST", "/v1/maintenance/stop-all", b"{}")
+        until(lambda: not client.health()["pool"]["ready"] and not client.health()["pool"]["starting"])
+    until(lambda: not own_containers(service) and not own_workspaces(service))
+    return len(os.listdir(f"/proc/{service.process.pid}/fd"))
+
+
+def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
+    asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
+    fds, memory_mib = held(service), rss_mib(service.process.pid)
+    over = threading.Event()
+    took: list[float] = []
+
+    def look() -> None:
+        with service.client() as client:
+            while not over.wait(0.02):
+                began = time.perf_counter()
+                client.health()
+                took.append(time.perf_counter() - began)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        ends = asyncio.run(crowd(service, CLIENTS))
+    finally:
+        over.set()
+        looker.join(WAIT_S)
+    assert set(ends) == {"gone", "succeeded", "queue_full"}, ends
+    assert ends["succeeded"] >= 20, ends
+    print(f"health: median {1000 * statistics.median(took):.1f} ms, greatest {1000 * max(took):.0f} ms of {len(took)}; {ends}")
+    assert statistics.median(took) < HEALTH_S
+    assert held(service) <= fds + 3
+    print(f"memory: {memory_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after")
+    assert rss_mib(service.process.pid) < memory_mib + 40
+    with service.client() as client:
+        assert client.run("result = 1").value == 1
+    _, _, metrics = raw(service, "GET", "/v1/metrics")
+    assert b"internal" not in metrics
+    assert "Traceback" not in service.log()

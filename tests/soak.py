@@ -1,0 +1,141 @@
+"""`python -m tests.soak`: many runs in a row through one service, with what they leave and what grows. Exit status 1 for either.
+
+Every fourth run fails, prints, saves a file, is cancelled by its client going away, or times out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.client import Client
+from tests.command import left_behind, workspaces
+from tests.integration.service import Service, served
+
+KINDS = (
+    "result = payload",
+    "print('x' * 1000)\nresult = 1",
+    "raise ValueError('no')",
+    "save_file('a.txt', 'x' * 10_000)\nresult = 1",
+    "import time\ntime.sleep(60)",
+    "result = payload",
+    "import os\nos._exit(3)",
+    "result = [n for n in range(1000)]",
+)
+SLEEPS = 4  # the kind whose client goes away
+WARM_RUNS = 50
+# What caches of the allocator and of Python may come to.
+GROWTH_MIB = 24.0
+SETTLE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the service holds at one moment, with nothing going on."""
+
+    descriptors: int
+    threads: int
+    children: int
+    memory_mib: float
+
+
+def held(pid: int) -> Held:
+    """Look at the service's process."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Held(
+        descriptors=len(os.listdir(f"/proc/{pid}/fd")), threads=int(status["Threads"]), children=len(children),
+        memory_mib=int(status["VmRSS"].split()[0]) / 1024,
+    )  # fmt: skip
+
+
+def vanish(service: Service) -> None:
+    """Ask for a run and go away."""
+    body = json.dumps({"code": KINDS[SLEEPS]}).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(service.socket)
+        connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        time.sleep(0.2)
+
+
+def work(service: Service, numbers: list[int], outcomes: Counter[str]) -> None:
+    """Make these runs, one after the other."""
+    with service.client() as client:
+        for number in numbers:
+            if number % len(KINDS) == SLEEPS:
+                vanish(service)
+                outcomes["went away"] += 1
+            else:
+                outcomes[client.run(KINDS[number % len(KINDS)], payload={"n": number}).outcome] += 1
+
+
+def quiet(service: Service, client: Client) -> None:
+    """Wait until nothing goes on and the pool is as it wants to be."""
+    deadline = time.monotonic() + SETTLE_S
+    calm = 0
+    while calm < 5 and time.monotonic() < deadline:
+        health = client.health()
+        still = not any(health["runs"].values()) and not health["pool"]["starting"]
+        # A sandbox that is ready has one workspace; those being removed still have theirs.
+        calm = calm + 1 if still and len(workspaces()) == health["pool"]["ready"] else 0
+        time.sleep(0.2)
+    assert service.process.poll() is None, service.log()
+
+
+def soak(runs: int, clients: int) -> list[str]:
+    """Make the runs and return what is wrong afterwards."""
+    problems: list[str] = []
+    outcomes: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as home, served(Path(home), SANDBOX_QUEUE__RUNNING="8") as service, service.client() as client:
+        work(service, list(range(min(WARM_RUNS, runs))), Counter())
+        quiet(service, client)
+        before = held(service.process.pid)
+        began = time.monotonic()
+        shares = [list(range(first, runs, clients)) for first in range(clients)]
+        threads = [threading.Thread(target=work, args=(service, share, outcomes)) for share in shares]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        spent_s = time.monotonic() - began
+        quiet(service, client)
+        after = held(service.process.pid)
+        pool = client.health()["pool"]
+        print(f"{runs} runs in {spent_s:.0f} s, {runs / spent_s:.1f} a second: {dict(outcomes)}")
+        print(f"before {before}\nafter  {after}\npool   {pool}")
+        if sum(outcomes.values()) != runs:
+            problems.append(f"{runs - sum(outcomes.values())} runs have no answer")
+        if after.descriptors > before.descriptors + clients + 2 * pool["ready"] + 4:
+            problems.append(f"descriptors grew from {before.descriptors} to {after.descriptors}")
+        if after.children > before.children:
+            problems.append(f"processes grew from {before.children} to {after.children}")
+        if after.memory_mib > before.memory_mib + GROWTH_MIB:
+            problems.append(f"memory grew from {before.memory_mib:.0f} to {after.memory_mib:.0f} MiB")
+    if left := left_behind():
+        problems.append(f"left when the service had ended: {left}")
+    return problems
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(prog="scripts/soak", description="Many runs in a row through one service.")
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=4)
+    options = parser.parse_args()
+    problems = soak(options.runs, options.clients)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
