@@ -34,10 +34,12 @@ def built(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     """Build an environment from an index on loopback; give its id and a script that uses it."""
     with package_index() as index:
         index.add(wheel("courier", "1.0", {"courier/__init__.py": "word = 'delivered'\n", "courier/data.txt": "x"}))
-        answer = sandbox(
-            "env", "build", "--with", "courier", "--policy", policy, "--json",
-            env=environment(PIP_INDEX_URL=index.url, PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL=""),
-        )  # fmt: skip
+        sources = environment(PIP_INDEX_URL=index.url, PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL="")
+        asked = ("--with", "courier", "--policy", policy)
+        # An earlier session's lock names the address that its index had.
+        locked = sandbox("env", "lock", *asked, "--upgrade", env=sources)
+        assert locked.returncode == 0, locked.stderr
+        answer = sandbox("env", "build", *asked, "--json", env=sources)
         assert answer.returncode == 0, answer.stderr
     script = tmp_path_factory.mktemp("script") / "script.py"
     script.write_text("import courier\nresult = courier.word\n")
