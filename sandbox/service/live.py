@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from sandbox.errors import NotFound
 
@@ -39,6 +40,7 @@ class LiveRuns:
 
     def __init__(self) -> None:
         self._runs: dict[str, LiveRun] = {}
+        self._kept: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[LiveRun]:
         """Yield them, oldest first."""
@@ -47,6 +49,11 @@ class LiveRuns:
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self._runs)
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Hold the task of a run that goes on without its client: the event loop itself holds none."""
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     def add(self, run: LiveRun) -> None:
         """Note one that has been asked for."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -43,8 +43,12 @@ async def post_run(request: web.Request) -> web.StreamResponse:
     work = Work(state, caller, wanted)
     if (kind := format_asked(request)) is not None:
         return await streamed(request, kind, work, keep=body.wait_for_end)
-    going = work.carry_out()
-    result = await (kept(going) if body.wait_for_end else going)
+    if body.wait_for_end:
+        task = asyncio.create_task(work.carry_out())
+        state.live.keep(task)
+        result = await asyncio.shield(task)
+    else:
+        result = await work.carry_out()
     return await large(request, as_document(result), {"X-Run-Id": work.live.run_id})
 
 
@@ -61,15 +65,8 @@ def libraries(named: tuple[str, ...], code: str) -> tuple[str, ...]:
     return tuple(sorted(set(asked)))
 
 
-async def kept(work: Coroutine[None, None, RunResult]) -> RunResult:
-    """Let the run go on when the client goes away."""
-    return await asyncio.shield(asyncio.create_task(work))
-
-
-async def streamed(
-    request: web.Request, kind: str, work: Work, *, keep: bool
-) -> web.StreamResponse:
-    """Send what happens while it happens, and the result last."""
+async def streamed(request: web.Request, kind: str, work: Work, *, keep: bool) -> web.StreamResponse:
+    """Send what happens while it happens, and the result last; `keep` lets the run go on without its client."""
     events = Events()
     events.add("accepted", run_id=work.live.run_id)
 
@@ -83,6 +80,8 @@ async def streamed(
             events.end()
 
     task = asyncio.create_task(tell())
+    if keep:
+        work.state.live.keep(task)
     try:
         return await events.send(request, kind)
     finally:

@@ -245,6 +245,24 @@ def test_a_client_that_goes_away_takes_its_run_along(service: Service, client: C
     assert client.runs(node="leaves")[0]["outcome"] == "cancelled"
 
 
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+def test_a_run_that_shall_end_does_so_without_its_client(service: Service, client: Client, accept: str) -> None:
+    node = f"stays {accept}"
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(service.socket)
+    body = json.dumps({"code": "import time\ntime.sleep(1)\nresult = 1", "node_id": node, "wait_for_end": True}).encode()
+    head = b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n" % (accept.encode(), len(body))
+    connection.sendall(head + body)
+
+    def ours() -> list[Any]:
+        return [row for row in client.get("/v1/runs")["runs"] if row["node_id"] == node]
+
+    until(lambda: [row["state"] for row in ours()] == ["running"])
+    connection.close()
+    until(lambda: [row["state"] for row in ours()] == ["ended"])
+    assert ours()[0]["outcome"] == "succeeded"
+
+
 def test_the_history_has_no_payload_code_output_or_secret(service: Service, client: Client) -> None:
     secret = "correct horse battery"
     client.run(
