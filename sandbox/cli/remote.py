@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,6 @@ from sandbox.progress import Progress
 from sandbox.request import syntax_error
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from sandbox.cli.output import Output
     from sandbox.models import RunRequest
 
@@ -128,18 +127,29 @@ class Going:
 
     @contextlib.contextmanager
     def cancelled_by_signals(self) -> Iterator[None]:
-        """Have the first Ctrl-C or SIGTERM cancel the run; the next one ends this process, should the service hang."""
-        before = {number: signal.getsignal(number) for number in NUMBERS}
+        """Have the first Ctrl-C or SIGTERM cancel the run; the next one ends this process, should the service hang.
 
-        def handler(number: int, frame: FrameType | None) -> None:
-            del frame
-            signal.signal(number, before[signal.Signals(number)])
-            self.cancel()
-
-        for number in NUMBERS:
-            signal.signal(number, handler)
+        A thread does it. Python's own handlers run between two steps of the main thread: a signal that comes just before
+        it begins to wait for the service would be noticed at the next event only (https://peps.python.org/pep-0475/).
+        """
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        waiting = threading.Thread(target=self._wait_for_signals, args=(told,), daemon=True)
+        handlers = {number: signal.signal(number, lambda *_: None) for number in NUMBERS}
+        before = signal.set_wakeup_fd(tell)
+        waiting.start()
         try:
             yield
         finally:
-            for number in NUMBERS:
-                signal.signal(number, before[number])
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+            os.close(tell)
+            waiting.join()
+
+    def _wait_for_signals(self, told: int) -> None:
+        with open(told, "rb", buffering=0) as numbers:
+            if numbers.read(1):
+                self.cancel()
+            if number := numbers.read(1):
+                os._exit(128 + number[0])
