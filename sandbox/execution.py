@@ -15,14 +15,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sandbox import spec
-from sandbox.container import Sandbox
+from sandbox.enclosure import Sandbox
 from sandbox.errors import Internal
 from sandbox.host import HostFacts
 from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunRequest, RunResult
 from sandbox.oom import killed_for_memory
 from sandbox.outcome import Evidence, decide
 from sandbox.policy_model import Policy
-from sandbox.ready import Egress, ReadySandbox, Setting, Source
+from sandbox.ready import Egress, Ready, Setting, Source
 from sandbox.watchdog import Watchdog
 from sandbox.wire import CANCEL, Collector, FileSink, Limits, ProtocolViolation, job_frames
 
@@ -67,7 +67,7 @@ class Execution:
         self.started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._source = source
         self._facts = facts
-        self._ready: ReadySandbox
+        self._ready: Ready
         self._watchdog: Watchdog | None = None
         self._sandbox_asked = 0.0
         self._sandbox_got = 0.0

@@ -30,7 +30,21 @@ import select
 import struct
 import sys
 import time
-from _socket import AF_INET, AF_UNIX, SHUT_WR, SO_REUSEADDR, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, socket, socketpair
+from _socket import (
+    AF_INET,
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SHUT_WR,
+    SO_REUSEADDR,
+    SOCK_DGRAM,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+    socketpair,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +82,7 @@ RESERVE_BYTES = 8 << 20
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 CO_COROUTINE = 0x80
 BODY = "<module>"  # not an identifier, so no name of the user's can collide
+MAKE_CELL = b"K\0\0\0\0"  # a frame without a body, which comes with the cell's channel
 LEVELS = ("debug", "info", "warning", "error")
 HERE = (lambda: 0).__code__.co_filename
 
@@ -1568,15 +1583,23 @@ def _exactly(source: socket, size: int) -> bytearray:
 class Connection:
     """The job socket: exact reads before the program starts, bounded buffered writes after."""
 
-    def __init__(self, socket_path: str) -> None:
-        self._socket = socket(AF_UNIX, SOCK_STREAM)
-        self._socket.connect(socket_path)
+    def __init__(self, opened: socket) -> None:
+        self._socket = opened
         self.fd = self._socket.fileno()
         self._out = bytearray()
 
     def close(self) -> None:
         """Close it in this process."""
         self._socket.close()
+
+    def next_channel(self) -> socket | None:
+        """Return the channel of the next cell, passed on unread; None when the runner is gone. Raises HarnessError."""
+        head, rights, _, _ = self._socket.recvmsg(len(MAKE_CELL), CMSG_SPACE(4), MSG_CMSG_CLOEXEC)
+        if not head:
+            return None
+        if head != MAKE_CELL or len(rights) != 1 or rights[0][:2] != (SOL_SOCKET, SCM_RIGHTS):
+            raise HarnessError("expected the order to make a cell")
+        return socket(AF_UNIX, SOCK_STREAM, 0, int.from_bytes(rights[0][2], sys.byteorder))
 
     def read(self) -> tuple[bytes, bytearray]:
         """Return the next frame's type and body. Raises HarnessError."""
@@ -1643,8 +1666,13 @@ class Connection:
 class Child:
     """The program's process before it has its job, from the supervisor's side: its id, and our ends of what leads to it."""
 
-    def __init__(self, connection: Connection, app_dir: str, *, preloaded: bool, ahead: bool) -> None:
-        """Fork it; `ahead` of its job it gets as ready as can be first. Raises OSError when the fork is refused."""
+    def __init__(
+        self, connection: Connection, app_dir: str, *, preloaded: bool, ahead: bool, rehearsed: bool = False
+    ) -> None:
+        """Fork it; `ahead` of its job it gets as ready as can be first, unless its parent has `rehearsed` already.
+
+        Raises OSError when the fork is refused.
+        """
         self._inbox, inbox = socketpair(AF_UNIX, SOCK_STREAM)
         self.channel, channel = socketpair(AF_UNIX, SOCK_SEQPACKET)
         out, err = os.pipe(), os.pipe()
@@ -1653,7 +1681,7 @@ class Child:
         gc.freeze()
         self.pid = os.fork()
         if self.pid == 0:
-            _run_child((connection, self), inbox, channel, (out[1], err[1]), (app_dir, preloaded, ahead))
+            _run_child((connection, self), inbox, channel, (out[1], err[1]), (app_dir, preloaded, ahead, rehearsed))
         inbox.close()
         channel.close()
         os.close(out[1])
@@ -2066,10 +2094,10 @@ def _run_child(
     inbox: socket,
     end: socket,
     outputs: tuple[int, int],
-    setting: tuple[str, bool, bool],
+    setting: tuple[str, bool, bool, bool],
 ) -> NoReturn:
     """Live the child's life: get ready, wait for the job, run it; never returns."""
-    app_dir, preloaded, ahead = setting
+    app_dir, preloaded, ahead, rehearsed = setting
     status = EXIT_BROKEN
     try:
         for other in not_its:
@@ -2078,7 +2106,8 @@ def _run_child(
         try:
             _become_program(*outputs, app_dir, preloaded=preloaded)
             if ahead:
-                _rehearse(app_dir)
+                if not rehearsed:
+                    _rehearse(app_dir)
                 inbox.send(b"R")
             job, parts = _received_job(inbox)
             inbox.close()
@@ -2112,7 +2141,8 @@ def _say_ready(connection: Connection, more: str = "") -> None:
 def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None, bytes, bytearray]:
     """Say ready, and again after preparing where that is asked for.
 
-    Return whether modules were preloaded, the program's process if it was forked, and the next frame.
+    Return whether modules were preloaded, the program's process if it was forked, and the next frame. A process that is
+    to make cells does so, and never returns.
     """
     _say_ready(connection)
     _hide()
@@ -2121,13 +2151,19 @@ def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None,
         return False, None, kind, body
     import resource  # noqa: F401 - for the report
 
-    names = json_value(body)["modules"]
-    modules, unfit = preload(names, app_dir) if names else ([], None)
+    order = json_value(body)
+    names, makes_cells = order["modules"], order.get("cell")
+    modules, unfit = preload(names, app_dir) if names or makes_cells else ([], None)
+    encode = json_encoder()
+    said = f',"preloaded":{encode(modules)},"unfit":{encode(unfit)}'
+    if makes_cells:
+        maker = Maker(connection, app_dir, makes_cells)
+        _say_ready(connection, said)
+        maker.make_cells()
     child = Child(connection, app_dir, preloaded=bool(names), ahead=True)
     if not child.settled():
         raise HarnessError("the program's process did not get ready")
-    encode = json_encoder()
-    _say_ready(connection, f',"preloaded":{encode(modules)},"unfit":{encode(unfit)}')
+    _say_ready(connection, said)
     return (bool(names), child, *connection.read())
 
 
@@ -2137,9 +2173,10 @@ def _refuse(connection: Connection, message: str, cause: str | None) -> None:
     _report(connection, "exited")
 
 
-def _serve(connection: Connection, app_dir: str) -> None:
-    """Take one job from ready to quit. Raises HarnessError."""
-    preloaded, child, kind, body = _prepared(connection, app_dir)
+def _serve(
+    connection: Connection, app_dir: str, preloaded: bool, child: Child | None, kind: bytes, body: bytearray  # noqa: FBT001
+) -> None:
+    """Take one job, whose first frame has come, from there to quit. Raises HarnessError."""
     if kind == b"C":
         _report(connection, "cancelled")
         return
@@ -2183,6 +2220,168 @@ def _serve(connection: Connection, app_dir: str) -> None:
     _report(connection, ended, status=supervisor.status, wall_s=wall_s, earlier_s=earlier_s)
 
 
+# ---------------------------------------------------------------- cells
+
+
+class CellError(Exception):
+    """A cell can't be made here, in words for the receipt."""
+
+
+class Maker:
+    """Process 1 of a warm container: makes a cell for each run, and never reads a message nor runs a line of a user's code.
+
+    A cell is a fork of this process in user, pid, mount, ipc, net and uts namespaces of its own, with writable places of
+    its own, no capability and the filter that a container's program has. Its process 1 then is what process 1 of a
+    container is, on a channel of its own. Source: user_namespaces(7), mount_namespaces(7), seccomp(2).
+    """
+
+    # unshare(2): CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+    NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+    MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 1, 2, 4, 8, 4096
+    PR_CAPBSET_DROP, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 22, 2
+    CAPABILITY_VERSION = 0x20080522
+    SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+
+    def __init__(self, connection: Connection, app_dir: str, order: dict[str, Any]) -> None:
+        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered."""
+        import _signal as signal
+        import ctypes
+        import resource  # noqa: F401 - for the limits and the report
+        from binascii import a2b_base64
+        from fcntl import ioctl
+
+        self.connection = connection
+        self.app_dir = app_dir
+        self.places: list[tuple[str, int, bool]] = [tuple(place) for place in order["places"]]
+        self.limits: dict[str, int] = order["limits"]
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.errno = ctypes.get_errno
+        self.ioctl = ioctl
+        instructions = a2b_base64(order["filter"])
+        self._instructions = ctypes.create_string_buffer(instructions, len(instructions))
+        address = ctypes.cast(self._instructions, ctypes.c_void_p).value or 0
+        self.filter = struct.pack("HxxxxxxP", len(instructions) // 8, address)  # struct sock_fprog
+        with open("/proc/sys/kernel/cap_last_cap") as file:
+            self.last_capability = int(file.read())
+        self.user, self.group = os.getuid(), os.getgid()
+        self.directories = [place for place in order["covered"] if os.path.isdir(place)]
+        self.files = [place for place in order["covered"] if os.path.exists(place) and not os.path.isdir(place)]
+        _rehearse(app_dir)
+        gc.collect()
+        gc.freeze()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for cells: the runner sees their end
+
+    def make_cells(self) -> NoReturn:
+        """Make a cell for every channel that comes, until the runner is gone."""
+        while True:
+            channel = self.connection.next_channel()
+            if channel is None:
+                os._exit(0)
+            try:
+                pid = os.fork()
+            except OSError:
+                pid = -1  # the channel's end tells the runner
+            if pid == 0:
+                self._become_cell(Connection(channel))
+            channel.close()
+
+    def _become_cell(self, connection: Connection) -> NoReturn:
+        """Move into a cell and take its one job there; never returns."""
+        status = EXIT_BROKEN
+        try:
+            self.connection.close()
+            try:
+                self._unshare()
+                if os.fork():
+                    os._exit(0)
+                self._furnish()
+                self._surrender()
+            except (CellError, OSError) as error:
+                connection.put(b"X", _broken(clean(str(error)), kind="CellError", cause=None))
+                os._exit(status)
+            child = Child(connection, self.app_dir, preloaded=True, ahead=True, rehearsed=True)
+            if not child.settled():
+                raise HarnessError("the program's process did not get ready")
+            _say_ready(connection)
+            _serve(connection, self.app_dir, True, child, *connection.read())  # noqa: FBT003 - preloaded, as the parameter says
+            connection.settle(FAREWELL_S)
+            status = 0
+        except HarnessError as error:
+            os.write(2, f"harness: {error}\n".encode())
+        except BaseException as error:
+            os.write(2, clean(f"harness: {_type_name(error)}: {error}\n").encode())
+        finally:
+            os._exit(status)
+
+    def _check(self, answer: int, what: str) -> None:
+        if answer != 0:
+            number = self.errno()
+            raise CellError(f"{what}: {os.strerror(number)}")
+
+    def _unshare(self) -> None:
+        """Leave every namespace of the container; the next fork is process 1 of a new one."""
+        import _signal as signal
+
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # The kernel gives /proc files of a process that hides to root, who isn't here: its maps could not be written.
+        _set_dumpable(1)
+        _write("/proc/self/oom_score_adj", "500")  # when memory runs out, a cell dies, and not its maker
+        self._check(self.libc.unshare(self.NAMESPACES), "new namespaces")
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{self.user} {self.user} 1")
+        _write("/proc/self/gid_map", f"{self.group} {self.group} 1")
+
+    def _mount(self, source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+        answer = self.libc.mount(source.encode(), target.encode(), kind.encode(), flags, options.encode())
+        self._check(answer, f"mounting {target}")
+
+    def _furnish(self) -> None:
+        """Give the cell writable places of its own, and cover what it would share with others."""
+        safe = self.MS_NOSUID | self.MS_NODEV
+        for target, size_mib, executable in self.places:
+            flags = safe | (0 if executable else self.MS_NOEXEC)
+            self._mount("tmpfs", target, "tmpfs", flags, f"size={size_mib}m,mode=0700")
+        # The container's would show the maker, and every other cell.
+        self._mount("proc", "/proc", "proc", safe | self.MS_NOEXEC | self.MS_RDONLY)
+        for place in self.directories:
+            self._mount("tmpfs", place, "tmpfs", safe | self.MS_NOEXEC | self.MS_RDONLY, "size=4k,mode=0555")
+        for place in self.files:
+            self._mount("/dev/null", place, "", self.MS_BIND)
+        if os.path.isdir("/dev/pts"):
+            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600")
+        os.chdir(self.app_dir)
+        self._loopback()
+
+    def _loopback(self) -> None:
+        """Bring the loopback interface up, as a container has it. Source: netdevice(7)."""
+        control = socket(AF_INET, SOCK_DGRAM)
+        request = bytearray(struct.pack("16sh22x", b"lo", 0))
+        self.ioctl(control.fileno(), self.SIOCGIFFLAGS, request, True)  # noqa: FBT003 - changes `request`
+        flags = struct.unpack_from("h", request, 16)[0]
+        struct.pack_into("h", request, 16, flags | self.IFF_UP)
+        self.ioctl(control.fileno(), self.SIOCSIFFLAGS, bytes(request))
+        control.close()
+
+    def _surrender(self) -> None:
+        """Take on the limits, give up every capability, then take on the filter; nothing can undo any of it."""
+        _set_limits(self.limits)
+        for number in range(self.last_capability + 1):
+            self._check(self.libc.prctl(self.PR_CAPBSET_DROP, number, 0, 0, 0), "dropping a capability")
+        header, data = struct.pack("Ii", self.CAPABILITY_VERSION, 0), bytes(24)
+        self._check(self.libc.capset(header, data), "giving up capabilities")
+        _set_dumpable(0)
+        self._check(self.libc.prctl(self.PR_SET_SECCOMP, self.SECCOMP_MODE_FILTER, self.filter, 0, 0), "installing the filter")
+
+
+def _write(path: str, text: str) -> None:
+    """Write to a file of the kernel, in one call."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
 def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
     """Run one job over the socket, in the working directory `app_dir`, and exit; never returns."""
     status = EXIT_BROKEN
@@ -2190,8 +2389,10 @@ def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
         here = os.path.dirname(HERE)
         sys.path[:] = [entry for entry in sys.path if entry not in (here, "")]
         os.chdir(app_dir)
-        connection = Connection(socket_path)
-        _serve(connection, app_dir)
+        opened = socket(AF_UNIX, SOCK_STREAM)
+        opened.connect(socket_path)
+        connection = Connection(opened)
+        _serve(connection, app_dir, *_prepared(connection, app_dir))
         connection.settle(FAREWELL_S)
         status = 0
     except HarnessError as error:

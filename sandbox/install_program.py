@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures.process
+import contextlib
 import errno
 import functools
 import http.client
+import importlib.util
 import json
+import marshal
 import multiprocessing
 import os
 import platform
-import py_compile
 import re
 import shutil
 import ssl
@@ -60,6 +62,8 @@ PIP = (sys.executable, "-m", "pip")
 PIP_OPTIONS = ("--isolated", "--no-cache-dir", "--disable-pip-version-check", "--no-input")
 DIRECTORY, FILE, EXECUTABLE, LINK, END = 1, 2, 3, 4, 0
 HEADER = struct.Struct(">BIQ")
+# In byte code (PEP 552): unchecked, since the files get other times in the image and nobody can change them there.
+UNCHECKED = (1).to_bytes(4, "little")
 # Tests are seldom imported, and many.
 NOT_COMPILED = {"tests", "test"}
 
@@ -311,20 +315,24 @@ def check_paths(wheel: Path) -> None:
 
 def unpack(wheel: dict[str, Any], top: str) -> None:
     """Have uv or pip put a wheel's files where they belong below `top`."""
-    cache = f"{APP}/c{wheel['n']}"
+    cache, known = APP / f"c{wheel['n']}", APP / "interpreters"
     requirements = APP / f"r{wheel['n']}.txt"
     requirements.write_text(f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n")
     what = ("--target", top, "--no-deps", "--no-index", "--find-links", str(WHEELS), "--require-hashes", "-r", str(requirements))  # fmt: skip
     if uv_works():
+        # What uv finds out about this Python is kept from its first cache: finding out takes longer than a small wheel.
+        known.mkdir(exist_ok=True)
+        shutil.copytree(known, cache)
         run_tool(
-            UV, "pip", "install", "--quiet", *what, "--offline", "--link-mode", "hardlink", "--cache-dir", cache, *UV_OPTIONS
+            UV, "pip", "install", "--quiet", *what, "--offline", "--link-mode", "hardlink", "--cache-dir", str(cache), *UV_OPTIONS
         )  # fmt: skip
+        for found in cache.glob("interpreter-*"):
+            with contextlib.suppress(OSError):  # another was faster
+                found.rename(known / found.name)
     else:
         run_tool(*PIP, "install", *what, "--no-compile", *PIP_OPTIONS)
     shutil.rmtree(cache, ignore_errors=True)
-    lock = Path(top, ".lock")  # uv's own
-    if lock.exists():
-        lock.unlink()
+    Path(top, ".lock").unlink(missing_ok=True)  # uv's own
 
 
 def below(top: str) -> Iterator[os.DirEntry[str]]:
@@ -336,22 +344,26 @@ def below(top: str) -> Iterator[os.DirEntry[str]]:
 
 
 def compile_modules(top: str) -> None:
-    """Compile what a program may import, so that no run does it again."""
-    # Unchecked: the files get other times in the image, and nobody can change them there.
-    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    """Compile what a program may import, so that no run does it again; as `py_compile` does, but for its second names."""
     for entry in below(top):
         path = entry.path
         if path.endswith(".py") and entry.is_file(follow_symlinks=False) and NOT_COMPILED.isdisjoint(path.split("/")):
+            source = Path(path).read_bytes()
             try:
-                py_compile.compile(
-                    path, dfile=LIBRARIES + path[len(top) :], doraise=True, quiet=2, invalidation_mode=unchecked
-                )
-            except (py_compile.PyCompileError, ValueError, RecursionError):
-                continue  # written for another Python, or meant to be broken
+                code = compile(source, LIBRARIES + path[len(top) :], "exec", dont_inherit=True)
+                body = marshal.dumps(code)
+            except Exception:  # noqa: BLE001, S112 - made for another Python, or meant to be broken: each in a way of its own
+                continue
+            target = Path(importlib.util.cache_from_source(path))
+            target.parent.mkdir(exist_ok=True)
+            target.unlink(missing_ok=True)
+            with target.open("xb") as out:  # not through a link that the wheel brought
+                out.write(importlib.util.MAGIC_NUMBER + UNCHECKED + importlib.util.source_hash(source) + body)
 
 
 def pack(top: str, out: IO[bytes]) -> None:
     """Write a tree as a stream of records; what is neither file, directory nor link raises StepError."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))  # one for all: fresh memory costs more than the copying
     for entry in below(top):
         name = os.fsencode(entry.path[len(top) + 1 :])
         if entry.is_symlink():
@@ -362,8 +374,11 @@ def pack(top: str, out: IO[bytes]) -> None:
         elif entry.is_file():
             status = entry.stat()
             out.write(HEADER.pack(EXECUTABLE if status.st_mode & 0o100 else FILE, len(name), status.st_size) + name)
-            with Path(entry.path).open("rb") as source:
-                shutil.copyfileobj(source, out, CHUNK_BYTES)
+            with open(entry.path, "rb", buffering=0) as source:  # noqa: PTH123 - thousands: a Path for each costs time
+                left = status.st_size
+                while left and (count := source.readinto(buffer)):
+                    out.write(buffer[:count])
+                    left -= count
         else:
             raise StepError(f"{os.fsdecode(name)} is neither a file nor a directory")
     out.write(HEADER.pack(END, 0, 0))

@@ -16,8 +16,14 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """One line of mountinfo: `options` are the mount's own, `super_options` the file system's."""
+    """One line of mountinfo: `options` are the mount's own, `super_options` the file system's, `device` its number.
 
+    `id` is the mount's own, `parent` that of the mount which it lies on.
+    """
+
+    id: int
+    parent: int
+    device: str
     root: str
     point: str
     options: frozenset[str]
@@ -106,7 +112,7 @@ def parse_mounts(text: str) -> tuple[Mount, ...]:
         point = fields[4].encode().decode("unicode_escape") if "\\" in fields[4] else fields[4]
         mounts.append(
             Mount(
-                root=fields[3], point=point, options=frozenset(fields[5].split(",")), kind=tail[0],
+                id=int(fields[0]), parent=int(fields[1]), device=fields[2], root=fields[3], point=point, options=frozenset(fields[5].split(",")), kind=tail[0],
                 super_options=tuple(tail[-1].split(",")),
             )
         )  # fmt: skip

@@ -7,13 +7,13 @@ environments become labels, so they must be names that were admitted, and at mos
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sandbox.models import RunResult
@@ -39,10 +39,22 @@ class Live:
     running: Callable[[], float]
     waiting: Callable[[], float]
     pool: Callable[[], Iterable[Shelved]]
+    totals: Callable[[], Mapping[str, float]] = dict
+
+
+# What `Live.totals` tells; counters end in _total. The names are those of the metrics, behind "sandbox_".
+TOTALS = {
+    "containers_started_total": "Containers of the pool that were started and verified.",
+    "containers_used_total": "Containers of the pool that were given to a run.",
+    "containers_retired_total": "Containers of the pool that were removed unused.",
+    "warm_containers": "Warm containers, in which cells are made, that there are now.",
+    "warm_containers_started_total": "Warm containers that were started.",
+    "cells_total": "Cells that were given to a run.",
+}
 
 
 class Metrics:
-    """Everything that is counted. The plain counters are attributes, to be raised with `inc(amount)`."""
+    """Everything that is counted."""
 
     content_type: Final = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -61,16 +73,11 @@ class Metrics:
             "egress_connections", "Connections that programs asked for, by the proxy's verdict.", "verdict"
         )
         self._egress_bytes = self._counter("egress_bytes", "Bytes through egress proxies, up and down.", "direction")
-        self.sandboxes_started = self._counter("sandboxes_started", "Sandboxes that were started and verified.")
-        self.sandboxes_used = self._counter("sandboxes_used", "Sandboxes that were given to a run.")
-        self.sandboxes_retired = self._counter("sandboxes_retired", "Sandboxes that were removed unused.")
-        self.bytes_received = self._counter("received_bytes", "Bytes of requests.")
-        self.bytes_sent = self._counter("sent_bytes", "Bytes of answers.")
-        self.history_problems = self._counter("history_problems", "Runs that could not be written to the history.")
         self._gauge("runs_running", "Runs that have a sandbox now.").set_function(live.running)
         self._gauge("runs_waiting", "Runs that wait for their turn now.").set_function(live.waiting)
         self._gauge("start_time_seconds", "When the service started, in seconds since the epoch.").set(started_at)
         self._registry.register(_PoolLevels(live.pool))
+        self._registry.register(_Totals(live.totals))
 
     def run_ended(self, policy: str, result: RunResult) -> None:
         """Count a run under the policy's name, which must be one that was found; how long it took, and its connections."""
@@ -90,9 +97,9 @@ class Metrics:
         """Count an answer that was an error, by the `code` of its class."""
         self._errors.labels(self._codes.label(code)).inc()
 
-    def render(self) -> bytes:
-        """Return everything as text (UTF-8), of the type `content_type`."""
-        return generate_latest(self._registry)
+    def render(self, may_see: Callable[[str], bool] = lambda _: True) -> bytes:
+        """Return everything as text (UTF-8), of the type `content_type`; of the policies, those that `may_see` allows."""
+        return generate_latest(_Excerpt(self._registry, may_see))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"sandbox_{name}", text, labels, registry=self._registry)
@@ -152,6 +159,43 @@ class _PoolLevels(Collector):
             for name, level in sorted(levels.items()):
                 gauge.add_sample(gauge.name, {"environment": name}, level[kind])
         return gauges
+
+
+class _Totals(Collector):
+    """Numbers that pool and cells keep themselves."""
+
+    def __init__(self, totals: Callable[[], Mapping[str, float]]) -> None:
+        self._totals = totals
+
+    def describe(self) -> Iterable[Metric]:
+        """Name what is collected, so that nothing else takes the names."""
+        return [_family(name, 0) for name in TOTALS]
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all of them as they are now."""
+        return [_family(name, value) for name, value in self._totals().items()]
+
+
+def _family(name: str, value: float) -> Metric:
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    return kind(f"sandbox_{name.removesuffix('_total')}", TOTALS[name], value=value)
+
+
+class _Excerpt(CollectorRegistry):
+    """Another registry, without the rows of policies that its reader is not to know of."""
+
+    def __init__(self, whole: CollectorRegistry, may_see: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._whole = whole
+        self._may_see = may_see
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric with the rows that are left."""
+        for metric in self._whole.collect():
+            metric.samples = [
+                sample for sample in metric.samples if "policy" not in sample.labels or self._may_see(sample.labels["policy"])
+            ]
+            yield metric
 
 
 class _Registry(CollectorRegistry):

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from podman.api.client import APIClient
 
 REQUEST_TIMEOUT_S = 60.0
+# What Podman does in less than a second unless the host is in great trouble, or Podman hangs.
+SHORT_TIMEOUT_S = 30.0
+# A service that does not answer even a ping in so long hangs.
+PING_TIMEOUT_S = 5.0
 PULL_TIMEOUT_S = 1_800.0
 # What may be asked again when the service died over it.
 REPEATABLE = ("get", "delete")
@@ -43,9 +47,17 @@ def remove_dead_sockets(runtime_dir: Path) -> None:
 class PodmanEngine:
     """Rootless Podman through its REST service; see `sandbox.engine.Engine` for the methods."""
 
-    def __init__(self, info: EngineInfo, *, runtime_dir: Path) -> None:
-        """Start the private service; it becomes ready while the caller goes on. One that dies is replaced when it is needed."""
+    def __init__(
+        self, info: EngineInfo, *, runtime_dir: Path, short_timeout_s: float = SHORT_TIMEOUT_S, ping_timeout_s: float = PING_TIMEOUT_S
+    ) -> None:
+        """Start the private service; it becomes ready while the caller goes on. One that dies or hangs is replaced when it is needed.
+
+        A call that should be short, and has no answer after `short_timeout_s`, is given up; where a ping has none after
+        `ping_timeout_s` either, the service hangs.
+        """
         self._info = info
+        self._short_timeout_s = short_timeout_s
+        self._ping_timeout_s = ping_timeout_s
         self._runtime_dir = runtime_dir
         remove_dead_sockets(runtime_dir)
         self._lock = threading.Lock()  # guards the three below
@@ -53,17 +65,18 @@ class PodmanEngine:
         self._api: APIClient | None = None
         self._closed = False
 
-    def _ready_api(self, *, failed: APIClient | None = None) -> APIClient:
+    def _ready_api(self, *, failed: APIClient | None = None, hung: bool = False) -> APIClient:
         """Return a client of the service, once that is ready; of a new one where it died.
 
-        `failed` is a client on which a request has just failed. It is returned again when its service lives.
+        `failed` is a client on which a request has just failed. It is returned again when its service lives, and is not
+        `hung`.
         """
         with self._lock:
             if self._closed:
                 raise EngineUnavailable("the engine is closed", hint="its program is about to end")
-            died = failed is not None and failed is self._api and not self._service.listens()
+            died = failed is not None and failed is self._api and (hung or not self._service.listens())
             if died or self._service.ended():
-                self._stop()
+                self._stop(hung=hung)
                 self._service = PodmanService(self._info.runtime_path, runtime_dir=self._runtime_dir)
             if self._api is None:
                 # Imported late: it takes longer than Podman's own start, and both go on at the same time.
@@ -73,16 +86,31 @@ class PodmanEngine:
                 self._api = APIClient(base_url=f"unix://{self._service.socket}", timeout=REQUEST_TIMEOUT_S)
             return self._api
 
-    def _stop(self) -> None:
+    def _stop(self, *, hung: bool = False) -> None:
         if self._api is not None:
             self._api.close()
             self._api = None
-        self._service.stop()
+        self._service.stop(at_once=hung)
+
+    def _hangs(self, api: APIClient) -> bool:
+        """Tell whether the service answers nothing at all; one that is only slow, or waits for a lock, answers a ping."""
+        from podman.errors import PodmanError
+
+        try:
+            api.get("/_ping", timeout=self._ping_timeout_s)
+        except (OSError, PodmanError) as error:
+            return timed_out(error)
+        return False
+
+    def _short(self, method: str, path: str, **options: Any) -> Any:
+        """Send a request that should be answered soon; see `_call`."""
+        return self._call(method, path, timeout_s=self._short_timeout_s, **options)
 
     def _call(self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **options: Any) -> Any:
         """Send one request; return the response whatever its status. Raises `EngineUnavailable` only.
 
-        When the service died, the request goes to a new one, once; but not one that may have been carried out in part.
+        When the service died or hangs, the request goes to a new one, once; but not one that may have been carried out in
+        part.
         """
         import requests
         from podman.errors import PodmanError
@@ -92,9 +120,11 @@ class PodmanEngine:
             return getattr(api, method)(path, timeout=timeout_s, **options)
         except (requests.RequestException, PodmanError, OSError) as error:
             reason: Exception = error
-        if method in REPEATABLE or never_sent(reason):
-            another = self._ready_api(failed=api)
-            if another is not api:
+        hung = timed_out(reason) and self._hangs(api)
+        repeatable = method in REPEATABLE or never_sent(reason)
+        if hung or repeatable:
+            another = self._ready_api(failed=api, hung=hung)
+            if another is not api and repeatable:
                 try:
                     return getattr(another, method)(path, timeout=timeout_s, **options)
                 except (requests.RequestException, PodmanError, OSError) as error:
@@ -147,7 +177,7 @@ class PodmanEngine:
 
     def create(self, spec: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         """Create a container; see the protocol."""
-        response = self._call(
+        response = self._short(
             "post", "/containers/create", data=json.dumps(spec), headers={"Content-Type": "application/json"}
         )
         # Podman 4 answers 500 for an absent image, 5 answers 404; both carry this cause.
@@ -159,12 +189,12 @@ class PodmanEngine:
 
     def start(self, container_id: str) -> None:
         """Start a container; see the protocol."""
-        response = self._call("post", f"/containers/{container_id}/start")
+        response = self._short("post", f"/containers/{container_id}/start")
         self._expect(response, 204, 304, otherwise=NotEnforceable, doing="start the sandbox")
 
     def inspect(self, container_id: str) -> ContainerRecord:
         """Describe a container; see the protocol."""
-        response = self._call("get", f"/containers/{container_id}/json")
+        response = self._short("get", f"/containers/{container_id}/json")
         body = self._expect(response, 200, otherwise=NotFound, doing=f"find the container {container_id[:12]}").json()
         path = body.get("OCIConfigPath")
         return ContainerRecord(
@@ -194,11 +224,11 @@ class PodmanEngine:
 
     def _delete(self, container_id: str) -> Any:
         params = {"force": "true", "timeout": 0, "v": "true"}
-        return self._call("delete", f"/containers/{container_id}", params=params)
+        return self._short("delete", f"/containers/{container_id}", params=params)
 
     def containers(self, label: str) -> list[ContainerRecord]:
         """List containers by label; see the protocol."""
-        response = self._call(
+        response = self._short(
             "get", "/containers/json", params={"all": "true", "filters": json.dumps({"label": [label]})}
         )
         rows = self._expect(response, 200, otherwise=EngineUnavailable, doing="list containers").json()
@@ -215,7 +245,7 @@ class PodmanEngine:
 
     def image(self, name: str) -> ImageRecord:
         """Describe an image; see the protocol."""
-        response = self._call("get", f"/images/{quote(name, safe='')}/json")
+        response = self._short("get", f"/images/{quote(name, safe='')}/json")
         body = self._expect(response, 200, otherwise=ImageUnavailable, doing=f"find the image {name}").json()
         return image_record(body)
 
@@ -314,6 +344,15 @@ class PodmanEngine:
         with self._lock:
             self._closed = True
             self._stop()
+
+
+def timed_out(error: BaseException | None) -> bool:
+    """Tell whether a request failed because no answer came in time."""
+    while error is not None:
+        if isinstance(error, TimeoutError):  # what everything else was made of
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def never_sent(error: BaseException | None) -> bool:

@@ -68,6 +68,7 @@ class PodmanService:
     def listens(self) -> bool:
         """Tell whether somebody listens on its socket."""
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # noqa: FBT003 - takes it by position alone; the queue of one that hangs may be full
             return probe.connect_ex(str(self.socket)) == 0
 
     def ended(self) -> bool:
@@ -77,13 +78,14 @@ class PodmanService:
             return True
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def stop(self) -> None:
-        """End it, and remove its socket. A second call does nothing."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End it, `at_once` without asking it to, and remove its socket. A second call does nothing."""
         if self._process.returncode is None:
-            self._signal(signal.SIGTERM)
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while not self.ended() and time.monotonic() < deadline:
-                time.sleep(0.005)
+            if not at_once:
+                self._signal(signal.SIGTERM)
+                deadline = time.monotonic() + STOP_TIMEOUT_S
+                while not self.ended() and time.monotonic() < deadline:
+                    time.sleep(0.005)
             self._signal(signal.SIGKILL)  # also what a process that was killed left behind
             self._process.wait()
         self._complaints.close()

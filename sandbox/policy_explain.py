@@ -114,7 +114,10 @@ def _libraries(allowed: tuple[str, ...]) -> str:
 
 
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
-    "isolation.per_run": {"container": "Each run gets a container of its own, which is thrown away afterwards."},
+    "isolation.per_run": {
+        "container": "Each run gets a container of its own, which is thrown away afterwards.",
+        "cell": "Each run gets namespaces of its own in a warm container of its caller's node; they are gone with the run.",
+    },
     "limits.timeout_s": "A program that still runs after {} seconds is killed; it ends as timed_out.",
     "limits.memory_mib": "Processes and in-memory files may hold {} MiB together; beyond, it ends as out_of_memory.",
     "limits.cpus": "The program gets the processor time of {} CPUs, shared by all its processes.",

@@ -122,6 +122,11 @@ class Policy(Sections):
                 "hosts",
                 "network.mode", "network.allow",
             )  # fmt: skip
+        if self.isolation.per_run == "cell" and self.network.mode != "none":
+            raise ConflictError(
+                f"isolation.per_run is cell, but network.mode is {self.network.mode}: a way out is for one container alone",
+                "isolation.per_run", "network.mode",
+            )  # fmt: skip
         if self.build.installed_mib + BUILD_SPARE_MIB > self.build.memory_mib:
             raise ConflictError(
                 f"build.installed_mib is {self.build.installed_mib} MiB, and with the {BUILD_SPARE_MIB} MiB that the "
@@ -172,6 +177,7 @@ class Policy(Sections):
             network=Network(),
             environment=Environment(),
             secrets=Secrets(),
+            isolation=Isolation(),
         )
 
     def _with(self, **sections: Strict) -> Policy:

@@ -106,7 +106,7 @@ Networks = tuple[Annotated[str, AfterValidator(_network)], ...]
 class Isolation(Strict):
     """How runs are kept apart."""
 
-    per_run: Literal["container"] = _key("container", "What each run gets for itself alone.")
+    per_run: Literal["container", "cell"] = _key("container", "What each run gets for itself alone.")
 
 
 class Limits(Strict):

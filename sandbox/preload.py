@@ -8,9 +8,10 @@ else that it says.
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Mapping
+from typing import Any
 
-from sandbox.container import READY_TIMEOUT_S, Sandbox
+from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.errors import Internal
 from sandbox.spec import ContainerSpec
 from sandbox.watchdog import Watchdog, family, measure
@@ -21,14 +22,16 @@ class PreloadFailed(Internal):
     """The sandbox didn't come through its preparation as one that can be used."""
 
 
-async def preload(sandbox: Sandbox, modules: tuple[str, ...]) -> tuple[str, ...]:
+async def preload(
+    sandbox: Sandbox, modules: tuple[str, ...], *, cell: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
     """Have a verified sandbox get ready for its job and import `modules`; return those that it could.
 
-    It is then ready once more, and the program's process waits in it.
+    It is then ready once more, and the program's process waits in it; or, told how to make a `cell`, it waits for orders.
 
     Raises `InvalidRequest` for what is no name of a module, and `PreloadFailed`, after which the sandbox is of no use.
     """
-    frame = preload_frame(modules)
+    frame = preload_frame(modules, cell)
     held = Watchdog(sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places_of(sandbox.spec), kill=sandbox.kill)
     watching = asyncio.create_task(held.watch())
     try:
@@ -44,7 +47,8 @@ async def preload(sandbox: Sandbox, modules: tuple[str, ...]) -> tuple[str, ...]
     if answer is None or ready is None or not set(ready.preloaded) <= set(modules):
         why = "took more memory than the policy allows" if held.exceeded else "ended, hung or said nonsense"
         raise PreloadFailed(f"the sandbox {why} while it got ready and imported {named}", hint="don't preload them")
-    sandbox.marks["preloaded"] = time.monotonic()
+    sandbox.mark("preloaded")
+    sandbox.processes_at_rest = 1 if cell else 2
     if ready.unfit or not at_rest(sandbox):
         raise PreloadFailed(
             f"importing {ready.unfit or named} leaves a thread or a process running, which a program would not have",
@@ -57,12 +61,11 @@ async def preload(sandbox: Sandbox, modules: tuple[str, ...]) -> tuple[str, ...]
 def at_rest(sandbox: Sandbox) -> bool:
     """Tell whether a sandbox without a job is as it must be: within the memory cap, with no process but those it needs.
 
-    They are process 1 and, once it has prepared, the one that waits to become the program.
+    They are process 1 and, once it has prepared for a job of its own, the one that waits to become the program.
     """
-    expected = 2 if "preloaded" in sandbox.marks else 1
     cap_bytes = sandbox.spec.memory_bytes
     usage = measure(sandbox.pid, places=places_of(sandbox.spec), cap_bytes=cap_bytes)
-    return len(family(sandbox.pid)) == expected and usage.memory_bytes <= cap_bytes
+    return len(family(sandbox.pid)) == sandbox.processes_at_rest and usage.memory_bytes <= cap_bytes
 
 
 def places_of(spec: ContainerSpec) -> tuple[str, ...]:

@@ -12,15 +12,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sandbox import spec, workspace
-from sandbox.container import READY_TIMEOUT_S, Sandbox
+from sandbox.container import Container
+from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.engine import Engine
 from sandbox.host import HostFacts
 from sandbox.image import AdmittedImage
 from sandbox.imports import check_modules
 from sandbox.library import harness_directory, seccomp_file
+from sandbox.models import ControlEvidence
 from sandbox.policy_model import Policy
 from sandbox.preload import PreloadFailed, at_rest, preload
 from sandbox.seccomp import SeccompProfile
@@ -58,7 +60,8 @@ class Egress:
 class Setting:
     """What decides a sandbox, apart from the job that it gets.
 
-    `binds` are what it sees besides its own; `lease` keeps its environment from being removed while it stands.
+    `binds` are what it sees besides its own; `lease` keeps its environment from being removed while it stands. `owner` is
+    whose runs share a warm container, where the policy lets any: a caller, and a node of theirs.
     """
 
     policy: Policy
@@ -67,12 +70,29 @@ class Setting:
     binds: tuple[spec.Bind, ...] = ()
     egress: Egress | None = None
     preload: tuple[str, ...] = ()
+    owner: str = ""
     lease: Callable[[], AbstractAsyncContextManager[None]] | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> str:
         """Return what two sandboxes have in common that can stand in for each other."""
         return repr((self.policy.hash, self.admitted.id, self.admitted.python_path, self.binds, self.preload))
+
+
+class Ready(Protocol):
+    """What a run needs of the sandbox that it gets: `proxy` is its way out, if it has one, `asked` when it was asked for."""
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The sandbox itself."""
+
+    @property
+    def proxy(self) -> EgressProxy | None:
+        """Its way out."""
+
+    @property
+    def asked(self) -> float:
+        """When it was asked for (monotonic)."""
 
 
 class ReadySandbox:
@@ -84,7 +104,7 @@ class ReadySandbox:
     def __init__(self, setting: Setting, *, engine: Engine, facts: HostFacts, places: Places) -> None:
         self.setting = setting
         self.asked = time.monotonic()
-        self.sandbox: Sandbox
+        self.sandbox: Container
         self.proxy: EgressProxy | None = None
         self.preloaded: tuple[str, ...] = ()
         self._engine = engine
@@ -115,10 +135,14 @@ class ReadySandbox:
             held.callback(place.release)
             decided = self._decided(place, sandbox_id, idle_s + (0.0 if modules is None else READY_TIMEOUT_S))
             self.proxy = await held.enter_async_context(way_out(self.setting.egress, decided))
-            self.sandbox = await held.enter_async_context(Sandbox(self._engine, decided))
+            self.sandbox = await held.enter_async_context(Container(self._engine, decided))
             if modules is not None:
-                self.preloaded = await preload(self.sandbox, modules)
+                self.preloaded = await self._prepare(modules)
             self._held = held.pop_all()
+
+    async def _prepare(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """Have it do ahead of its job what it can; return the modules that it has imported."""
+        return await preload(self.sandbox, modules)
 
     async def dispose(self) -> None:
         """Destroy it, whatever happened in it; nothing of it is left. A second call does nothing."""
@@ -148,10 +172,12 @@ class ReadySandbox:
 
 
 # Where a run gets its sandbox from, and whom it gives it back to; the name is the run's.
-Source = Callable[[Setting, str], AbstractAsyncContextManager[ReadySandbox]]
+Source = Callable[[Setting, str], AbstractAsyncContextManager[Ready]]
 
 
-def fresh(engine: Engine, facts: HostFacts, places: Places) -> Source:
+def fresh(
+    engine: Engine, facts: HostFacts, places: Places
+) -> Callable[[Setting, str], AbstractAsyncContextManager[ReadySandbox]]:
     """Return the source that starts a sandbox when a run asks for it, and removes it before it goes on."""
 
     @contextlib.asynccontextmanager
@@ -164,6 +190,26 @@ def fresh(engine: Engine, facts: HostFacts, places: Places) -> Source:
             await ready.dispose()
 
     return source
+
+
+def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
+    """Return the same for a process that carries out one run and ends: nothing stays warm in it, so there are no cells."""
+    containers = fresh(engine, facts, places)
+
+    @contextlib.asynccontextmanager
+    async def source(setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
+        async with containers(setting, run_id) as ready:
+            if setting.policy.isolation.per_run == "cell":
+                ready.sandbox.evidence += (instead("without the service there is no warm one to make a cell in"),)
+            yield ready
+
+    return source
+
+
+def instead(why: str) -> ControlEvidence:
+    """Return the evidence of a run that was to have a cell and got a container of its own, which holds more."""
+    evidence = f"a container of its own: {why}"
+    return ControlEvidence(control="isolation", wanted="a cell", status="proven", mechanism="container", evidence=evidence)
 
 
 def binds_of(setting: Setting) -> tuple[spec.Bind, ...]:

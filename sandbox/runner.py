@@ -11,7 +11,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from sandbox.places import private_directory
 from sandbox.policy import LoadedPolicy, load_policy
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
-from sandbox.ready import Egress, Places, Setting, Source, fresh
+from sandbox.ready import Egress, Places, Setting, Source, alone
 from sandbox.remembered import Remembered
 from sandbox.request import check_request, newer_than_ours, syntax_error
 
@@ -55,6 +55,7 @@ class Run:
 
     request: RunRequest
     id: str
+    caller: str
     on_output: OnOutput | None
     on_progress: OnProgress
     began: float
@@ -99,6 +100,7 @@ class Runner:
         request: RunRequest,
         *,
         run_id: str | None = None,
+        caller: str = "",
         on_output: OnOutput | None = None,
         on_progress: OnProgress | None = None,
         cancel: asyncio.Event | None = None,
@@ -107,12 +109,13 @@ class Runner:
         """Run one request; a failing program is a result. Raises a `SandboxError` for everything else.
 
         `on_output` gets ("stdout" | "stderr" | "log", bytes) as they come. Setting `cancel` ends the run at once.
-        `queued_s` is how long it has waited for its turn.
+        `queued_s` is how long it has waited for its turn. Runs of one `caller` and node may share a warm container, where
+        the policy says so.
         """
         cancel = cancel or asyncio.Event()
         program = asyncio.Event()
         run = Run(
-            request=request, id=run_id or uuid.uuid4().hex, on_output=on_output,
+            request=request, id=run_id or uuid.uuid4().hex, caller=caller, on_output=on_output,
             on_progress=on_progress or (lambda _: None), began=time.monotonic() - queued_s, queued_s=queued_s,
         )  # fmt: skip
         task = asyncio.ensure_future(self._run(run, cancel, program))
@@ -212,8 +215,8 @@ class Runner:
         return self._environments
 
     def _execution(self, step: Prepared, cancel: asyncio.Event, source: Source | None) -> Execution:
-        fresh_ones = source or fresh(self._engine(), self._facts, self._places)
-        return Execution(step, fresh_ones, facts=self._facts, cancel=cancel)
+        chosen = source or alone(self._engine(), self._facts, self._places)
+        return Execution(step, chosen, facts=self._facts, cancel=cancel)
 
     def _prepared(
         self,
@@ -226,7 +229,10 @@ class Runner:
         """Return the run as it is carried out."""
         return Prepared(
             request=run.request, run_id=run.id, image=environment.name if environment else asked.reference,
-            setting=self._setting(asked, admitted, environment, self._preload(run.request, environment)),
+            setting=replace(
+                self._setting(asked, admitted, environment, self._preload(run.request, environment)),
+                owner=f"{run.caller}/{run.request.node_id}" if run.caller else "",
+            ),
             environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
             on_output=run.on_output, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
         )  # fmt: skip

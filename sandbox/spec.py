@@ -365,6 +365,11 @@ def build(
         address_space_bytes=(
             None if mechanisms["memory"] == "cgroup" else memory_bytes + ADDRESS_SPACE_HEADROOM_MIB * MIB
         ),
-        cpu_time_s=None if mechanisms["cpus"] == "cgroup" else math.ceil(limits.timeout_s * limits.cpus) + 1,
+        cpu_time_s=None if mechanisms["cpus"] == "cgroup" else cpu_time_s(policy),
         cpu_ids=None if mechanisms["cpus"] == "cgroup" else spread(facts.cpu_ids, limits.cpus, place.uid),
     )
+
+
+def cpu_time_s(policy: Policy) -> int:
+    """Return the processor time that one process may use, where no cgroup holds the CPU cap."""
+    return math.ceil(policy.limits.timeout_s * policy.limits.cpus) + 1

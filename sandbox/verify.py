@@ -7,7 +7,7 @@ difference. No code is handed to a sandbox that has not passed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,7 @@ def check_mounts(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     yield proven("read-only root", "ro", "mount", ",".join(sorted(root.options)), holds=root.read_only)
     sized = {mount.destination: mount for mount in spec.tmpfs}
     bound = {bind.destination for bind in spec.binds}
+    bound |= {mount["destination"] for mount in spec.podman["mounts"] if mount["type"] == "proc"}
     unexpected = [
         point for point in mounts if point not in {"/", *bound, *sized} and not RUNTIME_MOUNTS.fullmatch(point)
     ]
@@ -275,10 +276,9 @@ def fallback_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tupl
         )
     if control == "cpus":
         cores, cpu = seen.process.status["Cpus_allowed_list"], limits.get("Max cpu time", "?")
-        holds = (
-            parse_cpu_list(cores) == set(spec.cpu_ids or ())
-            and cpu == f"{spec.cpu_time_s} {(spec.cpu_time_s or 0) + 1}"
-        )
+        # None for the maker of cells, which makes one after the other; each cell has the limit.
+        timed = spec.cpu_time_s is None or cpu == f"{spec.cpu_time_s} {spec.cpu_time_s + 1}"
+        holds = parse_cpu_list(cores) == set(spec.cpu_ids or ()) and timed
         return f"affinity to core(s) {cores}, RLIMIT_CPU {cpu} s per process", holds
     wanted = spec.processes + spec.own_processes
     found = limits.get("Max processes", "?")
@@ -302,7 +302,12 @@ CHECKS: tuple[Callable[[ContainerSpec, Observed], Iterator[Finding]], ...] = (
 
 def compare(spec: ContainerSpec, seen: Observed) -> tuple[ControlEvidence, ...]:
     """Return the evidence for every control. Raises `NotEnforceable` naming each one that doesn't hold."""
-    findings = [finding for check in CHECKS for finding in check(spec, seen)]
+    return concluded(finding for check in CHECKS for finding in check(spec, seen))
+
+
+def concluded(found: Iterable[Finding]) -> tuple[ControlEvidence, ...]:
+    """Return the evidence of findings. Raises `NotEnforceable` naming each one that has a problem."""
+    findings = tuple(found)
     problems = [finding.problem for finding in findings if finding.problem]
     if problems:
         raise NotEnforceable(

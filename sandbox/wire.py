@@ -138,10 +138,10 @@ def encode(kind: str, body: bytes | memoryview = b"") -> bytes:
 CANCEL = encode("C")
 
 
-def preload_frame(modules: Sequence[str]) -> bytes:
-    """Return the frame that has the harness import `modules` and say again that it is ready. Raises InvalidRequest."""
+def preload_frame(modules: Sequence[str], cell: Mapping[str, Any] | None = None) -> bytes:
+    """Return the frame that has the harness import `modules`, make cells if told how, and say again that it is ready."""
     check_modules(modules)
-    return encode("P", json.dumps({"modules": list(modules)}).encode("ascii"))
+    return encode("P", json.dumps({"modules": list(modules), **({"cell": cell} if cell else {})}).encode("ascii"))
 
 
 def job_frames(

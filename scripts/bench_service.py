@@ -2,13 +2,16 @@
 
 Every round makes one run in each way: through the service with a sandbox that was ready, through the service with a sandbox that
 has to be made first (a kind of its own), by `podman run` with the same flags, by a bare `python3`, and by `bwrap` where that is installed.
-Then: throughput at several concurrencies, payloads of several sizes against `json` in one process, runs one after the other while the pool
-refills, and memory. `--quick` makes few of each.
+Then: throughput at several concurrencies, warm runs while the pool starts other sandboxes, payloads of several sizes against `json` in one
+process, one payload of 100 MB with the memory that it took, requests while 1 to 1,000 environments are known, and memory.
+
+The known environments are records without images: what more images cost is Podman's affair, and none of these requests asks it for a list.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -22,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import places
-from sandbox.client import Client
+from sandbox.client import Client, run_body
+from sandbox.environment_store import Record, Store
 from sandbox.host import probe
+from sandbox.lock import Lock
 from sandbox.podman_engine import PodmanEngine
 from sandbox.podman_program import scrubbed_environment
 from sandbox.workspace import acquire
@@ -33,6 +38,13 @@ from tests.integration.service import Service, served
 CODE = "result = 6 * 7\n"
 PANDAS = "import pandas\nresult = int(pandas.DataFrame(payload)['a'].sum())\n"
 SIZES = {"1 kB": 1_000, "100 kB": 100_000, "1 MB": 1_000_000, "10 MB": 10_000_000}
+LARGE_BYTES = 100_000_000
+LARGE_POLICY = """
+extends = "default"
+limits = {timeout_s = 120, memory_mib = 2048, cpus = 2.0, payload_mib = 128, result_mib = 128}
+"""
+KNOWN = (1, 10, 100, 1000)
+LOCK = Lock(packages=(), python="3.11", requirements=())
 READY_S = 20.0
 # So long after a run the pool has started what it wants and the machine is quiet again.
 SETTLE_S = 0.4
@@ -144,9 +156,80 @@ def payloads(client: Client, rounds: int) -> Rounds:
     return found
 
 
-def memory_mib(pid: int) -> float:
-    """Return the resident memory of a process."""
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+def while_refilling(client: Client, runs: int) -> list[float]:
+    """Time warm runs of one kind while the sandbox that a run of another kind took is being replaced."""
+    times: list[float] = []
+    other = {"policy": "small"}
+    for _ in range(runs):
+        deadline = time.monotonic() + READY_S
+        client.run(CODE), client.run(CODE, **other)
+        while (pool := client.health()["pool"])["ready"] < 2 or pool["starting"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        client.run(CODE, **other)
+        while not client.health()["pool"]["starting"] and time.monotonic() < deadline:
+            pass
+        began = time.perf_counter()
+        result = client.run(CODE)
+        spent = (time.perf_counter() - began) * 1000
+        if result.document["durations"]["warm"]:
+            times.append(spent)
+    return times
+
+
+def large_payload() -> dict[str, Any]:
+    """Send 100 MB in and back once, and return the time and the memory that the service took at most; its own service."""
+    text = json.dumps(["x" * 996] * (LARGE_BYTES // 1000)).encode()
+    with tempfile.TemporaryDirectory() as home:
+        Path(home, "policies").mkdir()
+        Path(home, "policies", "large.toml").write_text(LARGE_POLICY)
+        with served(Path(home)) as service, service.client() as client:
+            client.run(CODE, policy="large")
+            before = memory_mib(service.process.pid)
+            body = run_body("result = payload", {"policy": "large"}, payload_json=text)
+            answer = b""
+
+            def ask() -> None:
+                nonlocal answer
+                answer = client.raw("POST", "/v1/runs", body)
+
+            spent = milliseconds(ask)
+            assert len(answer) > 0.9 * len(text), answer[:1000]  # the result is written without spaces
+            return {"bytes": len(text), "ms": spent, "json_ms": milliseconds(lambda: json.dumps(json.loads(text))), "before_mib": before,
+                    "peak_mib": memory_mib(service.process.pid, "VmHWM"), "after_mib": memory_mib(service.process.pid)}  # fmt: skip
+
+
+def environments(service: Service, client: Client, rounds: int) -> dict[str, dict[int, list[float]]]:
+    """Time requests, by their name and by how many environments are known."""
+    store = Store(service.home / "data" / places.NAME)
+    found: dict[str, dict[int, list[float]]] = {"a warm run": {}, "one environment shown": {}, "all listed": {}}
+    for count in KNOWN:
+        for number in range(len(store.records()), count):
+            store.keep(record(number))
+            store.write_environment_lock(record(number).id, LOCK.as_toml())
+        for _ in range(rounds):
+            if (spent := warm(client)) is not None:
+                found["a warm run"].setdefault(count, []).append(spent)
+            shown = milliseconds(lambda: client.get(f"/v1/environments/{record(0).id[:12]}"))
+            found["one environment shown"].setdefault(count, []).append(shown)
+            found["all listed"].setdefault(count, []).append(milliseconds(lambda: client.get("/v1/environments")))
+    return found
+
+
+def record(number: int) -> Record:
+    """Return what is kept of an environment that nobody built."""
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    packages = tuple(f"package{index}==1.{number}" for index in range(20))
+    return Record(
+        id=digest, image=f"localhost/sandbox-environment:{digest[:32]}", image_id=digest, base="localhost/sandbox-python:latest",
+        base_digest=f"sha256:{digest}", lock_hash=LOCK.hash, build_hash=f"sha256:{digest}", packages=packages,
+        requirements=packages[:3], size_bytes=1 << 26, created=time.time(), last_used=time.time(),
+    )  # fmt: skip
+
+
+def memory_mib(pid: int, which: str = "VmRSS") -> float:
+    """Return the resident memory of a process, or the most that it ever was (`VmHWM`)."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(which))
     return int(line.split()[1]) / 1024
 
 
@@ -159,8 +242,11 @@ def measure(runs: int, *, libraries: bool) -> dict[str, Any]:
         for concurrency in (1, 2, 4, 8, 16):
             rate, times = throughput(service, concurrency, max(8, 2 * concurrency, runs))
             report["throughput"][concurrency] = {"per_s": rate, "p50_ms": statistics.median(times), "max_ms": max(times)}
+        report["refilling_ms"] = while_refilling(client, runs)
         report["payload_ms"] = payloads(client, max(3, runs // 5)).times
+        report["known_ms"] = environments(service, client, max(3, runs // 5))
         report["memory_mib"]["service, in the end"] = memory_mib(service.process.pid)
+    report["large_payload"] = large_payload()
     if libraries:
         report["pandas_ms"] = pandas(runs)
     return report
@@ -192,7 +278,7 @@ def row(name: str, values: list[float]) -> str:
     """Return one line: name, least, median, 99th of a hundred, greatest."""
     ordered = sorted(values)
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return f"  {name:<28} {ordered[0]:9.1f} {statistics.median(ordered):9.1f} {p99:9.1f} {ordered[-1]:9.1f}   {len(ordered)}"
+    return f"  {name:<36} {ordered[0]:9.1f} {statistics.median(ordered):9.1f} {p99:9.1f} {ordered[-1]:9.1f}   {len(ordered)}"
 
 
 def show(report: dict[str, Any]) -> None:
@@ -204,8 +290,15 @@ def show(report: dict[str, Any]) -> None:
     for other in ("podman run", "python3", "bwrap", "service, cold"):
         if other in single_ms and "service, warm" in single_ms:
             print(f"  {other} / service, warm: {single_ms[other] / single_ms['service, warm']:.1f}")
-    for name, values in {**report["payload_ms"], **report.get("pandas_ms", {})}.items():
+    others = {"service, warm, pool refills": report["refilling_ms"], **report["payload_ms"], **report.get("pandas_ms", {})}
+    for name, values in others.items():
         print(row(name, values))
+    for name, by_count in report["known_ms"].items():
+        for count, values in by_count.items():
+            print(row(f"{name}, {count} known", values))
+    large = report["large_payload"]
+    print(f"100 MB in and back, once: {large['ms']:.0f} ms, json alone {large['json_ms']:.0f} ms; memory of the service in MiB: "
+          f"{large['before_mib']:.0f} before, {large['peak_mib']:.0f} at most, {large['after_mib']:.0f} after")  # fmt: skip
     print("throughput: clients, runs per second, median and greatest latency in milliseconds")
     for concurrency, found in report["throughput"].items():
         print(f"  {concurrency:>3} {found['per_s']:8.1f} {found['p50_ms']:9.1f} {found['max_ms']:9.1f}")

@@ -90,6 +90,7 @@ def bench(host_facts: HostFacts, tmp_path_factory: pytest.TempPathFactory) -> It
     before = set(leftovers(bench))
     try:
         yield bench
+        bench.close()
         deadline = time.monotonic() + SETTLE_S  # Podman's own clean-up of a killed container takes a moment
         while (left := set(leftovers(bench)) - before) and time.monotonic() < deadline:
             time.sleep(0.2)

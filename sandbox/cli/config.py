@@ -12,9 +12,12 @@ import click
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.errors import SandboxError
+from sandbox.policy import policy_files
 from sandbox.policy_explain import toml_value
+from sandbox.policy_file import policy_directories
 from sandbox.service.config import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
 from sandbox.service.config_model import tables_of
+from sandbox.service.config_names import unknown_names
 
 
 @click.group("config")
@@ -55,6 +58,11 @@ def check(ctx: click.Context, *, file: Path | None) -> None:
         for sentence in error.facts.get("mistakes", [error.message]):
             click.echo(escaped(sentence), err=True)
         click.echo(escaped(f"  what to do: {error.hint}"), err=True)
+        ctx.exit(2)
+    names = unknown_names(loaded.config, policy_files(policy_directories((ctx.obj or {}).get("policy_dirs", []))))
+    for name in names:
+        click.echo(escaped(f"{'error' if name.error else 'warning'}: {name.message}"), err=True)
+    if any(name.error for name in names):
         ctx.exit(2)
     click.echo(escaped(f"{loaded.path or 'no file, the defaults hold'}: ok"))
 

@@ -6,24 +6,31 @@ three in a row.
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import pwd
 import socket
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 from sandbox.errors import AccessDenied
 from sandbox.policy_explain import shown
 from sandbox.policy_file import NAME
 from sandbox.policy_model import ANY
+from sandbox.remembered import Remembered
 from sandbox.service.admission import Quota
 from sandbox.service.config_model import AccessRules, Runners, ServiceConfig
 
 UCRED = struct.Struct("=iII")
 SO_PEERGROUPS = 59  # Linux 4.13; the socket module doesn't name it
 MAX_GROUPS = 256  # what getsockopt of the socket module has room for
+# Names of users and groups are looked up again after so long, at the latest.
+NAMES_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +96,40 @@ class Caller:
 
 
 class Access:
-    """Tells who asks and what they may do, by the configuration of a service that the user `owner_uid` runs."""
+    """Tells who asks and what they may do, by the configuration of a service that the user `owner_uid` runs.
 
-    def __init__(self, config: ServiceConfig, *, owner_uid: int) -> None:
+    The names that belong to a peer come from `names` (by default `identify`), which may wait for a directory service:
+    it is asked in a thread, and its answers are believed for `NAMES_S`.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        *,
+        owner_uid: int,
+        names: Callable[[Peer], Identity] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._owner_uid = owner_uid
+        self._names = names or identify
+        self._identities: Remembered[Peer, Identity] = Remembered(NAMES_S, clock=clock)
+        # Threads of its own: a directory service that hangs must not take those that runs need.
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="identify")
 
-    def caller(self, connection: socket.socket) -> Caller:
+    async def caller(self, connection: socket.socket) -> Caller:
         """Return who is on the other end of an accepted connection. Raises `AccessDenied`."""
+        peer = replace(peer_of(connection), pid=0)  # the names follow from the other numbers
+        loop = asyncio.get_running_loop()
+        ask = partial(loop.run_in_executor, self._threads, self._names, peer)
         return decide(
-            identify(peer_of(connection)), self._config.access, owner_uid=self._owner_uid,
+            await self._identities.get(peer, ask), self._config.access, owner_uid=self._owner_uid,
             socket_group=self._config.socket.group, usual=self._config.queue.limits.quota,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Look up nothing any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def peer_of(connection: socket.socket) -> Peer:

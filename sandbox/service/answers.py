@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from sandbox.document import error_document
 from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFull, SandboxError
+
+if TYPE_CHECKING:
+    from aiohttp.web_request import BaseRequest
 
 JSON = "application/json"
 PIECE_BYTES = 256 << 10
@@ -60,7 +64,7 @@ def error_answer(error: SandboxError) -> web.Response:
     return web.Response(status=status, body=error_document(error, run_id=run_id), content_type=JSON, headers=headers)
 
 
-def translated(answer: web.HTTPException, request: web.Request) -> SandboxError:
+def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
     """Return what aiohttp found wrong in our own words."""
     if isinstance(answer, web.HTTPMethodNotAllowed):
         return InvalidRequest(
@@ -69,6 +73,4 @@ def translated(answer: web.HTTPException, request: web.Request) -> SandboxError:
         )  # fmt: skip
     if isinstance(answer, web.HTTPNotFound):
         return NotFound(f"there is nothing at {request.path[:200]!r}", hint="see docs/service.md")
-    if isinstance(answer, web.HTTPRequestEntityTooLarge):
-        return InvalidRequest("the request's body is too large", hint="policies say how much they take", http_status=413)
     return InvalidRequest(f"the request can't be served: {answer.reason}", hint="see docs/service.md")

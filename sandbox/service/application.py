@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from sandbox.errors import Internal, InvalidRequest, SandboxError
+from sandbox.errors import Internal, SandboxError
 from sandbox.service import catalogue, environments, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, translated
+from sandbox.service.intake import BODY, Intake
 from sandbox.service.state import CALLER, STATE, State
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("sandbox.service")
 # What stands around a payload: code, files' base64, names.
 BODY_HEADROOM_BYTES = 8 << 20
-BODY_TIMEOUT_S = 60.0
 CLIENT_GONE = 499  # nobody reads it
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -50,33 +50,27 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 def application(state: State, access: Access) -> web.Application:
     """Return the application; `access` tells who asks."""
     largest_mib = max((policy.policy.limits.payload_mib for policy in state.policies.all()), default=1)
-    app = web.Application(
-        client_max_size=(2 * largest_mib << 20) + BODY_HEADROOM_BYTES, middlewares=[answered, identified(access)]
+    intake = Intake(
+        largest_bytes=(2 * largest_mib << 20) + BODY_HEADROOM_BYTES, budget_bytes=state.config.queue.bodies_mib << 20
     )
+    app = web.Application(middlewares=[answered, identified(access, intake)])
     app[STATE] = state
     for method, path, handler in ROUTES:
         app.router.add_route(method, path, handler)
     return app
 
 
-def identified(access: Access) -> Middleware:
+def identified(access: Access, intake: Intake) -> Middleware:
     """Return the middleware that finds out who asks, from the socket itself, and only then takes the body."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise ConnectionResetError
-        request[CALLER] = access.caller(request.transport.get_extra_info("socket"))
-        if (length := request.content_length or 0) > request.client_max_size:
-            raise web.HTTPRequestEntityTooLarge(max_size=request.client_max_size, actual_size=length)
-        if request.body_exists:  # its routes find it read
-            try:
-                await asyncio.wait_for(request.read(), BODY_TIMEOUT_S)
-            except asyncio.TimeoutError:
-                raise InvalidRequest(
-                    f"the request's body did not come within {BODY_TIMEOUT_S:g} s", hint="send it again, as a whole"
-                ) from None
-        return await handler(request)
+        request[CALLER] = await access.caller(request.transport.get_extra_info("socket"))
+        async with intake.body(request) as body:
+            request[BODY] = body
+            return await handler(request)
 
     return middleware
 

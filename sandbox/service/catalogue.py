@@ -7,6 +7,7 @@ import json
 import resource
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -36,6 +37,11 @@ def allowed(caller: Caller, policy: str) -> bool:
     except AccessDenied:
         return False
     return True
+
+
+def may_know(caller: Caller, policy: str) -> bool:
+    """Tell whether a caller may know that there is a policy: of those that they may use, and whoever may maintain, of all."""
+    return caller.may_maintain or allowed(caller, policy)
 
 
 async def get_policy(request: web.Request) -> web.Response:
@@ -74,18 +80,20 @@ async def get_images(request: web.Request) -> web.Response:
 
 async def get_health(request: web.Request) -> web.Response:
     """Tell how the service is at this moment; asks nobody else."""
-    state = request.app[STATE]
-    problems = [f"policy {name}: {reason}" for name, reason in state.policies.problems.items()]
+    state, caller = request.app[STATE], request[CALLER]
+    broken = state.policies.problems
+    problems = [f"policy {name}: {reason}" for name, reason in broken.items() if may_know(caller, name)]
     if state.history.problem:
         problems.append(f"history: {state.history.problem}")
     counts = state.admission.counts()
     return document(
         {
-            "status": "stopping" if state.admission.draining else "degraded" if problems else "ok",
+            "status": "stopping" if state.admission.draining else "degraded" if problems or broken else "ok",
             "problems": problems,
             "uptime_s": round(time.time() - state.began, 1),
             "runs": {"running": counts.running, "waiting": counts.waiting},
             "pool": asdict(state.pool.counts()),
+            "cells": asdict(state.cells.counts()),
             "memory_mib": memory_mib(),
         }
     )
@@ -115,6 +123,10 @@ async def get_doctor(request: web.Request) -> web.Response:
 
 
 async def get_metrics(request: web.Request) -> web.Response:
-    """Give the counters in Prometheus's text format."""
-    metrics = request.app[STATE].metrics
-    return web.Response(body=metrics.render(), headers={"Content-Type": metrics.content_type})
+    """Give the counters in Prometheus's text format; of the runs by policy, those whose policy the caller may use.
+
+    Whoever may maintain sees every policy.
+    """
+    metrics, caller = request.app[STATE].metrics, request[CALLER]
+    text = metrics.render(partial(may_know, caller))
+    return web.Response(body=text, headers={"Content-Type": metrics.content_type})

@@ -177,6 +177,11 @@ class Queue(Strict):
     )
     per_caller_waiting: int = _count(100, "Runs of one caller that may wait; fewer than in all, to leave others room.")
     wait_s: float = _seconds(30.0, "The longest wait for a turn, in seconds; then the run is refused.")
+    bodies_mib: int = _mib(
+        512,
+        "Bodies of all requests that wait or run, in MiB together; more are refused at once. A single body is always taken.",
+        low=1,
+    )
 
     @property
     def limits(self) -> AdmissionLimits:
@@ -220,6 +225,14 @@ class Pool(Strict):
     )
 
 
+class Cells(Strict):
+    """Warm containers, for policies whose runs get cells. Each makes a cell for every run of one caller's node."""
+
+    memory_mib: int = _mib(512, "Memory that all warm containers may take together, in MiB.")
+    per_node: int = _count(2, "Warm containers of one node: as many of its runs go on at once.", "containers", low=1)
+    idle_s: float = _seconds(300.0, "A warm container that nobody needed for so many seconds is removed.", low=1)
+
+
 class History(Strict):
     """What is remembered of runs, and for how long."""
 
@@ -255,6 +268,7 @@ class ServiceConfig(Strict):
     access: AccessRules = Field(default_factory=AccessRules)
     queue: Queue = Field(default_factory=Queue)
     pool: Pool = Field(default_factory=Pool)
+    cells: Cells = Field(default_factory=Cells)
     history: History = Field(default_factory=History)
     stop: Stop = Field(default_factory=Stop)
     log: Log = Field(default_factory=Log)

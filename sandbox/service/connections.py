@@ -1,4 +1,4 @@
-"""How many connections one user may hold, and how long one may keep the service waiting.
+"""Connections: how many one user may hold, how long one may be silent, and what is said to those that speak no HTTP.
 
 A connection costs a descriptor and memory before anything is known of its request. Past the bound a user's further
 connections are answered and closed at once; everybody else's are taken.
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service.access import peer_of
+from sandbox.service.answers import error_answer, translated
 
 if TYPE_CHECKING:
-    from aiohttp.web import Server
-    from aiohttp.web_protocol import RequestHandler
+    from aiohttp.web_request import BaseRequest
 
 PER_USER = 400
 # A connection without a request is closed after so long; clients open another.
@@ -29,24 +33,57 @@ REFUSAL = (
 )
 
 
-class Connections:
-    """Makes what serves a connection, within the bound; in the place of the `Server` itself."""
+class Speaker(web.RequestHandler):
+    """Serves one connection. What goes wrong before a route is found is answered in the shape of every other error."""
 
-    def __init__(self, server: Server, *, per_user: int = PER_USER) -> None:
+    __slots__ = ()
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Return the answer to what is no HTTP, after which the connection ends; nothing of what came is quoted."""
+        super().handle_error(request, status, exc, message)  # logs it, and raises where an answer has begun
+        error: SandboxError = Internal("the service has a defect", hint="its log says more; report this")
+        if isinstance(exc, LineTooLong):
+            error = InvalidRequest("the head of the request has a line that is too long", hint="shorten its address or headers")
+        elif status < 500:
+            error = InvalidRequest("what came is no HTTP/1.1 request, or a broken one", hint="see docs/service.md")
+        answer = error_answer(error)
+        answer.force_close()
+        return answer
+
+    async def finish_response(
+        self, request: BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; one that the library gave before any of our code saw the request gets the shape of ours."""
+        if isinstance(resp, web.HTTPException):
+            resp = error_answer(translated(resp, request))
+        return await super().finish_response(request, resp, start_time)
+
+
+class Connections:
+    """Makes what serves a connection, within the bound; in the place of the `Server` itself.
+
+    `idle_s` is how long a connection may be without a request.
+    """
+
+    def __init__(self, server: web.Server, *, per_user: int = PER_USER, idle_s: float = IDLE_S) -> None:
         self._server = server
         self._per_user = per_user
-        self._users: dict[RequestHandler, int] = {}
+        # Bodies are taken as they are: a compressed one could grow a thousandfold.
+        self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "access_log": None, "auto_decompress": False}
+        self._users: dict[web.RequestHandler, int] = {}
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
         return _Door(self)
 
-    def handler(self, uid: int) -> RequestHandler | None:
+    def handler(self, uid: int) -> web.RequestHandler | None:
         """Return what serves one more connection of a user, or None where there are too many."""
         self._users = {handler: self._users[handler] for handler in self._server.connections if handler in self._users}
         if sum(owner == uid for owner in self._users.values()) >= self._per_user:
             return None
-        handler = self._server()
+        handler = Speaker(self._server, loop=asyncio.get_running_loop(), **self._options)
         self._users[handler] = uid
         return handler
 

@@ -15,6 +15,7 @@ from sandbox.requirements import parse_libraries
 from sandbox.service.answers import document
 from sandbox.service.bodies import environment_body
 from sandbox.service.events import Events, format_asked
+from sandbox.service.intake import BODY
 from sandbox.service.state import CALLER, STATE, State
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 async def post_environment(request: web.Request) -> web.StreamResponse:
     """Build an environment, unless it is there; its progress is a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    body = environment_body(await request.read())
+    body = environment_body(request[BODY].take())
     caller.may_use(body.policy)
     requirements = parse_libraries("\n".join(body.requirements))
     if not requirements:
@@ -74,7 +75,7 @@ async def delete_environment(request: web.Request) -> web.Response:
     request[CALLER].must_maintain()
     environments = state.runner.environments()
     record = await asyncio.to_thread(environments.find, request.match_info["id"])
-    await state.pool.drop(lambda setting: setting.admitted.name == record.image)
+    await state.drop(lambda setting: setting.admitted.name == record.image)
     await asyncio.to_thread(environments.remove, record)
     return document({"removed": record.id})
 

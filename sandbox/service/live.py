@@ -10,8 +10,6 @@ from typing import Any
 
 from sandbox.errors import NotFound
 
-MAX_LISTED = 1000
-
 
 @dataclass(eq=False)
 class LiveRun:

@@ -9,6 +9,7 @@ import time
 from typing import TextIO
 
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 from sandbox.service.config_model import Log
 
@@ -41,7 +42,7 @@ class HumanLines(logging.Formatter):
 def no_bytes_of_requests(record: logging.LogRecord) -> bool:
     """Keep what a client sent out of the log: an error of HTTP quotes it, and it may be a secret."""
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, HttpProcessingError):
+    if isinstance(error, (HttpProcessingError, RequestPayloadError)):
         record.levelno, record.levelname = logging.INFO, "INFO"
         record.msg, record.args, record.exc_info = "a client sent what is no HTTP: %s", (type(error).__name__,), None
     return True

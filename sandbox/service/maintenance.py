@@ -9,6 +9,7 @@ from sandbox.environment_store import PruneLimits
 from sandbox.errors import InvalidRequest
 from sandbox.service.answers import document
 from sandbox.service.bodies import prune_body
+from sandbox.service.intake import BODY
 from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ async def post_prune(request: web.Request) -> web.Response:
     """Remove environments and cached files by age, last use and size; never what is in use."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
-    body = prune_body(await request.read())
+    body = prune_body(request[BODY].take())
     if body.older_s is None and body.unused_s is None and body.budget_mib is None:
         raise InvalidRequest("prune needs to know what may go", hint='for example {"unused_s": 2592000}')
     limits = PruneLimits(
@@ -28,7 +29,7 @@ async def post_prune(request: web.Request) -> web.Response:
     environments = state.runner.environments()
     if not body.dry_run:
         going = {record.image for record in await asyncio.to_thread(environments.prunable, limits)}
-        await state.pool.drop(lambda setting: setting.admitted.name in going)
+        await state.drop(lambda setting: setting.admitted.name in going)
 
     def prune() -> tuple[list[str], int, int]:
         found = environments.prunable(limits)
@@ -44,5 +45,5 @@ async def post_stop_all(request: web.Request) -> web.Response:
     state = request.app[STATE]
     request[CALLER].must_maintain()
     stopped = state.live.cancel_all()
-    await state.pool.drop(lambda _: True)
+    await state.drop(lambda _: True)
     return document({"stopped": stopped})

@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 
 from sandbox import __version__
+from sandbox.history import MAX_LISTED
 from sandbox.models import ErrorBody, RunResult
 from sandbox.service.application import ROUTES
 from sandbox.service.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
+from sandbox.service.runs import USUALLY_LISTED
 
 BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("POST", "/v1/runs"): RunBody,
@@ -18,7 +20,13 @@ BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("POST", "/v1/check"): CheckBody,
     ("POST", "/v1/maintenance/prune"): PruneBody,
 }
-QUERIES: dict[tuple[str, str], tuple[str, ...]] = {("GET", "/v1/runs"): ("node", "outcome", "before", "limit")}
+TEXT = {"type": "string"}
+QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("GET", "/v1/runs"): {
+        "node": TEXT, "outcome": TEXT, "before": TEXT,
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": USUALLY_LISTED},
+    }
+}  # fmt: skip
 STREAMS = {("POST", "/v1/runs"), ("POST", "/v1/environments")}
 TEXTS = {("GET", "/v1/metrics"): "text/plain", ("GET", "/v1/runs/{id}/files/{name}"): "application/octet-stream"}
 ERRORS = {
@@ -67,7 +75,7 @@ def operation(method: str, path: str, text: str) -> dict[str, Any]:
         "summary": text.strip().partition("\n")[0],
         "parameters": [
             *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)),
-            *({"name": name, "in": "query", "schema": {"type": "string"}} for name in QUERIES.get(key, ())),
+            *({"name": name, "in": "query", "schema": schema} for name, schema in QUERIES.get(key, {}).items()),
         ],
         "responses": {
             "202" if method == "DELETE" and "runs" in path else "200": {"description": "Done.", "content": answer},

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -16,20 +17,21 @@ from aiohttp import web
 from sandbox.document import as_document, error_document
 from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
 from sandbox.execution import OnOutput
-from sandbox.history import Row
+from sandbox.history import MAX_LISTED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.progress import OnProgress, Progress
 from sandbox.requirements import parse_libraries, parse_script
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, large
-from sandbox.service.bodies import RunBody, check_body, run_body, run_request
+from sandbox.service.bodies import check_body, run_body, run_request
 from sandbox.service.events import Events, format_asked
+from sandbox.service.intake import BODY
 from sandbox.service.live import LiveRun
 from sandbox.service.record import ended_row, failed_row, new_row
 from sandbox.service.state import CALLER, STATE, State
 
-MAX_LISTED = 500
+USUALLY_LISTED = 50
 # What a run without a receipt carries in its place.
 CANCELLED_IN_QUEUE = "the run was cancelled while it waited for its turn"
 
@@ -37,24 +39,31 @@ CANCELLED_IN_QUEUE = "the run was cancelled while it waited for its turn"
 async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    body = run_body(await request.read())
-    wanted = run_request(with_libraries(body))
+    wanted, keep = understood(request[BODY].take())
     caller.may_use(wanted.policy)
     work = Work(state, caller, wanted)
     if (kind := format_asked(request)) is not None:
-        return await streamed(request, kind, work, keep=body.wait_for_end)
-    if body.wait_for_end:
+        return await streamed(request, kind, work, keep=keep)
+    if keep:
         task = asyncio.create_task(work.carry_out())
-        state.live.keep(task)
+        go_on(request, task)
         result = await asyncio.shield(task)
     else:
         result = await work.carry_out()
     return await large(request, as_document(result), {"X-Run-Id": work.live.run_id})
 
 
-def with_libraries(body: RunBody) -> RunBody:
-    """Return the body with its libraries in one form."""
-    return msgspec.structs.replace(body, requirements=libraries(body.requirements, body.code))
+def go_on(request: web.Request, task: asyncio.Task[Any]) -> None:
+    """Let the task of a run outlive its request."""
+    request.app[STATE].live.keep(task)
+    request[BODY].keep_until(task)
+
+
+def understood(data: bytes) -> tuple[RunRequest, bool]:
+    """Return what a body asks for, and whether it is to go on without its client; nothing refers to the body any more."""
+    body = run_body(data)
+    body = msgspec.structs.replace(body, requirements=libraries(body.requirements, body.code))
+    return run_request(body), body.wait_for_end
 
 
 def libraries(named: tuple[str, ...], code: str) -> tuple[str, ...]:
@@ -81,7 +90,7 @@ async def streamed(request: web.Request, kind: str, work: Work, *, keep: bool) -
 
     task = asyncio.create_task(tell())
     if keep:
-        work.state.live.keep(task)
+        go_on(request, task)
     try:
         return await events.send(request, kind)
     finally:
@@ -142,7 +151,7 @@ class Work:
             async with self._turn() as slot:
                 self.state.history.began(replace(row, state="running"))
                 return await self.state.runner.run(
-                    self.wanted, run_id=live.run_id, on_output=on_output, on_progress=progress, cancel=live.cancel,
+                    self.wanted, run_id=live.run_id, caller=str(self.caller.uid), on_output=on_output, on_progress=progress, cancel=live.cancel,
                     queued_s=slot.waited_s,
                 )  # fmt: skip
         except Cancelled:
@@ -173,10 +182,7 @@ async def get_runs(request: web.Request) -> web.Response:
     """List the caller's runs, newest first; a maintainer's list has everybody's."""
     state, caller = request.app[STATE], request[CALLER]
     query = request.query
-    try:
-        limit = min(MAX_LISTED, int(query.get("limit", "50")))
-    except ValueError:
-        raise InvalidRequest("`limit` is no number", hint=f"send a number up to {MAX_LISTED}") from None
+    limit = listed_at_most(query.get("limit", str(USUALLY_LISTED)))
     rows = await asyncio.to_thread(
         state.history.list, caller=None if caller.may_maintain else caller.uid, node=query.get("node"),
         outcome=query.get("outcome"), before=query.get("before"), limit=limit,
@@ -185,6 +191,13 @@ async def get_runs(request: web.Request) -> web.Response:
     queued = [run.as_json() for run in state.live if run.run_id not in known and may_see(caller, run)]
     first = [] if "before" in query or "outcome" in query else queued
     return document({"runs": [*first, *(shown(row, state) for row in rows)]})
+
+
+def listed_at_most(text: str) -> int:
+    """Return how many runs a client wants listed. Raises `InvalidRequest`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MAX_LISTED):
+        raise InvalidRequest("`limit` is not a whole number that fits", hint=f"send one from 1 to {MAX_LISTED}")
+    return int(text)
 
 
 async def get_run(request: web.Request) -> web.Response:
@@ -233,7 +246,7 @@ async def delete_run(request: web.Request) -> web.Response:
 async def post_check(request: web.Request) -> web.Response:
     """Tell whether code compiles on the Python that would run it, and which imports its libraries can't serve."""
     state, caller = request.app[STATE], request[CALLER]
-    body = check_body(await request.read())
+    body = check_body(request[BODY].take())
     caller.may_use(body.policy)
     requirements = libraries(body.requirements, body.code)
     wanted = RunRequest(

@@ -15,6 +15,8 @@ from functools import partial
 from aiohttp import web
 
 from sandbox.artefacts import Artefacts
+from sandbox.cell import Maker
+from sandbox.cells import CellCounts, CellLimits, Cells
 from sandbox.errors import Internal, SandboxError
 from sandbox.history import History, Retention
 from sandbox.host import probe
@@ -22,7 +24,7 @@ from sandbox.metrics import Live, Metrics, Shelved
 from sandbox.models import RunRequest
 from sandbox.places import private_directory
 from sandbox.podman_engine import PodmanEngine
-from sandbox.pool import Pool, PoolLimits
+from sandbox.pool import Pool, PoolCounts, PoolLimits
 from sandbox.ready import Places, ReadySandbox
 from sandbox.runner import Runner
 from sandbox.service import systemd
@@ -30,6 +32,7 @@ from sandbox.service.access import Access
 from sandbox.service.admission import Admission
 from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
+from sandbox.service.config_names import unknown_names
 from sandbox.service.connections import IDLE_S, Connections
 from sandbox.service.listen import BACKLOG, open_socket
 from sandbox.service.state import PolicyBook, State
@@ -45,33 +48,30 @@ PRUNE_S = 3600.0
 async def serve(config: ServiceConfig, places: Places) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the policies again. Raises a `SandboxError` when it can't begin."""
     listener = open_socket(config.socket, inherited=systemd.listen_fds(os.environ, os.getpid()))
+    access = Access(config, owner_uid=os.getuid())
     try:
-        async with running(config, places) as state:
-            access = Access(config, owner_uid=os.getuid())
-            async with accepting(application(state, access), listener.socket):
-                LOG.info("serving on %s", listener.socket.getsockname())
-                systemd.notify(os.environ, "READY=1")
-                await until_stopped(state)
-                systemd.notify(os.environ, "STOPPING=1")
-                await drained(state, config.stop.drain_s)
+        async with running(config, places) as state, accepting(application(state, access), listener.socket):
+            LOG.info("serving on %s", listener.socket.getsockname())
+            systemd.notify(os.environ, "READY=1")
+            await until_stopped(state)
+            systemd.notify(os.environ, "STOPPING=1")
+            await drained(state, config.stop.drain_s)
     finally:
+        access.close()
         listener.close()
 
 
 @contextlib.asynccontextmanager
-async def accepting(served: web.Application, opened: socket.socket) -> AsyncIterator[None]:
-    """Serve an application to those who connect, until the block ends."""
-    # A client that goes away cancels its request, and so its run. Bodies are taken as they are: a compressed one could
-    # grow a thousandfold.
-    runner = web.AppRunner(
-        served, handler_cancellation=True, access_log=None, auto_decompress=False, keepalive_timeout=IDLE_S
-    )
+async def accepting(served: web.Application, opened: socket.socket, *, idle_s: float = IDLE_S) -> AsyncIterator[None]:
+    """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`."""
+    # A client that goes away cancels its request, and so its run.
+    runner = web.AppRunner(served, handler_cancellation=True)
     await runner.setup()
     try:
         if runner.server is None:
             raise Internal("the server was not set up")
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Connections(runner.server), sock=opened, backlog=BACKLOG)
+        server = await loop.create_server(Connections(runner.server, idle_s=idle_s), sock=opened, backlog=BACKLOG)
         try:
             yield
         finally:
@@ -104,7 +104,11 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
             starters=config.pool.starters,
         )  # fmt: skip
-        async with Pool(make, limits) as pool:
+        making = partial(Maker, engine=engine, facts=facts, places=places)
+        of_cells = CellLimits(
+            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s
+        )
+        async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells) as cells:
             admission = Admission(config.queue.limits)
             artefacts = Artefacts(
                 places.data_dir / "files", max_bytes=config.history.files_mib << 20, age_s=config.history.files_age_s
@@ -112,18 +116,35 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             live = Live(
                 running=lambda: admission.counts().running,
                 waiting=lambda: admission.counts().waiting,
+                totals=lambda: totals(pool.counts(), cells.counts()),
                 pool=lambda: [Shelved(environment=name, ready=n, starting=m) for name, n, m in pool.levels()],
             )
             state = State(
-                config=config, facts=facts, engine=engine, policies=policies, pool=pool, history=history,
+                config=config, facts=facts, engine=engine, policies=policies, pool=pool, cells=cells, history=history,
                 metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts,
                 runner=Runner(
-                    lambda: engine, facts, places, source=pool.source, policies=policies.get, images_s=IMAGES_S,
+                    lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
                     compiles=False,
                 ),
             )  # fmt: skip
+            await asyncio.to_thread(tell_unknown_names, state)
             async with pruned(state), warmed(state):
                 yield state
+
+
+def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
+    """Return what was counted of sandboxes, by the names that metrics have for it."""
+    return {
+        "containers_started_total": pool.started, "containers_used_total": pool.taken, "containers_retired_total": pool.retired,
+        "warm_containers": cells.containers, "warm_containers_started_total": cells.started, "cells_total": cells.cells,
+    }  # fmt: skip
+
+
+def tell_unknown_names(state: State) -> None:
+    """Log what the configuration names and nobody knows; the service goes on, and whoever it is for gets nothing by it."""
+    known = {*state.policies.names(), *state.policies.problems}
+    for name in unknown_names(state.config, known):
+        LOG.log(logging.ERROR if name.error else logging.WARNING, "the configuration: %s", name.message)
 
 
 @contextlib.asynccontextmanager
@@ -173,11 +194,12 @@ async def until_stopped(state: State) -> None:
     stop = asyncio.Event()
 
     def reload() -> None:
-        systemd.notify(os.environ, "RELOADING=1")
+        systemd.notify(os.environ, systemd.reloading())
         state.policies.reload()
         for name, problem in state.policies.problems.items():
             LOG.error("policy %s is as it was: %s", name, problem)
         LOG.info("policies read: %s", ", ".join(state.policies.names()))
+        loop.run_in_executor(None, tell_unknown_names, state)
         systemd.notify(os.environ, "READY=1")
 
     for number in (signal.SIGTERM, signal.SIGINT):

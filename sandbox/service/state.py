@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
 
 from sandbox.artefacts import Artefacts
+from sandbox.cells import Cells
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
 from sandbox.history import History
 from sandbox.host import HostFacts
 from sandbox.metrics import Metrics
 from sandbox.podman_engine import PodmanEngine
 from sandbox.policy import LoadedPolicy, load_policy, policy_files
+from sandbox.policy_explain import shown
+from sandbox.policy_file import NAME
 from sandbox.pool import Pool
+from sandbox.ready import Setting
 from sandbox.runner import Runner
 from sandbox.service.access import Caller
 from sandbox.service.admission import Admission
@@ -57,16 +62,16 @@ class PolicyBook:
 
     def get(self, name: str) -> LoadedPolicy:
         """Return one policy. Raises `NotFound`; `InvalidRequest` for a path, which no client may name."""
-        if "/" in name or name.endswith(".toml"):
-            raise InvalidRequest(
-                f"{name[:80]!r} is a path; the service takes policies by name", hint=f"there are: {', '.join(self.names())}"
-            )
+        known = self.names()
+        hint = f"known policies: {', '.join(known) or 'none'}"
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(f"{shown(name[:80])} is not a policy name, and the service takes no paths", hint=hint)
+        if name in self.problems and name not in self._policies:
+            raise NotFound(f"the policy {name} can't be used: {self.problems[name]}", hint=hint, known=known)
         if name not in self._policies:
-            reason = self.problems.get(name)
-            raise NotFound(
-                f"the policy {name[:80]!r} can't be used: {reason}" if reason else f"there is no policy {name[:80]!r}",
-                hint=f"there are: {', '.join(self.names())}",
-            )
+            nearest = difflib.get_close_matches(name, known, n=1)
+            suggestion = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise NotFound(f"there is no policy named {name}{suggestion}", hint=hint, known=known)
         return self._policies[name]
 
 
@@ -80,12 +85,18 @@ class State:
     policies: PolicyBook
     runner: Runner
     pool: Pool
+    cells: Cells
     admission: Admission
     history: History
     metrics: Metrics
     artefacts: Artefacts
     live: LiveRuns = field(default_factory=LiveRuns)
     began: float = field(default_factory=time.time)
+
+    async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
+        """Have no sandbox stand ready whose setting is `unwanted`; wait until those that do are gone."""
+        await self.pool.drop(unwanted)
+        await self.cells.drop(unwanted)
 
 
 STATE = web.AppKey("state", State)

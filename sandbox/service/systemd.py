@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping, MutableMapping
+import time
+from collections.abc import Callable, Mapping, MutableMapping
 
 from sandbox.errors import InvalidRequest
 
@@ -37,6 +38,11 @@ def listen_fds(environ: MutableMapping[str, str], pid: int) -> list[int]:
                 hint="start the service from its .socket unit, or unset LISTEN_FDS and LISTEN_PID",
             ) from None
     return fds
+
+
+def reloading(now_ns: Callable[[], int] = time.monotonic_ns) -> str:
+    """Return the state to tell when a reload begins; with the moment, without which Type=notify-reload ignores it."""
+    return f"RELOADING=1\nMONOTONIC_USEC={now_ns() // 1000}"
 
 
 def notify(environ: Mapping[str, str], state: str) -> None:

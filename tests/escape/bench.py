@@ -13,16 +13,20 @@ import os
 import resource
 import socket
 import textwrap
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from pydantic import SecretStr
 
 from sandbox import spec
-from sandbox.container import Sandbox
+from sandbox.cell import Maker
+from sandbox.cells import CellCounts, CellLimits, Cells
+from sandbox.container import Container
 from sandbox.engine import Engine
 from sandbox.errors import NotEnforceable
 from sandbox.host import HostFacts
@@ -30,10 +34,16 @@ from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.podman_engine import PodmanEngine
 from sandbox.policy import load_policy
 from sandbox.policy_model import Policy
+from sandbox.ready import fresh
 from sandbox.runner import Places, Runner
+
+T = TypeVar("T")
 
 # On an emulated processor everything takes longer, and what a test allows for time grows with it.
 SLOWER = float(os.environ.get("SANDBOX_TESTS_SLOWER") or 1)
+
+# Where the programs of the attacks run: each in a container of its own, or each in a cell of a warm one.
+IN_CELLS = os.environ.get("SANDBOX_ESCAPE_IN") == "cell"
 
 # Small limits, so that reaching them is cheap.
 ESCAPE_POLICY = f"""
@@ -51,6 +61,7 @@ limits.log_records = 100
 filesystem.app_mib = 16
 filesystem.tmp_mib = 8
 filesystem.shm_mib = 8
+isolation.per_run = "{"cell" if IN_CELLS else "container"}"
 """
 
 
@@ -143,7 +154,7 @@ NEW_PRIVILEGES = weakening("new privileges", "no new privileges", no_new_privile
 UNMASKED = weakening("no masks", "masked kernel files", mask=None, unmask=["ALL"])
 
 
-class WeakSandbox(Sandbox):
+class WeakSandbox(Container):
     """A sandbox whose container is weaker than its specification; the real verification's verdict is kept."""
 
     def __init__(self, engine: Engine, decided: spec.ContainerSpec, weaken: Weakening) -> None:
@@ -160,7 +171,7 @@ class WeakSandbox(Sandbox):
         self.container_id, warnings = self._engine.create(podman)
         return warnings
 
-    def _confine(self) -> None:
+    def confine(self) -> None:
         real = resource.prlimit
 
         def prlimit(pid: int, kind: int, limits: tuple[int, int]) -> tuple[int, int]:
@@ -168,7 +179,7 @@ class WeakSandbox(Sandbox):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(resource, "prlimit", prlimit)
-            super()._confine()
+            super().confine()
 
     def _verify(self) -> None:
         try:
@@ -183,10 +194,10 @@ class StrictWeakSandbox(WeakSandbox):
     """The same, with the product's own consequence: no job for a container that differs."""
 
     def _check_peer(self, connection: socket.socket) -> None:
-        Sandbox._check_peer(self, connection)
+        Container._check_peer(self, connection)
 
     def _verify(self) -> None:
-        Sandbox._verify(self)
+        Container._verify(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +225,56 @@ def value_of(result: RunResult) -> Any:
     return json.loads(result.result_json)
 
 
+# ---------------------------------------------------------------- runs in cells
+
+
+class CellRuns:
+    """Runs in cells, whose warm containers live on from test to test, as they do from message to message."""
+
+    def __init__(self, bench: Bench, *, expected: str = "namespaces") -> None:
+        """Expect receipts to say that runs were held by what has `expected` in its name."""
+        self._expected = expected
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._bench = bench
+        self._cells = self._call(self._open())
+        self._runner = Runner(lambda: bench.engine, bench.facts, bench.places, source=self._cells.source)
+
+    async def _open(self) -> Cells:
+        bench = self._bench
+        make = partial(Maker, engine=bench.engine, facts=bench.facts, places=bench.places)
+        containers = fresh(bench.engine, bench.facts, bench.places)
+        return await Cells(make, containers, CellLimits(per_node=1, memory_mib=1024)).__aenter__()
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120 * SLOWER)
+
+    def counts(self) -> CellCounts:
+        """Return what there is."""
+        return self._cells.counts()
+
+    def makers(self) -> list[Maker]:
+        """Return the warm containers."""
+        return self._cells.makers()
+
+    def run(self, request: RunRequest, *, caller: str = "attacker", **options: Any) -> RunResult:
+        """Run one; the receipt says that it was in a cell, unless its policy has a way out."""
+        result = self._call(self._runner.run(request, caller=caller, **options))
+        wanted = self._bench.policy(request.policy).isolation.per_run
+        if wanted == "cell" and result.receipt is not None:
+            row = next(row for row in result.receipt.controls if row.control == "isolation")
+            assert self._expected in row.mechanism, row
+        return result
+
+    def close(self) -> None:
+        """Remove the warm containers, and end the thread."""
+        self._call(self._cells.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
 # ---------------------------------------------------------------- the bench
 
 
@@ -226,6 +287,7 @@ class Bench:
     places: Places
     policies: Path
     made: int = 0
+    warm: CellRuns | None = None
 
     def policy(self, name: str = "escape") -> Policy:
         """Load a policy; what the tests compare with comes from here."""
@@ -238,6 +300,8 @@ class Bench:
             values["limits__timeout_s"] *= SLOWER
         name = f"escape-{self.made}"
         keys = {key.replace("__", "."): json.dumps(value) for key, value in values.items()}
+        if values.get("network__mode", "none") != "none":
+            keys["isolation.per_run"] = json.dumps("container")  # a way out is for one container alone
         kept = [line for line in ESCAPE_POLICY.splitlines() if line.partition(" =")[0] not in keys]
         lines = [*kept, *(f"{key} = {value}" for key, value in keys.items())]
         (self.policies / f"{name}.toml").write_text("\n".join(lines) + "\n")
@@ -259,7 +323,19 @@ class Bench:
 
     def run(self, code: str, **fields: Any) -> RunResult:
         """Run a program as the product does."""
-        return asyncio.run(self.runner().run(self.request(code, **fields)))
+        return self.carry_out(self.request(code, **fields))
+
+    def carry_out(self, request: RunRequest, **options: Any) -> RunResult:
+        """Run a request, in a cell where the attacks are made there; `options` are those of `Runner.run`."""
+        if not IN_CELLS:
+            return asyncio.run(self.runner().run(request, **options))
+        self.warm = self.warm or CellRuns(self)
+        return self.warm.run(request, **options)
+
+    def close(self) -> None:
+        """Remove the warm containers."""
+        if self.warm is not None:
+            self.warm.close()
 
     def value(self, code: str, **fields: Any) -> Any:
         """Run a program that must succeed; return its result."""
@@ -278,7 +354,7 @@ class Bench:
         return caught.value
 
     def _run_in(self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest) -> tuple[RunResult, WeakSandbox]:
-        """Run a request on the product's own path, with another class in the place of `Sandbox`."""
+        """Run a request on the product's own path, with another class in the place of `Container`."""
         made: list[WeakSandbox] = []
 
         def weakened(engine: Engine, decided: spec.ContainerSpec) -> WeakSandbox:
@@ -286,5 +362,5 @@ class Bench:
             return made[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sandbox.ready.Sandbox", weakened)
+            patch.setattr("sandbox.ready.Container", weakened)
             return asyncio.run(self.runner().run(request)), made[-1]

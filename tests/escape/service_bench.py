@@ -44,7 +44,7 @@ class Named(Access):
         self._rules = config
         self._users = {user.socket: user.identity for user in users}
 
-    def caller(self, connection: socket.socket) -> Caller:
+    async def caller(self, connection: socket.socket) -> Caller:
         """Return who is on the other end."""
         return decide(
             self._users[connection.getsockname()], self._rules.access, owner_uid=OWNER_UID,
@@ -60,7 +60,9 @@ def service_for(users: Sequence[User], config: ServiceConfig, places: Places) ->
 
     async def serve() -> None:
         async with running(config, places) as state, contextlib.AsyncExitStack() as doors:
-            served = application(state, Named(config, users))
+            access = Named(config, users)
+            doors.callback(access.close)
+            served = application(state, access)
             for user in users:
                 opened = doors.enter_context(socket.socket(socket.AF_UNIX))
                 opened.bind(user.socket)

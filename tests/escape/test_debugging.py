@@ -107,14 +107,15 @@ def test_process_1_is_opaque(seen: dict[str, str], name: str) -> None:
 
 def test_process_1_is_out_of_reach_of_limits_and_the_oom_score(seen: dict[str, str]) -> None:
     assert seen["prlimit of 1"] in ("EPERM", "ENOSYS")
-    assert seen["oom score of 1"] in ("EACCES", "EPERM")
+    assert seen["oom score of 1"] in ("EACCES", "EPERM", "EROFS")
 
 
 def test_no_process_outside_the_sandbox_is_seen(seen: dict[str, object]) -> None:
     assert seen["processes"] == [1, seen["own pid"]]
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_filter_the_kernel_debugs_a_child(unconfined: WeakResult) -> None:
     answers = unconfined.value
     assert answers["ptrace traceme"] == answers["process_vm_readv child"] == answers["kcmp own"] == "ok"
@@ -123,7 +124,8 @@ def test_without_the_filter_the_kernel_debugs_a_child(unconfined: WeakResult) ->
     assert unconfined.noticed == {"seccomp"}
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_even_without_the_filter_process_1_stays_opaque(unconfined: WeakResult) -> None:
     answers = unconfined.value
     assert {answers[name] for name in ("process_vm_readv 1", "pidfd_getfd 1", *OPAQUE)} <= {"EACCES", "EPERM"}

@@ -91,7 +91,8 @@ def test_the_filter_does_not_know_this_variant(seen: dict[str, str], name: str) 
 CLOSED_BY_SETTING = {"io_uring_setup", "perf_event_open", "syslog", "bpf"}
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 @pytest.mark.parametrize("name", KERNEL)
 def test_without_the_filter_the_kernel_answers_instead(unconfined: WeakResult, name: str) -> None:
     own = {"ENOSYS", "EPERM"} if name in CLOSED_BY_SETTING else {"ENOSYS"}
@@ -103,7 +104,8 @@ def test_most_refusals_are_told_apart_from_the_kernel_s(unconfined: WeakResult) 
     assert len(reached) >= len(KERNEL) - len(CLOSED_BY_SETTING)
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_filter_is_noticed(unconfined: WeakResult) -> None:
     assert unconfined.noticed == {"seccomp"}
 

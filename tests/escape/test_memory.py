@@ -319,7 +319,8 @@ def test_memory_locked_or_in_message_queues_is_not_had(bench: Bench) -> None:
     assert bench.value(text) == [-1, [0, 0], [0, 0]]
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_a_larger_shm_would_hold_more(bench: Bench) -> None:
     size = bench.policy().filesystem.shm_mib * MIB
     text = """

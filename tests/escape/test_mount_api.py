@@ -73,7 +73,8 @@ def test_no_user_namespace_helps(seen: dict[str, dict[str, str]]) -> None:
     assert seen["with capabilities"] == {"unshare": "refused"}
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_filter_the_kernel_answers_instead(unconfined: WeakResult) -> None:
     direct = unconfined.value["direct"]
     assert direct["mount"] == direct["chroot"] == "EFAULT"
@@ -81,7 +82,8 @@ def test_without_the_filter_the_kernel_answers_instead(unconfined: WeakResult) -
     assert unconfined.noticed == {"seccomp"}
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_filter_a_user_namespace_mounts_what_it_likes(unconfined: WeakResult) -> None:
     answers = dict(unconfined.value["with capabilities"])
     if "unshare" in answers:

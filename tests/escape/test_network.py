@@ -149,7 +149,8 @@ def test_no_name_of_the_host_is_in_etc_hosts(seen: dict[str, Any]) -> None:
     assert socket.gethostname() not in seen["hosts"].split()
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_with_the_host_s_network_the_same_attack_reaches_the_host(bench: Bench, listeners: Listeners) -> None:
     weak = bench.run_weakened(PROBE, HOST_NETWORK, payload=listeners.payload)
     reached = weak.value
@@ -159,7 +160,8 @@ def test_with_the_host_s_network_the_same_attack_reaches_the_host(bench: Bench, 
     assert {"namespaces", "no network"} <= weak.noticed
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_with_the_host_s_directory_mounted_the_same_attack_reaches_its_socket(
     bench: Bench, listeners: Listeners
 ) -> None:
@@ -187,7 +189,8 @@ def test_other_kinds_of_internet_sockets_are_refused_by_the_filter(seen: dict[st
 
 
 @needs_known_architecture
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_filter_the_kernel_answers_instead(unconfined: WeakResult) -> None:
     answers = {name: answer for name, answer in unconfined.value.items() if name.startswith("AF_")}
     assert "ENOSYS" not in answers.values()
@@ -224,7 +227,8 @@ def test_calls_through_other_tables_kill_the_caller(bench: Bench) -> None:
 
 
 @needs_x86_64
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_filter_the_32_bit_gate_opens_sockets(bench: Bench) -> None:
     weak = bench.run_weakened(INT_80, UNCONFINED)
     if int(weak.value["int80 getpid"]) == -38:

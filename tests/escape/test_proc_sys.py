@@ -96,7 +96,8 @@ def test_even_container_root_finds_settings_read_only(as_root: WeakResult) -> No
     assert as_root.value["single"]["/proc/sysrq-trigger"] in ("EROFS", "EACCES", "ENOENT")
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_masks_the_files_are_readable_and_root_changes_settings(bench: Bench) -> None:
     weak = bench.run_weakened(PROBE, CONTAINER_ROOT + UNMASKED, payload=PAYLOAD)
     assert weak.value["masked"]["/proc/interrupts"] == 1000

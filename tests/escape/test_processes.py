@@ -106,7 +106,8 @@ def test_a_request_may_ask_for_fewer_processes(bench: Bench) -> None:
     assert bench.value(COUNT, payload=40, limits=tightening(processes=10)) == 9
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_without_the_limit_the_same_program_starts_more(bench: Bench) -> None:
     more = bench.policy().limits.processes + 20
     weak = bench.run_weakened(COUNT, without_rlimit("nproc", "processes"), payload=more)

@@ -139,6 +139,17 @@ def test_what_was_granted_is_all_that_is_listed(users: Users) -> None:
         run(users.carla, "result = 1")
 
 
+def test_counters_name_no_policy_to_who_may_not_use_it(users: Users) -> None:
+    run(users.team, "result = 1", policy="default")
+    run(users.alice, "result = 1")
+    for who in (users.alice, users.bob):
+        text = asked(who, "GET", "/v1/metrics")[1]["text"]
+        assert 'policy="escape"' in text
+        assert 'policy="default"' not in text
+    for who in (users.team, users.carla, users.owner):
+        assert 'policy="default"' in asked(who, "GET", "/v1/metrics")[1]["text"]
+
+
 # ---- what is another's
 
 

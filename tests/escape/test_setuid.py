@@ -61,7 +61,8 @@ def test_a_setuid_file_gives_nothing(bench: Bench, setuid_mount: Path) -> None:
     assert weak.noticed == {"mounts"}
 
 
-@pytest.mark.host_only  # a control
+@pytest.mark.host_only
+@pytest.mark.control
 def test_with_new_privileges_the_same_file_gives_root(bench: Bench, setuid_mount: Path) -> None:
     # Without "no new privileges" the runtime installs the filter before it gives up root, and our list is too short
     # for that; so the filter goes as well.

@@ -156,6 +156,7 @@ def peak_mib(service: Service) -> int:
 def test_what_is_no_http_is_refused_and_ends_its_connection(service: Service, said: bytes) -> None:
     answers = spoken(service, said + LAST)
     assert [status for status, _, _ in answers] in ([400], [])
+    assert [json.loads(body)["error"]["code"] for _, _, body in answers] in (["invalid_request"], [])
 
 
 def test_a_length_that_lies_puts_nothing_of_the_body_into_the_log(service: Service) -> None:
@@ -185,7 +186,8 @@ def test_a_body_in_chunks_and_one_that_is_announced_first_are_taken(service: Ser
 @pytest.mark.parametrize("method", [b"HEAD", b"OPTIONS", b"TRACE", b"PATCH", b"BREW"])
 def test_other_methods_have_no_route(service: Service, method: bytes) -> None:
     (status, headers, _), *_ = spoken(service, method + b" /v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    assert (status, headers["content-type"]) in ((405, "application/json"), (400, "text/plain; charset=utf-8"))
+    assert status in (400, 405)
+    assert headers["content-type"].startswith("application/json")
 
 
 @pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 
 from sandbox import places
-from sandbox.errors import SandboxError
+from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.host import probe
+from sandbox.podman_engine import PING_TIMEOUT_S, SHORT_TIMEOUT_S, PodmanEngine
 from sandbox.watchdog import children
 from tests.command import workspaces
+from tests.fake_engine import BASE
 from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
@@ -32,19 +36,42 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     until(lambda: not orphans() - before, within_s=10)
 
 
+@contextlib.contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Keep processes from doing anything, for the block or until they are killed."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        resume(pids)
+
+
+def resume(pids: list[int]) -> None:
+    """Let processes go on, those that still live."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def podman_below(pid: int) -> list[int]:
+    """Return the processes of Podman's service below a process, from the one that it started to the one that answers."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        below = [child for child in children(waiting.pop()) if {"system", "service"} <= set(command_line(child))]
+        found += below
+        waiting += below
+    return found
+
+
 def engine_sockets(service: Service) -> list[str]:
     return [path.name for path in places.runtime_dir().glob(f"engine-{service.process.pid}-*.sock")]
 
 
 def engine_processes(service: Service) -> list[int]:
     """Return the processes of Podman's service, from the one that the service started to the one that answers."""
-    found: list[int] = []
-    waiting = [service.process.pid]
-    while waiting:
-        below = [pid for pid in children(waiting.pop()) if {"system", "service"} <= set(command_line(pid))]
-        found += below
-        waiting += below
-    return found
+    return podman_below(service.process.pid)
 
 
 def kill(pid: int) -> None:
@@ -150,3 +177,85 @@ def test_a_run_whose_conmon_was_killed_ends_and_its_container_is_removed(service
     with service.client() as client:
         assert client.run("result = 2").value == 2
         until(lambda: settled(service))
+
+
+# ---- one that lives and does nothing
+
+
+@pytest.fixture
+def engine() -> Iterator[PodmanEngine]:
+    """An engine of the test's own process, which gives up soon."""
+    with an_engine(ping_timeout_s=0.5) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def an_engine(*, ping_timeout_s: float) -> Iterator[PodmanEngine]:
+    facts = probe(places.runtime_dir())
+    engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir(), short_timeout_s=1.0, ping_timeout_s=ping_timeout_s)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def test_a_call_that_podman_does_not_answer_goes_to_another_podman(engine: PodmanEngine) -> None:
+    image_id = engine.image(BASE).id
+    before = podman_below(os.getpid())
+    with stopped(before):
+        assert engine.image(BASE).id == image_id
+        until(lambda: not any(command_line(pid)[0:1] for pid in before))
+    assert podman_below(os.getpid())
+
+
+def test_a_container_that_hung_podman_was_asked_for_is_refused_and_the_next_is_made(engine: PodmanEngine) -> None:
+    spec: dict[str, Any] = {"image": BASE, "command": ["/none"], "entrypoint": [], "netns": {"nsmode": "none"}}
+    engine.image(BASE)
+    with stopped(podman_below(os.getpid())), pytest.raises(EngineUnavailable, match="did not answer POST /containers/create"):
+        engine.create(spec)
+    container_id, _ = engine.create(spec)
+    engine.remove(container_id)
+
+
+def test_a_podman_that_is_only_slow_is_kept() -> None:
+    with an_engine(ping_timeout_s=WAIT_S) as engine:
+        image_id = engine.image(BASE).id
+        before = podman_below(os.getpid())
+        waker = threading.Timer(1.5, resume, (before,))
+        with stopped(before):
+            waker.start()
+            with contextlib.suppress(EngineUnavailable):
+                engine.image(BASE)  # gives up, but the ping has its answer
+            waker.join()
+        assert engine.image(BASE).id == image_id
+        assert podman_below(os.getpid()) == before
+
+
+def test_runs_that_wait_for_a_hung_podman_are_answered_and_nothing_of_it_is_left(service: Service) -> None:
+    answers: list[str] = []
+
+    def go() -> None:
+        with service.client() as client:
+            try:
+                answers.append(client.run("result = 1", limits={"memory_mib": 100}).outcome)
+            except SandboxError as error:
+                answers.append(error.code)
+
+    with service.client() as client:
+        assert client.run("result = 1").value == 1
+        until(lambda: settled(service))
+        before = engine_processes(service)
+        threads = [threading.Thread(target=go) for _ in range(3)]
+        with stopped(before):
+            for thread in threads:
+                thread.start()
+            assert client.health()["status"] == "ok", "asks nobody else"
+            for thread in threads:
+                thread.join(2 * (SHORT_TIMEOUT_S + PING_TIMEOUT_S) + WAIT_S)
+        assert len(answers) == 3
+        assert set(answers) <= {"succeeded", "engine_unavailable"}
+        assert client.run("result = 2").value == 2
+        until(lambda: settled(service))
+        assert len(engine_sockets(service)) == 1
+        assert not set(before) & set(engine_processes(service))
+        assert "Traceback" not in service.log()

@@ -156,6 +156,34 @@ def held(service: Service) -> int:
     return len(os.listdir(f"/proc/{service.process.pid}/fd"))
 
 
+def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(tmp_path_factory: pytest.TempPathFactory) -> None:
+    mib, waiting = 30, 5
+    home = tmp_path_factory.mktemp("bodies")
+    with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__BODIES_MIB=str(mib * waiting + mib // 2)) as service:
+        sleeping, body = (
+            json.dumps({"code": code, "payload": pad}).encode() for code, pad in (("import time\ntime.sleep(20)", ""), ("1", "x" * (mib << 20)))
+        )
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(raw(service, "POST", "/v1/runs", body)[0])) for _ in range(waiting)]
+        first = threading.Thread(target=raw, args=(service, "POST", "/v1/runs", sleeping))
+        with service.client() as client:
+            client.run("result = 1")
+            first.start()
+            until(lambda: client.health()["runs"]["running"] == 1)
+            before = rss_mib(service.process.pid)
+            for number, thread in enumerate(threads, 1):  # one by one: the pieces of a body on its way are another matter
+                thread.start()
+                until(lambda number=number: client.health()["runs"]["waiting"] == number)
+            grown = rss_mib(service.process.pid) - before
+            status, headers, answer = raw(service, "POST", "/v1/runs", body)
+            client.raw("POST", "/v1/maintenance/stop-all", b"{}")
+        for thread in (first, *threads):
+            thread.join(WAIT_S)
+    assert statuses == [200] * waiting
+    assert (status, json.loads(answer)["error"]["code"], headers["Retry-After"]) == (429, "queue_full", "1")
+    assert grown < 1.5 * mib * waiting
+
+
 def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
     asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
     fds, memory_mib = held(service), rss_mib(service.process.pid)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import marshal
 import os
+import py_compile
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from sandbox.install_program import (
     compile_modules,
     download,
     index_options,
+    install_one,
     main,
     pack,
     run_tool,
@@ -59,18 +62,21 @@ def test_a_packed_tree_is_what_the_runner_decodes(tmp_path: Path) -> None:
     (top / "bin").mkdir()
     (top / "bin/run").write_text("#!/bin/sh\n")
     (top / "bin/run").chmod(0o4755)
+    large = bytes(range(256)) * (install_program.CHUNK_BYTES // 256 + 1)
+    (top / "package/shared.so").write_bytes(large)
     with (tmp_path / "tree").open("wb") as out:
         pack(str(top), out)
     found = Listing()
-    decoder = TreeDecoder(TreeLimits(files_count=10, installed_bytes=1_000), found)
+    decoder = TreeDecoder(TreeLimits(files_count=10, installed_bytes=len(large) + 1_000), found)
     decoder.feed((tmp_path / "tree").read_bytes())
     decoder.finish()
     assert [(kind, path) for kind, path, _ in found.entries] == [
         (Kind.DIRECTORY, "bin"), (Kind.EXECUTABLE, "bin/run"), (Kind.DIRECTORY, "package"), (Kind.DIRECTORY, "package/empty"),
-        (Kind.LINK, "package/link.py"), (Kind.FILE, "package/module.py"),
+        (Kind.LINK, "package/link.py"), (Kind.FILE, "package/module.py"), (Kind.FILE, "package/shared.so"),
     ]  # fmt: skip
     assert found.bodies["package/module.py"] == b"X = 1\n"
     assert found.bodies["package/link.py"] == b"module.py"
+    assert found.bodies["package/shared.so"] == large
 
 
 def test_a_pipe_in_a_tree_is_named_and_not_read(tmp_path: Path) -> None:
@@ -94,6 +100,62 @@ def test_modules_are_compiled_for_where_they_will_be(tmp_path: Path) -> None:
     compiled = Path(importlib.util.cache_from_source(str(tmp_path / "package/good.py"))).read_bytes()
     assert int.from_bytes(compiled[4:8], "little") == 1  # by hash, and never compared
     assert marshal.loads(compiled[16:]).co_filename == "/opt/environment/package/good.py"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o755, 0o444])
+def test_byte_code_is_what_python_itself_would_write(tmp_path: Path, mode: int) -> None:
+    module = tmp_path / "package/module.py"
+    module.parent.mkdir()
+    module.write_text(
+        "# -*- coding: latin-1 -*-\nimport os\nNAME = 'x', 'x'\ndef f(a, *, b=NAME): return {a: b, **os.environ}\n"
+    )
+    module.chmod(mode)
+    compile_modules(str(tmp_path))
+    ours = Path(importlib.util.cache_from_source(str(module)))
+    theirs = py_compile.compile(
+        str(module), str(tmp_path / "theirs.pyc"), "/opt/environment/package/module.py", doraise=True,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )  # fmt: skip
+    assert theirs is not None
+    assert ours.read_bytes() == Path(theirs).read_bytes()
+    assert ours.stat().st_mode == Path(theirs).stat().st_mode  # a tree says what is executable
+
+
+def test_byte_code_is_written_through_no_link_of_the_wheel_and_replaces_what_came_along(tmp_path: Path) -> None:
+    outside, top = tmp_path / "outside", tmp_path / "top"
+    outside.write_text("untouched")
+    (top / "__pycache__").mkdir(parents=True)
+    for name in ("one", "two"):
+        (top / f"{name}.py").write_text("X = 1")
+    one, two = (Path(importlib.util.cache_from_source(str(top / f"{name}.py"))) for name in ("one", "two"))
+    one.symlink_to(outside)
+    two.write_text("stale")
+    compile_modules(str(top))
+    assert outside.read_text() == "untouched"
+    assert not one.is_symlink()
+    assert one.read_bytes()[:4] == two.read_bytes()[:4] == importlib.util.MAGIC_NUMBER
+
+
+def test_what_uv_finds_out_about_the_python_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app, wheels, known = (tmp_path / name for name in ("app", "wheels", "known"))
+    app.mkdir()
+    wheels.mkdir()
+    # uv itself, behind what notes how many files the cache has that it is given.
+    noting = tmp_path / "uv"
+    count = f'for word; do [ "$before" = --cache-dir ] && find "$word" -type f | wc -l >>{known}; before=$word; done'
+    noting.write_text(f'#!/bin/sh\n{count}\nexec {pytest.importorskip("uv").find_uv_bin()} "$@"\n')
+    noting.chmod(0o755)
+    monkeypatch.setattr(install_program, "APP", app)
+    monkeypatch.setattr(install_program, "WHEELS", wheels)
+    monkeypatch.setattr(install_program, "UV", str(noting))
+    monkeypatch.setattr(install_program, "uv_works", lambda: True)
+    for number, name in enumerate(("one", "two", "three")):
+        file, content = wheel(name, "1.0", {f"{name}.py": "X = 1\n"})
+        (wheels / file).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        install_one({"n": number, "file": file, "name": name, "version": "1.0", "sha256": sha256})
+    assert [int(line) for line in known.read_text().split()] == [0, 1, 1]
+    assert not list(app.glob("c*"))
 
 
 @pytest.mark.parametrize("path", ["../x.py", "/x.py", "a/../../x.py", "a/.."])

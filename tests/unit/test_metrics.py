@@ -10,9 +10,14 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.metrics import BUCKETS_S, MAX_NAMES, Live, Metrics, Shelved
+from sandbox.cells import CellCounts
+from sandbox.metrics import BUCKETS_S, MAX_NAMES, TOTALS, Live, Metrics, Shelved
 from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunResult
+from sandbox.pool import PoolCounts
+from sandbox.service.server import totals
 
+POOL = PoolCounts(ready=0, starting=0, kinds=0, memory_mib=0, started=1, taken=2, cold=3, retired=4, failed=5)
+CELLS = CellCounts(containers=0, memory_mib=0, cells=1, started=2, retired=3, broken=4, refused=5)
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -114,17 +119,13 @@ def test_the_present_is_asked_for_at_every_reading() -> None:
     assert labels_of(counted, "sandbox_pool_ready", "environment") == {}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["sandboxes_started", "sandboxes_used", "sandboxes_retired", "bytes_received", "bytes_sent", "history_problems"],
-)
-def test_plain_counters_start_at_zero_and_add_up(name: str) -> None:
-    counted = metrics()
-    shown = {"bytes_received": "received_bytes", "bytes_sent": "sent_bytes"}.get(name, name)
-    assert value(counted, f"sandbox_{shown}_total") == 0
-    getattr(counted, name).inc(3)
-    getattr(counted, name).inc()
-    assert value(counted, f"sandbox_{shown}_total") == 4
+def test_what_pool_and_cells_count_is_told_as_it_is_now() -> None:
+    now = {"containers_started_total": 3.0, "warm_containers": 2.0}
+    counted = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: (), totals=lambda: now), started_at=0.0)
+    now["warm_containers"] = 1.0
+    assert value(counted, "sandbox_containers_started_total") == 3
+    assert value(counted, "sandbox_warm_containers") == 1
+    assert set(totals(POOL, CELLS)) == set(TOTALS)
 
 
 def test_after_a_hundred_policies_the_rest_are_one() -> None:
@@ -136,6 +137,17 @@ def test_after_a_hundred_policies_the_rest_are_one() -> None:
     assert len(found) == MAX_NAMES + 1
     assert found["p7"] == 2
     assert found["other"] == 50
+
+
+def test_a_reader_sees_the_policies_that_it_may_and_everything_else() -> None:
+    counted = metrics()
+    for policy in ("mine", "theirs"):
+        counted.run_ended(policy, ended())
+    text = counted.render(lambda policy: policy == "mine").decode()
+    assert "theirs" not in text
+    assert 'policy="mine"' in text
+    assert "sandbox_run_seconds_count 2.0" in text
+    assert set(labels_of(counted, "sandbox_runs_total", "policy")) == {"mine", "theirs"}, "nothing is lost by a look"
 
 
 def test_made_up_error_codes_do_not_grow_the_text_for_ever() -> None:

@@ -26,8 +26,8 @@ def run(*arguments: str, directory: Path | None = None) -> Result:
 
 def test_list_has_name_file_and_purpose_in_columns() -> None:
     lines = run("list").output.splitlines()
-    assert [line.split()[0] for line in lines] == ["default", "strict"]
-    assert lines[0].index("Everyday") == lines[1].index("Code that")
+    assert [line.split()[0] for line in lines] == ["cells", "default", "strict"]
+    assert lines[1].index("Everyday") == lines[2].index("Code that")
 
 
 def test_list_shows_an_unusable_policy_and_goes_on(tmp_path: Path) -> None:

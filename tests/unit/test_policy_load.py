@@ -72,14 +72,14 @@ def test_first_directory_wins(policies: Directories) -> None:
 def test_names_are_listed_once_with_the_file_that_wins(policies: Directories) -> None:
     mine = policies.write("strict", "")
     policies.write("UPPER", "")
-    assert policy_names(policies.path) == ["default", "strict"]
+    assert policy_names(policies.path) == ["cells", "default", "strict"]
     assert policy_files(policies.path)["strict"] == mine
 
 
 def test_unknown_name_suggests_the_nearest_and_lists_all(policies: Directories) -> None:
     with pytest.raises(NotFound, match="no policy named stric; did you mean strict") as caught:
         policies.load("stric")
-    assert caught.value.hint == "known policies: default, strict"
+    assert caught.value.hint == "known policies: cells, default, strict"
 
 
 @pytest.mark.parametrize("name", ["", "A", "-x", "a b", "a\n", "..", "é", "x" * 65])
@@ -122,7 +122,7 @@ def test_untrusted_file_is_refused(policies: Directories) -> None:
         ("limits.cpus = 1979-05-27", 't:1: limits.cpus is "1979-05-27", but it must be a number of CPUs'),
         ("limits = 5", "t:1: limits is 5, but it must be a section, [limits]"),
         ("filesystem.exec = 1", "t:1: filesystem.exec is 1, but it must be true or false"),
-        ('isolation.per_run = "cell"', 't:1: isolation.per_run is "cell", but it must be "container"'),
+        ('isolation.per_run = "vm"', 't:1: isolation.per_run is "vm", but it must be "container" or "cell"'),
         ('images.pull = "always"', 't:1: images.pull is "always", but it must be "missing" or "never"'),
         ('environment.allow = "A"', 't:1: environment.allow is "A", but it must be a list of texts'),
         ("secrets.allow = [1]", "t:1: the entry 1 of secrets.allow must be a text"),
@@ -292,6 +292,7 @@ LOOSER = {
     "build.allow_sdists": "true",
     "build.allow_pth": "true",
     "build.timeout_s": "301",
+    "isolation.per_run": '"cell"',
     "build.memory_mib": "2049",
     "build.cpus": "2.5",
     "build.processes": "129",
@@ -300,7 +301,7 @@ LOOSER = {
     "build.files_count": "100001",
     "enforcement.on_unenforceable": '"fallback"',
 }
-ONE_VALUE_OR_FREE = {"isolation.per_run", "images.default"}
+ONE_VALUE_OR_FREE = {"images.default"}
 # A key that fits together with another one only.
 COMPANION = {"network.mode": "network.allow", "network.allow": "network.mode"}
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import grp
 import os
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import pytest
 
 from sandbox.errors import AccessDenied
-from sandbox.service.access import MAX_GROUPS, Access, Caller, Identity, Peer, decide, identify, peer_of
+from sandbox.service.access import MAX_GROUPS, NAMES_S, Access, Caller, Identity, Peer, decide, identify, peer_of
 from sandbox.service.admission import Quota
 from sandbox.service.config_model import AccessRules, Runners, ServiceConfig, Socket
 
@@ -138,6 +142,11 @@ def test_number_counts_whatever_its_name_is() -> None:
     refused(who("uid 2000", uid=2001), rules)
 
 
+def asked(connection: socket.socket, config: ServiceConfig | None = None, *, owner_uid: int) -> Caller:
+    with contextlib.closing(Access(config or ServiceConfig(), owner_uid=owner_uid)) as access:
+        return asyncio.run(access.caller(connection))
+
+
 # ---- who is on the other end ---------------------------------------------------------------------
 
 
@@ -196,12 +205,66 @@ def test_more_groups_than_there_is_room_for_is_no_error() -> None:
 
 
 def test_access_knows_the_owner_by_the_connection(pair: tuple[socket.socket, socket.socket]) -> None:
-    assert Access(ServiceConfig(), owner_uid=os.geteuid()).caller(pair[0]).may_maintain
+    assert asked(pair[0], owner_uid=os.geteuid()).may_maintain
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 def test_access_refuses_who_is_neither_owner_nor_member(pair: tuple[socket.socket, socket.socket]) -> None:
     with pytest.raises(AccessDenied, match="may not use this service"):
-        Access(ServiceConfig(), owner_uid=NOBODYS_UID).caller(pair[0])
+        asked(pair[0], owner_uid=NOBODYS_UID)
     mine = ServiceConfig(socket=Socket(group=grp.getgrgid(os.getegid()).gr_name))
-    assert not Access(mine, owner_uid=NOBODYS_UID).caller(pair[0]).may_maintain
+    assert not asked(pair[0], mine, owner_uid=NOBODYS_UID).may_maintain
+
+
+# ---- names are remembered, and looked up where they hold nobody up
+
+
+class Directory:
+    """An account directory that counts who asks it, and answers when the test lets it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Peer] = []
+        self.open = threading.Event()
+        self.open.set()
+
+    def __call__(self, peer: Peer) -> Identity:
+        self.asked.append(peer)
+        assert self.open.wait(30)
+        return identify(peer)
+
+
+def with_directory(scene: Callable[[Access, Directory, list[float]], Coroutine[Any, Any, None]]) -> None:
+    """Act a scene with an access that asks a directory of the test's, by a clock that the test moves."""
+    directory, now = Directory(), [1_000.0]
+    with contextlib.closing(
+        Access(ServiceConfig(), owner_uid=os.geteuid(), names=directory, clock=lambda: now[0])
+    ) as access:
+        asyncio.run(scene(access, directory, now))
+
+
+def test_many_requests_of_one_user_ask_the_account_directory_once_and_after_a_while_again(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    async def scene(access: Access, directory: Directory, now: list[float]) -> None:
+        for _ in range(100):
+            await access.caller(pair[0])
+        assert len(directory.asked) == 1
+        now[0] += NAMES_S
+        await access.caller(pair[0])
+        assert len(directory.asked) == 2
+
+    with_directory(scene)
+
+
+def test_a_directory_that_hangs_does_not_hold_the_event_loop(pair: tuple[socket.socket, socket.socket]) -> None:
+    async def scene(access: Access, directory: Directory, now: list[float]) -> None:
+        del now
+        directory.open.clear()
+        waiting = asyncio.create_task(access.caller(pair[0]))
+        for _ in range(1_000):
+            await asyncio.sleep(0)  # would never come to an end if the look-up were in the loop
+        assert not waiting.done()
+        directory.open.set()
+        assert (await waiting).may_maintain
+
+    with_directory(scene)

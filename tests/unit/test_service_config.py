@@ -311,6 +311,15 @@ def test_check_lists_every_mistake_and_exits_with_2(file: Path) -> None:
     assert "\x1b" not in result.output
 
 
+def test_check_names_what_nobody_knows_and_exits_with_2_for_a_policy(file: Path) -> None:
+    file.write_text('[[access.runners]]\nusers = ["nobody-of-that-name"]\npolicies = ["no-such-policy"]\n')
+    result = run("check", str(file))
+    assert result.exit_code == 2
+    lines = result.output.splitlines()
+    assert [line.partition(": ")[0] for line in lines if "no-such-policy" in line] == ["error"]
+    assert [line.partition(": ")[0] for line in lines if "nobody-of-that-name" in line] == ["warning"]
+
+
 def test_check_of_a_right_file_says_so(file: Path) -> None:
     result = run("check", environ={"SANDBOX_CONFIG": str(file)})
     assert (result.exit_code, result.output) == (0, f"{file}: ok\n")

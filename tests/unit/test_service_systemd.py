@@ -18,7 +18,7 @@ import pytest
 
 from sandbox.errors import InvalidRequest
 from sandbox.service import systemd
-from sandbox.service.systemd import listen_fds, notify
+from sandbox.service.systemd import listen_fds, notify, reloading
 
 UNUSED = 9_000  # so many descriptors nobody has open
 
@@ -113,6 +113,14 @@ def test_state_reaches_the_socket_that_systemd_names(place: Path, abstract: bool
         receiver.settimeout(10)
         notify({"NOTIFY_SOCKET": f"@{name}" if abstract else name}, "READY=1\nSTATUS=über")
         assert receiver.recv(100) == "READY=1\nSTATUS=über".encode()
+
+
+def test_a_reload_tells_the_moment_by_systemd_s_clock() -> None:
+    earliest_usec = time.monotonic_ns() // 1000
+    state, moment = reloading().splitlines()
+    assert state == "RELOADING=1"
+    assert moment.startswith("MONOTONIC_USEC=")
+    assert earliest_usec <= int(moment.partition("=")[2]) <= time.monotonic_ns() // 1000
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ from tests.unit.factory import PLACE, container_spec, old_host
 
 def mount(point: str, options: str, kind: str = "tmpfs", *, root: str = "/", super_options: str = "rw") -> Mount:
     return Mount(
+        id=1,
+        parent=1,
+        device="0:1",
         root=root,
         point=point,
         options=frozenset(options.split(",")),

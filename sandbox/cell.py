@@ -1,0 +1,181 @@
+"""Cells: a warm container makes one for each run, in namespaces of its own, and it is gone with the run.
+
+The warm container's process 1, the maker, is sent one end of a socket pair for each cell. It never reads from it: the
+cell's own process 1 does, and says so. By what the kernel adds to its first word the runner knows which process that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import struct
+from dataclasses import replace
+
+from sandbox import kernel, spec, verify, verify_cell
+from sandbox.cell_filter import instructions, maker_profile
+from sandbox.cell_spec import SHARED, cell_of, maker_of
+from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
+from sandbox.errors import Internal, NotEnforceable
+from sandbox.preload import PreloadFailed, preload
+from sandbox.ready import ReadySandbox
+from sandbox.wire import Failure, ProtocolViolation, encode, shaped
+from sandbox.workspace import Workspace
+
+# A warm container is replaced after so long; Podman's own end of it comes later, should we be gone.
+LIFE_S = 3_600.0
+MAKE_CELL = encode("K")
+CREDENTIALS = struct.Struct("3i")
+
+
+class NoCells(NotEnforceable):
+    """The host or its kernel lets nobody make cells in a container."""
+
+
+class Cell(Sandbox):
+    """One cell of a warm container, for one run."""
+
+    def __init__(self, decided: spec.ContainerSpec) -> None:
+        super().__init__(decided)
+        self.processes_at_rest = 2
+
+    async def start(self, send: socket.socket, maker: verify_cell.Maker) -> None:
+        """Have it made over the maker's channel `send`, and verify it. Raises a `SandboxError`, with nothing left of it."""
+        self.mark("begin")
+        self.mark("created")
+        try:
+            await self._open(send)
+            await self.handshake()
+            self.mark("ready")
+            if self.ready[0] != "R":
+                raise no_cells(self.ready)
+            self._verify(maker)
+            self.mark("verified")
+        except BaseException:
+            self.end()
+            raise
+
+    async def _open(self, send: socket.socket) -> None:
+        """Give the maker the other end of a new channel, and wait for whoever has it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                ours.settimeout(0)
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                socket.send_fds(send, [MAKE_CELL], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise Internal(f"the maker of cells is gone: {error.strerror}", hint="try again") from None
+        try:
+            self.hold(await asyncio.wait_for(first_speaker(ours), READY_TIMEOUT_S))
+            self.mark("started")
+        except asyncio.TimeoutError:
+            ours.close()
+            raise Internal("the maker of cells made none in time", hint="try again") from None
+        except BaseException:
+            ours.close()
+            raise
+        await self.open_channel(ours)
+
+    def _verify(self, maker: verify_cell.Maker) -> None:
+        try:
+            process = kernel.read_process(self.pid)
+        except (OSError, ValueError, KeyError) as error:
+            raise NotEnforceable(
+                f"the cell can't be read back: {error}", hint="no code was handed over; run `sandbox doctor`"
+            ) from None
+        # Its peak would be that of every cell before it.
+        self.cgroup = process.cgroup
+        seen = verify.Observed(process=process, own_namespaces=kernel.read_namespaces("self"), oci={})
+        self.evidence = verify_cell.compare(self.spec, seen, maker)
+
+    @property
+    def events(self) -> kernel.CgroupEvents | None:
+        """Return what the container's cgroup has counted; its highest use is not this cell's alone."""
+        seen = super().events
+        return replace(seen, peak_bytes=None) if seen else None
+
+    def end(self) -> None:
+        """Kill every process of it and let go. A second call does nothing."""
+        if not self._released:
+            self.kill()
+            self.release()
+
+
+async def first_speaker(channel: socket.socket) -> int:
+    """Return the host's id of the process that speaks first, without taking what it says. Raises `Internal` at the end."""
+    loop = asyncio.get_running_loop()
+    heard = loop.create_future()
+    loop.add_reader(channel.fileno(), lambda: None if heard.done() else heard.set_result(None))
+    try:
+        await heard
+    finally:
+        loop.remove_reader(channel.fileno())
+    space = socket.CMSG_SPACE(CREDENTIALS.size)
+    try:
+        said, ancillary, _, _ = channel.recvmsg(1, space, socket.MSG_PEEK)
+    except OSError:
+        said, ancillary = b"", []
+    pids = [
+        CREDENTIALS.unpack(data[: CREDENTIALS.size])[0]
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+    ]
+    if not said or not pids:
+        raise Internal("the maker of cells made none", hint="try again")
+    return int(pids[0])
+
+
+def no_cells(frame: tuple[str, bytes]) -> NoCells:
+    """Return why no cell could be made, in the words of who tried."""
+    try:
+        said = shaped(Failure, frame[1]).message if frame[0] == "X" else "it said nonsense"
+    except ProtocolViolation:
+        said = "it said nonsense"
+    return NoCells(
+        f"no cell can be made in a container here: {said}",
+        hint='the kernel must let users make namespaces inside of namespaces; or use a policy with isolation.per_run = "container"',
+    )
+
+
+class Maker(ReadySandbox):
+    """A warm container of one caller's node. It makes cells one after the other, and runs no user's code itself."""
+
+    async def start(self, sandbox_id: str, *, idle_s: float = LIFE_S, ahead: bool = True) -> None:
+        """Start and verify it, import what its setting names, and have it wait for orders. Raises a `SandboxError`."""
+        del ahead
+        self.program_filter = self.setting.seccomp
+        self.setting = replace(self.setting, seccomp=maker_profile(self.program_filter))
+        instructions(self.program_filter)  # what this host can't make is told before anything is started
+        try:
+            await self._start(sandbox_id, idle_s, self.setting.preload)
+        except PreloadFailed:
+            if not self.setting.preload:
+                raise
+            await self._start(sandbox_id, idle_s, ())
+        self._orders = self.sandbox.second_channel()
+        self._held.callback(self._orders.close)
+        self._seen = verify_cell.Maker(process=kernel.read_process(self.sandbox.pid), evidence=self.sandbox.evidence)
+
+    def _decided(self, place: Workspace, sandbox_id: str, idle_s: float) -> spec.ContainerSpec:
+        return maker_of(super()._decided(place, sandbox_id, idle_s))
+
+    async def _prepare(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        places = [[mount.destination, mount.size_mib, mount.executable] for mount in self.sandbox.spec.tmpfs]
+        program = base64.b64encode(instructions(self.program_filter)).decode()
+        masked = self.sandbox.oci["linux"]["maskedPaths"]
+        covered = [*SHARED, *(path for path in masked if path.startswith("/proc/"))]
+        self._decided_cell = cell = cell_of(self.sandbox.spec, self.setting.policy, self.program_filter)
+        limits = {"nproc": cell.nproc, **({"cpu_s": cell.cpu_time_s} if cell.cpu_time_s is not None else {})}
+        order = {"filter": program, "limits": limits, "places": places, "covered": covered}
+        return await preload(self.sandbox, modules, cell=order)
+
+    async def cell(self) -> Cell:
+        """Return a new cell, verified, that waits for its job. Raises a `SandboxError`; `NoCells` when none can be made here."""
+        made = Cell(self._decided_cell)
+        await made.start(self._orders, self._seen)
+        return made
+
+    def fit(self) -> bool:
+        """Tell whether it lives."""
+        return self.sandbox.alive()

@@ -1,0 +1,40 @@
+"""Decide a warm container and its cells, from what was decided of a container for one run. Pure, as `sandbox.spec`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sandbox.policy_model import Policy
+from sandbox.seccomp import SeccompProfile
+from sandbox.spec import OWN_PROCESSES, ContainerSpec, cpu_time_s
+
+# In a warm container there are, besides a run's own processes: the maker of cells, the cell that waits for the next
+# run with its program, and one that is on its way into a cell.
+MAKER_PROCESSES = 5
+# A second /proc with nothing over it: only where one is in full view may a cell have its own.
+# Source: mount_too_revealing() in the kernel's fs/namespace.c.
+WHOLE_PROC = "/run/sandbox/proc"
+PROC_JSON = {"destination": WHOLE_PROC, "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec", "ro"]}
+# What the cells of one container would share.
+SHARED = ("/sys/fs/cgroup", "/dev/mqueue", WHOLE_PROC)
+
+
+def maker_of(container: ContainerSpec) -> ContainerSpec:
+    """Return the warm container: with room for its own processes, and no limit of processor time for the maker's life."""
+    own_processes = container.own_processes + MAKER_PROCESSES
+    podman = {**container.podman, "mounts": [*container.podman["mounts"], PROC_JSON]}
+    limits = podman.get("resource_limits", {})
+    if "pids" in limits:
+        podman["resource_limits"] = {**limits, "pids": {"limit": container.processes + own_processes}}
+    return replace(
+        container, podman=podman, own_processes=own_processes, nproc=container.nproc + MAKER_PROCESSES, cpu_time_s=None
+    )
+
+
+def cell_of(maker: ContainerSpec, policy: Policy, seccomp: SeccompProfile) -> ContainerSpec:
+    """Return one cell of a warm container: held to the program's own filter and counts."""
+    by_cgroup = maker.cap("cpus").mechanism == "cgroup"
+    return replace(
+        maker, seccomp=seccomp, own_processes=OWN_PROCESSES, nproc=policy.limits.processes + OWN_PROCESSES,
+        cpu_time_s=None if by_cgroup else cpu_time_s(policy),
+    )  # fmt: skip

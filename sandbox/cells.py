@@ -1,0 +1,318 @@
+"""Where runs get cells from: warm containers, one or a few for each caller and node, image and policy.
+
+A warm container carries out one run at a time, so that its cgroup's limits are that run's, and has the next cell ready
+meanwhile. More of them are started while runs wait; idle ones retire; one that broke is replaced, and who waits for it
+waits for the next. Whoever can't have a cell gets a container of its own, which holds more, and the receipt says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+
+from sandbox.cell import LIFE_S, Cell, Maker, NoCells
+from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.ready import Ready, Setting, Source, instead
+
+CHECK_S = 5.0
+ATTEMPTS = 3
+# What keeps a host from making cells may be a setting, or a count that is used up for a while.
+AGAIN_S = 60.0
+FIRST_GUESS_MIB = 32.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellLimits:
+    """`per_node` warm containers at most for one caller's node, `memory_mib` for all, retired when unused for `idle_s`."""
+
+    memory_mib: float = 512.0
+    per_node: int = 2
+    idle_s: float = 300.0
+
+
+@dataclass(eq=False)
+class Warm:
+    """One warm container, and the cell that it has ready or is making."""
+
+    maker: Maker
+    born: float
+    used: float
+    next: asyncio.Task[Cell]
+    memory_mib: float = FIRST_GUESS_MIB
+
+
+@dataclass(eq=False)
+class Group:
+    """The warm containers that are alike; `waiting` are runs that wait for one of them to be free."""
+
+    key: str
+    setting: Setting
+    idle: list[Warm] = field(default_factory=list)
+    busy: set[Warm] = field(default_factory=set)
+    starting: int = 0
+    waiting: deque[asyncio.Future[Warm]] = field(default_factory=deque)
+
+    @property
+    def all(self) -> list[Warm]:
+        """Return every container that runs."""
+        return [*self.idle, *self.busy]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyCell:
+    """A cell that waits for its job, in the terms of `ready.Ready`."""
+
+    sandbox: Cell
+    asked: float
+    proxy: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellCounts:
+    """What there is, and what was done since the beginning."""
+
+    containers: int
+    memory_mib: float
+    cells: int
+    started: int
+    retired: int
+    broken: int
+    refused: int
+
+
+class Cells:
+    """Gives runs their cells, and every other run what `containers` gives it."""
+
+    def __init__(
+        self,
+        make: Callable[[Setting], Maker],
+        containers: Source,
+        limits: CellLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`make` returns the maker of a setting, not started."""
+        self._make = make
+        self._containers = containers
+        self._limits = limits
+        self._clock = clock
+        self._groups: OrderedDict[str, Group] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._closing = False
+        self._why_not, self._not_before = "", -math.inf
+        self._count = {"cells": 0, "started": 0, "retired": 0, "broken": 0, "refused": 0}
+
+    async def __aenter__(self) -> Cells:
+        """Begin to retire what is idle."""
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Remove every warm container."""
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self.drop(lambda _: True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- for runs
+
+    @contextlib.asynccontextmanager
+    async def source(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+        """Give one run its sandbox: a cell where its policy says so and this host can. See `ready.Source`."""
+        if setting.policy.isolation.per_run != "cell" or not setting.owner:
+            async with self._containers(setting, run_id) as ready:
+                yield ready
+            return
+        taken = None
+        if self._clock() >= self._not_before:
+            try:
+                taken = await self._take(self._group(setting))
+            except NoCells as refusal:
+                self._why_not, self._not_before = refusal.message, self._clock() + AGAIN_S
+        if taken is None:
+            self._count["refused"] += 1
+            async with self._containers(setting, run_id) as ready:
+                ready.sandbox.evidence += (instead(self._why_not),)
+                yield ready
+            return
+        group, warm, cell = taken
+        try:
+            yield ReadyCell(sandbox=cell, asked=cell.marks["begin"])
+        finally:
+            self._give_back(group, warm, cell)
+
+    async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
+        """Retire the warm containers whose setting is `unwanted`, each when its run has ended; wait for the idle ones."""
+        for key, group in list(self._groups.items()):
+            if unwanted(group.setting):
+                del self._groups[key]
+                while group.idle:
+                    self._retire(group.idle.pop())
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def makers(self) -> list[Maker]:
+        """Return the makers of all warm containers."""
+        return [warm.maker for group in self._groups.values() for warm in group.all]
+
+    def counts(self) -> CellCounts:
+        """Return what there is now."""
+        containers = [warm for group in self._groups.values() for warm in group.all]
+        return CellCounts(
+            containers=len(containers), memory_mib=round(sum(warm.memory_mib for warm in containers), 1), **self._count
+        )
+
+    # ---- taking and giving back
+
+    def _group(self, setting: Setting) -> Group:
+        key = f"{setting.owner} {setting.kind}"
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key, setting)
+        self._groups.move_to_end(key)  # most recently used last
+        return group
+
+    async def _take(self, group: Group) -> tuple[Group, Warm, Cell]:
+        """Return a free container and the cell that it has ready. Raises a `SandboxError`."""
+        for attempt in range(ATTEMPTS):
+            warm = group.idle.pop() if group.idle else await self._free_one(group)
+            group.busy.add(warm)
+            try:
+                cell = await asyncio.shield(warm.next)
+                if cell.alive():
+                    self._count["cells"] += 1
+                    warm.next = asyncio.create_task(warm.maker.cell())
+                    return group, warm, cell
+            except asyncio.CancelledError:
+                self._free(group, warm)
+                raise
+            except SandboxError as error:
+                self._broken(group, warm)
+                if isinstance(error, NoCells) or attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                self._broken(group, warm)
+        raise EngineUnavailable("the warm containers of this node die as they start", hint="run `sandbox doctor`")
+
+    async def _free_one(self, group: Group) -> Warm:
+        """Wait for a container of the group to be free, and start one more while there is room. Raises a `SandboxError`."""
+        turn: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
+        group.waiting.append(turn)
+        self._grow(group)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._free(group, turn.result())
+            raise
+
+    def _give_back(self, group: Group, warm: Warm, cell: Cell) -> None:
+        """End a cell; its container is free again, unless its cgroup has been at a limit."""
+        cell.end()
+        warm.used = self._clock()
+        events = cell.events
+        if (events and (events.oom_kills or events.fork_failures)) or warm.used - warm.born > LIFE_S / 2:
+            group.busy.discard(warm)
+            self._retire(warm)
+            self._grow(group)
+        else:
+            self._free(group, warm)
+
+    def _free(self, group: Group, warm: Warm) -> None:
+        """Let the next in line have a container; one of a group that was dropped is for those who waited before that."""
+        while group.waiting:
+            turn = group.waiting.popleft()
+            if not turn.done():
+                turn.set_result(warm)
+                return
+        group.busy.discard(warm)
+        if self._closing or self._groups.get(group.key) is not group:
+            self._retire(warm)
+        else:
+            group.idle.append(warm)
+
+    def _broken(self, group: Group, warm: Warm) -> None:
+        self._count["broken"] += 1
+        group.busy.discard(warm)
+        self._retire(warm, counted=False)
+        self._grow(group)
+
+    # ---- warm containers
+
+    def _grow(self, group: Group) -> None:
+        """Start one more container where runs wait and none is on its way."""
+        waits = any(not turn.done() for turn in group.waiting)
+        if not waits or group.starting or self._closing or len(group.all) >= self._limits.per_node:
+            return
+        if self._room() or not group.all:
+            group.starting += 1
+            self._in_background(self._start(group))
+
+    def _room(self) -> bool:
+        """Tell whether one more fits the budget, after retiring what is idle and was used longest ago."""
+        for group in self._groups.values():
+            while group.idle and self.counts().memory_mib + FIRST_GUESS_MIB > self._limits.memory_mib:
+                self._retire(group.idle.pop(0))
+        return self.counts().memory_mib + FIRST_GUESS_MIB <= self._limits.memory_mib
+
+    async def _start(self, group: Group) -> None:
+        maker = self._make(group.setting)
+        try:
+            await maker.start(uuid.uuid4().hex)
+        except SandboxError as error:
+            group.starting -= 1
+            while group.waiting:
+                turn = group.waiting.popleft()
+                if not turn.done():
+                    turn.set_exception(error)
+            return
+        except BaseException:
+            group.starting -= 1
+            raise
+        group.starting -= 1
+        self._count["started"] += 1
+        now = self._clock()
+        warm = Warm(maker=maker, born=now, used=now, next=asyncio.create_task(maker.cell()))
+        warm.memory_mib = maker.memory_mib() or FIRST_GUESS_MIB
+        group.busy.add(warm)
+        self._free(group, warm)
+        self._grow(group)
+
+    def _retire(self, warm: Warm, *, counted: bool = True) -> None:
+        self._count["retired"] += counted
+        self._in_background(self._removed(warm))
+
+    async def _removed(self, warm: Warm) -> None:
+        warm.maker.sandbox.kill()
+        with contextlib.suppress(SandboxError, asyncio.CancelledError):
+            (await warm.next).end()
+        # A dead engine can't remove anything; what is left is swept later. Its processes are gone.
+        with contextlib.suppress(SandboxError):
+            await warm.maker.dispose()
+
+    async def _keep(self) -> None:
+        """Retire what nobody has used for long, what has died, and groups that are empty."""
+        while True:
+            await asyncio.sleep(min(CHECK_S, self._limits.idle_s / 4))
+            now = self._clock()
+            for key, group in list(self._groups.items()):
+                for warm in list(group.idle):
+                    if not warm.maker.fit() or now - warm.used > self._limits.idle_s or now - warm.born > LIFE_S / 2:
+                        group.idle.remove(warm)
+                        self._retire(warm)
+                if not (group.all or group.starting or group.waiting):
+                    del self._groups[key]
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,170 @@
+"""Cells through the service: a node's messages one after the other and at once, and warm containers that come and go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sandbox.client import Client, Result
+from sandbox.watchdog import children, family
+from tests.command import left_behind
+from tests.integration.belongings import command_line, monitors, own_containers
+from tests.integration.service import Service, served
+from tests.integration.test_service import WAIT_S, until
+
+NODE: dict[str, Any] = {"policy": "cells", "node_id": "flow-7/python"}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with served(tmp_path_factory.mktemp("service"), SANDBOX_CELLS__PER_NODE="2") as running:
+        yield running
+    assert left_behind() == []
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with service.client() as connected:
+        yield connected
+
+
+def counts(client: Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.health()["cells"]
+    return found
+
+
+def isolation(result: Result) -> str:
+    rows = result.document["receipt"]["controls"]
+    return next((row["mechanism"] for row in rows if row["control"] == "isolation"), "")
+
+
+def makers(service: Service) -> list[int]:
+    """Return the host's ids of the processes that make cells for a service."""
+    own = own_containers(service)
+    first = [children(monitor) for monitor, container in monitors().items() if container in own]
+    return [pid for pids in first for pid in pids if len(family(pid)) > 2]
+
+
+def test_messages_of_a_node_share_a_container_and_each_has_a_cell_of_its_own(client: Client) -> None:
+    seen = [
+        client.run("open('/tmp/x', 'x').close()\nimport os\nresult = [payload, os.getpid()]", payload=n, **NODE) for n in range(30)
+    ]
+    assert [result.value for result in seen] == [[n, 2] for n in range(30)]
+    assert all("net" in isolation(result) for result in seen)
+    assert counts(client)["containers"] == 1
+    assert counts(client)["cells"] >= 30
+    assert seen[-1].document["durations"]["warm"]
+
+
+def test_all_that_a_run_has_works_in_a_cell(client: Client) -> None:
+    code = (
+        "import os, subprocess, sys\nprint('out')\nprint('err', file=sys.stderr)\nlog('said')\nsave_file('f', b'\\x00' + read_file('in', binary=True))\n"
+        "result = {'secret': len(os.environ['TOKEN']), 'topic': topic, 'child': subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout}"
+    )
+    events: list[str] = []
+    result = client.run(
+        code, topic="north", files={"in": b"\xff"}, secrets={"TOKEN": "four"}, on_event=lambda event: events.append(event["event"]), **NODE
+    )
+    assert result.value == {"secret": 4, "topic": "north", "child": "hi\n"}
+    assert (result.stdout, result.stderr, result.files) == ("out\n", "err\n", {"f": b"\x00\xff"})
+    assert {"stdout", "stderr", "log"} <= set(events)
+    again = client.run("import os\nresult = [os.environ.get('TOKEN'), os.listdir('/app')]", **NODE)
+    assert again.value == [None, []]
+
+
+def test_failures_limits_and_cancelling_are_the_same_as_in_a_container(client: Client) -> None:
+    def outcome(code: str, **options: Any) -> str:
+        return client.run(code, **NODE, **options).outcome
+
+    assert outcome("raise ValueError(1)") == "failed"
+    assert outcome("import os\nos._exit(0)") == "no_result"
+    assert outcome("while True: pass", limits={"timeout_s": 1}) == "timed_out"
+    assert outcome("kept = []\nwhile True: kept.append(bytearray(b'x') * (1 << 20))") == "out_of_memory"
+    assert outcome("while True: print('x' * 100_000)") == "output_limit"
+    assert outcome("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)") == "killed"
+    run_id = ""
+
+    def cancel(event: dict[str, Any]) -> None:
+        nonlocal run_id
+        run_id = event.get("run_id", run_id)
+        if event["event"] == "stdout":
+            with Client(client.path) as other:
+                other.cancel(run_id)
+
+    ended = client.run("import time\nprint('on', flush=True)\ntime.sleep(60)", on_event=cancel, **NODE)
+    assert (ended.outcome, ended.stdout) == ("cancelled", "on\n")
+    assert outcome("result = 1") == "succeeded"
+
+
+def test_modules_named_ahead_are_there_and_their_state_is_not_shared(client: Client) -> None:
+    code = "import sys\nfound = 'decimal' in sys.modules\nimport decimal\nresult = [found, decimal.getcontext().prec]\ndecimal.getcontext().prec = 5"
+    assert [client.run(code, preload=["decimal"], **NODE).value for _ in range(3)] == [[True, 28]] * 3
+
+
+def test_messages_at_once_get_a_second_container_and_no_third(service: Service) -> None:
+    results: list[Any] = []
+
+    def go(number: int) -> None:
+        with service.client() as client:
+            results.append(client.run("import time\ntime.sleep(0.2)\nresult = payload", payload=number, policy="cells", node_id="busy").value)
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert sorted(results) == [0, 1, 2, 3]
+    with service.client() as client:
+        assert client.health()["runs"] == {"running": 0, "waiting": 0}
+
+
+def test_when_the_maker_dies_the_runs_that_wait_for_it_are_carried_out(service: Service, client: Client) -> None:
+    client.raw("POST", "/v1/maintenance/stop-all", b"")
+    assert counts(client)["containers"] == 0
+    node: dict[str, Any] = {"policy": "cells", "node_id": "dies"}
+    client.run("result = 1", **node)
+    results: list[str] = []
+
+    def go() -> None:
+        with service.client() as other:
+            results.append(other.run("import time\ntime.sleep(0.3)\nresult = 1", **node).outcome)
+
+    threads = [threading.Thread(target=go) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    until(lambda: client.health()["runs"]["running"] >= 2)
+    for pid in makers(service):
+        os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert len(results) == 6
+    assert set(results) <= {"succeeded", "killed"}
+    assert results.count("succeeded") >= 4, "only those whose cell died with its maker are lost, and they say so"
+    assert client.run("result = 2", **node).value == 2
+
+
+def test_idle_containers_retire_and_nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("idle"), SANDBOX_CELLS__IDLE_S="1") as service, service.client() as client:
+        client.run("result = 1", **NODE)
+        assert counts(client)["containers"] == 1
+        until(lambda: counts(client)["containers"] == 0)
+        until(lambda: makers(service) == [])
+
+
+def test_after_sigkill_of_the_service_no_maker_and_no_cell_lives(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("killed")
+    with served(home) as service:
+        with service.client() as client:
+            client.run("result = 1", **NODE)
+        alive = [pid for maker in makers(service) for pid in family(maker)]
+        assert len(alive) >= 3, "the maker, and a cell with its program"
+        service.process.kill()
+        service.process.wait()
+        until(lambda: not any(map(command_line, alive)))
+    with served(home) as service, service.client() as client:
+        assert client.run("result = 1", **NODE).value == 1

@@ -1,0 +1,325 @@
+"""Who gets which warm container, on makers that only count: real ones are in tests/escape/test_cells.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sandbox.cell import LIFE_S, Cell, Maker, NoCells
+from sandbox.cells import CellLimits, Cells
+from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.kernel import CgroupEvents
+from sandbox.ready import Ready, Setting
+
+
+@dataclass(eq=False)
+class FakeCell:
+    """Stands for a cell."""
+
+    maker: FakeMaker
+    living: bool = True
+    events: CgroupEvents | None = None
+    evidence: tuple[Any, ...] = ()
+    marks: dict[str, float] = field(default_factory=lambda: {"begin": 0.0})
+
+    def alive(self) -> bool:
+        return self.living and self.maker.living
+
+    def end(self) -> None:
+        self.living = False
+
+
+@dataclass(eq=False)
+class FakeMaker:
+    """Stands for a warm container."""
+
+    setting: Setting
+    world: World
+    living: bool = True
+    disposed: bool = False
+    made: list[FakeCell] = field(default_factory=list)
+
+    @property
+    def sandbox(self) -> FakeMaker:
+        return self
+
+    async def start(self, _name: str) -> None:
+        await self.world.gate.wait()
+        if self.world.broken:
+            raise EngineUnavailable("no engine")
+        self.world.makers.append(self)
+
+    async def cell(self) -> Cell:
+        await asyncio.sleep(0)
+        if self.world.forbidden:
+            raise NoCells("no namespaces here")
+        if not self.living:
+            raise EngineUnavailable("gone")
+        self.made.append(FakeCell(self))
+        return cast("Cell", self.made[-1])
+
+    def kill(self) -> None:
+        self.living = False
+
+    def fit(self) -> bool:
+        return self.living
+
+    def memory_mib(self) -> float:
+        return self.world.memory_mib
+
+    async def dispose(self) -> None:
+        self.disposed = True
+
+
+@dataclass
+class World:
+    now: float = 1000.0
+    memory_mib: float = 20.0
+    broken: bool = False
+    forbidden: bool = False
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    makers: list[FakeMaker] = field(default_factory=list)
+    containers: list[str] = field(default_factory=list)
+
+    def cells(self, **limits: Any) -> Cells:
+        def make(setting: Setting) -> Maker:
+            return cast("Maker", FakeMaker(setting, self))
+
+        @contextlib.asynccontextmanager
+        async def container(_setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+            self.containers.append(run_id)
+            yield cast("Ready", SimpleNamespace(sandbox=SimpleNamespace(evidence=()), proxy=None, asked=0.0))
+
+        self.gate.set()
+        return Cells(make, container, CellLimits(**limits), clock=lambda: self.now)
+
+    def alive(self) -> list[FakeMaker]:
+        return [maker for maker in self.makers if maker.living]
+
+
+def setting(owner: str = "1000/node", *, per_run: str = "cell", kind: str = "kind") -> Setting:
+    policy = SimpleNamespace(isolation=SimpleNamespace(per_run=per_run))
+    return cast("Setting", SimpleNamespace(owner=owner, kind=kind, policy=policy))
+
+
+def trial(test: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
+    """Run a test in an event loop with a world of its own."""
+
+    def run() -> None:
+        async def inside() -> None:
+            await asyncio.wait_for(test(World()), 20)
+
+        asyncio.run(inside())
+
+    run.__name__ = test.__name__
+    return run
+
+
+async def settle() -> None:
+    """Let every task go as far as it can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def run(cells: Cells, wanted: Setting, name: str = "run", until: asyncio.Event | None = None) -> FakeCell:
+    """Carry out one run, which lasts until it is told to end."""
+    async with cells.source(wanted, name) as ready:
+        if until is not None:
+            await until.wait()
+        return cast("FakeCell", ready.sandbox)
+
+
+@trial
+async def test_runs_of_one_node_share_a_container_and_never_a_cell(world: World) -> None:
+    async with world.cells() as cells:
+        seen = [await run(cells, setting()) for _ in range(5)]
+        assert len(world.makers) == 1
+        assert len(set(map(id, seen))) == 5
+        assert not any(cell.living for cell in seen)
+
+
+@trial
+async def test_another_caller_node_or_kind_gets_another_container(world: World) -> None:
+    async with world.cells() as cells:
+        for wanted in (setting("1/a"), setting("1/b"), setting("2/a"), setting("1/a", kind="other"), setting("1/a")):
+            await run(cells, wanted)
+        assert len(world.makers) == 4
+
+
+@trial
+async def test_a_container_carries_out_one_run_at_a_time_and_more_are_started_up_to_the_limit(world: World) -> None:
+    async with world.cells(per_node=2) as cells:
+        end = asyncio.Event()
+        runs = [asyncio.create_task(run(cells, setting(), str(n), end)) for n in range(5)]
+        await settle()
+        assert len(world.makers) == 2
+        assert [sum(cell.living for cell in maker.made) for maker in world.makers] == [2, 2], "one at work, one ready"
+        end.set()
+        await asyncio.gather(*runs)
+        assert len(world.makers) == 2
+
+
+@trial
+async def test_a_run_whose_container_dies_waits_for_the_next_one(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        await run(cells, setting())
+        world.makers[0].kill()
+        await run(cells, setting())
+        await settle()
+        assert len(world.makers) == 2
+        assert world.makers[0].disposed
+        assert cells.counts().broken == 1
+
+
+@trial
+async def test_waiting_runs_are_not_lost_when_the_container_dies(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        end = asyncio.Event()
+        first = asyncio.create_task(run(cells, setting(), "first", end))
+        await settle()
+        others = [asyncio.create_task(run(cells, setting(), str(n))) for n in range(3)]
+        await settle()
+        world.makers[0].kill()
+        end.set()
+        await asyncio.gather(first, *others)
+        assert len(world.makers) == 2
+
+
+@trial
+async def test_an_engine_that_is_gone_is_told_to_whoever_waits_and_tried_again_by_the_next(world: World) -> None:
+    async with world.cells() as cells:
+        world.broken = True
+        with pytest.raises(SandboxError, match="no engine"):
+            await run(cells, setting())
+        world.broken = False
+        await run(cells, setting())
+
+
+@trial
+async def test_a_cancelled_run_leaves_its_turn_to_the_next(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        end = asyncio.Event()
+        first = asyncio.create_task(run(cells, setting(), "first", end))
+        await settle()
+        waiting = [asyncio.create_task(run(cells, setting(), str(n))) for n in range(3)]
+        await settle()
+        waiting[0].cancel()
+        end.set()
+        waiting[1].cancel()  # whether or not its turn has just come
+        await asyncio.gather(first, *waiting, return_exceptions=True)
+        await run(cells, setting())
+        await settle()
+        assert len(world.makers) == 1
+        assert [sum(cell.living for cell in maker.made) for maker in world.makers] == [1]
+
+
+@trial
+async def test_a_run_that_is_cancelled_while_its_container_starts_leaves_it_for_the_next(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        world.gate.clear()
+        first = asyncio.create_task(run(cells, setting()))
+        await settle()
+        first.cancel()
+        world.gate.set()
+        await settle()
+        await run(cells, setting())
+        assert len(world.makers) == 1
+
+
+@trial
+async def test_where_no_cell_can_be_made_every_run_gets_a_container_that_says_why(world: World) -> None:
+    async with world.cells() as cells:
+        world.forbidden = True
+        for number in range(2):
+            async with cells.source(setting(), str(number)) as ready:
+                row = ready.sandbox.evidence[-1]
+                assert (row.control, row.wanted, row.mechanism) == ("isolation", "a cell", "container")
+                assert "no namespaces here" in row.evidence
+        assert world.containers == ["0", "1"]
+        assert len(world.makers) == 1, "it is tried once"
+
+
+@trial
+async def test_other_policies_and_runs_of_nobody_get_containers(world: World) -> None:
+    async with world.cells() as cells:
+        for wanted in (setting(per_run="container"), setting(owner="")):
+            async with cells.source(wanted, "run"):
+                pass
+        assert (len(world.containers), world.makers) == (2, [])
+
+
+@trial
+async def test_a_container_whose_memory_limit_was_reached_is_not_used_again(world: World) -> None:
+    async with world.cells() as cells:
+        async with cells.source(setting(), "run") as ready:
+            cast("FakeCell", ready.sandbox).events = CgroupEvents(oom_kills=1, fork_failures=0, peak_bytes=None)
+        await settle()
+        assert world.makers[0].disposed
+        await run(cells, setting())
+        assert len(world.makers) == 2
+
+
+@trial
+async def test_an_old_container_is_replaced(world: World) -> None:
+    async with world.cells() as cells:
+        await run(cells, setting())
+        world.now += LIFE_S
+        await run(cells, setting())
+        await run(cells, setting())
+        assert len(world.makers) == 2
+
+
+@trial
+async def test_idle_containers_retire(world: World) -> None:
+    async with world.cells(idle_s=0.2) as cells:
+        await run(cells, setting())
+        world.now += 1
+        while not world.makers[0].disposed:
+            await asyncio.sleep(0.01)
+        assert (cells.counts().containers, cells.counts().retired) == (0, 1)
+
+
+@trial
+async def test_within_the_memory_budget_the_idle_ones_go_first(world: World) -> None:
+    async with world.cells(memory_mib=60) as cells:
+        for owner in ("1/a", "1/b", "1/c"):
+            await run(cells, setting(owner))
+        await settle()
+        assert {maker.setting.owner for maker in world.alive()} == {"1/b", "1/c"}
+        assert cells.counts().memory_mib <= 60
+
+
+@trial
+async def test_dropped_containers_go_at_once_when_idle_and_else_with_their_run(world: World) -> None:
+    async with world.cells() as cells:
+        end = asyncio.Event()
+        busy = asyncio.create_task(run(cells, setting("1/busy"), "run", end))
+        await run(cells, setting("1/idle"))
+        await settle()
+        await cells.drop(lambda _: True)
+        assert [maker.disposed for maker in world.makers if maker.setting.owner == "1/idle"] == [True]
+        assert not busy.done()
+        end.set()
+        await busy
+        await settle()
+        assert all(maker.disposed for maker in world.makers)
+
+
+@trial
+async def test_at_the_end_nothing_is_left(world: World) -> None:
+    async with world.cells() as cells:
+        await run(cells, setting("1/a"))
+        await run(cells, setting("1/b"))
+        world.gate.clear()
+        late = asyncio.create_task(run(cells, setting("1/c")))
+        await settle()
+        late.cancel()
+        world.gate.set()
+    assert all(maker.disposed for maker in world.makers)
+    assert not any(cell.living for maker in world.makers for cell in maker.made)

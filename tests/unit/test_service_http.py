@@ -1,0 +1,285 @@
+"""HTTP as the service takes it, without runs: what is no HTTP, who is silent or slow, and how much is held at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from sandbox.errors import InvalidRequest
+from sandbox.metrics import Live, Metrics
+from sandbox.service.access import Access
+from sandbox.service.answers import document
+from sandbox.service.application import answered, identified
+from sandbox.service.config_model import ServiceConfig
+from sandbox.service.intake import BODY, Intake
+from sandbox.service.openapi import openapi
+from sandbox.service.runs import listed_at_most
+from sandbox.service.server import accepting
+from sandbox.service.state import STATE, State
+
+WAIT_S = 20.0
+GET = b"GET /size HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /size HTTP/1.1\r\nHost: x\r\n"
+MIB = b"x" * (1 << 20)
+
+
+class Scene:
+    """A server on a socket with one route, which tells the size of a body once `go` is set."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.go = asyncio.Event()
+        self.arrived = 0
+        self.kept: list[asyncio.Event] = []
+
+    async def size(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the size; a request with `?keep` leaves its body to a task that ends when the test says so."""
+        self.arrived += 1
+        if "keep" in request.query:
+            end = asyncio.Event()
+            self.kept.append(end)
+            request[BODY].keep_until(asyncio.create_task(cast("Any", end.wait())))
+        else:
+            await self.go.wait()
+        return document({"size": len(request[BODY].data)})
+
+    async def arrivals(self, count: int) -> None:
+        while self.arrived < count:
+            await asyncio.sleep(0.005)
+
+    def send(self, said: bytes) -> asyncio.Task[bytes]:
+        """Open a connection, say this, and return everything that comes until its end."""
+
+        async def speak() -> bytes:
+            reader, writer = await asyncio.open_unix_connection(self.path)
+            try:
+                with contextlib.suppress(ConnectionError):
+                    writer.write(said)
+                    await writer.drain()
+                return await asyncio.wait_for(reader.read(-1), WAIT_S)
+            finally:
+                writer.close()
+
+        return asyncio.create_task(speak())
+
+    async def answer(self, said: bytes) -> tuple[int, dict[str, Any], bytes]:
+        """Return status, document and head of the one answer that comes."""
+        head, _, body = (await self.send(said)).partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body), head
+
+
+def play(
+    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, idle_s: float = WAIT_S, body_s: float = WAIT_S, budget_mib: int = 8
+) -> None:
+    """Serve, act and stop."""
+
+    async def scene() -> None:
+        here = Scene(str(tmp_path / "s"))
+        intake = Intake(largest_bytes=4 << 20, budget_bytes=budget_mib << 20, timeout_s=body_s)
+        with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access:
+            app = web.Application(middlewares=[answered, identified(access, intake)])
+            metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
+            app[STATE] = cast("State", SimpleNamespace(metrics=metrics))
+            app.router.add_route("*", "/size", here.size)
+            with socket.socket(socket.AF_UNIX) as opened:
+                opened.bind(here.path)
+                async with accepting(app, opened, idle_s=idle_s):
+                    await act(here)
+
+    asyncio.run(scene())
+
+
+# ---- one shape
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x16\x03\x01\x00secret\r\n\r\n",
+        b"nonsense secret\r\n\r\n",
+        GET + b"secret: " + b"a" * 100_000 + b"\r\n\r\n",
+        GET + b"secret\x00: b\r\n\r\n",
+        POST + b"Content-Length: secret\r\n\r\n",
+        GET + b"Expect: secret\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["TLS", "no method", "long header", "NUL in a header", "length in words", "unknown expectation"],
+)
+def test_what_is_no_request_is_answered_in_the_shape_of_every_error_and_not_quoted(tmp_path: Path, said: bytes) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        status, body, head = await here.answer(said)
+        assert b"application/json" in head.lower()
+        assert 400 <= status < 500
+        assert set(body["error"]) >= {"code", "message", "hint"}
+        assert body["error"]["code"] == "invalid_request"
+        assert "secret" not in json.dumps(body)
+
+    play(tmp_path, act)
+
+
+def test_a_body_in_broken_chunks_is_a_mistake_of_the_client(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        reader, writer = await asyncio.open_unix_connection(here.path)
+        writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+        await asyncio.sleep(0.05)  # until it waits for more
+        writer.write(b"zz\r\nsecret")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+        body = await asyncio.wait_for(reader.readuntil(b"}}}"), WAIT_S)
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["code"] == "invalid_request"
+        assert here.arrived == 0
+
+    play(tmp_path, act, body_s=0.3)  # some versions of the library tell of it no sooner
+
+
+# ---- silent and slow clients
+
+
+@pytest.mark.parametrize("said", [b"", GET, POST + b"Content-Length: 2\r\n\r\n{}"], ids=["nothing", "half a head", "one request"])
+def test_a_connection_without_a_request_is_closed_after_a_while(tmp_path: Path, said: bytes) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        answer = await here.send(said)  # ends when the service closes
+        assert answer.count(b"HTTP/1.1 200") == said.count(b"{}")
+
+    play(tmp_path, act, idle_s=0.1)
+
+
+def test_a_request_that_takes_long_is_not_an_idle_connection(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        answer = here.send(GET + b"Connection: close\r\n\r\n")
+        await here.arrivals(1)
+        await asyncio.sleep(0.3)
+        here.go.set()
+        assert (await answer).startswith(b"HTTP/1.1 200 ")
+
+    play(tmp_path, act, idle_s=0.05)
+
+
+@pytest.mark.parametrize("said", [b"Content-Length: 9\r\n\r\n12", b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n"], ids=["length", "chunks"])
+def test_a_body_that_does_not_come_is_given_up_in_words(tmp_path: Path, said: bytes) -> None:
+    async def act(here: Scene) -> None:
+        reader, writer = await asyncio.open_unix_connection(here.path)
+        writer.write(POST + said)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+        body = await asyncio.wait_for(reader.readuntil(b"}}}"), WAIT_S)
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert "did not come within 0.1 s" in json.loads(body)["error"]["message"]
+        assert here.arrived == 0
+        writer.close()
+
+    play(tmp_path, act, body_s=0.1)
+
+
+# ---- how much is held at once
+
+
+def posted(body: bytes, *, path: bytes = b"/size", chunked: bool = False) -> bytes:
+    head = POST.replace(b"/size", path) + b"Connection: close\r\n"
+    if chunked:
+        return head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_past_the_budget_of_all_bodies_the_answer_is_at_once_no_and_afterwards_yes(tmp_path: Path, *, chunked: bool) -> None:
+    async def act(here: Scene) -> None:
+        holding = [here.send(posted(3 * MIB, chunked=chunked)) for _ in range(2)]
+        await here.arrivals(2)
+        status, body, head = await here.answer(posted(3 * MIB, chunked=chunked))
+        assert (status, body["error"]["code"]) == (429, "queue_full")
+        assert "hold 6 MiB" in body["error"]["message"]
+        assert b"Retry-After: 1" in head
+        small = here.send(posted(MIB, chunked=chunked))
+        await here.arrivals(3)
+        here.go.set()
+        for answer in (*holding, small):
+            assert (await answer).startswith(b"HTTP/1.1 200 ")
+        assert (await here.answer(posted(3 * MIB, chunked=chunked)))[1] == {"size": 3 << 20}
+
+    play(tmp_path, act)
+
+
+def test_a_client_that_goes_away_gives_its_room_back(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        for _ in range(5):
+            reader, writer = await asyncio.open_unix_connection(here.path)
+            writer.write(posted(4 * MIB)[: 3 << 20])
+            await writer.drain()
+            writer.close()
+            del reader
+        here.go.set()
+
+        async def both() -> bool:
+            answers = await asyncio.gather(*(here.send(posted(4 * MIB)) for _ in range(2)))
+            return all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+
+        async def until_both() -> None:
+            while not await both():
+                await asyncio.sleep(0.01)
+
+        await asyncio.wait_for(until_both(), WAIT_S)
+
+    play(tmp_path, act)
+
+
+def test_a_single_body_is_taken_however_small_the_budget(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        assert (await here.answer(posted(4 * MIB)))[1] == {"size": 4 << 20}
+
+    play(tmp_path, act, budget_mib=1)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_a_body_that_is_too_large_is_refused(tmp_path: Path, *, chunked: bool) -> None:
+    async def act(here: Scene) -> None:
+        status, body, _ = await here.answer(posted(4 * MIB + b"x", chunked=chunked))
+        assert (status, body["error"]["code"]) == (413, "invalid_request")
+        assert here.arrived == 0
+
+    play(tmp_path, act)
+
+
+def test_what_goes_on_without_its_client_is_still_counted(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        for _ in range(2):
+            assert (await here.answer(posted(4 * MIB, path=b"/size?keep")))[0] == 200
+        assert (await here.answer(posted(MIB)))[0] == 429
+        here.kept[0].set()
+        await asyncio.sleep(0)
+        assert (await here.answer(posted(MIB)))[0] == 200
+
+    play(tmp_path, act)
+
+
+# ---- how many runs are listed
+
+
+@pytest.mark.parametrize(("text", "limit"), [("1", 1), ("500", 500), ("007", 7)])
+def test_a_limit_within_bounds_is_taken(text: str, limit: int) -> None:
+    assert listed_at_most(text) == limit
+
+
+@pytest.mark.parametrize("text", ["0", "501", "-1", "1.0", "", "x", "\u0661", "9" * 5_000, "1_0", " 1"])
+def test_a_limit_beyond_them_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="`limit`"):
+        listed_at_most(text)
+
+
+def test_the_document_tells_what_a_limit_is() -> None:
+    parameters = openapi()["paths"]["/v1/runs"]["get"]["parameters"]
+    schema = next(parameter["schema"] for parameter in parameters if parameter["name"] == "limit")
+    assert schema == {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
