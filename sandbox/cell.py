@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import struct
 from dataclasses import replace
 
 from sandbox import kernel, spec, verify, verify_cell
 from sandbox.cell_filter import instructions, maker_profile
-from sandbox.cell_spec import SHARED, cell_of, maker_of
+from sandbox.cell_spec import DEVICES, SHARED, cell_of, maker_of
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.errors import Internal, NotEnforceable
 from sandbox.preload import PreloadFailed, preload
 from sandbox.ready import ReadySandbox
+from sandbox.watchdog import family
 from sandbox.wire import Failure, ProtocolViolation, encode, shaped
 from sandbox.workspace import Workspace
 
 # A warm container is replaced after so long; Podman's own end of it comes later, should we be gone.
 LIFE_S = 3_600.0
+# What process 1 of a container has open: its streams, which lead nowhere, and the channel, which its cells close.
+OF_THE_MAKER = {"descriptor 0", "descriptor 1", "descriptor 2", "descriptor 3"}
 MAKE_CELL = encode("K")
 CREDENTIALS = struct.Struct("3i")
 
@@ -49,6 +53,7 @@ class Cell(Sandbox):
             self.mark("ready")
             if self.ready[0] != "R":
                 raise no_cells(self.ready)
+            self._pin()
             self._verify(maker)
             self.mark("verified")
         except BaseException:
@@ -57,15 +62,10 @@ class Cell(Sandbox):
 
     async def _open(self, send: socket.socket) -> None:
         """Give the maker the other end of a new channel, and wait for whoever has it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                ours.settimeout(0)
-                ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-                socket.send_fds(send, [MAKE_CELL], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise Internal(f"the maker of cells is gone: {error.strerror}", hint="try again") from None
+        try:
+            ours = order(send)
+        except OSError as error:
+            raise Internal(f"no cell can be ordered: {error.strerror}", hint="try again") from None
         try:
             self.hold(await asyncio.wait_for(first_speaker(ours), READY_TIMEOUT_S))
             self.mark("started")
@@ -76,6 +76,17 @@ class Cell(Sandbox):
             ours.close()
             raise
         await self.open_channel(ours)
+
+    def _pin(self) -> None:
+        """Hold its two processes to their cores, where no cgroup holds the CPU cap. Raises `NotEnforceable`."""
+        processes = family(self.pid)
+        if len(processes) != self.processes_at_rest:
+            raise NotEnforceable(f"the cell has {len(processes)} processes before its job", hint="report this")
+        try:
+            for pid in processes if self.spec.cpu_ids is not None else ():
+                os.sched_setaffinity(pid, self.spec.cpu_ids or ())
+        except OSError as error:
+            raise NotEnforceable(f"a cell can't be held to its cores: {error.strerror}", hint="run `sandbox doctor`") from None
 
     def _verify(self, maker: verify_cell.Maker) -> None:
         try:
@@ -100,6 +111,20 @@ class Cell(Sandbox):
         if not self._released:
             self.kill()
             self.release()
+
+
+def order(send: socket.socket) -> socket.socket:
+    """Order a cell, and return our end of its channel. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        try:
+            ours.settimeout(0)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            socket.send_fds(send, [MAKE_CELL], [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+    return ours
 
 
 async def first_speaker(channel: socket.socket) -> int:
@@ -141,6 +166,8 @@ def no_cells(frame: tuple[str, bytes]) -> NoCells:
 class Maker(ReadySandbox):
     """A warm container of one caller's node. It makes cells one after the other, and runs no user's code itself."""
 
+    _number = 0
+
     async def start(self, sandbox_id: str, *, idle_s: float = LIFE_S, ahead: bool = True) -> None:
         """Start and verify it, import what its setting names, and have it wait for orders. Raises a `SandboxError`."""
         del ahead
@@ -153,9 +180,13 @@ class Maker(ReadySandbox):
             if not self.setting.preload:
                 raise
             await self._start(sandbox_id, idle_s, ())
-        self._orders = self.sandbox.second_channel()
-        self._held.callback(self._orders.close)
-        self._seen = verify_cell.Maker(process=kernel.read_process(self.sandbox.pid), evidence=self.sandbox.evidence)
+        try:
+            self._orders = self.sandbox.second_channel()
+            self._held.callback(self._orders.close)
+            self._seen = verify_cell.Maker(process=kernel.read_process(self.sandbox.pid), evidence=self.sandbox.evidence)
+        except (OSError, ValueError, KeyError) as error:
+            await self.dispose()
+            raise Internal(f"the maker of cells can't be read back: {error}", hint="try again") from None
 
     def _decided(self, place: Workspace, sandbox_id: str, idle_s: float) -> spec.ContainerSpec:
         return maker_of(super()._decided(place, sandbox_id, idle_s))
@@ -165,14 +196,27 @@ class Maker(ReadySandbox):
         program = base64.b64encode(instructions(self.program_filter)).decode()
         masked = self.sandbox.oci["linux"]["maskedPaths"]
         covered = [*SHARED, *(path for path in masked if path.startswith("/proc/"))]
-        self._decided_cell = cell = cell_of(self.sandbox.spec, self.setting.policy, self.program_filter)
+        cell = self._decided_cell()
         limits = {"nproc": cell.nproc, **({"cpu_s": cell.cpu_time_s} if cell.cpu_time_s is not None else {})}
-        order = {"filter": program, "limits": limits, "places": places, "covered": covered}
-        return await preload(self.sandbox, modules, cell=order)
+        order = {"filter": program, "limits": limits, "places": places, "covered": covered, "devices": DEVICES}
+        imported = await preload(self.sandbox, modules, cell=order)
+        # A library that keeps a file or shared memory from its import would have all cells share it.
+        if more := kernel.shared_by_forks(self.sandbox.pid) - OF_THE_MAKER:
+            raise PreloadFailed(
+                f"importing {', '.join(modules)} leaves open what cells would share: {', '.join(sorted(more))}",
+                hint="don't preload it under a policy with cells",
+            )
+        return imported
+
+    def _decided_cell(self) -> spec.ContainerSpec:
+        """Return the next cell, on other cores than the one before where the policy gives it fewer than there are."""
+        self._number += 1
+        cores = spec.spread(self._facts.cpu_ids, self.setting.policy.limits.cpus, self._number)
+        return cell_of(self.sandbox.spec, self.setting.policy, self.program_filter, cores)
 
     async def cell(self) -> Cell:
         """Return a new cell, verified, that waits for its job. Raises a `SandboxError`; `NoCells` when none can be made here."""
-        made = Cell(self._decided_cell)
+        made = Cell(self._decided_cell())
         await made.start(self._orders, self._seen)
         return made
 

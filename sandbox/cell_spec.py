@@ -16,6 +16,8 @@ MAKER_PROCESSES = 5
 WHOLE_PROC = "/run/sandbox/proc"
 PROC_JSON = {"destination": WHOLE_PROC, "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec", "ro"]}
 # What the cells of one container would share.
+# The host's own, in rootless containers; others can be told by their times.
+DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 SHARED = ("/sys/fs/cgroup", "/dev/mqueue", WHOLE_PROC)
 
 
@@ -26,15 +28,17 @@ def maker_of(container: ContainerSpec) -> ContainerSpec:
     limits = podman.get("resource_limits", {})
     if "pids" in limits:
         podman["resource_limits"] = {**limits, "pids": {"limit": container.processes + own_processes}}
+    # Without a cgroup, each cell has cores of its own choice: the next one is made where the run is not.
     return replace(
-        container, podman=podman, own_processes=own_processes, nproc=container.nproc + MAKER_PROCESSES, cpu_time_s=None
-    )
+        container, podman=podman, own_processes=own_processes, nproc=container.nproc + MAKER_PROCESSES, cpu_time_s=None,
+        cpu_ids=None,
+    )  # fmt: skip
 
 
-def cell_of(maker: ContainerSpec, policy: Policy, seccomp: SeccompProfile) -> ContainerSpec:
-    """Return one cell of a warm container: held to the program's own filter and counts."""
+def cell_of(maker: ContainerSpec, policy: Policy, seccomp: SeccompProfile, cpu_ids: tuple[int, ...] | None) -> ContainerSpec:
+    """Return one cell of a warm container: held to the program's own filter and counts, and to `cpu_ids` if any."""
     by_cgroup = maker.cap("cpus").mechanism == "cgroup"
     return replace(
         maker, seccomp=seccomp, own_processes=OWN_PROCESSES, nproc=policy.limits.processes + OWN_PROCESSES,
-        cpu_time_s=None if by_cgroup else cpu_time_s(policy),
+        cpu_time_s=None if by_cgroup else cpu_time_s(policy), cpu_ids=None if by_cgroup else cpu_ids,
     )  # fmt: skip

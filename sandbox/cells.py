@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandbox.cell import LIFE_S, Cell, Maker, NoCells
 from sandbox.errors import EngineUnavailable, SandboxError
@@ -49,19 +49,31 @@ class Warm:
 
 @dataclass(eq=False)
 class Group:
-    """The warm containers that are alike; `waiting` are runs that wait for one of them to be free."""
+    """The warm containers that are alike; `waiting` are runs that wait for one of them to be free.
 
-    key: str
+    `why_not` is why no cell could be made, and until `not_before` nobody tries again.
+    """
+
+    key: tuple[str, str]
     setting: Setting
     idle: list[Warm] = field(default_factory=list)
     busy: set[Warm] = field(default_factory=set)
     starting: int = 0
     waiting: deque[asyncio.Future[Warm]] = field(default_factory=deque)
+    why_not: str = ""
+    not_before: float = -math.inf
 
     @property
     def all(self) -> list[Warm]:
         """Return every container that runs."""
         return [*self.idle, *self.busy]
+
+    def fail(self, error: Exception) -> None:
+        """Tell everybody who waits that there will be none."""
+        while self.waiting:
+            turn = self.waiting.popleft()
+            if not turn.done():
+                turn.set_exception(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +114,10 @@ class Cells:
         self._containers = containers
         self._limits = limits
         self._clock = clock
-        self._groups: OrderedDict[str, Group] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, str], Group] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
-        self._why_not, self._not_before = "", -math.inf
         self._count = {"cells": 0, "started": 0, "retired": 0, "broken": 0, "refused": 0}
 
     async def __aenter__(self) -> Cells:
@@ -120,6 +131,8 @@ class Cells:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        for group in self._groups.values():
+            group.fail(EngineUnavailable("the service is stopping", hint="try again when it is back"))
         await self.drop(lambda _: True)
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -133,19 +146,19 @@ class Cells:
             async with self._containers(setting, run_id) as ready:
                 yield ready
             return
-        taken = None
-        if self._clock() >= self._not_before:
+        group, taken = self._group(setting), None
+        if self._clock() >= group.not_before:
             try:
-                taken = await self._take(self._group(setting))
+                taken = await self._take(group)
             except NoCells as refusal:
-                self._why_not, self._not_before = refusal.message, self._clock() + AGAIN_S
+                group.why_not, group.not_before = refusal.message, self._clock() + AGAIN_S
         if taken is None:
             self._count["refused"] += 1
             async with self._containers(setting, run_id) as ready:
-                ready.sandbox.evidence += (instead(self._why_not),)
+                ready.sandbox.evidence += (instead(group.why_not),)
                 yield ready
             return
-        group, warm, cell = taken
+        warm, cell = taken
         try:
             yield ReadyCell(sandbox=cell, asked=cell.marks["begin"])
         finally:
@@ -153,12 +166,13 @@ class Cells:
 
     async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
         """Retire the warm containers whose setting is `unwanted`, each when its run has ended; wait for the idle ones."""
+        going = []
         for key, group in list(self._groups.items()):
             if unwanted(group.setting):
                 del self._groups[key]
                 while group.idle:
-                    self._retire(group.idle.pop())
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+                    going.append(self._retire(group.idle.pop()))
+        await asyncio.gather(*going, return_exceptions=True)
 
     def makers(self) -> list[Maker]:
         """Return the makers of all warm containers."""
@@ -168,45 +182,56 @@ class Cells:
         """Return what there is now."""
         containers = [warm for group in self._groups.values() for warm in group.all]
         return CellCounts(
-            containers=len(containers), memory_mib=round(sum(warm.memory_mib for warm in containers), 1), **self._count
+            containers=len(containers), memory_mib=round(self._memory_mib(), 1), **self._count
         )
 
     # ---- taking and giving back
 
     def _group(self, setting: Setting) -> Group:
-        key = f"{setting.owner} {setting.kind}"
+        key = (setting.owner, setting.kind)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key, setting)
         self._groups.move_to_end(key)  # most recently used last
         return group
 
-    async def _take(self, group: Group) -> tuple[Group, Warm, Cell]:
+    async def _take(self, group: Group) -> tuple[Warm, Cell]:
         """Return a free container and the cell that it has ready. Raises a `SandboxError`."""
         for attempt in range(ATTEMPTS):
-            warm = group.idle.pop() if group.idle else await self._free_one(group)
+            warm = group.idle.pop() if group.idle else await self._free_one(group, again=attempt > 0)
             group.busy.add(warm)
             try:
-                cell = await asyncio.shield(warm.next)
-                if cell.alive():
-                    self._count["cells"] += 1
-                    warm.next = asyncio.create_task(warm.maker.cell())
-                    return group, warm, cell
+                cell = await self._next(warm)
             except asyncio.CancelledError:
                 self._free(group, warm)
                 raise
-            except SandboxError as error:
+            except Exception as error:
                 self._broken(group, warm)
-                if isinstance(error, NoCells) or attempt == ATTEMPTS - 1:
+                if not isinstance(error, SandboxError) or isinstance(error, NoCells) or attempt == ATTEMPTS - 1:
                     raise
-            else:
-                self._broken(group, warm)
+                continue
+            if cell.alive():
+                self._count["cells"] += 1
+                warm.next = asyncio.create_task(warm.maker.cell())
+                return warm, cell
+            self._broken(group, warm)
         raise EngineUnavailable("the warm containers of this node die as they start", hint="run `sandbox doctor`")
 
-    async def _free_one(self, group: Group) -> Warm:
-        """Wait for a container of the group to be free, and start one more while there is room. Raises a `SandboxError`."""
+    async def _next(self, warm: Warm) -> Cell:
+        """Return the cell that waits; another one where only that has died."""
+        cell = await asyncio.shield(warm.next)
+        if not cell.alive() and warm.maker.fit():
+            warm.next = asyncio.create_task(warm.maker.cell())
+            cell = await asyncio.shield(warm.next)
+        return cell
+
+    async def _free_one(self, group: Group, *, again: bool) -> Warm:
+        """Wait for a container of the group to be free, and start one more while there is room. Raises a `SandboxError`.
+
+        Who has to wait `again`, because a container died, comes first.
+        """
         turn: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
-        group.waiting.append(turn)
+        (group.waiting.appendleft if again else group.waiting.append)(turn)
         self._grow(group)
         try:
             return await turn
@@ -239,6 +264,7 @@ class Cells:
             self._retire(warm)
         else:
             group.idle.append(warm)
+            self._room(0.0)
 
     def _broken(self, group: Group, warm: Warm) -> None:
         self._count["broken"] += 1
@@ -253,33 +279,35 @@ class Cells:
         waits = any(not turn.done() for turn in group.waiting)
         if not waits or group.starting or self._closing or len(group.all) >= self._limits.per_node:
             return
-        if self._room() or not group.all:
+        if self._room(FIRST_GUESS_MIB) or not group.all:
             group.starting += 1
             self._in_background(self._start(group))
 
-    def _room(self) -> bool:
-        """Tell whether one more fits the budget, after retiring what is idle and was used longest ago."""
+    def _room(self, more_mib: float) -> bool:
+        """Tell whether so much more fits the budget, after retiring what is idle and was used longest ago."""
         for group in self._groups.values():
-            while group.idle and self.counts().memory_mib + FIRST_GUESS_MIB > self._limits.memory_mib:
+            while group.idle and self._memory_mib() + more_mib > self._limits.memory_mib:
                 self._retire(group.idle.pop(0))
-        return self.counts().memory_mib + FIRST_GUESS_MIB <= self._limits.memory_mib
+        return self._memory_mib() + more_mib <= self._limits.memory_mib
+
+    def _memory_mib(self) -> float:
+        groups = self._groups.values()
+        starting = sum(group.starting for group in groups) * FIRST_GUESS_MIB
+        return starting + sum(warm.memory_mib for group in groups for warm in group.all)
 
     async def _start(self, group: Group) -> None:
         maker = self._make(group.setting)
         try:
             await maker.start(uuid.uuid4().hex)
-        except SandboxError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told to who waits
             group.starting -= 1
-            while group.waiting:
-                turn = group.waiting.popleft()
-                if not turn.done():
-                    turn.set_exception(error)
+            if not group.all:  # else those that are busy will be free
+                group.fail(error)
             return
-        except BaseException:
-            group.starting -= 1
-            raise
         group.starting -= 1
         self._count["started"] += 1
+        # What can't be imported is not tried again.
+        group.setting = replace(group.setting, preload=maker.preloaded)
         now = self._clock()
         warm = Warm(maker=maker, born=now, used=now, next=asyncio.create_task(maker.cell()))
         warm.memory_mib = maker.memory_mib() or FIRST_GUESS_MIB
@@ -287,16 +315,16 @@ class Cells:
         self._free(group, warm)
         self._grow(group)
 
-    def _retire(self, warm: Warm, *, counted: bool = True) -> None:
+    def _retire(self, warm: Warm, *, counted: bool = True) -> asyncio.Task[None]:
         self._count["retired"] += counted
-        self._in_background(self._removed(warm))
+        return self._in_background(self._removed(warm))
 
     async def _removed(self, warm: Warm) -> None:
         warm.maker.sandbox.kill()
-        with contextlib.suppress(SandboxError, asyncio.CancelledError):
+        # Its last cell may not have come to be. A dead engine can't remove anything: what is left is swept later.
+        with contextlib.suppress(Exception):
             (await warm.next).end()
-        # A dead engine can't remove anything; what is left is swept later. Its processes are gone.
-        with contextlib.suppress(SandboxError):
+        with contextlib.suppress(Exception):
             await warm.maker.dispose()
 
     async def _keep(self) -> None:
@@ -312,7 +340,8 @@ class Cells:
                 if not (group.all or group.starting or group.waiting):
                     del self._groups[key]
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

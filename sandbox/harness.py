@@ -2237,7 +2237,8 @@ class Maker:
 
     # unshare(2): CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
     NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
-    MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 1, 2, 4, 8, 4096
+    MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
+    TERMINALS = 16
     PR_CAPBSET_DROP, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 22, 2
     CAPABILITY_VERSION = 0x20080522
     SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
@@ -2264,6 +2265,7 @@ class Maker:
         with open("/proc/sys/kernel/cap_last_cap") as file:
             self.last_capability = int(file.read())
         self.user, self.group = os.getuid(), os.getgid()
+        self.devices = [place for place in order["devices"] if os.path.ismount(place)]
         self.directories = [place for place in order["covered"] if os.path.isdir(place)]
         self.files = [place for place in order["covered"] if os.path.exists(place) and not os.path.isdir(place)]
         _rehearse(app_dir)
@@ -2323,6 +2325,7 @@ class Maker:
         import _signal as signal
 
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()  # no group of processes goes beyond the cell
         # The kernel gives /proc files of a process that hides to root, who isn't here: its maps could not be written.
         _set_dumpable(1)
         _write("/proc/self/oom_score_adj", "500")  # when memory runs out, a cell dies, and not its maker
@@ -2348,7 +2351,10 @@ class Maker:
         for place in self.files:
             self._mount("/dev/null", place, "", self.MS_BIND)
         if os.path.isdir("/dev/pts"):
-            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0600")
+            options = f"newinstance,ptmxmode=0666,mode=0600,max={self.TERMINALS}"
+            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, options)
+        for device in self.devices:  # the host's own: writing to them is no change, but setting their times is
+            self._mount("", device, "", self.MS_REMOUNT | self.MS_BIND | self.MS_RDONLY | self.MS_NOSUID | self.MS_NOEXEC)
         os.chdir(self.app_dir)
         self._loopback()
 

@@ -6,16 +6,20 @@ cgroups(7), and the kernel's Documentation/admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+READ_BYTES = 32_768
+LIMIT = re.compile(r"(Max [a-z ]+?)\s{2,}(\S+)\s+(\S+)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mountinfo: `options` are the mount's own, `super_options` the file system's, `device` its number.
 
     `id` is the mount's own, `parent` that of the mount which it lies on.
@@ -82,23 +86,35 @@ class ProcessFacts:
     cgroup: CgroupLimits | None
 
 
+def read_text(path: str) -> str:
+    """Return a file of /proc, in a tenth of the time of `Path.read_text`. A cell is read back for every message."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, READ_BYTES):
+            parts.append(part)
+        return b"".join(parts).decode()
+    finally:
+        os.close(descriptor)
+
+
 def read_status(pid: int) -> dict[str, str]:
     """Return /proc/PID/status as name → value, values with single spaces."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = read_text(f"/proc/{pid}/status").splitlines()
     return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
 
 
 def read_namespaces(pid: int | str) -> dict[str, str]:
     """Return the identity of each namespace, such as `net:[4026531833]`."""
     # The directory can't be listed for another user's process; its entries can be read by the namespace's owner.
-    return {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES}
+    return {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES}  # noqa: PTH115 - see read_text
 
 
 def parse_limits(text: str) -> dict[str, str]:
     """Return /proc/PID/limits as name → "soft hard"."""
     rows = {}
     for line in text.splitlines()[1:]:
-        if match := re.match(r"(Max [a-z ]+?)\s{2,}(\S+)\s+(\S+)", line):
+        if match := LIMIT.match(line):
             rows[match[1]] = f"{match[2]} {match[3]}"
     return rows
 
@@ -107,16 +123,18 @@ def parse_mounts(text: str) -> tuple[Mount, ...]:
     """Return the mounts of a mountinfo file, later ones covering earlier ones at the same point."""
     mounts = []
     for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(" "), right.split(" ")
-        point = fields[4].encode().decode("unicode_escape") if "\\" in fields[4] else fields[4]
-        mounts.append(
-            Mount(
-                id=int(fields[0]), parent=int(fields[1]), device=fields[2], root=fields[3], point=point, options=frozenset(fields[5].split(",")), kind=tail[0],
-                super_options=tuple(tail[-1].split(",")),
-            )
-        )  # fmt: skip
+        number, parent, device, rest = line.split(" ", 3)
+        mounts.append(Mount(int(number), int(parent), device, *parse_mount(rest)))
     return tuple(mounts)
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_mount(text: str) -> tuple[str, str, frozenset[str], str, tuple[str, ...]]:
+    """Return the fields of a line of mountinfo from its fourth on, which are the same in most sandboxes."""
+    left, _, right = text.partition(" - ")
+    fields, tail = left.split(" "), right.split(" ")
+    point = fields[1].encode().decode("unicode_escape") if "\\" in fields[1] else fields[1]
+    return fields[0], point, frozenset(fields[2].split(",")), tail[0], tuple(tail[-1].split(","))
 
 
 def read_limit(path: Path) -> int | None:
@@ -183,19 +201,29 @@ def read_cgroup(pid: int, *, root: Path = CGROUP_ROOT, proc: Path = Path("/proc"
 
 def read_process(pid: int) -> ProcessFacts:
     """Read everything that verification compares. Raises OSError when the process is gone."""
-    proc = Path(f"/proc/{pid}")
-    net = (proc / "net/dev").read_text().splitlines()[2:]
-    maps = [tuple(map(int, line.split())) for line in (proc / "uid_map").read_text().splitlines()]
+    net = read_text(f"/proc/{pid}/net/dev").splitlines()[2:]
+    maps = [tuple(map(int, line.split())) for line in read_text(f"/proc/{pid}/uid_map").splitlines()]
     return ProcessFacts(
         pid=pid,
         status=read_status(pid),
         namespaces=read_namespaces(pid),
         uid_map=tuple((a, b, c) for a, b, c in maps),
-        limits=parse_limits((proc / "limits").read_text()),
-        mounts=parse_mounts((proc / "mountinfo").read_text()),
+        limits=parse_limits(read_text(f"/proc/{pid}/limits")),
+        mounts=parse_mounts(read_text(f"/proc/{pid}/mountinfo")),
         interfaces=tuple(line.partition(":")[0].strip() for line in net),
         cgroup=read_cgroup(pid),
     )
+
+
+def shared_by_forks(pid: int) -> set[str]:
+    """Return what a process and its future children would share: open descriptors, and memory that is written through to others.
+
+    For a process of a sandbox that hides: the kernel gives its files to the sandbox's root, who is this user outside.
+    Raises OSError.
+    """
+    descriptors = {f"descriptor {name}" for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH208 - see read_text
+    lines = (line.split(None, 5) for line in read_text(f"/proc/{pid}/maps").splitlines())
+    return descriptors | {f"mapping {fields[-1]}" for fields in lines if "s" in fields[1] and "w" in fields[1]}
 
 
 def parse_events(text: str) -> dict[str, int]:

@@ -38,6 +38,8 @@ UID_LAST = 60_000
 # The harness is process 1 and counts against the same limits as the program's processes; so does its relay.
 OWN_PROCESSES = 1
 RELAY_PROCESSES = 1
+# Signals that wait, and timers, take memory of the kernel, and count against the user who runs all sandboxes.
+QUEUED_SIGNALS = 256
 # Address space is not memory: thread stacks and allocator arenas are reserved, hardly used. The watchdog counts
 # what is used; this bound stops one process from mapping without end.
 ADDRESS_SPACE_HEADROOM_MIB = 2_048
@@ -340,7 +342,8 @@ def build(
         "seccomp_profile_path": str(place.seccomp_path),
         "mounts": [*(mount_json(mount) for mount in tmpfs), *(bind_json(bind) for bind in binds)],
         "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
-                     (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0))],
+                     (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0),
+                      ("sigpending", QUEUED_SIGNALS))],
         "timeout": math.ceil(idle_s + limits.timeout_s) + ORPHAN_GRACE_S,
         "labels": {RUN_LABEL: place.sandbox_id, OWNER_LABEL: str(place.uid), PLACE_LABEL: place_id(place.job_dir)},
     }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from sandbox.errors import NotEnforceable
 from sandbox.kernel import NAMESPACES, Mount, ProcessFacts
 from sandbox.models import ControlEvidence
-from sandbox.spec import EGRESS_DIR, MIB, ContainerSpec
+from sandbox.spec import EGRESS_DIR, MIB, QUEUED_SIGNALS, ContainerSpec
 
 # What Podman and the runtime mount besides what the specification asks for.
 RUNTIME_MOUNTS = re.compile(
@@ -201,15 +201,17 @@ def check_masks(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
 
 
 def check_rlimits(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
-    """Open files, core dumps, message queues."""
+    """Open files, core dumps, message queues, queued signals."""
     limits = seen.process.limits
-    files, core, queue = (
-        limits.get(name, "?") for name in ("Max open files", "Max core file size", "Max msgqueue size")
+    files, core, queue, signals = (
+        limits.get(name, "?") for name in ("Max open files", "Max core file size", "Max msgqueue size", "Max pending signals")
     )
     yield proven("open files", str(spec.open_files), "rlimit", f"RLIMIT_NOFILE {files}",
                  holds=files == f"{spec.open_files} {spec.open_files}")  # fmt: skip
     yield proven("core dumps", "none", "rlimit", f"RLIMIT_CORE {core}, RLIMIT_MSGQUEUE {queue}",
                  holds=core == "0 0" and queue == "0 0")  # fmt: skip
+    yield proven("queued signals", str(QUEUED_SIGNALS), "rlimit", f"RLIMIT_SIGPENDING {signals}",
+                 holds=signals == f"{QUEUED_SIGNALS} {QUEUED_SIGNALS}")  # fmt: skip
 
 
 def check_launch(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -278,7 +280,7 @@ def fallback_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tupl
         cores, cpu = seen.process.status["Cpus_allowed_list"], limits.get("Max cpu time", "?")
         # None for the maker of cells, which makes one after the other; each cell has the limit.
         timed = spec.cpu_time_s is None or cpu == f"{spec.cpu_time_s} {spec.cpu_time_s + 1}"
-        holds = parse_cpu_list(cores) == set(spec.cpu_ids or ()) and timed
+        holds = (spec.cpu_ids is None or parse_cpu_list(cores) == set(spec.cpu_ids)) and timed
         return f"affinity to core(s) {cores}, RLIMIT_CPU {cpu} s per process", holds
     wanted = spec.processes + spec.own_processes
     found = limits.get("Max processes", "?")

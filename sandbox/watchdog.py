@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERVAL_S = 0.02
+# A program that has just begun has nothing yet, and many are over before this.
+FIRST_S = 0.01
 # About this share of one core goes into measuring a sandbox of many processes, up to a pause that gives no one the
 # time to take much more than the cap: a family that is slow to measure must not buy time.
 DUTY = 0.1
@@ -159,6 +161,7 @@ class Watchdog:
 
     async def watch(self) -> None:
         """Measure at short intervals; kill once past the cap. Ends when cancelled or after the kill."""
+        await asyncio.sleep(FIRST_S)
         while Path(f"/proc/{self._pid}").exists():
             began = time.perf_counter()
             # In a thread: what is slow to measure must not hold up the deadline and Ctrl-C.

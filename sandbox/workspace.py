@@ -119,14 +119,17 @@ def is_abandoned(directory: Path) -> bool:
 def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int:
     """Remove what dead owners left; return how many sandboxes that were.
 
-    `everything` also removes containers of this runtime directory that have no workspace (after a reboot).
+    `everything` also removes containers of this runtime directory that have no workspace: after a reboot, or where Podman
+    was so slow to create one that nobody waited for it any longer.
     """
     directories = abandoned(runtime_dir)
     removed = 0
     if everything:
-        alive = {entry.name for entry in runs_dir(runtime_dir).iterdir()} - {entry.name for entry in directories}
         here = f"{PLACE_LABEL}={runs_id(runs_dir(runtime_dir))}"
-        for container in engine.containers(here):
+        # Listed first: one that comes meanwhile has a workspace, and is not among these.
+        containers = engine.containers(here)
+        alive = {entry.name for entry in runs_dir(runtime_dir).iterdir()} - {entry.name for entry in directories}
+        for container in containers:
             if container.labels.get(OWNER_LABEL) not in alive:
                 engine.remove(container.id)
                 removed += 1

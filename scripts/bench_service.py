@@ -46,6 +46,8 @@ limits = {timeout_s = 120, memory_mib = 2048, cpus = 2.0, payload_mib = 128, res
 KNOWN = (1, 10, 100, 1000)
 LOCK = Lock(packages=(), python="3.11", requirements=())
 READY_S = 20.0
+# Messages are many, and short: so many for each of the other runs.
+CELL_RUNS = 20
 # So long after a run the pool has started what it wants and the machine is quiet again.
 SETTLE_S = 0.4
 
@@ -119,21 +121,28 @@ def single(service: Service, runs: int) -> Rounds:
     return rounds
 
 
-def throughput(service: Service, concurrency: int, runs: int) -> tuple[float, list[float]]:
-    """Return runs per second, and the latencies, of so many clients that ask again as soon as they have an answer."""
+def throughput(service: Service, concurrency: int, runs: int, policy: str = "default") -> tuple[float, list[float]]:
+    """Return runs per second, and the latencies, of so many clients that ask again as soon as they have an answer.
+
+    Each is a node of its own, which has had a run before.
+    """
     times: list[float] = []
     left = iter(range(runs))
     lock = threading.Lock()
 
-    def go() -> None:
+    def go(node: str) -> None:
         with service.client() as client:
             while True:
                 with lock:
                     if next(left, None) is None:
                         return
-                times.append(milliseconds(lambda: client.run(CODE)))
+                times.append(milliseconds(lambda: client.run(CODE, policy=policy, node_id=node)))
 
-    threads = [threading.Thread(target=go) for _ in range(concurrency)]
+    names = [f"node-{number}" for number in range(concurrency)]
+    with service.client() as client:
+        for name in names:
+            client.run(CODE, policy=policy, node_id=name)
+    threads = [threading.Thread(target=go, args=(name,)) for name in names]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -242,6 +251,11 @@ def measure(runs: int, *, libraries: bool) -> dict[str, Any]:
         for concurrency in (1, 2, 4, 8, 16):
             rate, times = throughput(service, concurrency, max(8, 2 * concurrency, runs))
             report["throughput"][concurrency] = {"per_s": rate, "p50_ms": statistics.median(times), "max_ms": max(times)}
+        report["cells"] = {}
+        for concurrency in (1, 2, 4):
+            rate, times = throughput(service, concurrency, CELL_RUNS * runs, "cells")
+            report["cells"][concurrency] = {"per_s": rate, "times_ms": times}
+        report["memory_mib"]["warm container"] = client.health()["cells"]["memory_mib"] / client.health()["cells"]["containers"]
         report["refilling_ms"] = while_refilling(client, runs)
         report["payload_ms"] = payloads(client, max(3, runs // 5)).times
         report["known_ms"] = environments(service, client, max(3, runs // 5))
@@ -302,6 +316,10 @@ def show(report: dict[str, Any]) -> None:
     print("throughput: clients, runs per second, median and greatest latency in milliseconds")
     for concurrency, found in report["throughput"].items():
         print(f"  {concurrency:>3} {found['per_s']:8.1f} {found['p50_ms']:9.1f} {found['max_ms']:9.1f}")
+    print("cells, message after message: clients (each a node of its own), runs per second")
+    for concurrency, found in report["cells"].items():
+        print(f"  {concurrency:>3} {found['per_s']:8.1f}")
+        print(row(f"cell, {concurrency} clients", found["times_ms"]))
     print("memory in MiB: " + ", ".join(f"{name} {value:.1f}" for name, value in report["memory_mib"].items()))
 
 

@@ -16,9 +16,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandbox.client import Client
+from sandbox.watchdog import children, family, fields
 from tests.command import left_behind, workspaces
+from tests.integration.belongings import monitors, own_containers
 from tests.integration.service import Service, served
 
 KINDS = (
@@ -51,31 +54,42 @@ class Held:
 def held(pid: int) -> Held:
     """Look at the service's process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    started = children(pid)
     return Held(
-        descriptors=len(os.listdir(f"/proc/{pid}/fd")), threads=int(status["Threads"]), children=len(children),
+        descriptors=len(os.listdir(f"/proc/{pid}/fd")), threads=int(status["Threads"]), children=len(started),
         memory_mib=int(status["VmRSS"].split()[0]) / 1024,
     )  # fmt: skip
 
 
-def vanish(service: Service) -> None:
+def makers(service: Service) -> list[Held]:
+    """Look at the processes that make cells, those of the warm containers."""
+    own = own_containers(service)
+    first = [pid for monitor, container in monitors().items() if container in own for pid in children(monitor)]
+    return [
+        Held(descriptors=0, threads=fields(f"/proc/{pid}/status", b"Threads")[b"Threads"], children=len(children(pid)),
+             memory_mib=fields(f"/proc/{pid}/status", b"RssAnon")[b"RssAnon"] / 1024)
+        for pid in first if len(family(pid)) > 2
+    ]  # fmt: skip
+
+
+def vanish(service: Service, kind: dict[str, Any]) -> None:
     """Ask for a run and go away."""
-    body = json.dumps({"code": KINDS[SLEEPS]}).encode()
+    body = json.dumps({"code": KINDS[SLEEPS], **kind}).encode()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(service.socket)
         connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         time.sleep(0.2)
 
 
-def work(service: Service, numbers: list[int], outcomes: Counter[str]) -> None:
+def work(service: Service, numbers: list[int], outcomes: Counter[str], kind: dict[str, Any]) -> None:
     """Make these runs, one after the other."""
     with service.client() as client:
         for number in numbers:
             if number % len(KINDS) == SLEEPS:
-                vanish(service)
+                vanish(service, kind)
                 outcomes["went away"] += 1
             else:
-                outcomes[client.run(KINDS[number % len(KINDS)], payload={"n": number}).outcome] += 1
+                outcomes[client.run(KINDS[number % len(KINDS)], payload={"n": number}, **kind).outcome] += 1
 
 
 def quiet(service: Service, client: Client) -> None:
@@ -85,33 +99,42 @@ def quiet(service: Service, client: Client) -> None:
     while calm < 5 and time.monotonic() < deadline:
         health = client.health()
         still = not any(health["runs"].values()) and not health["pool"]["starting"]
-        # A sandbox that is ready has one workspace; those being removed still have theirs.
-        calm = calm + 1 if still and len(workspaces()) == health["pool"]["ready"] else 0
+        # A sandbox that is ready has one workspace, a warm container too; those being removed still have theirs.
+        expected = health["pool"]["ready"] + health["cells"]["containers"]
+        calm = calm + 1 if still and len(workspaces()) == expected else 0
         time.sleep(0.2)
     assert service.process.poll() is None, service.log()
 
 
-def soak(runs: int, clients: int) -> list[str]:
+def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
     """Make the runs and return what is wrong afterwards."""
+    kinds = [{"policy": policy, "node_id": f"node-{number}"} for number in range(clients)]
     problems: list[str] = []
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as home, served(Path(home), SANDBOX_QUEUE__RUNNING="8") as service, service.client() as client:
-        work(service, list(range(min(WARM_RUNS, runs))), Counter())
+        for kind in kinds:
+            work(service, list(range(min(WARM_RUNS, runs) // clients)), Counter(), kind)
         quiet(service, client)
-        before = held(service.process.pid)
+        before, makers_before = held(service.process.pid), makers(service)
         began = time.monotonic()
         shares = [list(range(first, runs, clients)) for first in range(clients)]
-        threads = [threading.Thread(target=work, args=(service, share, outcomes)) for share in shares]
+        threads = [
+            threading.Thread(target=work, args=(service, share, outcomes, kind)) for share, kind in zip(shares, kinds, strict=True)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         spent_s = time.monotonic() - began
         quiet(service, client)
-        after = held(service.process.pid)
-        pool = client.health()["pool"]
+        after, makers_after = held(service.process.pid), makers(service)
+        pool, cells = client.health()["pool"], client.health()["cells"]
         print(f"{runs} runs in {spent_s:.0f} s, {runs / spent_s:.1f} a second: {dict(outcomes)}")
-        print(f"before {before}\nafter  {after}\npool   {pool}")
+        print(f"before {before}\nafter  {after}\npool   {pool}\ncells  {cells}\nmakers {makers_before} {makers_after}")
+        if (policy == "cells") != bool(cells["cells"]):
+            problems.append("the runs were not in cells" if policy == "cells" else "runs were in cells")
+        if sum(one.memory_mib for one in makers_after) > sum(one.memory_mib for one in makers_before) + GROWTH_MIB / 4:
+            problems.append(f"the makers of cells grew: {makers_before} {makers_after}")
         if sum(outcomes.values()) != runs:
             problems.append(f"{runs - sum(outcomes.values())} runs have no answer")
         if after.descriptors > before.descriptors + clients + 2 * pool["ready"] + 4:
@@ -130,8 +153,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description="Many runs in a row through one service.")
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--policy", choices=("default", "cells"), default="default")
     options = parser.parse_args()
-    problems = soak(options.runs, options.clients)
+    problems = soak(options.runs, options.clients, policy=options.policy)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -43,6 +43,7 @@ LOG = logging.getLogger("sandbox.service")
 IMAGES_S = 20.0
 STOP_GRACE_S = 5.0
 PRUNE_S = 3600.0
+SWEEP_S = 120.0
 
 
 async def serve(config: ServiceConfig, places: Places) -> None:
@@ -87,7 +88,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir)
     with contextlib.ExitStack() as held:
         held.callback(engine.close)
-        swept = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
+        gone = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
         history = History(
             private_directory(places.data_dir) / "history.sqlite",
             Retention(age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20),
@@ -96,8 +97,8 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         if history.warning:
             LOG.warning("%s", history.warning)
         interrupted = history.interrupted()
-        if swept or interrupted:
-            LOG.warning("the service did not end in order: %d sandboxes removed, %d runs ended", swept, interrupted)
+        if gone or interrupted:
+            LOG.warning("the service did not end in order: %d sandboxes removed, %d runs ended", gone, interrupted)
         policies = PolicyBook(places.policy_dirs)
         make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
         limits = PoolLimits(
@@ -128,7 +129,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
                 ),
             )  # fmt: skip
             await asyncio.to_thread(tell_unknown_names, state)
-            async with pruned(state), warmed(state):
+            async with pruned(state), swept(state, places), warmed(state):
                 yield state
 
 
@@ -160,6 +161,25 @@ async def pruned(state: State) -> AsyncIterator[None]:
             await asyncio.sleep(PRUNE_S)
 
     task = asyncio.create_task(prune())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def swept(state: State, places: Places) -> AsyncIterator[None]:
+    """Remove, now and then, containers that came after nobody waited for them any longer."""
+
+    async def sweep_all() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            with contextlib.suppress(SandboxError):
+                if gone := await asyncio.to_thread(partial(sweep, places.runtime_dir, state.engine, everything=True)):
+                    LOG.warning("%d sandboxes removed that nobody waited for any longer", gone)
+
+    task = asyncio.create_task(sweep_all())
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ import pytest
 
 # name: (x86_64, aarch64); calls since Linux 5.1 have one number everywhere. Source: the kernel's syscall tables.
 NUMBERS = {
-    "capset": (126, 91), "prctl": (157, 167), "socket": (41, 198), "clone": (56, 220), "ptrace": (101, 117), "syslog": (103, 116), "personality": (135, 92),
+    "capset": (126, 91), "rt_sigqueueinfo": (129, 138), "prctl": (157, 167), "socket": (41, 198), "clone": (56, 220), "ptrace": (101, 117), "syslog": (103, 116), "personality": (135, 92),
     "pivot_root": (155, 41), "chroot": (161, 51), "mount": (165, 40), "umount2": (166, 39), "setxattr": (188, 5),
     "sched_setaffinity": (203, 122), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "mknodat": (259, 33), "unshare": (272, 97), "splice": (275, 76), "tee": (276, 77), "vmsplice": (278, 75),

@@ -257,6 +257,44 @@ def test_a_cell_that_takes_all_memory_leaves_the_next_its_own(flow: Flow) -> Non
     assert flow.value("result = len(bytearray(b'x') * (64 << 20))") == 64 << 20
 
 
+COUNTS = program("""
+import signal, time
+def touch(path):
+    os.utime(path, ns=(1, 1))
+def terminals():
+    kept = []
+    try:
+        while len(kept) < 100:
+            kept.append(os.openpty())
+    except OSError:
+        pass
+    return len(kept)
+def queued():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+    block = ctypes.create_string_buffer(128)
+    block[8:12] = struct.pack("i", -1)
+    count = 0
+    while count < 5000 and libc.syscall(NUMBERS["rt_sigqueueinfo"], os.getpid(), signal.SIGRTMIN, block) == 0:
+        count += 1
+    return count
+result = {
+    "touched": {path: attempt(lambda: touch(path)) for path in ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")},
+    "written": attempt(lambda: open("/dev/null", "wb").write(b"x")), "read": len(open("/dev/urandom", "rb").read(8)),
+    "terminals": terminals(), "queued": queued(), "watch": attempt(lambda: os.close(libc.inotify_init())),
+}
+""")
+
+
+@needs_known_architecture
+def test_what_the_host_s_user_has_few_of_can_t_be_taken(flow: Flow) -> None:
+    found = flow.value(COUNTS)
+    assert set(found["touched"].values()) <= {"EROFS", "EPERM", "ENXIO"}
+    assert (found["written"], found["read"]) == ("ok", 8)
+    assert 0 < found["terminals"] <= 16
+    assert 0 < found["queued"] <= 256
+    assert found["watch"] == "EBADF", "there are no file watchers to be had"
+
+
 def test_two_nodes_and_two_callers_never_share_a_container(flow: Flow) -> None:
     def maker_of(result: RunResult) -> str:
         assert result.outcome is Outcome.SUCCEEDED
@@ -296,7 +334,7 @@ class Weak:
     noticed: set[str]
 
 
-def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str) -> Weak:
+def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **fields: Any) -> Weak:
     """Run programs in the cells of a harness that was changed; verification's objection is noted, not obeyed."""
     source = library.SOURCE.read_text()
     for old, new in changes.items():
@@ -321,7 +359,7 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str) ->
         patch.setattr("sandbox.verify_cell.compare", compare)
         runs = CellRuns(bench)
         try:
-            results = [runs.run(bench.request(code, policy=policy, **ONE_NODE)) for code in codes]
+            results = [runs.run(bench.request(code, policy=policy, **{**ONE_NODE, **fields})) for code in codes]
             return Weak(value_of(results[-1]), noticed)
         finally:
             runs.close()
@@ -329,6 +367,20 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str) ->
             directory.rmdir()
 
 
+@pytest.mark.host_only
+@pytest.mark.parametrize(
+    "kept", ["import mmap, json; json.kept = mmap.mmap(-1, 4096)", "import json, tempfile; json.kept = tempfile.TemporaryFile()"],
+    ids=["shared memory", "an open file"],
+)  # fmt: skip
+def test_a_library_that_keeps_what_cells_would_share_is_not_imported_ahead(bench: Bench, policy: str, kept: str) -> None:
+    code = "import sys\nahead = 'decimal' in sys.modules\nimport json\nresult = [ahead, hasattr(json, 'kept')]"
+    imports = "        __import__(name)\n"
+    harmless = weakened(bench, policy, {imports: imports + "        import json\n"}, code, preload=("decimal",))
+    assert harmless.value == [True, False]
+    assert weakened(bench, policy, {imports: f"{imports}        {kept}\n"}, code, preload=("decimal",)).value == [False, False]
+
+
+@pytest.mark.host_only
 @pytest.mark.control
 def test_without_places_of_its_own_a_cell_finds_the_files_of_the_last(bench: Bench, policy: str) -> None:
     mount = 'self._mount("tmpfs", target, "tmpfs", flags, f"size={size_mib}m,mode=0700")'
@@ -337,6 +389,7 @@ def test_without_places_of_its_own_a_cell_finds_the_files_of_the_last(bench: Ben
     assert "cell mounts" in weak.noticed
 
 
+@pytest.mark.host_only
 @pytest.mark.control
 def test_without_a_proc_of_its_own_a_cell_sees_its_sibling_and_its_maker(bench: Bench, policy: str) -> None:
     mount = 'self._mount("proc", "/proc", "proc", safe | self.MS_NOEXEC | self.MS_RDONLY)'
@@ -345,6 +398,7 @@ def test_without_a_proc_of_its_own_a_cell_sees_its_sibling_and_its_maker(bench: 
     assert "cell mounts" in weak.noticed
 
 
+@pytest.mark.host_only
 @pytest.mark.control
 @pytest.mark.parametrize("number", ["0x04000000", "0x08000000", "0x40000000"], ids=["uts", "ipc", "net"])
 def test_a_missing_namespace_is_noticed(bench: Bench, policy: str, number: str) -> None:
@@ -355,6 +409,7 @@ def test_a_missing_namespace_is_noticed(bench: Bench, policy: str, number: str) 
 
 
 @needs_known_architecture
+@pytest.mark.host_only
 @pytest.mark.control
 def test_without_its_filter_a_cell_may_do_what_its_maker_does(bench: Bench, policy: str) -> None:
     install = 'self._check(self.libc.prctl(self.PR_SET_SECCOMP, self.SECCOMP_MODE_FILTER, self.filter, 0, 0), "installing the filter")'
@@ -363,6 +418,7 @@ def test_without_its_filter_a_cell_may_do_what_its_maker_does(bench: Bench, poli
     assert "seccomp" in weak.noticed
 
 
+@pytest.mark.host_only
 @pytest.mark.control
 @pytest.mark.parametrize(
     "kept",
@@ -375,6 +431,7 @@ def test_a_capability_that_is_kept_is_noticed(bench: Bench, policy: str, kept: s
     assert "no capabilities" in weak.noticed
 
 
+@pytest.mark.host_only
 @pytest.mark.control
 def test_a_filter_that_can_not_be_installed_means_no_cell_and_a_container_that_says_so(bench: Bench, policy: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -43,6 +43,7 @@ class FakeMaker:
     world: World
     living: bool = True
     disposed: bool = False
+    preloaded: tuple[str, ...] = ("pandas",)
     made: list[FakeCell] = field(default_factory=list)
 
     @property
@@ -53,10 +54,14 @@ class FakeMaker:
         await self.world.gate.wait()
         if self.world.broken:
             raise EngineUnavailable("no engine")
+        if self.world.fault:
+            raise self.world.fault
         self.world.makers.append(self)
 
     async def cell(self) -> Cell:
         await asyncio.sleep(0)
+        if self.world.fault:
+            raise self.world.fault
         if self.world.forbidden:
             raise NoCells("no namespaces here")
         if not self.living:
@@ -83,6 +88,7 @@ class World:
     memory_mib: float = 20.0
     broken: bool = False
     forbidden: bool = False
+    fault: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     makers: list[FakeMaker] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
@@ -103,9 +109,18 @@ class World:
         return [maker for maker in self.makers if maker.living]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Stands for a setting."""
+
+    owner: str
+    kind: str
+    policy: Any
+    preload: tuple[str, ...] = ("pandas", "absent")
+
+
 def setting(owner: str = "1000/node", *, per_run: str = "cell", kind: str = "kind") -> Setting:
-    policy = SimpleNamespace(isolation=SimpleNamespace(per_run=per_run))
-    return cast("Setting", SimpleNamespace(owner=owner, kind=kind, policy=policy))
+    return cast("Setting", Kind(owner, kind, SimpleNamespace(isolation=SimpleNamespace(per_run=per_run))))
 
 
 def trial(test: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
@@ -199,6 +214,73 @@ async def test_an_engine_that_is_gone_is_told_to_whoever_waits_and_tried_again_b
             await run(cells, setting())
         world.broken = False
         await run(cells, setting())
+
+
+@trial
+async def test_any_fault_of_a_container_that_starts_is_told_to_who_waits(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        world.fault = OSError("no descriptors left")
+        with pytest.raises(OSError, match="no descriptors left"):
+            await run(cells, setting())
+        world.fault = None
+        await run(cells, setting())
+        await settle()
+        world.fault = OSError("no descriptors left")
+        await run(cells, setting())  # its cell was there before
+        with pytest.raises(OSError, match="no descriptors left"):
+            await run(cells, setting())
+        world.fault = None
+        await run(cells, setting())
+    assert all(maker.disposed for maker in world.makers)
+
+
+@trial
+async def test_a_container_that_is_too_much_does_not_fail_those_who_wait_for_another(world: World) -> None:
+    async with world.cells(per_node=2) as cells:
+        end = asyncio.Event()
+        first = asyncio.create_task(run(cells, setting(), "first", end))
+        await settle()
+        world.broken = True
+        second = asyncio.create_task(run(cells, setting(), "second"))
+        await settle()
+        assert not second.done()
+        end.set()
+        await asyncio.gather(first, second)
+
+
+@trial
+async def test_a_cell_that_died_alone_is_replaced_in_the_same_container(world: World) -> None:
+    async with world.cells() as cells:
+        await run(cells, setting())
+        await settle()
+        world.makers[0].made[-1].living = False
+        await run(cells, setting())
+        assert (len(world.makers), cells.counts().broken) == (1, 0)
+
+
+@trial
+async def test_modules_that_can_not_be_imported_are_not_tried_by_the_next_container(world: World) -> None:
+    async with world.cells() as cells:
+        await run(cells, setting())
+        world.makers[0].kill()
+        await run(cells, setting())
+        assert [maker.setting.preload for maker in world.makers] == [("pandas", "absent"), ("pandas",)]
+
+
+@trial
+async def test_runs_that_wait_when_the_service_stops_are_told(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        end = asyncio.Event()
+        first = asyncio.create_task(run(cells, setting(), "first", end))
+        await settle()
+        second = asyncio.create_task(run(cells, setting(), "second"))
+        await settle()
+        await cells.__aexit__(None, None, None)
+        with pytest.raises(SandboxError, match="stopping"):
+            await second
+        end.set()
+        await first
+        await settle()
 
 
 @trial

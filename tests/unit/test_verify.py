@@ -47,7 +47,7 @@ def faithful(spec: ContainerSpec) -> Observed:
     limits = {
         "Max open files": f"{spec.open_files} {spec.open_files}",
         "Max core file size": "0 0",
-        "Max msgqueue size": "0 0",
+        "Max msgqueue size": "0 0", "Max pending signals": "256 256",
         "Max processes": f"{spec.processes + 1} {spec.processes + 1}",
         "Max address space": f"{spec.address_space_bytes} {spec.address_space_bytes}",
         "Max cpu time": f"{spec.cpu_time_s} {(spec.cpu_time_s or 0) + 1}",

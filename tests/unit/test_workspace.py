@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import workspace
-from sandbox.engine import EXPORT_LABEL
+from sandbox.engine import EXPORT_LABEL, ContainerRecord
 from sandbox.errors import EngineUnavailable
 from sandbox.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, UID_FIRST, UID_LAST, runs_id
 from tests.fake_engine import BASE, FakeEngine
@@ -73,6 +73,23 @@ def test_what_a_killed_owner_left_is_removed_with_its_container(tmp_path: Path) 
     assert [found.id for found in engine.containers(RUN_LABEL)] == [other]
     assert orphan != other
     assert workspace.abandoned(tmp_path) == []
+
+
+def test_a_sandbox_that_starts_during_a_sweep_stays(tmp_path: Path) -> None:
+    class Busy(FakeEngine):
+        """Another run gets its sandbox while this one's containers are listed."""
+
+        def containers(self, label: str) -> list[ContainerRecord]:
+            if not taken:
+                taken.append(workspace.acquire(tmp_path))
+                container(self, str(taken[0].uid), tmp_path)
+            return super().containers(label)
+
+    taken: list[workspace.Workspace] = []
+    engine = Busy()
+    assert workspace.sweep(tmp_path, engine, everything=True) == 0
+    assert len(engine.containers(RUN_LABEL)) == 1
+    taken[0].release()
 
 
 def test_containers_without_a_workspace_go_when_everything_is_swept(tmp_path: Path) -> None:
