@@ -12,12 +12,12 @@ from sandbox.spec import OWN_PROCESSES, ContainerSpec, cpu_time_s
 # run with its program, and one that is on its way into a cell.
 MAKER_PROCESSES = 5
 # A second /proc with nothing over it: only where one is in full view may a cell have its own.
-# Source: mount_too_revealing() in the kernel's fs/namespace.c.
-WHOLE_PROC = "/run/sandbox/proc"
+# Source: mount_too_revealing() in the kernel's fs/namespace.c. crun mounts one at the root only.
+WHOLE_PROC = "/.proc"
 PROC_JSON = {"destination": WHOLE_PROC, "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec", "ro"]}
-# What the cells of one container would share.
 # The host's own, in rootless containers; others can be told by their times.
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
+# What the cells of one container would share.
 SHARED = ("/sys/fs/cgroup", "/dev/mqueue", WHOLE_PROC)
 
 

@@ -204,13 +204,13 @@ for pid in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30):
 found["ptrace 1"] = call("ptrace", 16, 1, 0, 0)
 found["read 1"] = attempt(lambda: open("/proc/1/mem", "rb").read(1))
 found["root of 1"] = attempt(lambda: os.listdir("/proc/1/root"))
-found["other proc"] = os.listdir("/run/sandbox/proc")
+found["other proc"] = os.listdir("/.proc")
 found["groups"] = os.listdir("/sys/fs/cgroup") if os.path.isdir("/sys/fs/cgroup") else []
 found["queues"] = os.listdir("/dev/mqueue") if os.path.isdir("/dev/mqueue") else []
 found["channels"] = attempt(lambda: os.listdir("/run/sandbox/job"))
 found["descriptors"] = sorted(int(name) for name in os.listdir("/proc/self/fd"))
 found["namespaces"] = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("user", "pid", "mnt", "net", "ipc", "uts")}
-found["uncover"] = [call("umount2", at(path.encode()), 0) for path in ("/proc", "/app", "/run/sandbox/proc")]
+found["uncover"] = [call("umount2", at(path.encode()), 0) for path in ("/proc", "/app", "/.proc")]
 found["enter"] = [call("unshare", flag) for flag in (0x10000000, 0x20000000, 0x00020000, 0)]
 found["capset"] = call("capset", at(struct.pack("Ii", 0x20080522, 0)), at(bytes(24)))
 found["filter"] = call("prctl", 22, 2, 0, 0, 0)

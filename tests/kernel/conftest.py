@@ -7,6 +7,7 @@ the product still claims it, and exactly these tests must fail (`test_breaking.p
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from sandbox.host import HostFacts
 from tests import platforms
 from tests.kernel.breaking import CAPS, break_cap
+from tests.kernel.machine import NEWCOMER
 
 REQUIRED = os.environ.get("SANDBOX_REQUIRE_DELEGATION", "") not in ("", "0")
 
@@ -32,6 +34,17 @@ def delegated(host_facts: HostFacts) -> None:
         if REQUIRED:
             pytest.fail(reason, pytrace=False)
         pytest.skip(f"{reason} (scripts/vm-test boots a machine that has them)")
+
+
+@pytest.fixture(scope="session")
+def newcomer() -> pwd.struct_passwd:
+    """Return the other user; a test that needs the machine itself asks for this one, too."""
+    try:
+        return pwd.getpwnam(NEWCOMER)
+    except KeyError:
+        if REQUIRED:
+            pytest.fail(f"this machine has no user {NEWCOMER}", pytrace=False)
+        pytest.skip(f"needs the user {NEWCOMER}, who belongs to the machine of scripts/vm-test")
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,8 @@
-"""Another user of the same machine, to whom systemd does not delegate the cpu controller: refused, mended, running.
-
-The user `newcomer` belongs to the machine of `scripts/vm-test`, where sudo asks for no password.
-"""
+"""Another user of the same machine, without a session and then without the cpu controller: refused, mended, running `strict`."""
 
 from __future__ import annotations
 
 import json
-import os
 import pwd
 import re
 import subprocess
@@ -17,29 +13,13 @@ from typing import Any
 import pytest
 
 from tests import platforms
-
-NEWCOMER = "newcomer"
-REQUIRED = os.environ.get("SANDBOX_REQUIRE_DELEGATION", "") not in ("", "0")
+from tests.kernel.machine import NEWCOMER, as_root
 
 
-def as_root(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["sudo", "-n", *command], capture_output=True, text=True, timeout=120, check=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def other_user() -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(NEWCOMER)
-    except KeyError:
-        if REQUIRED:
-            pytest.fail(f"this machine has no user {NEWCOMER}", pytrace=False)
-        pytest.skip(f"needs the user {NEWCOMER}, who belongs to the machine of scripts/vm-test")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def script() -> Path:
     path = Path("/tmp/newcomers-script.py")  # a place that both users can read
-    path.write_text("result = 1")
+    path.write_text("result = sum(payload or [])")
     return path
 
 
@@ -68,17 +48,33 @@ def caps_of(receipt: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
-def test_an_undelegated_controller_is_refused_and_the_fix_that_is_named_mends_it(
-    script: Path, record_property: platforms.Record
+def mend(error: dict[str, Any]) -> None:
+    """Do what an error says, to the letter: it is what root types."""
+    command = re.fullmatch(r"as root[^:]*: (.+)", error["hint"])
+    assert command is not None, error["hint"]
+    applied = as_root("sh", "-c", command[1])
+    assert applied.returncode == 0, applied.stderr
+
+
+@pytest.fixture
+def no_session(newcomer: pwd.struct_passwd) -> None:
+    """End the newcomer's session."""
+    uid = newcomer.pw_uid
+    assert as_root("systemctl", "stop", f"user@{uid}.service", f"user-runtime-dir@{uid}.service").returncode == 0
+    # The runtime directory goes with the session; somebody has made one by hand.
+    as_root("install", "-d", "-m", "0700", "-o", NEWCOMER, f"/run/user/{uid}")
+
+
+def test_the_fixes_that_are_named_lead_from_no_session_to_strict(
+    no_session: None, script: Path, record_property: platforms.Record
 ) -> None:
-    refused = sandbox("run", script, "--policy", "strict", "--json")
-    assert refused.returncode == 4, refused.stderr
-    error = json.loads(refused.stdout)["error"]
-    assert "caps CPUs by cgroup v2" in error["message"]
-    assert "controller 'cpu' is not delegated" in error["message"]
+    without_session = document("run", script)
+    assert without_session["error"]["code"] == "not_enforceable", without_session
+    assert "no session of systemd" in without_session["error"]["message"]
+    mend(without_session["error"])
 
     fallback = document("run", script)
-    assert fallback["outcome"] == "succeeded"
+    assert fallback.get("outcome") == "succeeded", fallback
     assert caps_of(fallback["receipt"]) == {
         "memory": ("proven", "cgroup"), "cpus": ("fallback", "affinity+rlimit"), "processes": ("proven", "cgroup"),
     }  # fmt: skip
@@ -87,32 +83,14 @@ def test_an_undelegated_controller_is_refused_and_the_fix_that_is_named_mends_it
         policies={"default": "runs", "strict": "refuses"},
     )  # fmt: skip
 
-    # To the letter: what the error says is what root types.
-    command = re.fullmatch(r"as root[^:]*: (.+)", error["hint"])
-    assert command is not None, error["hint"]
-    applied = as_root("sh", "-c", command[1])
-    assert applied.returncode == 0, applied.stderr
+    refused = sandbox("run", script, "--policy", "strict", "--json")
+    assert refused.returncode == 4, refused.stderr
+    error = json.loads(refused.stdout)["error"]
+    assert "caps CPUs by cgroup v2" in error["message"]
+    assert "controller 'cpu' is not delegated" in error["message"]
+    mend(error)
 
-    mended = document("run", script, "--policy", "strict")
-    assert mended.get("outcome") == "succeeded", mended
+    mended = document("run", script, "--policy", "strict", "--input", "[20, 22]")
+    assert (mended.get("outcome"), mended.get("result")) == ("succeeded", 42), mended
     assert set(caps_of(mended["receipt"]).values()) == {("proven", "cgroup")}
-
-
-def test_a_user_without_a_session_is_told_how_to_get_one(script: Path) -> None:
-    user = pwd.getpwnam(NEWCOMER)
-    units = (f"user@{user.pw_uid}.service", f"user-runtime-dir@{user.pw_uid}.service")
-    assert as_root("systemctl", "stop", *units).returncode == 0
-    try:
-        # The runtime directory goes with the session; somebody has made one by hand.
-        as_root("install", "-d", "-m", "0700", "-o", NEWCOMER, f"/run/user/{user.pw_uid}")
-        refused = document("run", script)
-        assert refused["error"]["code"] == "not_enforceable", refused
-        assert "no session of systemd" in refused["error"]["message"]
-        command = re.fullmatch(r"as root: (.+)", refused["error"]["hint"])
-        assert command is not None, refused["error"]["hint"]
-        applied = as_root("sh", "-c", command[1])
-        assert applied.returncode == 0, applied.stderr
-        mended = document("run", script)
-        assert mended.get("outcome") == "succeeded", mended
-    finally:
-        as_root("systemctl", "start", f"user@{user.pw_uid}.service")
+    assert {row["status"] for row in mended["receipt"]["controls"]} == {"proven"}

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import dataclasses
 import json
 import shutil
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 from sandbox import places, podman_program
 from sandbox.host import probe
-from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.models import Outcome
 from sandbox.podman_engine import PodmanEngine
-from sandbox.policy_file import policy_directories
-from sandbox.runner import Places, Runner
 from tests import platforms
-from tests.command import document, sandbox
-
-
-def test_strict_runs_and_every_control_is_proven(tmp_path: Path) -> None:
-    script = tmp_path / "one.py"
-    script.write_text("result = sum(payload)")
-    found = document("run", script, "--policy", "strict", "--input", "[20, 22]")
-    assert (found["outcome"], found["result"]) == ("succeeded", 42)
-    controls = {row["control"]: row for row in found["receipt"]["controls"]}
-    assert {row["status"] for row in controls.values()} == {"proven"}
-    assert {name for name, row in controls.items() if row["mechanism"] == "cgroup"} == {"memory", "cpus", "processes"}
+from tests.command import sandbox
+from tests.escape.bench import Bench
 
 
 def test_the_doctor_finds_nothing_missing() -> None:
@@ -36,38 +25,41 @@ def test_the_doctor_finds_nothing_missing() -> None:
     assert all(policy["can_run"] for policy in report["policies"])
 
 
-def run_with(runtime: str, policy: str, directory: Path) -> RunResult:
-    """Run one script with this OCI runtime, whichever comes first elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(podman_program, "RUNTIMES", (runtime,))
-        facts = probe(directory, fresh=True)
-    assert facts.engine.runtime == runtime
-    engine = PodmanEngine(facts.engine, runtime_dir=directory)
+@contextlib.contextmanager
+def bench_with(runtime: str, bench: Bench) -> Iterator[Bench]:
+    """Give the bench where its Podman uses this OCI runtime, else one for it, whichever comes first elsewhere."""
+    if bench.facts.engine.runtime == runtime:
+        yield bench
+        return
+    directory = places.private_directory(places.runtime_dir() / f"only-{runtime}")
     try:
-        where = Places(
-            runtime_dir=directory,
-            cache_dir=places.cache_dir(),
-            data_dir=places.data_dir(),
-            policy_dirs=policy_directories([]),
-        )
-        request = RunRequest(code="result = 1", payload_json=b"null", policy=policy, filename="one.py")
-        return asyncio.run(Runner(lambda: engine, facts, where).run(request))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(podman_program, "RUNTIMES", (runtime,))
+            facts = probe(directory, fresh=True)
+        assert facts.engine.runtime == runtime
+        engine = PodmanEngine(facts.engine, runtime_dir=directory)
+        try:
+            where = dataclasses.replace(bench.places, runtime_dir=directory)
+            yield dataclasses.replace(bench, engine=engine, facts=facts, places=where)
+        finally:
+            engine.close()
     finally:
-        engine.close()
+        shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
-def test_both_runtimes_hold_both_policies(runtime: str, record_property: platforms.Record) -> None:
-    directory = places.private_directory(places.runtime_dir() / f"only-{runtime}")
-    try:
-        results = {policy: run_with(runtime, policy, directory) for policy in ("default", "strict")}
-    finally:
-        shutil.rmtree(directory)
+def test_both_runtimes_hold_both_policies(runtime: str, bench: Bench, record_property: platforms.Record) -> None:
+    with bench_with(runtime, bench) as its_bench:
+        results = {policy: its_bench.run("result = 1", policy=policy) for policy in ("default", "strict")}
     for result in results.values():
         assert result.outcome is Outcome.SUCCEEDED, result.explanation
         assert result.receipt is not None
+        assert result.receipt.runtime.startswith(runtime)
         assert {row.status for row in result.receipt.controls} == {"proven"}
-    receipt: dict[str, Any] = results["default"].receipt.model_dump()  # type: ignore[union-attr]  # checked above
+        by_cgroup = {row.control for row in result.receipt.controls if row.mechanism == "cgroup"}
+        assert by_cgroup == {"memory", "cpus", "processes"}
+    receipt = results["default"].receipt
+    assert receipt is not None
     platforms.record(
-        record_property, cgroup="v2, delegated", receipt=receipt, policies={"default": "runs", "strict": "runs"}
-    )
+        record_property, cgroup="v2, delegated", receipt=receipt.model_dump(), policies={"default": "runs", "strict": "runs"}
+    )  # fmt: skip

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import platform
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from tests.vm import disk, emulator
-from tests.vm.__main__ import RESULT_FILES, pack_job, scratch_directory, unpack_results
+from tests.vm import disk, emulator, job, own, results, storage
+from tests.vm.__main__ import scratch_directory
 
 RESULTS = "printf results >RESULTS; "
 BOOTED = "echo machine: booted; "
@@ -76,17 +78,20 @@ def test_a_machine_that_does_not_end_is_ended(
     assert not Path(f"/proc/{int(note.read_text())}").exists()
 
 
-def test_the_machine_has_no_network_and_never_writes_to_its_disk(machine: disk.Disk, tmp_path: Path) -> None:
-    for shell in (False, True):
-        words = emulator.command(
-            machine, tmp_path / "j", tmp_path / "r", tmp_path / "c", accelerator="tcg", shell=shell
-        )
-        assert words[words.index("-nic") + 1] == "none"
-        assert "-netdev" not in words
-        drives = [words[number + 1] for number, word in enumerate(words) if word == "-drive"]
-        assert len(drives) == 2
-        assert all("snapshot=on" in drive or "readonly=on" in drive for drive in drives)
-        assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]
+@pytest.mark.parametrize("shell", [False, True])
+@pytest.mark.parametrize("images", [False, True])
+def test_the_machine_has_no_network_and_never_writes_to_its_disks(
+    machine: disk.Disk, tmp_path: Path, shell: bool, images: bool
+) -> None:
+    if images:
+        (tmp_path / emulator.IMAGES).touch()
+    words = emulator.command(machine, tmp_path / "j", tmp_path / "r", tmp_path / "c", accelerator="tcg", shell=shell)
+    assert words[words.index("-nic") + 1] == "none"
+    assert "-netdev" not in words
+    drives = [words[number + 1] for number, word in enumerate(words) if word == "-drive"]
+    assert len(drives) == 2 + images
+    assert all("snapshot=on" in drive or "readonly=on" in drive for drive in drives)
+    assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]
 
 
 def test_the_disk_is_another_one_when_any_input_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,16 +107,55 @@ def results_of(**files: bytes) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, content in files.items():
-            entry = tarfile.TarInfo(name.replace("_", "."))
+            entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return stream.getvalue()
 
 
+def report(*tests: str) -> bytes:
+    cases = "".join(f'<testcase name="{name}"/>' for name in tests)
+    return f'<testsuites><testsuite tests="{len(tests)}">{cases}</testsuite></testsuites>'.encode()
+
+
+def reported(directory: Path) -> list[str | None]:
+    return [case.get("name") for case in ElementTree.parse(directory / "kernel.xml").iter("testcase")]
+
+
+def test_the_reports_of_both_users_come_home_as_one(tmp_path: Path) -> None:
+    data = results_of(**{
+        "tester/junit.xml": report("one", "two"), "tester/status": b"0\n", "colleague/junit.xml": report("three"),
+        "colleague/status": b"0\n", "journal.txt": b"quiet",
+    })  # fmt: skip
+    assert results.unpack(data, tmp_path, ["tester", "colleague"]) == 0
+    assert reported(tmp_path) == ["one", "two", "three"]
+    assert (tmp_path / "journal.txt").read_bytes() == b"quiet"
+
+
+@pytest.mark.parametrize(
+    ("tester", "colleague", "told"),
+    [(b"0", b"1", 1), (b"1", b"0", 1), (b"0", b"5", 0), (b"5", b"5", 5), (b"0", b"", 2), (b"0", None, 2)],
+    ids=["second failed", "first failed", "none for one", "none at all", "no number", "one never ended"],
+)
+def test_the_exit_status_is_the_worst_of_both(
+    tester: bytes, colleague: bytes | None, told: int, tmp_path: Path
+) -> None:
+    files = {"tester/status": tester, "tester/junit.xml": report("one")}
+    files |= {} if colleague is None else {"colleague/status": colleague}
+    assert results.unpack(results_of(**files), tmp_path, ["tester", "colleague"]) == told
+
+
+def test_a_report_that_was_cut_off_is_no_result(tmp_path: Path) -> None:
+    data = results_of(**{"tester/junit.xml": report("one")[:-3], "tester/status": b"0"})
+    assert results.unpack(data, tmp_path, ["tester"]) == 2
+
+
 def test_only_the_known_files_of_the_results_are_written(tmp_path: Path) -> None:
     directory = tmp_path / "results"
-    data = results_of(status=b"1\n", junit_xml=b"<testsuites/>", **{"../evil": b"x", "/tmp/evil": b"x"})
-    assert unpack_results(data, directory) == 1
+    data = results_of(**{
+        "tester/status": b"1\n", "tester/junit.xml": report("one"), "../evil": b"x", "/tmp/evil": b"x", "newcomer/status": b"0",
+    })  # fmt: skip
+    assert results.unpack(data, directory, ["tester"]) == 1
     assert sorted(path.name for path in directory.iterdir()) == ["kernel.xml"]
     assert not (tmp_path / "evil").exists()
 
@@ -119,12 +163,13 @@ def test_only_the_known_files_of_the_results_are_written(tmp_path: Path) -> None
 def test_a_link_in_the_place_of_a_result_is_left_aside(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name in RESULT_FILES:
+        for name in ("tester/junit.xml", "tester/status", "journal.txt"):
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(entry)
-    assert unpack_results(stream.getvalue(), tmp_path / "results") == 2
-    assert list((tmp_path / "results").iterdir()) == []
+    assert results.unpack(stream.getvalue(), tmp_path, ["tester"]) == 2
+    assert reported(tmp_path) == []
+    assert not (tmp_path / "journal.txt").exists()
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_and_a_living_one_is_not(tmp_path: Path) -> None:
@@ -142,15 +187,51 @@ def test_the_job_is_whole_sectors_with_all_that_the_machine_reads(
 ) -> None:
     wheel = tmp_path / "project.whl"
     wheel.write_bytes(b"wheel")
-    monkeypatch.setattr("tests.vm.__main__.save", lambda _name, target, _layout: target.write_bytes(b"image"))
-    pack_job(tmp_path / "job.tar", wheel, tmp_path, ["tests/kernel", "-m", "not host_only"], "tcg")
+    monkeypatch.setattr(job, "save", lambda _name, target, _layout: target.write_bytes(b"image"))
+    job.pack(tmp_path / "job.tar", wheel, tmp_path, ["tests/kernel", "-m", "not host_only"], "tcg")
     assert (tmp_path / "job.tar").stat().st_size % 4096 == 0
     with tarfile.open(tmp_path / "job.tar") as archive:
         names = set(archive.getnames())
-        arguments = archive.extractfile("pytest-arguments")
+        arguments = archive.extractfile("arguments-tester")
         assert arguments is not None
         assert arguments.read() == b"tests/kernel\n-m\nnot host_only"
     assert {"tests/vm/job.sh", "tests/kernel", "pyproject.toml", "project.whl", "base-image.tar", "slower"} <= names
+    assert "arguments-colleague" not in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shares"),
+    [
+        (
+            ["tests/kernel", "tests/escape", "tests/e2e", "-m", "not host_only"],
+            {
+                "tester": ["tests/kernel", "-m", "not host_only"],
+                "colleague": ["tests/escape", "tests/e2e", "-m", "not host_only"],
+            },
+        ),
+        (["-q", "tests/kernel/test_caps.py::test_one"], {"tester": ["tests/kernel/test_caps.py::test_one", "-q"]}),
+        (["tests/e2e", "-x"], {"colleague": ["tests/e2e", "-x"]}),
+    ],
+)
+def test_the_kernel_tier_and_the_other_tests_go_to_a_user_each(
+    arguments: list[str], shares: dict[str, list[str]]
+) -> None:
+    assert job.sessions(arguments) == shares
+
+
+def test_files_of_a_container_s_users_go_to_the_range_of_the_machine_s_user() -> None:
+    assert [own.outside(1002, 231_072, inside) for inside in (0, 1, 42)] == [1002, 231_072, 231_113]
+
+
+def test_a_disk_of_images_that_can_not_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "podman"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1" = unshare ] && shift && exec "$@"\nmkdir -p "$2/overlay"; echo no space >&2; exit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    with pytest.raises(emulator.MachineFailed, match="no space"):
+        storage.write(tmp_path / "images.img", {"name": "dir:/place"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 def test_a_script_that_is_killed_takes_the_machine_with_it(tmp_path: Path) -> None:

@@ -6,31 +6,21 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
-import io
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sandbox import image, places
+from sandbox import places
 from sandbox.errors import SandboxError
-from tests.e2e.libraries import EVERYTHING
-from tests.vm import disk, emulator
+from tests.vm import disk, emulator, job, results
 
 CACHE = "machine"
-RESULT_FILES = ("junit.xml", "status", "journal.txt")
-MAX_RESULT_BYTES = 64 << 20
-# Under emulation everything takes this many times as long; time limits of tests grow with it.
-SLOWER = {"kvm": 1, "tcg": 5}
-LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}
 
 
 def cache_directory() -> Path:
@@ -71,83 +61,6 @@ def scratch_directory(cache: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def save(name: str, target: Path, layout: str) -> None:
-    """Save an image of this host in one of Podman's layouts."""
-    command = ["podman", "save", "--quiet", "--format", layout, "--output", str(target), name]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, cwd="/", stdin=subprocess.DEVNULL
-    )
-    if done.returncode != 0:
-        raise emulator.MachineFailed(
-            f"the image {name} can't be saved: {done.stderr.strip()[-300:]}; run: sandbox image bootstrap"
-        )
-
-
-def libraries(scratch: Path) -> list[tuple[Path, str]]:
-    """Build, on this host, the environment that the examples need, and return its image and its lock: the machine has no index."""
-    command = [sys.executable, "-m", "sandbox", "env", "build", "--json"]
-    command += [word for name in EVERYTHING for word in ("--with", name)]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
-    if built.returncode != 0:
-        raise emulator.MachineFailed(f"the libraries of the examples can't be installed: {built.stderr.strip()[-500:]}")
-    target, name = scratch / "libraries", scratch / "libraries-name"
-    if not target.exists():
-        # In this layout Podman leaves out the layers that it has, which are those of the base image.
-        save(json.loads(built.stdout)["image"], target, "docker-dir")
-    name.write_text(json.loads(built.stdout)["image"])
-    data = places.data_dir()
-    return [(target, target.name), (name, name.name), *((data / name, f"data/{name}") for name in ("locks", "environments"))]
-
-
-def pack_job(target: Path, wheel: Path, scratch: Path, arguments: list[str], accelerator: str) -> None:
-    """Write the second disk: a tar file with the wheel, the base image, the tests and what pytest is told."""
-    saved = scratch / "base-image.tar"
-    if not saved.exists():
-        save(f"{image.REPOSITORY}:latest", saved, "docker-archive")
-
-    def kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        return None if Path(entry.name).name in LEFT_OUT or entry.name.endswith("_cache") else entry
-
-    with tarfile.open(target, "w") as archive:
-        for name in ("tests", "pyproject.toml", "policies"):
-            archive.add(disk.CHECKOUT / name, arcname=name, filter=kept)
-        archive.add(wheel, arcname=wheel.name)
-        archive.add(saved, arcname=saved.name)
-        if any("tests/e2e" in argument for argument in arguments):
-            for path, name in libraries(scratch):
-                archive.add(path, arcname=name)
-        texts = {
-            "pytest-arguments": "\n".join(arguments), "slower": str(SLOWER[accelerator]), "ci": os.environ.get("CI", ""),
-        }  # fmt: skip
-        for name, text in texts.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text.encode())
-            archive.addfile(entry, io.BytesIO(text.encode()))
-    # A disk is whole sectors.
-    os.truncate(target, -(-target.stat().st_size // 4096) * 4096)
-
-
-def unpack_results(data: bytes, directory: Path) -> int:
-    """Write the known files of the results, and return pytest's exit status. The machine is not trusted with names."""
-    directory.mkdir(parents=True, exist_ok=True)
-    status = 2
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for name in RESULT_FILES:
-            try:
-                member = archive.getmember(name)
-            except KeyError:
-                continue
-            stream = archive.extractfile(member) if member.isfile() and member.size <= MAX_RESULT_BYTES else None
-            if stream is None:
-                continue
-            content = stream.read()
-            if name == "status":
-                status = int(content.strip() or b"2")
-            else:
-                (directory / name.replace("junit", "kernel")).write_bytes(content)
-    return status
-
-
 def run(options: argparse.Namespace) -> int:
     """Boot, test, bring the results home."""
     built = disk.cached(cache_directory())
@@ -155,25 +68,25 @@ def run(options: argparse.Namespace) -> int:
         raise emulator.MachineFailed("the disk is not built; run scripts/vm-test, which builds it")
     ends = time.monotonic() + options.budget_s
     with scratch_directory(cache_directory()) as scratch:
-        job = scratch / "job.tar"
+        second_disk = scratch / "job.tar"
         wanted = [options.accelerator] if options.accelerator else emulator.accelerators()
         for accelerator in wanted:
-            pack_job(job, options.wheel, scratch, options.arguments, accelerator)
+            job.pack(second_disk, options.wheel, scratch, options.arguments, accelerator)
             if options.shell:
                 print("the machine's console; `poweroff` ends it. The job is a tar file on /dev/vdb.")
-                return emulator.shell(built, job, scratch, accelerator=accelerator)
+                return emulator.shell(built, second_disk, scratch, accelerator=accelerator)
             began = time.monotonic()
             print(f"booting the machine ({'KVM' if accelerator == 'kvm' else 'emulated: about a minute'})", flush=True)
             try:
                 data = emulator.boot(
-                    built, job, scratch, accelerator=accelerator, budget_s=ends - time.monotonic(), say=say
+                    built, second_disk, scratch, accelerator=accelerator, budget_s=ends - time.monotonic(), say=say
                 )
             except emulator.MachineFailed as failure:
                 if accelerator == wanted[-1] or time.monotonic() - began > emulator.KVM_BOOT_S + 5:
                     raise
                 print(f"KVM does not boot this machine here, so it is emulated: {str(failure).splitlines()[0]}")
                 continue
-            status = unpack_results(data, options.results)
+            status = results.unpack(data, options.results, job.sessions(options.arguments))
             print(f"the machine took {time.monotonic() - began:.0f} s ({accelerator})")
             return status
     return 2
@@ -201,7 +114,7 @@ def main() -> int:
     boot.add_argument("--wheel", type=Path, required=True)
     boot.add_argument("--results", type=Path, required=True)
     boot.add_argument("--budget-s", type=float, default=1200.0)
-    boot.add_argument("--accelerator", choices=sorted(SLOWER))
+    boot.add_argument("--accelerator", choices=sorted(job.SLOWER))
     boot.add_argument("--shell", action="store_true")
     boot.add_argument("arguments", nargs="*")
     options = parser.parse_args()

@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.vm.disk import Disk
 
 BOOTED = "machine: booted"
+IMAGES = "images.img"  # the third disk, beside the job, where there is one
 # A host whose KVM can boot a stock kernel does so in seconds; one whose KVM can't often says nothing at all.
 KVM_BOOT_S = 60.0
 EMULATED_BOOT_S = 400.0
@@ -62,6 +63,7 @@ def accelerators() -> list[str]:
 def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator: str, shell: bool) -> list[str]:
     """Return QEMU's command line. `job` is a tar file, read as a disk; `results` gets a tar file."""
     kind = ARCHITECTURES[platform.machine()]
+    images = job.with_name(IMAGES)
     ports = ["-chardev", f"file,id=results,path={results}", "-device", "virtserialport,chardev=results,name=results"]
     if shell:
         serial = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
@@ -78,6 +80,7 @@ def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator:
         "-append", f"{KERNEL_ARGUMENTS} console={kind.console}" + (" systemd.mask=job.service" if shell else ""),
         "-drive", f"file={disk.image},format=raw,if=virtio,snapshot=on,cache=unsafe",
         "-drive", f"file={job},format=raw,if=virtio,readonly=on",
+        *(["-drive", f"file={images},format=raw,if=virtio,snapshot=on,cache=unsafe"] if images.exists() else []),
         "-device", "virtio-rng-pci", "-device", "virtio-serial", *serial, *ports,
     ]  # fmt: skip
 

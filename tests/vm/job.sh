@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the machine does, as its root: the project installed by an ordinary user with a lingering session, then the tests.
-# What is printed appears on the host line by line; the results go back as one tar file.
+# What the machine does, as its root: the project installed by an ordinary user, then the tests of two users with lingering
+# sessions, at the same time. What is printed appears on the host line by line; the results go back as one tar file.
 set -u
 
 JOB=/job
@@ -15,43 +15,71 @@ as() {
         PATH=/srv/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin "$@"
 }
 
+has_tests() { [ -e "$JOB/arguments-$1" ]; }
+
+load() { as "$1" podman load --quiet --input "$JOB/base-image.tar"; }
+
+# A disk with what the examples import, and the base image: Podman's storage, once its files belong to the user.
+mount_storage() {
+    place="/home/$1/.local/share"
+    as "$1" mkdir -p "$place/containers/storage" "$place/podman-sandbox-runner" || return
+    mount -o noatime /dev/vdc "$place/containers/storage" && python3 "$JOB/tests/vm/own.py" "$1" "$place/containers/storage" &&
+        as "$1" cp -r "$JOB/data/." "$place/podman-sandbox-runner"
+}
+
+# The images for the tests of one user: loaded in the background, waited for with `loaded USER PID`.
+load_tester() { ! has_tests tester || { load tester && load newcomer; }; }
+load_colleague() {
+    has_tests colleague || return 0
+    if [ -e /dev/vdc ]; then mount_storage colleague; else load colleague; fi
+}
+loaded() {
+    wait "$2" && return
+    cat "$RESULTS/load-$1.txt"
+    exit 1
+}
+
+run_tests() {
+    has_tests "$1" || return 0
+    STEP "testing as $1"
+    {
+        as "$1" systemd-run --user --pipe --wait --quiet --collect --working-directory="$JOB" \
+            --setenv=PATH="/srv/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
+            --setenv=SANDBOX_REQUIRE_PODMAN=1 --setenv=SANDBOX_REQUIRE_DELEGATION=1 \
+            --setenv=SANDBOX_ONE_ENVIRONMENT=1 --setenv=SANDBOX_TESTS_SLOWER="$(cat slower)" \
+            --setenv=PYTHONDONTWRITEBYTECODE=1 --setenv=CI="$(cat ci)" \
+            /srv/venv/bin/python -m pytest -p no:cacheprovider --junit-xml="$RESULTS/$1/junit.xml" "@$JOB/arguments-$1" \
+            </dev/null 2>&1
+        echo $? >"$RESULTS/$1/status"
+    } | sed --unbuffered "s/^/$1: /"
+    STEP "tested as $1"
+}
+
 STEP "booted"
 # Every container of a user is made through that user's systemd: wait for it, and know when it is not there.
-for uid in 1000 1001; do
+for uid in 1000 1001 1002; do
     systemctl start "user@$uid.service" || exit 1
 done
-mkdir -p "$RESULTS"
-chown -R tester: "$JOB" "$RESULTS"
-chmod 0755 "$JOB"
+mkdir "$RESULTS"
+install -d -o tester "$RESULTS/tester"
+install -d -o colleague "$RESULTS/colleague"
+chmod -R a+rX "$JOB"
 cd "$JOB" || exit 1
 
-load() { as "$1" podman load --quiet --input "$JOB/base-image.tar" >"$RESULTS/load-$1.txt" 2>&1; }
-load newcomer &
-other=$!
-STEP "installing the project from its wheel"
+STEP "loading the images, installing the project from its wheel"
+load_tester >"$RESULTS/load-tester.txt" 2>&1 &
+tester=$!
+load_colleague >"$RESULTS/load-colleague.txt" 2>&1 &
+colleague=$!
 as tester /srv/venv/bin/python -m pip install --quiet --no-index --no-deps "$JOB"/*.whl || exit 1
-STEP "loading the base image"
-load tester || { cat "$RESULTS/load-tester.txt"; exit 1; }
-wait "$other" || { cat "$RESULTS/load-newcomer.txt"; exit 1; }
+STEP "installed"
+loaded colleague "$colleague"
+run_tests colleague &
+loaded tester "$tester"
+run_tests tester &
+wait
 
-if [ -e "$JOB/libraries" ]; then
-    STEP "loading the libraries of the examples"
-    # shellcheck disable=SC2016 # expanded by the inner shell
-    as tester sh -c 'podman tag "$(podman pull --quiet "dir:$1")" "$(cat "$1-name")"' sh "$JOB/libraries" >"$RESULTS/load-libraries.txt" 2>&1 || { cat "$RESULTS/load-libraries.txt"; exit 1; }
-    rm -r "$JOB/libraries"
-    # shellcheck disable=SC2016 # expanded by the inner shell
-    as tester sh -c 'place="$HOME/.local/share/podman-sandbox-runner" && mkdir -p "$place" && cp -r "$1/." "$place"' sh "$JOB/data" || exit 1
-fi
-
-STEP "testing"
-as tester systemd-run --user --pipe --wait --quiet --collect --working-directory="$JOB" \
-    --setenv=PATH="/srv/venv/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
-    --setenv=SANDBOX_REQUIRE_PODMAN=1 --setenv=SANDBOX_REQUIRE_DELEGATION=1 \
-    --setenv=SANDBOX_ONE_ENVIRONMENT=1 --setenv=SANDBOX_TESTS_SLOWER="$(cat slower)" \
-    --setenv=PYTHONDONTWRITEBYTECODE=1 --setenv=CI="$(cat ci)" \
-    /srv/venv/bin/python -m pytest -p no:cacheprovider --junit-xml="$RESULTS/junit.xml" "@$JOB/pytest-arguments" </dev/null
-echo $? >"$RESULTS/status"
 journalctl --boot --no-pager --output=short-monotonic --priority=warning >"$RESULTS/journal.txt" 2>&1
 STEP "done"
-tar -C "$RESULTS" -cf /dev/virtio-ports/results junit.xml status journal.txt
+tar -C "$RESULTS" -cf /dev/virtio-ports/results tester colleague journal.txt
 sync

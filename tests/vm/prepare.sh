@@ -4,12 +4,13 @@ set -eu
 
 useradd --create-home --uid 1000 --shell /bin/bash tester
 useradd --create-home --uid 1001 --shell /bin/bash newcomer
+useradd --create-home --uid 1002 --shell /bin/bash colleague
 chmod 0440 /etc/sudoers.d/tester
 passwd --delete root >/dev/null
 
 # Sessions that start at boot and outlive a login: their systemd is what delegates cgroups.
 mkdir -p /var/lib/systemd/linger
-touch /var/lib/systemd/linger/tester /var/lib/systemd/linger/newcomer
+touch /var/lib/systemd/linger/tester /var/lib/systemd/linger/newcomer /var/lib/systemd/linger/colleague
 
 # The dependencies; the project itself comes as a wheel with each job.
 python3 -m venv /srv/venv
