@@ -12,10 +12,11 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sandbox.errors import EngineUnavailable, clipped
 from sandbox.history_writer import Values, Writer, damaged
@@ -42,7 +43,8 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE INDEX runs_of_caller ON runs (caller, number)",
         "CREATE INDEX runs_of_node ON runs (node_id, number)",
         "CREATE INDEX open_runs ON runs (number) WHERE state <> 'ended'",
-    )
+    ),
+    ("ALTER TABLE runs ADD COLUMN preload TEXT NOT NULL DEFAULT ''",),
 ]
 
 
@@ -72,6 +74,7 @@ class Row:
     image: str = ""
     environment: str = ""
     requirements: str = ""
+    preload: str = ""
     code_hash: str = ""
     outcome: str = ""
     explanation: str = ""
@@ -89,6 +92,16 @@ class Row:
     result_bytes: int = 0
     output_bytes: int = 0
     files_bytes: int = 0
+
+
+class Often(NamedTuple):
+    """A kind of runs, and how many there were; `requirements` and `preload` as in their rows."""
+
+    policy: str
+    requirements: str
+    preload: str
+    environment: str
+    runs: int
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -164,6 +177,14 @@ class History:
             {"caller = ?": caller, "node_id = ?": node, "outcome = ?": outcome, older: before}, min(limit, MAX_LISTED)
         )
 
+    def often(self, limit: int, *, since: float, least: int = 3) -> tuple[Often, ...]:
+        """Return the kinds of runs that were asked for most often since then, `least` times at least, most often first."""
+        sql = (
+            "SELECT policy, requirements, preload, max(environment), count(*) FROM runs WHERE state = 'ended' AND sandbox_ms IS NOT NULL"
+            " AND received > ? GROUP BY policy, requirements, preload HAVING count(*) >= ? ORDER BY count(*) DESC LIMIT ?"
+        )
+        return tuple(Often(*row) for row in self._read(sql, (since, least, limit)))
+
     def interrupted(self, now: float | None = None) -> int:
         """End every run that an earlier process left open, as killed; return how many. For the start of the service."""
 
@@ -188,19 +209,20 @@ class History:
         conditions = {condition: value for condition, value in wanted.items() if value is not None}
         where = " AND ".join(["1", *conditions])
         self.flush(READ_WAITS_S)  # who asks finds the run that has just ended
+        sql = f"{SELECT} WHERE {where} ORDER BY number DESC LIMIT ?"
+        return tuple(_row(values) for values in self._read(sql, (*conditions.values(), max(limit, 0))))
+
+    def _read(self, sql: str, values: tuple[object, ...]) -> Sequence[Any]:
         try:
             # A connection of its own for each look: none is ever shared between threads, and WAL lets it read while
             # the writer writes.
             with contextlib.closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
-                rows = connection.execute(
-                    f"{SELECT} WHERE {where} ORDER BY number DESC LIMIT ?", (*conditions.values(), max(limit, 0))
-                ).fetchall()
+                return connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise EngineUnavailable(
                 f"the history {self._path} can't be read: {error}",
                 hint="restart the service: it begins a new file where this one is damaged",
             ) from None
-        return tuple(_row(values) for values in rows)
 
     def _open(self) -> sqlite3.Connection:
         try:

@@ -6,6 +6,7 @@ What a run imports is known before it runs, so that the next sandbox of its kind
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import warnings
@@ -27,6 +28,7 @@ def imports_of(code: str) -> tuple[str, ...]:
     return _bounded(name.partition(".")[0] for name in _imported(code))
 
 
+@functools.lru_cache(maxsize=256)
 def modules_of(code: str) -> tuple[str, ...]:
     """Return the same in full: `sklearn.cluster` for `from sklearn.cluster import KMeans`.
 

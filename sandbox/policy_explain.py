@@ -113,11 +113,18 @@ def _libraries(allowed: tuple[str, ...]) -> str:
     return f"Libraries that match may be installed, dependencies included: {', '.join(allowed)}."
 
 
+def _preloaded(modules: tuple[str, ...]) -> str:
+    if not modules:
+        return "No module is imported before a run but those that its own text names."
+    return f"Sandboxes that stand ready have imported: {', '.join(modules)}."
+
+
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "isolation.per_run": {
         "container": "Each run gets a container of its own, which is thrown away afterwards.",
         "cell": "Each run gets namespaces of its own in a warm container of its caller's node; they are gone with the run.",
     },
+    "isolation.preload": _preloaded,
     "limits.timeout_s": "A program that still runs after {} seconds is killed; it ends as timed_out.",
     "limits.memory_mib": "Processes and in-memory files may hold {} MiB together; beyond, it ends as out_of_memory.",
     "limits.cpus": "The program gets the processor time of {} CPUs, shared by all its processes.",

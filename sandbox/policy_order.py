@@ -76,6 +76,7 @@ def _ranked(*tightest_first: str) -> Order:
 ORDER: dict[str, Order] = {
     **{key: _lower for key in KEYS if range_of(key) != (None, None)},
     "isolation.per_run": _ranked("container", "cell"),
+    "isolation.preload": _anything,  # imported now or later, under the same limits
     "filesystem.exec": _off,
     "network.mode": _ranked("none", "allowlist"),
     "network.allow": _subset,

@@ -20,6 +20,7 @@ IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 IMAGE_PATTERN = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._/:@*?-]{0,254}")
 LIBRARY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 LIBRARY_PATTERN = re.compile(r"[A-Za-z0-9*?]([A-Za-z0-9._*?-]{0,126}[A-Za-z0-9*?])?")
+MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(\.[A-Za-z_][A-Za-z0-9_]{0,63}){0,3}")
 NETWORK = re.compile(r"[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?")
 # Variables that steer the interpreter, the dynamic loader, the C library or the thread pools that are
 # sized from the CPU limit, and those that the sandbox sets itself. No policy can allow them.
@@ -93,6 +94,12 @@ def _network(text: str) -> str:
         ) from None
 
 
+def _module(name: str) -> str:
+    if not MODULE.fullmatch(name):
+        raise ValueError("must be the name of a module, such as numpy or sklearn.cluster")
+    return name
+
+
 def _profile_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
         raise ValueError("must be a profile's name: lower-case letters, digits, - and _")
@@ -107,6 +114,9 @@ class Isolation(Strict):
     """How runs are kept apart."""
 
     per_run: Literal["container", "cell"] = _key("container", "What each run gets for itself alone.")
+    preload: tuple[Annotated[str, AfterValidator(_module)], ...] = _key(
+        (), "Modules that the service has imported in sandboxes before a run gets them.", example=("numpy", "pandas")
+    )
 
 
 class Limits(Strict):

@@ -20,7 +20,7 @@ from sandbox.engine import Engine
 from sandbox.errors import SandboxError
 from sandbox.execution import Execution, OnOutput, Prepared
 from sandbox.host import HostFacts
-from sandbox.imports import brings_modules, modules_of
+from sandbox.imports import MAX_MODULES, brings_modules, modules_of
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.places import private_directory
 from sandbox.policy import LoadedPolicy, load_policy
@@ -192,7 +192,7 @@ class Runner:
             if request.requirements:
                 libraries = self.environments().using(wanted(request, asked, admitted), lambda _: None)
                 environment = await used.enter_async_context(libraries)
-            yield self._setting(asked, admitted, environment, self._preload(request, environment))
+            yield self._setting(asked, admitted, environment, self._preload(request, asked.policy))
 
     async def pull(self, request: RunRequest, reference: str) -> Environment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
@@ -230,21 +230,17 @@ class Runner:
         return Prepared(
             request=run.request, run_id=run.id, image=environment.name if environment else asked.reference,
             setting=replace(
-                self._setting(asked, admitted, environment, self._preload(run.request, environment)),
+                self._setting(asked, admitted, environment, self._preload(run.request, asked.policy)),
                 owner=f"{run.caller}/{run.request.node_id}" if run.caller else "",
             ),
             environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
             on_output=run.on_output, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
         )  # fmt: skip
 
-    def _preload(self, request: RunRequest, environment: Environment | None) -> tuple[str, ...]:
-        """Return what sandboxes made ahead of need for such a request have imported."""
-        # Libraries read variables when they are imported, and a file of that name would come before a library.
-        if self._source is None or request.env or brings_modules(request.files):
-            return ()
-        if request.preload is not None:
-            return request.preload
-        return modules_of(request.code) if environment else ()
+
+    def _preload(self, request: RunRequest, policy: Policy) -> tuple[str, ...]:
+        """Return what the sandbox has imported before the run: nothing, where each is started when a run asks."""
+        return preload_of(request, policy) if self._source is not None else ()
 
     def _setting(
         self,
@@ -303,6 +299,17 @@ def wanted(request: RunRequest, asked: Asked, base: image.AdmittedImage) -> Want
         policy=asked.policy,
         seccomp=asked.loaded.seccomp,
     )
+
+
+def preload_of(request: RunRequest, policy: Policy) -> tuple[str, ...]:
+    """Return what sandboxes made ahead of need for such a request have imported."""
+    # Libraries read variables when they are imported, and a file of that name would come before a library.
+    if request.env or brings_modules(request.files):
+        return ()
+    if request.preload is not None:
+        return request.preload
+    learnt = modules_of(request.code) if request.requirements else ()
+    return tuple(dict.fromkeys((*policy.isolation.preload, *learnt)))[:MAX_MODULES]
 
 
 def egress_of(policy: Policy) -> Egress | None:

@@ -218,6 +218,9 @@ class Pool(Strict):
     )
     idle_s: float = _seconds(300.0, "A ready sandbox that nobody needed for so many seconds is removed.", low=1)
     starters: int = _count(1, "Sandboxes that may be starting ahead of need at the same time.", "sandboxes", low=1)
+    warm_seen: int = _count(
+        2, "Kinds of runs that were asked for most often in the last week, and are made ready when the service starts.", "kinds"
+    )
     warm: tuple[Warm, ...] = _key(
         (),
         "Kinds of sandboxes that are made ready when the service starts.",

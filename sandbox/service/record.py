@@ -14,11 +14,12 @@ from sandbox.service.live import LiveRun
 MAX_EXPLANATION_CHARS = 500
 
 
-def new_row(live: LiveRun, wanted: RunRequest) -> Row:
-    """Return the row of a run that was just asked for."""
+def new_row(live: LiveRun, wanted: RunRequest, preload: tuple[str, ...] = ()) -> Row:
+    """Return the row of a run that was just asked for; `preload` is what sandboxes for such runs have imported."""
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
         policy=wanted.policy, requirements=", ".join(wanted.requirements),
+        preload=", ".join(preload),
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),
     )  # fmt: skip

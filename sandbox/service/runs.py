@@ -21,6 +21,7 @@ from sandbox.history import MAX_LISTED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.progress import OnProgress, Progress
 from sandbox.requirements import parse_libraries, parse_script
+from sandbox.runner import preload_of
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, large
@@ -118,7 +119,7 @@ class Work:
     async def carry_out(self, *, on_output: OnOutput | None = None, on_progress: OnProgress | None = None) -> RunResult:
         """Run it when its turn comes; from then on it is in the history. Raises a `SandboxError`."""
         state, live = self.state, self.live
-        row = new_row(live, self.wanted)
+        row = new_row(live, self.wanted, self._preload())
         state.live.add(live)
         try:
             result = await self._result(row, on_output, on_progress)
@@ -138,6 +139,13 @@ class Work:
         state.history.ended(ended_row(row, result))
         state.metrics.run_ended(self.wanted.policy, result)
         return result
+
+    def _preload(self) -> tuple[str, ...]:
+        """Return what such runs find imported; of a policy that is not there, nothing."""
+        try:
+            return preload_of(self.wanted, self.state.policies.get(self.wanted.policy).policy)
+        except SandboxError:
+            return ()
 
     async def _result(self, row: Row, on_output: OnOutput | None, on_progress: OnProgress | None) -> RunResult:
         live = self.live

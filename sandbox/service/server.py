@@ -44,6 +44,7 @@ IMAGES_S = 20.0
 STOP_GRACE_S = 5.0
 PRUNE_S = 3600.0
 SWEEP_S = 120.0
+SEEN_S = 7 * 86_400.0
 
 
 async def serve(config: ServiceConfig, places: Places) -> None:
@@ -192,13 +193,16 @@ async def warmed(state: State) -> AsyncIterator[None]:
     """Make the kinds of sandboxes ready that the configuration names; libraries that are missing are installed for it."""
 
     async def warm() -> None:
-        for kind in state.config.pool.warm:
-            request = RunRequest(code="", policy=kind.policy, requirements=kind.requirements, preload=kind.preload)
+        named = [(kind.policy, kind.requirements, kind.preload or None) for kind in state.config.pool.warm]
+        often = await asyncio.to_thread(seen_often, state)
+        for policy, requirements, modules in dict.fromkeys((*named, *often)):
+            request = RunRequest(code="", policy=policy, requirements=requirements, preload=modules)
             try:
                 async with state.runner.setting(request) as setting:
-                    state.pool.warm(setting)
+                    if setting.policy.isolation.per_run == "container":
+                        state.pool.warm(setting)
             except SandboxError as error:
-                LOG.error("no sandbox is kept ready for policy %s: %s", kind.policy, error)
+                LOG.error("no sandbox is kept ready for policy %s: %s", policy, error)
 
     task = asyncio.create_task(warm())
     try:
@@ -206,6 +210,22 @@ async def warmed(state: State) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def seen_often(state: State) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Return what was run most often: policy, libraries, modules. Of environments, those that are still there."""
+    store = state.runner.environments().store
+    kinds = state.history.often(state.config.pool.warm_seen, since=time.time() - SEEN_S)
+    known = [
+        kind for kind in kinds
+        if kind.policy in state.policies.names() and (not kind.environment or store.record(kind.environment) is not None)
+    ]  # fmt: skip
+    return [(kind.policy, split(kind.requirements), split(kind.preload)) for kind in known]
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Return the parts of a list in a row of the history."""
+    return tuple(text.split(", ")) if text else ()
 
 
 async def until_stopped(state: State) -> None:

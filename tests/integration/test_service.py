@@ -122,6 +122,22 @@ def raw(
 # ---- warm sandboxes
 
 
+def test_what_was_run_often_is_ready_at_the_next_start_with_what_it_imports(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("often")
+    (home / "policies").mkdir()
+    (home / "policies" / "tables.toml").write_text('extends = "default"\nisolation.preload = ["decimal"]\n')
+    code = "import sys\nresult = 'decimal' in sys.modules"
+    with served(home) as service, service.client() as client:
+        for _ in range(3):
+            client.run(code, policy="tables")
+        until(lambda: client.run(code, policy="tables").value)
+    with served(home) as service, service.client() as client:
+        until(lambda: client.health()["pool"]["ready"] == 1)
+        first = client.run(code, policy="tables")
+        assert (first.value, first.document["durations"]["warm"]) == (True, True)
+
+
+
 def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: Client) -> None:
     leave = (
         "import os, threading, time\nopen('/app/left', 'w').close()\nopen('/tmp/left', 'w').close()\n"

@@ -30,7 +30,7 @@ RUN = Row(run_id="r", caller=ANN, caller_name="ann", received=NOW)
 FULL = Row(
     run_id="full", caller=ANN, caller_name="ann", received=NOW, state="ended", node_id="n1", policy="default",
     policy_hash="sha256:0", image="python:3.12-slim", environment="e1", requirements="numpy, pandas>=2",
-    code_hash="sha256:1", outcome="failed", explanation="ValueError: no", started=NOW + 1, ended=NOW + 2.5, queue_ms=1.5,
+    preload="numpy, pandas", code_hash="sha256:1", outcome="failed", explanation="ValueError: no", started=NOW + 1, ended=NOW + 2.5, queue_ms=1.5,
     environment_ms=2.5, sandbox_ms=3.5, program_ms=4.5, total_ms=12, warm=True, peak_memory_mib=17.25, cpu_s=0.125,
     payload_bytes=1, result_bytes=2, output_bytes=3, files_bytes=4,
 )  # fmt: skip
@@ -312,7 +312,7 @@ def test_an_older_file_is_brought_up_to_date_with_its_rows(path: Path, monkeypat
     with opened(path) as kept, contextlib.closing(sqlite3.connect(path)) as file:
         assert kept.get("full") == FULL
         assert file.execute("SELECT tag FROM runs").fetchall() == [("none",)]
-        assert file.execute("PRAGMA user_version").fetchone() == (2,)
+        assert file.execute("PRAGMA user_version").fetchone() == (len(history.MIGRATIONS),)
 
 
 def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,3 +440,39 @@ def test_a_writer_killed_in_the_middle_leaves_every_run_that_was_written(path: P
         assert kept.interrupted(NOW) >= (last + 1) // 3
         with contextlib.closing(sqlite3.connect(path)) as file:
             assert file.execute("SELECT count(*) FROM runs WHERE state <> 'ended'").fetchone() == (0,)
+
+
+def test_what_is_run_often_is_known_by_policy_libraries_and_modules(path: Path) -> None:
+    kinds: dict[str, dict[str, object]] = {
+        "often": {"policy": "a", "requirements": "numpy", "preload": "numpy", "environment": "e"}, "seldom": {"policy": "b"},
+        "old": {"policy": "c"}, "refused": {"policy": "d", "sandbox_ms": None}, "next": {"policy": "e"},
+    }  # fmt: skip
+    counts = {"often": 5, "seldom": 2, "old": 9, "refused": 9, "next": 3}
+    with opened(path) as kept:
+        number = 0
+        for name, known in kinds.items():
+            for _ in range(counts[name]):
+                number += 1
+                row = run(number, **{"sandbox_ms": 1.0, **known})
+                kept.ended(replace(row, received=NOW - DAY_S * (9 if name == "old" else 0)))
+        kept.flush()
+        found = kept.often(10, since=NOW - DAY_S)
+        assert [tuple(kind) for kind in found] == [("a", "numpy", "numpy", "e", 5), ("e", "", "", "", 3)]
+        assert len(kept.often(1, since=NOW - DAY_S)) == 1
+
+
+def test_a_history_of_the_first_version_is_brought_to_this_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "MIGRATIONS", history.MIGRATIONS[:1])
+        patch.setattr(history, "COLUMNS", tuple(name for name in history.COLUMNS if name != "preload"))
+        History(path, KEEP).close()
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
+        old.execute(
+            "INSERT INTO runs (run_id, caller, caller_name, received, state, node_id, policy, policy_hash, image, environment, requirements,"
+            " code_hash, outcome, explanation, warm, payload_bytes, result_bytes, output_bytes, files_bytes)"
+            " VALUES ('r0', 1001, 'ann', 1, 'ended', '', '', '', '', '', '', '', '', '', 0, 0, 0, 0, 0)"
+        )
+    with opened(path) as kept:
+        found = kept.get("r0")
+        assert found is not None
+        assert (found.run_id, found.preload) == ("r0", "")

@@ -301,7 +301,7 @@ LOOSER = {
     "build.files_count": "100001",
     "enforcement.on_unenforceable": '"fallback"',
 }
-ONE_VALUE_OR_FREE = {"images.default"}
+ONE_VALUE_OR_FREE = {"images.default", "isolation.preload"}
 # A key that fits together with another one only.
 COMPANION = {"network.mode": "network.allow", "network.allow": "network.mode"}
 
