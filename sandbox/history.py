@@ -45,6 +45,7 @@ MIGRATIONS: list[tuple[str, ...]] = [
         "CREATE INDEX open_runs ON runs (number) WHERE state <> 'ended'",
     ),
     ("ALTER TABLE runs ADD COLUMN preload TEXT NOT NULL DEFAULT ''",),
+    ("ALTER TABLE runs ADD COLUMN payload TEXT NOT NULL DEFAULT ''",),
 ]
 
 
@@ -60,7 +61,8 @@ class Retention:
 class Row:
     """One run. Times are seconds since 1970, `caller` is a user id; None and "" stand for what isn't known (yet).
 
-    `outcome` is that of the program, or the code of the error where the program has none.
+    `outcome` is that of the program, or the code of the error where the program has none. `payload` is its text, where the
+    policy has it kept.
     """
 
     run_id: str
@@ -89,6 +91,7 @@ class Row:
     peak_memory_mib: float | None = None
     cpu_s: float | None = None
     payload_bytes: int = 0
+    payload: str = ""
     result_bytes: int = 0
     output_bytes: int = 0
     files_bytes: int = 0

@@ -179,6 +179,10 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "build.download_mib": "One build may fetch {} MiB; beyond, it fails.",
     "build.installed_mib": "Installed files may have {} MiB together; beyond, the build fails.",
     "build.files_count": "At most {} files may be installed; beyond, the build fails.",
+    "history.payloads": {
+        False: "The service's history keeps names, sizes and times of a run, and nothing of its payload.",
+        True: "The service's history keeps the payload of each run, for its caller and for who maintains the service.",
+    },
     "enforcement.on_unenforceable": {
         "refuse": "A host that can't hold memory, CPUs or processes by cgroup v2 runs nothing.",
         "fallback": "Where cgroup v2 is missing, weaker mechanisms hold the limits, and the receipt names them.",

@@ -27,6 +27,7 @@ from sandbox.policy_sections import (
     Enforcement,
     Environment,
     Filesystem,
+    History,
     Images,
     Isolation,
     Limits,
@@ -76,6 +77,7 @@ class Sections(Strict):
     secrets: Secrets = Secrets()
     images: Images = Images()
     build: Build = Build()
+    history: History = History()
     enforcement: Enforcement = Enforcement()
 
     def values(self) -> dict[str, Any]:

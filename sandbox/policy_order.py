@@ -92,5 +92,6 @@ ORDER: dict[str, Order] = {
     "build.allow_addresses": _fewer_addresses,
     "build.allow_sdists": _off,
     "build.allow_pth": _off,
+    "history.payloads": _off,
     "enforcement.on_unenforceable": _ranked("refuse", "fallback"),
 }

@@ -220,6 +220,12 @@ class Build(Strict):
     files_count: int = _key(100_000, "How many files may be installed.", unit="files", low=1, high=1_000_000)
 
 
+class History(Strict):
+    """What the service's history keeps of a run."""
+
+    payloads: bool = _key(False, "Whether the history keeps the payload of each run.")  # noqa: FBT003
+
+
 class Enforcement(Strict):
     """What happens on a host that can't hold a limit by cgroup."""
 

@@ -1,4 +1,4 @@
-"""What the history gets to know of a run: sizes, times and names, never payloads, code, output or secrets."""
+"""What the history gets to know of a run: sizes, times and names, a payload where the policy asks, never code, output or secrets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from sandbox.errors import SandboxError
 from sandbox.execution import digest
 from sandbox.history import Row
 from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.policy_model import Policy
+from sandbox.runner import preload_of
 from sandbox.service.live import LiveRun
 
 MAX_EXPLANATION_CHARS = 500
+MAX_PAYLOAD_BYTES = 65_536
 
 
-def new_row(live: LiveRun, wanted: RunRequest, preload: tuple[str, ...] = ()) -> Row:
-    """Return the row of a run that was just asked for; `preload` is what sandboxes for such runs have imported."""
+def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None) -> Row:
+    """Return the row of a run that was just asked for, under a policy that is not there (None) or keeps payloads, maybe."""
+    keeps = policy is not None and policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
         policy=wanted.policy, requirements=", ".join(wanted.requirements),
-        preload=", ".join(preload),
+        preload=", ".join(preload_of(wanted, policy)) if policy is not None else "",
+        payload=wanted.payload_json[:MAX_PAYLOAD_BYTES].decode(errors="replace") if keeps else "",
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),
     )  # fmt: skip

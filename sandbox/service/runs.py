@@ -19,9 +19,9 @@ from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
 from sandbox.execution import OnOutput
 from sandbox.history import MAX_LISTED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.requirements import parse_libraries, parse_script
-from sandbox.runner import preload_of
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, large
@@ -119,7 +119,7 @@ class Work:
     async def carry_out(self, *, on_output: OnOutput | None = None, on_progress: OnProgress | None = None) -> RunResult:
         """Run it when its turn comes; from then on it is in the history. Raises a `SandboxError`."""
         state, live = self.state, self.live
-        row = new_row(live, self.wanted, self._preload())
+        row = new_row(live, self.wanted, self._policy())
         state.live.add(live)
         try:
             result = await self._result(row, on_output, on_progress)
@@ -140,12 +140,12 @@ class Work:
         state.metrics.run_ended(self.wanted.policy, result)
         return result
 
-    def _preload(self) -> tuple[str, ...]:
-        """Return what such runs find imported; of a policy that is not there, nothing."""
+    def _policy(self) -> Policy | None:
+        """Return the policy that was asked for, if it is there."""
         try:
-            return preload_of(self.wanted, self.state.policies.get(self.wanted.policy).policy)
+            return self.state.policies.get(self.wanted.policy).policy
         except SandboxError:
-            return ()
+            return None
 
     async def _result(self, row: Row, on_output: OnOutput | None, on_progress: OnProgress | None) -> RunResult:
         live = self.live
@@ -218,7 +218,7 @@ async def get_run(request: web.Request) -> web.Response:
         return document(queued.as_json())
     if row is None:
         raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
-    return document(shown(row, state))
+    return document(shown(row, state) | ({"payload": row.payload} if row.payload else {}))
 
 
 async def get_file(request: web.Request) -> web.Response:
@@ -240,7 +240,8 @@ def may_see(caller: Caller, run: LiveRun) -> bool:
 def shown(row: Row, state: State) -> dict[str, object]:
     """Return what a client is told of a run; of one that goes on, its present step."""
     live = state.live.find(row.run_id, lambda _: True)
-    return asdict(row) | ({"state": live.step} if live else {})
+    known = {name: value for name, value in asdict(row).items() if name != "payload"}
+    return known | ({"state": live.step} if live else {})
 
 
 async def delete_run(request: web.Request) -> web.Response:

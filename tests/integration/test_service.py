@@ -119,6 +119,28 @@ def raw(
         connection.close()
 
 
+# ---- what the history keeps
+
+
+def test_a_payload_is_kept_where_the_policy_asks_for_it_and_nowhere_else(tmp_path_factory: pytest.TempPathFactory) -> None:
+    home = tmp_path_factory.mktemp("kept")
+    (home / "policies").mkdir()
+    (home / "policies" / "kept.toml").write_text('extends = "default"\nhistory.payloads = true\n')
+    with served(home) as service, service.client() as client:
+        runs = {
+            policy: client.run("result = 'a result'", payload=[f"payload of {policy}"], secrets={"TOKEN": "a secret"}, policy=policy).run_id
+            for policy in ("kept", "default")
+        }
+        shown = {policy: client.get(f"/v1/runs/{run_id}") for policy, run_id in runs.items()}
+        assert (shown["kept"]["payload"], "payload" in shown["default"]) == ('["payload of kept"]', False)
+        assert not any("payload" in row for row in client.runs())
+    content = b"".join(path.read_bytes() for path in (home / "data").rglob("history.sqlite*"))
+    assert b"payload of kept" in content
+    assert b"payload of default" not in content
+    assert b"a secret" not in content
+    assert b"a result" not in content
+
+
 # ---- warm sandboxes
 
 
