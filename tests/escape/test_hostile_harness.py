@@ -141,7 +141,7 @@ def test_a_lie_before_the_start_is_an_error_of_the_sandbox_and_no_success(
 
 @pytest.mark.parametrize(
     ("constant", "text"),
-    [("sandbox.container.READY_TIMEOUT_S", "pass"), ("sandbox.execution.START_TIMEOUT_S", "ready()")],
+    [("sandbox.enclosure.READY_TIMEOUT_S", "pass"), ("sandbox.execution.START_TIMEOUT_S", "ready()")],
     ids=["never ready", "never takes the job"],
 )
 def test_a_harness_that_does_nothing_is_given_up(
