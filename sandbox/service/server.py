@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -130,7 +131,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
                 ),
             )  # fmt: skip
             await asyncio.to_thread(tell_unknown_names, state)
-            async with pruned(state), swept(state, places), warmed(state):
+            async with alongside(prune(state)), alongside(sweep_late(state, places)), alongside(warm(state)):
                 yield state
 
 
@@ -150,66 +151,50 @@ def tell_unknown_names(state: State) -> None:
 
 
 @contextlib.asynccontextmanager
-async def pruned(state: State) -> AsyncIterator[None]:
+async def alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have something done while the block lasts, and no longer."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def prune(state: State) -> None:
     """Keep history and files within their limits, now and then."""
-
-    async def prune() -> None:
-        while True:
-            gone = await asyncio.to_thread(state.history.prune)
-            if gone:
-                LOG.info("%d runs left the history", gone)
-            await asyncio.to_thread(state.artefacts.prune)
-            await asyncio.sleep(PRUNE_S)
-
-    task = asyncio.create_task(prune())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    while True:
+        gone = await asyncio.to_thread(state.history.prune)
+        if gone:
+            LOG.info("%d runs left the history", gone)
+        await asyncio.to_thread(state.artefacts.prune)
+        await asyncio.sleep(PRUNE_S)
 
 
-@contextlib.asynccontextmanager
-async def swept(state: State, places: Places) -> AsyncIterator[None]:
+async def sweep_late(state: State, places: Places) -> None:
     """Remove, now and then, containers that came after nobody waited for them any longer."""
-
-    async def sweep_all() -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            with contextlib.suppress(SandboxError):
-                if gone := await asyncio.to_thread(partial(sweep, places.runtime_dir, state.engine, everything=True)):
-                    LOG.warning("%d sandboxes removed that nobody waited for any longer", gone)
-
-    task = asyncio.create_task(sweep_all())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        with contextlib.suppress(SandboxError):
+            if gone := await asyncio.to_thread(partial(sweep, places.runtime_dir, state.engine, everything=True)):
+                LOG.warning("%d sandboxes removed that nobody waited for any longer", gone)
 
 
-@contextlib.asynccontextmanager
-async def warmed(state: State) -> AsyncIterator[None]:
-    """Make the kinds of sandboxes ready that the configuration names; libraries that are missing are installed for it."""
+async def warm(state: State) -> None:
+    """Make the kinds of sandboxes ready that the configuration names, and those that were run often.
 
-    async def warm() -> None:
-        named = [(kind.policy, kind.requirements, kind.preload or None) for kind in state.config.pool.warm]
-        often = await asyncio.to_thread(seen_often, state)
-        for policy, requirements, modules in dict.fromkeys((*named, *often)):
-            request = RunRequest(code="", policy=policy, requirements=requirements, preload=modules)
-            try:
-                async with state.runner.setting(request) as setting:
-                    if setting.policy.isolation.per_run == "container":
-                        state.pool.warm(setting)
-            except SandboxError as error:
-                LOG.error("no sandbox is kept ready for policy %s: %s", policy, error)
-
-    task = asyncio.create_task(warm())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    Libraries that the configuration asks for and that are missing are installed for it.
+    """
+    named = [(kind.policy, kind.requirements, kind.preload or None) for kind in state.config.pool.warm]
+    often = await asyncio.to_thread(seen_often, state)
+    for policy, requirements, modules in dict.fromkeys((*named, *often)):
+        request = RunRequest(code="", policy=policy, requirements=requirements, preload=modules)
+        try:
+            async with state.runner.setting(request) as setting:
+                if setting.policy.isolation.per_run == "container":
+                    state.pool.warm(setting)
+        except SandboxError as error:
+            LOG.error("no sandbox is kept ready for policy %s: %s", policy, error)
 
 
 def seen_often(state: State) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
