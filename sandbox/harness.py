@@ -2284,36 +2284,27 @@ class Maker:
             except OSError:
                 pid = -1  # the channel's end tells the runner
             if pid == 0:
-                self._become_cell(Connection(channel))
+                _live(lambda: self._become_cell(Connection(channel)))  # noqa: B023 - called at once
             channel.close()
 
-    def _become_cell(self, connection: Connection) -> NoReturn:
-        """Move into a cell and take its one job there; never returns."""
-        status = EXIT_BROKEN
+    def _become_cell(self, connection: Connection) -> None:
+        """Move into a cell and take its one job there."""
+        self.connection.close()
         try:
-            self.connection.close()
-            try:
-                self._unshare()
-                if os.fork():
-                    os._exit(0)
-                self._furnish()
-                self._surrender()
-            except (CellError, OSError) as error:
-                connection.put(b"X", _broken(clean(str(error)), kind="CellError", cause=None))
-                os._exit(status)
-            child = Child(connection, self.app_dir, preloaded=True, ahead=True, rehearsed=True)
-            if not child.settled():
-                raise HarnessError("the program's process did not get ready")
-            _say_ready(connection)
-            _serve(connection, self.app_dir, True, child, *connection.read())  # noqa: FBT003 - preloaded, as the parameter says
-            connection.settle(FAREWELL_S)
-            status = 0
-        except HarnessError as error:
-            os.write(2, f"harness: {error}\n".encode())
-        except BaseException as error:
-            os.write(2, clean(f"harness: {_type_name(error)}: {error}\n").encode())
-        finally:
-            os._exit(status)
+            self._unshare()
+            if os.fork():
+                os._exit(0)
+            self._furnish()
+            self._surrender()
+        except (CellError, OSError) as error:
+            connection.put(b"X", _broken(clean(str(error)), kind="CellError", cause=None))
+            os._exit(EXIT_BROKEN)
+        child = Child(connection, self.app_dir, preloaded=True, ahead=True, rehearsed=True)
+        if not child.settled():
+            raise HarnessError("the program's process did not get ready")
+        _say_ready(connection)
+        _serve(connection, self.app_dir, True, child, *connection.read())  # noqa: FBT003 - preloaded, as the parameter says
+        connection.settle(FAREWELL_S)
 
     def _check(self, answer: int, what: str) -> None:
         if answer != 0:
@@ -2388,10 +2379,24 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
-    """Run one job over the socket, in the working directory `app_dir`, and exit; never returns."""
+def _live(life: Callable[[], None]) -> NoReturn:
+    """Be process 1 of a sandbox, and exit with what came of it; never returns."""
     status = EXIT_BROKEN
     try:
+        life()
+        status = 0
+    except HarnessError as error:
+        os.write(2, f"harness: {error}\n".encode())
+    except BaseException as error:
+        os.write(2, clean(f"harness: {_type_name(error)}: {error}\n").encode())
+    finally:
+        os._exit(status)
+
+
+def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
+    """Run one job over the socket, in the working directory `app_dir`, and exit; never returns."""
+
+    def life() -> None:
         here = os.path.dirname(HERE)
         sys.path[:] = [entry for entry in sys.path if entry not in (here, "")]
         os.chdir(app_dir)
@@ -2400,10 +2405,5 @@ def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
         connection = Connection(opened)
         _serve(connection, app_dir, *_prepared(connection, app_dir))
         connection.settle(FAREWELL_S)
-        status = 0
-    except HarnessError as error:
-        os.write(2, f"harness: {error}\n".encode())
-    except BaseException as error:
-        os.write(2, clean(f"harness: {_type_name(error)}: {error}\n").encode())
-    finally:
-        os._exit(status)
+
+    _live(life)

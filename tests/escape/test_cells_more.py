@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,13 @@ import pytest
 from sandbox.models import Outcome
 from sandbox.watchdog import children, family
 from tests.escape.attacks import needs_known_architecture, program
-from tests.escape.bench import Bench, CellRuns
-from tests.escape.test_cells import Flow, until, weakened
+from tests.escape.bench import Bench
+from tests.escape.test_cells import Flow, flow, policy, until, weakened
+
+__all__ = ["flow", "policy"]  # fixtures
 
 # Any container's first process is forked anew, and hashes texts in its own way: it tells one from the other.
 WHICH = "result = hash('which')"
-
-
-@pytest.fixture(scope="module")
-def policy(bench: Bench) -> str:
-    return bench.policy_with(isolation__per_run="cell")
-
-
-@pytest.fixture(scope="module")
-def flow(bench: Bench, policy: str) -> Iterator[Flow]:
-    runs = CellRuns(bench)
-    try:
-        yield Flow(bench, runs, policy)
-    finally:
-        runs.close()
 
 
 # ---------------------------------------------------------------- what a cell inherits

@@ -15,7 +15,9 @@ from sandbox.watchdog import children, family
 from tests.command import left_behind
 from tests.integration.belongings import command_line, monitors, own_containers
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.integration.test_service import WAIT_S, client, until
+
+__all__ = ["client"]  # a fixture
 
 NODE: dict[str, Any] = {"policy": "cells", "node_id": "flow-7/python"}
 
@@ -25,12 +27,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with served(tmp_path_factory.mktemp("service"), SANDBOX_CELLS__PER_NODE="2") as running:
         yield running
     assert left_behind() == []
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    with service.client() as connected:
-        yield connected
 
 
 def counts(client: Client) -> dict[str, Any]:
