@@ -100,11 +100,11 @@ class Engine(Protocol):
     def load(self, archive: Path) -> ImageRecord:
         """Load a docker-archive that *we* wrote (never one from elsewhere: CVE-2025-11395)."""
 
-    def add_image(self, directory: Path, name: str) -> ImageRecord:
-        """Add the image in a `dir:` layout that *we* wrote, and call it `name` (`repository:tag`).
+    def add_image(self, archive: Path, name: str) -> ImageRecord:
+        """Add the image in a docker-archive that *we* wrote, whose only image has the name `name` (`repository:tag`).
 
-        Layers that are in local storage already need not be in the directory. Raises `BuildFailed`; nothing is left
-        of the image then. `directory` also takes temporary files of the engine.
+        Of layers that are in local storage already, anything may be in the archive. Raises `BuildFailed`; nothing is left
+        of the image then. The archive's directory also takes temporary files of the engine.
         """
 
     def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:

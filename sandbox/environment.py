@@ -205,24 +205,24 @@ class Environments:
         return built
 
     def _compose(self, identity: str, wanted: Wanted, lock: Lock, keys: dict[str, str], work: Path) -> Environment:
-        """Make the image: the base's layers and one of ours, and record it."""
+        """Make the image: the base's layers and ours, and record it."""
         trees = [(package.name, self._trees.path(keys[package.name])) for package in lock.packages]
         check_size(trees, wanted.policy)
         carried = work / "lock.tree"
         carried.write_bytes(lock_tree(lock))
         # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
-        ours = environment_image.write_layers([*trees, (f"~{LOCK_FILE}", carried)], work)
-        return self._keep(wanted, lock, self._written(identity, wanted, lock, ours, work), ours)
+        return self._keep(wanted, lock, self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work))
 
     def _written(
-        self, identity: str, wanted: Wanted, lock: Lock, ours: environment_image.Layers, work: Path
+        self, identity: str, wanted: Wanted, lock: Lock, trees: Sequence[tuple[str, Path]], work: Path
     ) -> environment_image.WrittenImage:
-        """Write the image of these layers; the same inputs give the same bytes on every machine."""
+        """Write the image of these trees; the same inputs give the same bytes on every machine."""
         record = self._engine.image(wanted.base.id)
         return environment_image.write_image(
-            private_directory(work / "image"),
+            private_directory(work / "image") / "image.tar",
             environment_image.BaseImage(diff_ids=record.layers, architecture=record.architecture),
-            ours.layers,
+            trees,
+            name=image_name(identity),
             labels={
                 LABEL_ENVIRONMENT: identity,
                 LABEL_BASE: wanted.base.digest,
@@ -232,20 +232,17 @@ class Environments:
             created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
         )
 
-    def _keep(
-        self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage, ours: environment_image.Layers
-    ) -> Environment:
+    def _keep(self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage) -> Environment:
         """Have Podman add the image, and record the environment."""
-        identity = written.labels[LABEL_ENVIRONMENT]
-        name = image_name(identity)
-        record = environment_image.add(self._engine, written, name)
+        identity, name = written.labels[LABEL_ENVIRONMENT], written.name
+        record = environment_image.add(self._engine, written)
         now = time.time()
         self.store.write_environment_lock(identity, lock.as_toml())
         self.store.keep(
             Record(
                 id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
                 build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
-                requirements=lock.requirements, size_bytes=ours.size_bytes, created=now, last_used=now,
+                requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
             )
         )  # fmt: skip
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
@@ -281,15 +278,14 @@ class Environments:
                 hint=f"it says base {parcel.labels.get(LABEL_BASE, '?')[:80]}, build policy {parcel.labels.get(LABEL_BUILD, '?')[:80]}; "
                 f"here: {wanted.base.digest}, {wanted.policy.build_hash} (--image and --policy choose others)",
             )
-        ours = environment_image.write_layers([("pulled", tree)], work)
-        written = self._written(identity, wanted, lock, ours, work)
+        written = self._written(identity, wanted, lock, [("pulled", tree)], work)
         found = self._find(identity, wanted, lock)
         known = found.image.id.removeprefix("sha256:") if found else written.id
         if (parcel.id.removeprefix("sha256:"), parcel.layers) != (written.id, written.layers) or written.id != known:
             raise BuildFailed(
                 "the image is not what a build would have composed of its files", hint="don't use it; ask who pushed it"
             )
-        return found or self._keep(wanted, lock, written, ours)
+        return found or self._keep(wanted, lock, written)
 
     # ---- looking and removing
 

@@ -1,8 +1,8 @@
 """From installed trees to an image: the base image's layers and a few of our own making, nothing else.
 
 It equals `FROM` and some `COPY`, without a builder: no archive from a sandbox is extracted or handed on, the layers are
-written here from trees that `sandbox.tree` has checked, and Podman is given a `dir:` layout that names the base's
-layers by their diff ids instead of holding them. The same trees on the same base give the same image id.
+written here from trees that `sandbox.tree` has checked. Podman is given a docker-archive, the only local layout whose layers it
+hashes side by side; of the base's layers it has the names alone. The same trees on the same base give the same image id.
 
 Large directories have layers of their own, largest first: environments that differ in something small share them, on
 the disk and in the time that Podman takes.
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from sandbox.base_layer import PATH_VARIABLE, epoch
@@ -32,42 +33,12 @@ OWN_LAYER_BYTES = 8 << 20
 MAX_LAYERS = 12
 WRITERS = 2
 NOTHING = memoryview(b"")
-MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
-LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
+# Stands for a layer of the base. Podman finds that one in its storage by its diff id and never reads this; if it did, the hash
+# would be wrong.
+ELSEWHERE = bytes(2 * tarfile.BLOCKSIZE)
 # A stored tree was held to its policy's limits when it came; here it only has to be well-formed.
 _STORED = TreeLimits(files_count=1 << 24, installed_bytes=1 << 44, allow_pth=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conflict:
-    """A path that two packages have with different content; `winner` is the package whose content is in the image."""
-
-    path: str
-    winner: str
-    loser: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer on disk, an uncompressed tar; `sha256` is its diff id without the prefix."""
-
-    path: Path
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layers:
-    """The layers of one environment, lowest first."""
-
-    layers: tuple[Layer, ...]
-    conflicts: tuple[Conflict, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Return what all of them take on disk."""
-        return sum(layer.size_bytes for layer in self.layers)
+Piece = bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +51,18 @@ class BaseImage:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenImage:
-    """An image in a `dir:` layout, and what Podman must say of it once it has it."""
+    """An image in a docker-archive, and what Podman must say of it once it has it.
 
-    directory: Path
+    `size_bytes` is what our layers take, uncompressed.
+    """
+
+    archive: Path
+    name: str
     id: str
     layers: tuple[str, ...]
     labels: dict[str, str]
     architecture: str
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -114,32 +90,46 @@ class _Listing:
         self.entries[self._path] = _Entry(self.entries[self._path].kind, self._package, chunk)
 
 
-def write_layers(trees: Sequence[tuple[str, Path]], directory: Path, *, prefix: str = PREFIX) -> Layers:
-    """Write the layers that have the `trees`, each a package's name and its stored stream, below `prefix` to `directory`.
+def write_image(
+    archive: Path,
+    base: BaseImage,
+    trees: Sequence[tuple[str, Path]],
+    *,
+    name: str,
+    labels: Mapping[str, str],
+    created: datetime,
+) -> WrittenImage:
+    """Write the image `name` (`repository:tag`) to the new file `archive`: `base`, and on it the `trees` below `PREFIX`.
 
-    Where two packages have the same path with different content, the alphabetically later one is in the layers.
-    Raises `TreeRefused` for a stream that is damaged, or when one package has a directory where another has a file
-    or a link; `BuildFailed` when they can't be written. No file is left then.
+    A tree is a package's name and its stored stream. Where two packages have the same path, the alphabetically later one's
+    entry is in the image. Raises `TreeRefused` for a stream that is damaged, or when one package has a directory where
+    another has a file or a link; `BuildFailed` when the archive can't be written. No file is left then.
     """
-    entries: dict[str, _Entry] = {}
-    conflicts: list[Conflict] = []
-    for package, path in sorted(trees):
-        conflicts += _merge(entries, _listed(package, path))
-    # Hashing and writing leave Python's lock alone.
-    with ThreadPoolExecutor(WRITERS) as pool:
-        written = [
-            pool.submit(_write_layer, paths, entries, directory / f"layer-{number}.tar", prefix)
-            for number, paths in enumerate(divided(entries))
-        ]
+    entries = merged(trees)
+    contents = [list(_pieces(paths, entries)) for paths in divided(entries)]
     try:
-        return Layers(layers=tuple(one.result() for one in written), conflicts=tuple(conflicts))
+        return _write_archive(archive, base, contents, name=name, labels=labels, created=created)
     except OSError as error:
-        for number in range(len(written)):
-            (directory / f"layer-{number}.tar").unlink(missing_ok=True)
+        archive.unlink(missing_ok=True)
         raise BuildFailed(
-            f"the image's layers can't be written to {directory}: {error.strerror}",
-            hint=f"free some space below {directory.parent}",
+            f"the image can't be written to {archive}: {error.strerror}", hint=f"free some space below {archive.parent}"
         ) from None
+
+
+def merged(trees: Sequence[tuple[str, Path]]) -> dict[str, _Entry]:
+    """Return the entries of all trees by path. Raises `TreeRefused`, see `write_image`."""
+    entries: dict[str, _Entry] = {}
+    for package, path in sorted(trees):
+        for name, entry in _listed(package, path).items():
+            known = entries.get(name)
+            if known is not None and Kind.DIRECTORY in (known.kind, entry.kind) and known.kind is not entry.kind:
+                raise TreeRefused(
+                    f"{known.package} and {entry.package} can't be installed together: {name!a} is a directory in one"
+                    " and none in the other",
+                    path=name,
+                )
+            entries[name] = entry
+    return entries
 
 
 def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:
@@ -156,60 +146,62 @@ def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:
     return layers
 
 
-def _write_layer(paths: Sequence[str], entries: Mapping[str, _Entry], target: Path, prefix: str) -> Layer:
-    above = Path(prefix)
-    directories = [str(path) for path in (*reversed(above.parents[:-1]), above)]
+def _write_archive(
+    archive: Path, base: BaseImage, contents: Sequence[Sequence[Piece]], *, name: str, labels: Mapping[str, str], created: datetime
+) -> WrittenImage:
+    sizes = [sum(map(len, pieces)) for pieces in contents]
+    absent = [f"base-{number}.tar" for number in range(len(base.diff_ids))]
+    ours = [f"layer-{number}.tar" for number in range(len(contents))]
+    with archive.open("xb") as file:
+        for member in absent:
+            file.write(_member(member, ELSEWHERE))
+        places = [file.tell()]
+        for member, size in zip(ours, sizes, strict=True):
+            places.append(places[-1] + len(_header(member, Kind.FILE, size)) + _padded(size))
+        file.truncate(places[-1])
+        # Hashing and writing leave Python's lock alone.
+        with ThreadPoolExecutor(WRITERS) as pool:
+            hashes = list(pool.map(partial(_write_layer, archive), places[:-1], ours, sizes, contents))
+        layers = (*base.diff_ids, *(f"sha256:{found}" for found in hashes))
+        config = _encoded(_config(base, layers, labels, created.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")))
+        image_id = hashlib.sha256(config).hexdigest()
+        manifest = [{"Config": f"{image_id}.json", "Layers": [*absent, *ours], "RepoTags": [name]}]
+        file.seek(places[-1])
+        file.write(_member(f"{image_id}.json", config))
+        file.write(_member("manifest.json", _encoded(manifest)))
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+    return WrittenImage(
+        archive=archive, name=name, id=image_id, layers=layers, labels=dict(labels), architecture=base.architecture,
+        size_bytes=sum(sizes),
+    )  # fmt: skip
+
+
+def _write_layer(archive: Path, place: int, member: str, size: int, pieces: Sequence[Piece]) -> str:
+    """Write one member of the archive where it belongs; return the SHA-256 of its content."""
     digest = hashlib.sha256()
-    with target.open("wb", buffering=BUFFER_BYTES) as file:
-        for piece in _pieces(directories, prefix, paths, entries):
+    with archive.open("r+b", buffering=BUFFER_BYTES) as file:
+        file.seek(place)
+        file.write(_header(member, Kind.FILE, size))
+        for piece in pieces:
             digest.update(piece)
             file.write(piece)
-    return Layer(path=target, sha256=digest.hexdigest(), size_bytes=target.stat().st_size)
+    return digest.hexdigest()  # what is missing to a whole block is a hole, which reads as zeros
 
 
-def write_image(
-    directory: Path, base: BaseImage, ours: Sequence[Layer], *, labels: Mapping[str, str], created: datetime
-) -> WrittenImage:
-    """Write a `dir:` layout of the image that is `base` with `ours` on top to `directory`, which must exist.
-
-    The layers' files move there (same file system). The base's layers are named, not included: Podman finds them in its
-    storage by their diff ids, which stand where digests of blobs usually do. It looks at no size before.
-    Raises `BuildFailed` when it can't be written.
-    """
-    layers = (*base.diff_ids, *(f"sha256:{layer.sha256}" for layer in ours))
-    config = _encoded(_config(base, layers, labels, created.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")))
-    config_sha256 = hashlib.sha256(config).hexdigest()
-    sizes = [*(0 for _ in base.diff_ids), *(layer.size_bytes for layer in ours)]
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": {"mediaType": CONFIG_TYPE, "size": len(config), "digest": f"sha256:{config_sha256}"},
-        "layers": [
-            {"mediaType": LAYER_TYPE, "size": size, "digest": digest}
-            for digest, size in zip(layers, sizes, strict=True)
-        ],
-    }
-    try:
-        for layer in ours:
-            layer.path.replace(directory / layer.sha256)
-        (directory / config_sha256).write_bytes(config)
-        (directory / "manifest.json").write_bytes(_encoded(manifest))
-        (directory / "version").write_text("Directory Transport Version: 1.1\n")
-    except OSError as error:
-        raise BuildFailed(
-            f"the image can't be written to {directory}: {error.strerror}", hint=f"free some space below {directory}"
-        ) from None
-    return WrittenImage(
-        directory=directory, id=config_sha256, layers=layers, labels=dict(labels), architecture=base.architecture
-    )
+def _member(name: str, content: bytes) -> bytes:
+    return _header(name, Kind.FILE, len(content)) + content + bytes(_padded(len(content)) - len(content))
 
 
-def add(engine: Engine, image: WrittenImage, name: str) -> ImageRecord:
-    """Have Podman add the image under `name` (`repository:tag`), look at what arrived, and return it.
+def _padded(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def add(engine: Engine, image: WrittenImage) -> ImageRecord:
+    """Have Podman add the image under its name, look at what arrived, and return it.
 
     Raises `BuildFailed`; the image is not there then.
     """
-    record = engine.add_image(image.directory, name)
+    record = engine.add_image(image.archive, image.name)
     try:
         check(record, image)
     except BuildFailed:
@@ -254,52 +246,31 @@ def _listed(package: str, path: Path) -> dict[str, _Entry]:
     return listing.entries
 
 
-def _merge(entries: dict[str, _Entry], later: dict[str, _Entry]) -> list[Conflict]:
-    """Put one package's entries over those of the packages before it; return where they differed."""
-    conflicts = []
-    for path, entry in later.items():
-        known = entries.get(path)
-        if known is not None and Kind.DIRECTORY in (known.kind, entry.kind) and known.kind is not entry.kind:
-            raise TreeRefused(
-                f"{known.package} and {entry.package} can't be installed together: {path!a} is a directory in one"
-                " and none in the other",
-                path=path,
-            )
-        if known is not None and (known.kind is not entry.kind or not _equal(known.body, entry.body)):
-            conflicts.append(Conflict(path=path, winner=entry.package, loser=known.package))
-        entries[path] = entry
-    return conflicts
-
-
-def _equal(one: memoryview, other: memoryview) -> bool:
-    # Views compare item by item; their hashes are faster and need no copy.
-    return len(one) == len(other) and hashlib.sha256(one).digest() == hashlib.sha256(other).digest()
-
-
-def _pieces(
-    directories: Sequence[str], prefix: str, paths: Sequence[str], entries: Mapping[str, _Entry]
-) -> Iterator[bytes | memoryview]:
+def _pieces(paths: Sequence[str], entries: Mapping[str, _Entry]) -> Iterator[Piece]:
     """Yield the bytes of a layer's tar, in the order of the paths: the same entries give the same bytes."""
-    for path in directories:
-        yield _header(path, Kind.DIRECTORY, NOTHING)
+    above = Path(PREFIX)
+    for directory in (*reversed(above.parents[:-1]), above):
+        yield _header(str(directory), Kind.DIRECTORY)
     for path in paths:
         entry = entries[path]
-        yield _header(f"{prefix}/{path}", entry.kind, entry.body)
-        if entry.kind in (Kind.FILE, Kind.EXECUTABLE):
+        if entry.kind is Kind.LINK:
+            yield _header(f"{PREFIX}/{path}", entry.kind, target=bytes(entry.body).decode())
+        else:
+            yield _header(f"{PREFIX}/{path}", entry.kind, len(entry.body))
             yield entry.body
-            yield bytes(-len(entry.body) % tarfile.BLOCKSIZE)
+            yield bytes(_padded(len(entry.body)) - len(entry.body))
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _header(path: str, kind: Kind, body: memoryview) -> bytes:
+def _header(path: str, kind: Kind, size: int = 0, *, target: str = "") -> bytes:
     info = tarfile.TarInfo(path)
     info.mtime = epoch()
     if kind is Kind.LINK:
-        info.type, info.mode, info.linkname = tarfile.SYMTYPE, 0o777, bytes(body).decode()
+        info.type, info.mode, info.linkname = tarfile.SYMTYPE, 0o777, target
     elif kind is Kind.DIRECTORY:
         info.type, info.mode = tarfile.DIRTYPE, 0o755
     else:
-        info.size, info.mode = len(body), 0o755 if kind is Kind.EXECUTABLE else 0o644
+        info.size, info.mode = size, 0o755 if kind is Kind.EXECUTABLE else 0o644
     return info.tobuf(tarfile.PAX_FORMAT)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import tarfile
@@ -13,6 +12,7 @@ from typing import Any
 
 from sandbox.engine import ContainerRecord, EngineInfo, ImageRecord
 from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotFound
+from tests import archive as archives
 
 BASE = "localhost/sandbox-python:latest"
 BASE_LAYER = f"sha256:{'b' * 64}"
@@ -113,19 +113,18 @@ class FakeEngine:
     def load(self, archive: Path) -> ImageRecord:
         return self._add_image("e" * 64, f"localhost/{archive.stem}:latest")
 
-    def add_image(self, directory: Path, name: str) -> ImageRecord:
+    def add_image(self, archive: Path, name: str) -> ImageRecord:
         self._alive()
-        manifest = json.loads((directory / "manifest.json").read_text())
+        members = archives.read(archive)
+        manifest = archives.manifest(members)
+        config = json.loads(members[manifest["Config"]])
         stored = {layer for record in self._images.values() for layer in record.layers}
-        for digest in [layer["digest"] for layer in manifest["layers"]]:
-            blob = directory / digest.removeprefix("sha256:")
-            if digest not in stored and not (blob.exists() and digest == f"sha256:{_sha256(blob)}"):
-                raise BuildFailed(f"the fake can't add {name}: no blob {digest}")
-        image_id = manifest["config"]["digest"].removeprefix("sha256:")
-        config = json.loads((directory / image_id).read_text())
+        for digest, member in zip(config["rootfs"]["diff_ids"], manifest["Layers"], strict=True):
+            if digest not in stored and digest != f"sha256:{archives.sha256(members[member])}":
+                raise BuildFailed(f"the fake can't add {name}: no layer {digest}")
         return self._add_image(
-            image_id, name, env=tuple(config["config"]["Env"]), labels=config["config"]["Labels"],
-            architecture=config["architecture"], layers=tuple(config["rootfs"]["diff_ids"]),
+            archives.sha256(members[manifest["Config"]]), *manifest["RepoTags"], env=tuple(config["config"]["Env"]),
+            labels=config["config"]["Labels"], architecture=config["architecture"], layers=tuple(config["rootfs"]["diff_ids"]),
         )  # fmt: skip
 
     def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
@@ -156,7 +155,3 @@ class FakeEngine:
 
     def close(self) -> None:
         self._closed = True
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

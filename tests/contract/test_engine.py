@@ -14,11 +14,12 @@ import pytest
 
 from sandbox import places
 from sandbox.engine import Engine
-from sandbox.environment_image import BaseImage, WrittenImage, check, write_image, write_layers
+from sandbox.environment_image import BaseImage, WrittenImage, check, write_image
 from sandbox.errors import BuildFailed, ImageUnavailable, NotFound
 from sandbox.host import probe
 from sandbox.podman_engine import PodmanEngine
 from sandbox.tree import Kind, encode_header
+from tests import archive as archives
 from tests.fake_engine import BASE, FakeEngine
 
 LABEL = "podman-sandbox-runner.contract"
@@ -120,45 +121,49 @@ class EngineContract:
         directory = tmp_path / "image"
         directory.mkdir()
         return write_image(
-            directory, BaseImage(diff_ids=known.layers, architecture=known.architecture),
-            write_layers([("one", stream)], tmp_path).layers,
-            labels={LABEL: "one"}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+            directory / "image.tar", BaseImage(diff_ids=known.layers, architecture=known.architecture), [("one", stream)],
+            name=f"localhost/contract:{uuid.uuid4().hex[:8]}", labels={LABEL: "one"}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
         )  # fmt: skip
 
     def test_an_image_that_names_the_layers_it_stands_on_is_added_as_it_was_written(
         self, engine: Engine, written: WrittenImage
     ) -> None:
-        name = f"localhost/contract:{uuid.uuid4().hex[:8]}"
-        added = engine.add_image(written.directory, name)
+        added = engine.add_image(written.archive, written.name)
         try:
-            assert added.names == (name,)
-            assert added == engine.image(name)
+            assert added.names == (written.name,)
+            assert added == engine.image(written.name)
             check(added, written)
             assert added.layers == (*engine.image(BASE).layers, written.layers[-1])
         finally:
-            engine.remove_image(name)
+            engine.remove_image(written.name)
         with pytest.raises(ImageUnavailable):
             engine.image(written.id)
 
     def test_an_image_whose_layer_is_not_what_its_name_says_is_refused_and_leaves_nothing(
         self, engine: Engine, written: WrittenImage
     ) -> None:
-        layer = written.directory / written.layers[-1].removeprefix("sha256:")
-        layer.write_bytes(layer.read_bytes().replace(b"one.py", b"two.py"))
+        members = archives.read(written.archive)
+        *_, layer = archives.manifest(members)["Layers"]
+        archives.write(written.archive, {**members, layer: members[layer].replace(b"one.py", b"two.py")})
+        self.refused(engine, written)
+
+    def refused(self, engine: Engine, written: WrittenImage) -> None:
         before = {record.id for record in engine.images()}
-        with pytest.raises(BuildFailed, match=r"can't add localhost/contract:no|could not add localhost/contract:no"):
-            engine.add_image(written.directory, "localhost/contract:no")
-        for name in ("localhost/contract:no", written.id):
+        with pytest.raises(BuildFailed, match=f"(can't|could not) add {written.name}"):
+            engine.add_image(written.archive, written.name)
+        for name in (written.name, written.id):
             with pytest.raises(ImageUnavailable):
                 engine.image(name)
         assert {record.id for record in engine.images()} == before
-        left = {path.name for path in written.directory.iterdir()}
-        assert left == {"manifest.json", "version", written.id, layer.name}, "temporary files"
+        assert list(written.archive.parent.iterdir()) == [written.archive], "temporary files"
 
     def test_an_image_on_layers_that_are_not_there_is_refused(self, engine: Engine, written: WrittenImage) -> None:
-        (written.directory / written.layers[-1].removeprefix("sha256:")).unlink()
-        with pytest.raises(BuildFailed):
-            engine.add_image(written.directory, "localhost/contract:no")
+        # Nobody has the layer below; what the archive has in its place is nothing that it could be.
+        members = archives.read(written.archive)
+        told = archives.manifest(members)
+        config = members[told["Config"]].replace(written.layers[0].encode(), b"sha256:" + b"0" * 64)
+        archives.write(written.archive, {**members, told["Config"]: config})
+        self.refused(engine, written)
 
     def test_an_unreachable_registry_takes_no_image(self, engine: Engine, tmp_path: Path) -> None:
         with pytest.raises(ImageUnavailable, match=r"push .* to 127\.0\.0\.1:1/absent:1: ."):

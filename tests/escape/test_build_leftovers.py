@@ -64,13 +64,11 @@ def test_an_image_that_took_an_environment_s_name_is_not_used(builds: Builds, tm
     # What `podman load` of a stranger's archive does: any content, under any name, with any labels.
     engine, base = builds.bench.engine, builds.bench.engine.image("localhost/sandbox-python:latest")
     tree = next(path for path in (builds.cache / "trees").rglob("*.tree") if b"'evil'" in path.read_bytes())
-    ours = environment_image.write_layers([("named", tree)], tmp_path)
-    (tmp_path / "image").mkdir()
     forged = environment_image.write_image(
-        tmp_path / "image", environment_image.BaseImage(diff_ids=base.layers, architecture=base.architecture), ours.layers,
-        labels=engine.image(built.name).labels, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+        tmp_path / "image.tar", environment_image.BaseImage(diff_ids=base.layers, architecture=base.architecture), [("named", tree)],
+        name=built.name, labels=engine.image(built.name).labels, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
     )  # fmt: skip
-    record = environment_image.add(engine, forged, built.name)
+    record = environment_image.add(engine, forged)
     try:
         assert engine.image(built.name).id == record.id, "the name is taken"
         again = builds.build("named", policy=policy, lock=lock)

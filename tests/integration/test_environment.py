@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import install_program, installation
-from sandbox.environment_image import BaseImage, add, write_image, write_layers
+from sandbox.environment_image import BaseImage, add, write_image
 from sandbox.image import REPOSITORY
 from tests.command import COMMAND, document, environment, sandbox
 from tests.integration.desk import Desk, desk, index, shared_images, versions
@@ -186,15 +186,12 @@ def image_with_pip(desk: Desk, tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "pip.tree").open("wb") as out:
         install_program.pack(str(copy), out)
     base = engine.image(f"{REPOSITORY}:latest")
-    (tmp_path / "image").mkdir()
     written = write_image(
-        tmp_path / "image", BaseImage(diff_ids=base.layers, architecture=base.architecture),
-        write_layers([("pip", tmp_path / "pip.tree")], tmp_path).layers,
-        labels={}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+        tmp_path / "image.tar", BaseImage(diff_ids=base.layers, architecture=base.architecture), [("pip", tmp_path / "pip.tree")],
+        name=f"localhost/environment-test:{uuid.uuid4().hex[:8]}", labels={}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
     )  # fmt: skip
-    name = f"localhost/environment-test:{uuid.uuid4().hex[:8]}"
-    record = add(engine, written, name)
-    yield name
+    record = add(engine, written)
+    yield written.name
     desk.remove_all()
     engine.remove_image(record.id)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -18,12 +17,13 @@ import pytest
 
 from sandbox import places
 from sandbox.engine import Engine, ImageRecord
-from sandbox.environment_image import BaseImage, WrittenImage, add, check, write_image, write_layers
+from sandbox.environment_image import BaseImage, WrittenImage, add, check, write_image
 from sandbox.errors import BuildFailed, ImageUnavailable
 from sandbox.host import probe
 from sandbox.image import REPOSITORY
 from sandbox.podman_engine import PodmanEngine
 from sandbox.tree import Kind, encode_header
+from tests import archive as archives
 from tests.command import sandbox
 from tests.integration.registry import Registry
 
@@ -58,9 +58,8 @@ def written(engine: Engine, place: Path, more: bytes = b"") -> WrittenImage:
     directory = place / "image"
     directory.mkdir()
     return write_image(
-        directory, BaseImage(diff_ids=base.layers, architecture=base.architecture),
-        write_layers([("greeting", stream)], place).layers,
-        labels=LABELS, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+        directory / "image.tar", BaseImage(diff_ids=base.layers, architecture=base.architecture), [("greeting", stream)],
+        name=f"localhost/environment-test:{uuid.uuid4().hex[:8]}", labels=LABELS, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
     )  # fmt: skip
 
 
@@ -71,7 +70,7 @@ def image(engine: Engine, tmp_path: Path) -> WrittenImage:
 
 @pytest.fixture
 def added(engine: Engine, image: WrittenImage) -> Iterator[ImageRecord]:
-    record = add(engine, image, f"localhost/environment-test:{uuid.uuid4().hex[:8]}")
+    record = add(engine, image)
     yield record
     engine.remove_image(record.id)
 
@@ -102,30 +101,19 @@ def test_podman_shows_no_command_no_annotation_and_no_variable_but_path(added: I
     assert found["ManifestType"] == "application/vnd.docker.distribution.manifest.v2+json"
 
 
-def test_adding_an_image_again_gives_it_one_more_name(engine: Engine, image: WrittenImage, added: ImageRecord) -> None:
-    again = add(engine, image, "localhost/environment-test:again")
-    assert again.id == added.id
-    assert set(again.names) == {*added.names, "localhost/environment-test:again"}
+def test_adding_an_image_again_changes_nothing(engine: Engine, image: WrittenImage, added: ImageRecord) -> None:
+    assert add(engine, image) == added
 
 
 def test_an_image_that_differs_from_what_was_written_is_removed(engine: Engine, image: WrittenImage) -> None:
-    configuration = image.directory / image.id
-    changed = configuration.read_bytes().replace(b'"PATH=', b'"LD_PRELOAD=/x", "PATH=')
-    replace_configuration(image, configuration, changed)
+    members = archives.read(image.archive)
+    configuration = archives.manifest(members)["Config"]
+    changed = members[configuration].replace(b'"PATH=', b'"LD_PRELOAD=/x", "PATH=')
+    archives.write(image.archive, {**members, configuration: changed})
     with pytest.raises(BuildFailed, match="its id, environment variables differ"):
-        add(engine, image, "localhost/environment-test:differs")
+        add(engine, image)
     with pytest.raises(ImageUnavailable):
-        engine.image("localhost/environment-test:differs")
-
-
-def replace_configuration(image: WrittenImage, blob: Path, content: bytes) -> None:
-    """Put other content in the place of a written image's configuration, as one who could write there would."""
-    name = hashlib.sha256(content).hexdigest()
-    (image.directory / name).write_bytes(content)
-    manifest = json.loads((image.directory / "manifest.json").read_text())
-    manifest["config"] = {**manifest["config"], "digest": f"sha256:{name}", "size": len(content)}
-    (image.directory / "manifest.json").write_text(json.dumps(manifest))
-    blob.unlink()
+        engine.image(image.name)
 
 
 def test_an_image_survives_the_way_to_a_registry_and_back(
@@ -164,7 +152,7 @@ from sandbox.host import probe
 from sandbox.places import runtime_dir
 from sandbox.podman_engine import PodmanEngine
 engine = PodmanEngine(probe(runtime_dir()).engine, runtime_dir=runtime_dir())
-engine.add_image(Path(sys.argv[1]), "localhost/environment-test:killed")
+engine.add_image(Path(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -181,18 +169,19 @@ def processes_about(path: Path) -> list[int]:
 
 def test_nothing_of_an_image_is_left_when_its_maker_is_killed(engine: Engine, tmp_path: Path) -> None:
     image = written(engine, tmp_path, more=os.urandom(1 << 20) * 160)
-    with subprocess.Popen([sys.executable, "-c", ADDING, str(image.directory)], cwd=Path.cwd()) as maker:
+    directory = image.archive.parent
+    with subprocess.Popen([sys.executable, "-c", ADDING, str(image.archive), image.name], cwd=Path.cwd()) as maker:
         deadline = time.monotonic() + 60
-        while not any(path.name.startswith("storage") for path in image.directory.iterdir()):
+        while not any(path.name.startswith("storage") for path in directory.iterdir()):
             assert maker.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline, "Podman did not begin"
             time.sleep(0.005)
         maker.send_signal(signal.SIGKILL)
-    while left := processes_about(image.directory):
+    while left := processes_about(directory):
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.05)
-    for name in (image.id, "localhost/environment-test:killed"):
+    for name in (image.id, image.name):
         with pytest.raises(ImageUnavailable):
             engine.image(name)
-    record = add(engine, image, "localhost/environment-test:killed")  # nothing stands in its way
+    record = add(engine, image)  # nothing stands in its way
     engine.remove_image(record.id)

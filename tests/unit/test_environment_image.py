@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import hashlib
+import io
 import json
+import resource
+import signal
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,22 +16,14 @@ import pytest
 
 from sandbox.base_layer import DEFAULT_EPOCH
 from sandbox.engine import ImageRecord
-from sandbox.environment_image import (
-    MAX_LAYERS,
-    BaseImage,
-    Conflict,
-    Layer,
-    WrittenImage,
-    add,
-    check,
-    write_image,
-    write_layers,
-)
+from sandbox.environment_image import MAX_LAYERS, BaseImage, WrittenImage, add, check, write_image
 from sandbox.errors import BuildFailed, ImageUnavailable
 from sandbox.tree import Kind, TreeRefused, encode_header
+from tests import archive as archives
 from tests.fake_engine import BASE, FakeEngine
 
 Entry = tuple[Kind, str, bytes]
+NAME = "localhost/environment:1"
 CREATED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 LABELS = {"podman-sandbox-runner.lock": "sha256:1", "podman-sandbox-runner.policy": "sha256:2"}
 
@@ -43,25 +39,36 @@ def file(name: str, body: bytes = b"x") -> Entry:
     return (Kind.FILE, name, body)
 
 
-def only_layer(trees: list[tuple[str, Path]], directory: Path) -> Layer:
-    """Write the layers of small trees, which is one, into a new directory."""
-    directory.mkdir()
-    (layer,) = write_layers(trees, directory).layers
-    return layer
+def image_of(trees: list[tuple[str, Path]], archive: Path, base: ImageRecord | None = None, **changes: Any) -> WrittenImage:
+    """Write the image of these trees on the fake engine's base."""
+    known = base or FakeEngine().image(BASE)
+    asked: dict[str, Any] = {"name": NAME, "labels": LABELS, "created": CREATED, **changes}
+    return write_image(archive, BaseImage(diff_ids=known.layers, architecture=known.architecture), trees, **asked)
 
 
-def members(layer: Layer) -> dict[str, tarfile.TarInfo]:
-    with tarfile.open(layer.path, "r:") as tar:
+def layers_of(image: WrittenImage) -> list[bytes]:
+    """Return our layers, lowest first, each as a tar."""
+    found = archives.read(image.archive)
+    return [found[name] for name in archives.manifest(found)["Layers"] if name.startswith("layer-")]
+
+
+def members(layer: bytes) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(layer), mode="r:") as tar:
         found = tar.getmembers()
     assert len({member.name for member in found}) == len(found)
     return {member.name: member for member in found}
 
 
-def content(layer: Layer, name: str) -> bytes:
-    with tarfile.open(layer.path, "r:") as tar:
+def content(layer: bytes, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(layer), mode="r:") as tar:
         body = tar.extractfile(f"opt/environment/{name}")
         assert body is not None
         return body.read()
+
+
+def configuration(image: WrittenImage) -> Any:
+    found = archives.read(image.archive)
+    return json.loads(found[archives.manifest(found)["Config"]])
 
 
 ENTRIES = [
@@ -71,7 +78,7 @@ ENTRIES = [
 
 
 def test_the_layer_has_what_the_trees_have_with_owners_modes_and_times_of_our_own(tmp_path: Path) -> None:
-    layer = only_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layers")
+    [layer] = layers_of(image_of([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "image.tar"))
     found = members(layer)
     kinds = {
         name: (member.type, member.mode, member.linkname) for name, member in found.items() if "ü" not in name
@@ -93,34 +100,23 @@ def test_the_layer_has_what_the_trees_have_with_owners_modes_and_times_of_our_ow
             assert content(layer, name) == body
 
 
-def test_hash_and_size_are_those_of_the_file(tmp_path: Path) -> None:
-    layer = only_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layers")
-    whole = layer.path.read_bytes()
-    assert (layer.sha256, layer.size_bytes) == (hashlib.sha256(whole).hexdigest(), len(whole))
-
-
-def test_the_same_files_in_another_order_give_the_same_layer_and_other_files_another(tmp_path: Path) -> None:
+def test_the_same_files_in_another_order_give_the_same_image_and_other_files_another(tmp_path: Path) -> None:
     one, two = stored(tmp_path / "a.tree", *ENTRIES), stored(tmp_path / "b.tree", file("b/x"))
-    first = only_layer([one, two], tmp_path / "1")
+    first = image_of([one, two], tmp_path / "1.tar")
     turned = stored(tmp_path / "a.tree", *reversed(ENTRIES))
-    assert only_layer([two, turned], tmp_path / "2").sha256 == first.sha256
+    assert image_of([two, turned], tmp_path / "2.tar").id == first.id
+    assert (tmp_path / "2.tar").read_bytes() == (tmp_path / "1.tar").read_bytes()
     changed = stored(tmp_path / "b.tree", file("b/x", b"y"))
-    assert only_layer([one, changed], tmp_path / "3").sha256 != first.sha256
+    assert image_of([one, changed], tmp_path / "3.tar").layers != first.layers
 
 
-def test_of_two_packages_with_the_same_path_the_later_wins_and_differences_are_told(tmp_path: Path) -> None:
+def test_of_two_packages_with_the_same_path_the_later_wins(tmp_path: Path) -> None:
     trees = [
-        stored(
-            tmp_path / "zope.tree", file("tests/a.py", b"of zope"), file("same.py"), (Kind.EXECUTABLE, "mode.py", b"x")
-        ),
-        stored(tmp_path / "attrs.tree", file("tests/a.py", b"of attrs"), file("same.py"), file("mode.py")),
+        stored(tmp_path / "zope.tree", file("tests/a.py", b"of zope"), file("same.py")),
+        stored(tmp_path / "attrs.tree", file("tests/a.py", b"of attrs"), file("same.py")),
     ]
-    written = write_layers(trees, tmp_path)
-    assert content(written.layers[0], "tests/a.py") == b"of zope"
-    assert set(written.conflicts) == {
-        Conflict(path="tests/a.py", winner="zope", loser="attrs"),
-        Conflict(path="mode.py", winner="zope", loser="attrs"),
-    }
+    [layer] = layers_of(image_of(trees, tmp_path / "image.tar"))
+    assert content(layer, "tests/a.py") == b"of zope"
 
 
 @pytest.mark.parametrize(
@@ -140,8 +136,8 @@ def test_a_directory_of_one_package_is_never_a_file_or_a_link_of_another(
         stored(tmp_path / f"{names[1]}.tree", second),
     ]
     with pytest.raises(TreeRefused, match=r"a and b can't be installed together: 'lib'"):
-        write_layers(trees, tmp_path)
-    assert not list(tmp_path.glob("*.tar"))
+        image_of(trees, tmp_path / "image.tar")
+    assert not (tmp_path / "image.tar").exists()
 
 
 @pytest.mark.parametrize(
@@ -151,24 +147,47 @@ def test_a_damaged_stored_tree_is_refused(tmp_path: Path, damage: bytes) -> None
     path = tmp_path / "a.tree"
     path.write_bytes(damage)
     with pytest.raises(TreeRefused):
-        write_layers([("a", path)], tmp_path)
+        image_of([("a", path)], tmp_path / "image.tar")
 
 
 def test_a_missing_stored_tree_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TreeRefused, match="stored files of numpy"):
-        write_layers([("numpy", tmp_path / "absent")], tmp_path)
+        image_of([("numpy", tmp_path / "absent")], tmp_path / "image.tar")
 
 
-def test_a_layer_that_can_not_be_written_is_a_failed_build_with_the_place_and_leaves_no_file(tmp_path: Path) -> None:
-    tree = stored(tmp_path / "a.tree", file("a", b"x" * 5_000_000))
-    target = tmp_path / "layer-0.tar"
-    target.symlink_to("/dev/full")
-    with pytest.raises(BuildFailed, match="No space left on device") as caught:
-        write_layers([tree], tmp_path)
-    assert str(tmp_path.parent) in caught.value.hint
-    assert not target.is_symlink()
+@pytest.fixture
+def written(tmp_path: Path) -> WrittenImage:
+    return image_of([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "image.tar")
+
+
+@pytest.mark.parametrize("share", [0, 0.05, 0.9999], ids=["first member", "layers", "configuration"])
+def test_an_image_that_can_not_be_written_is_a_failed_build_with_the_place_and_leaves_no_file(
+    tmp_path: Path, written: WrittenImage, share: float
+) -> None:
+    tree, target = tmp_path / "numpy.tree", tmp_path / "again.tar"
+    # The control: it is the limit that stops it.
+    assert image_of([("numpy", tree)], target).id == written.id
+    limit = int(target.stat().st_size * share)
+    target.unlink()
+    with file_size_limit(limit), pytest.raises(BuildFailed, match=rf"can't be written to {target}: File too large") as caught:
+        image_of([("numpy", tree)], target)
+    assert str(tmp_path) in caught.value.hint
+    assert not target.exists()
     with pytest.raises(BuildFailed, match="No such file"):
-        write_layers([tree], tmp_path / "absent")
+        image_of([("numpy", tree)], tmp_path / "absent/image.tar")
+
+
+@contextmanager
+def file_size_limit(size_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow past a size, which fails as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 LARGE = [
@@ -178,79 +197,54 @@ LARGE = [
 
 
 def test_what_is_large_has_a_layer_of_its_own_largest_first(tmp_path: Path) -> None:
-    written = write_layers([stored(tmp_path / "all.tree", *LARGE)], tmp_path)
+    image = image_of([stored(tmp_path / "all.tree", *LARGE)], tmp_path / "image.tar")
     above = {"opt", "opt/environment"}
-    held = [{name.removeprefix("opt/environment/") for name in members(layer)} - above for layer in written.layers]
+    layers = layers_of(image)
+    held = [{name.removeprefix("opt/environment/") for name in members(layer)} - above for layer in layers]
     assert held == [
         {"scipy", "scipy/a.so"},
         {"numpy", "numpy/core.so"},
         {"numpy.libs", "numpy.libs/blas.so"},
         {"bin", "bin/f2py", "six.py"},
     ]
-    assert written.size_bytes == sum(layer.path.stat().st_size for layer in written.layers)
+    assert image.size_bytes == sum(map(len, layers))
 
 
 def test_environments_that_differ_in_something_small_share_their_large_layers(tmp_path: Path) -> None:
     one = stored(tmp_path / "one.tree", *LARGE)
     two = stored(tmp_path / "two.tree", file("requests.py", b"more"))
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
-    first, second = write_layers([one], tmp_path / "1"), write_layers([one, two], tmp_path / "2")
-    assert first.layers[-1].sha256 != second.layers[-1].sha256
-    assert [layer.sha256 for layer in first.layers[:-1]] == [layer.sha256 for layer in second.layers[:-1]]
+    first, second = image_of([one], tmp_path / "1.tar"), image_of([one, two], tmp_path / "2.tar")
+    assert first.layers[-1] != second.layers[-1]
+    assert first.layers[:-1] == second.layers[:-1]
 
 
-def test_layers_follow_from_the_files_not_from_which_package_brought_them(tmp_path: Path) -> None:
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
+def test_the_image_follows_from_the_files_not_from_which_package_brought_them(tmp_path: Path) -> None:
     parts = [stored(tmp_path / f"{number}.tree", entry) for number, entry in enumerate(LARGE)]
-    apart = write_layers(parts, tmp_path / "1")
-    pulled = write_layers([stored(tmp_path / "pulled.tree", *LARGE)], tmp_path / "2")
-    assert [layer.sha256 for layer in apart.layers] == [layer.sha256 for layer in pulled.layers]
+    apart = image_of(parts, tmp_path / "1.tar")
+    pulled = image_of([stored(tmp_path / "pulled.tree", *LARGE)], tmp_path / "2.tar")
+    assert apart.id == pulled.id
 
 
 def test_many_large_directories_take_a_bounded_number_of_layers(tmp_path: Path) -> None:
     trees = [stored(tmp_path / f"p{number}.tree", file(f"p{number}/x", bytes(8 << 20))) for number in range(MAX_LAYERS + 3)]
-    written = write_layers(trees, tmp_path)
-    assert len(written.layers) == MAX_LAYERS
-    names = [name for layer in written.layers for name in members(layer)]
+    layers = layers_of(image_of(trees, tmp_path / "image.tar"))
+    assert len(layers) == MAX_LAYERS
+    names = [name for layer in layers for name in members(layer)]
     assert sum(name.endswith("/x") for name in names) == len(trees)
 
 
-@pytest.fixture
-def layer(tmp_path: Path) -> Layer:
-    return only_layer([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "layers")
-
-
-@pytest.fixture
-def written(tmp_path: Path, layer: Layer) -> WrittenImage:
-    return image_of(tmp_path / "image", layer)
-
-
-def image_of(directory: Path, layer: Layer, base: ImageRecord | None = None, **changes: Any) -> WrittenImage:
-    known = base or FakeEngine().image(BASE)
-    directory.mkdir()
-    asked: dict[str, Any] = {"labels": LABELS, "created": CREATED, **changes}
-    return write_image(directory, BaseImage(diff_ids=known.layers, architecture=known.architecture), [layer], **asked)
-
-
-def test_every_blob_of_the_image_is_named_by_its_hash_and_the_bases_layers_are_only_named(
-    written: WrittenImage,
-) -> None:
-    names = {path.name for path in written.directory.iterdir()} - {"manifest.json", "version"}
-    assert names == {written.id, written.layers[-1].removeprefix("sha256:")}
-    for name in names:
-        assert hashlib.sha256((written.directory / name).read_bytes()).hexdigest() == name
-    manifest = json.loads((written.directory / "manifest.json").read_text())
-    assert [layer["digest"] for layer in manifest["layers"]] == list(written.layers)
-    assert manifest["layers"][-1]["size"] == (written.directory / written.layers[-1][7:]).stat().st_size
-    assert manifest["config"]["digest"] == f"sha256:{written.id}"
-    assert "annotations" not in manifest
+def test_every_layer_of_ours_is_named_by_its_hash_and_the_bases_layers_are_only_named(written: WrittenImage) -> None:
+    found = archives.read(written.archive)
+    told = archives.manifest(found)
+    assert set(found) == {told["Config"], "manifest.json", *told["Layers"]}
+    assert archives.sha256(found[told["Config"]]) == written.id
+    assert written.layers == (*FakeEngine().image(BASE).layers, *(f"sha256:{archives.sha256(one)}" for one in layers_of(written)))
+    assert not any(found["base-0.tar"])
+    assert told["RepoTags"] == [NAME] == [written.name]
 
 
 def test_the_configuration_says_nothing_but_path_labels_and_where_it_comes_from(written: WrittenImage) -> None:
-    config = json.loads((written.directory / written.id).read_text())
-    assert config == {
+    assert configuration(written) == {
         "architecture": "amd64",
         "os": "linux",
         "created": "2026-01-02T03:04:05Z",
@@ -264,38 +258,31 @@ def test_the_configuration_says_nothing_but_path_labels_and_where_it_comes_from(
 
 
 def test_a_base_of_several_layers_keeps_their_order_and_has_one_line_of_history_for_each(
-    tmp_path: Path, layer: Layer
+    tmp_path: Path, written: WrittenImage
 ) -> None:
     base = replace(FakeEngine().image(BASE), layers=(f"sha256:{'b' * 64}", f"sha256:{'a' * 64}"))
-    written = image_of(tmp_path / "image", layer, base)
-    assert written.layers == (*base.layers, f"sha256:{layer.sha256}")
-    config = json.loads((written.directory / written.id).read_text())
+    image = image_of([("numpy", tmp_path / "numpy.tree")], tmp_path / "several.tar", base)
+    assert image.layers == (*base.layers, written.layers[-1])
+    assert archives.manifest(archives.read(image.archive))["Layers"] == ["base-0.tar", "base-1.tar", "layer-0.tar"]
+    config = configuration(image)
     assert [step["created_by"] for step in config["history"]][:-1] == ["base image", "base image"]
-    assert config["rootfs"]["diff_ids"] == list(written.layers)
+    assert config["rootfs"]["diff_ids"] == list(image.layers)
 
 
-def test_the_same_inputs_give_the_same_image_in_any_time_zone_and_others_another(tmp_path: Path) -> None:
-    tree = stored(tmp_path / "a.tree", *ENTRIES)
-
-    def written(number: int, **changes: Any) -> str:
-        return image_of(tmp_path / f"i{number}", only_layer([tree], tmp_path / f"l{number}"), **changes).id
-
-    assert written(1) == written(2, created=CREATED.astimezone(timezone(timedelta(hours=5))))
-    assert written(3, labels={**LABELS, "x": "y"}) != written(4)
-
-
-def test_a_place_that_can_not_be_written_is_a_failed_build(tmp_path: Path, layer: Layer) -> None:
-    with pytest.raises(BuildFailed, match="No such file"):
-        write_image(
-            tmp_path / "absent", BaseImage(diff_ids=(), architecture="amd64"), [layer], labels={}, created=CREATED
-        )  # fmt: skip
+def test_the_same_inputs_give_the_same_image_in_any_time_zone_and_others_another(
+    tmp_path: Path, written: WrittenImage
+) -> None:
+    trees = [("numpy", tmp_path / "numpy.tree")]
+    eastern = CREATED.astimezone(timezone(timedelta(hours=5)))
+    assert image_of(trees, tmp_path / "1.tar", created=eastern).id == written.id
+    assert image_of(trees, tmp_path / "2.tar", labels={**LABELS, "x": "y"}).id != written.id
 
 
 def test_an_added_image_is_the_one_that_was_written(written: WrittenImage) -> None:
     engine = FakeEngine()
-    record = add(engine, written, "localhost/environment:1")
+    record = add(engine, written)
     assert record.id == written.id
-    assert engine.image("localhost/environment:1") == record
+    assert engine.image(NAME) == record
 
 
 CHANGES: list[tuple[str, dict[str, Any]]] = [
@@ -316,23 +303,23 @@ def test_an_image_that_is_not_as_it_was_written_is_named_and_removed(
     written: WrittenImage, what: str, changes: dict[str, Any]
 ) -> None:
     class Lying(FakeEngine):
-        def add_image(self, directory: Path, name: str) -> ImageRecord:
-            record = replace(super().add_image(directory, name), **changes)
+        def add_image(self, archive: Path, name: str) -> ImageRecord:
+            record = replace(super().add_image(archive, name), **changes)
             self._images = {**{key: known for key, known in self._images.items() if name not in known.names}}
             self._images[record.id] = record
             return record
 
     engine = Lying()
     with pytest.raises(BuildFailed, match=f"its {what} differ") as caught:
-        add(engine, written, "localhost/environment:1")
+        add(engine, written)
     assert caught.value.facts["differing"] == [what]
     with pytest.raises(ImageUnavailable):
-        engine.image("localhost/environment:1")
+        engine.image(NAME)
     assert engine.image(BASE).names == (BASE,)
 
 
 def test_every_difference_is_named(written: WrittenImage) -> None:
-    honest = FakeEngine().add_image(written.directory, "localhost/environment:1")
+    honest = FakeEngine().add_image(written.archive, NAME)
     check(honest, written)
     with pytest.raises(BuildFailed, match="its labels, annotations differ"):
         check(replace(honest, labels={}, annotations={"x": "y"}), written)
