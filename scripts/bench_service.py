@@ -1,8 +1,8 @@
 """The service against Podman, bare Python and bubblewrap, interleaved in one process run.
 
-Every round makes one run in each way: through the service with a sandbox that was ready, through the service with a sandbox that
-has to be made first (a kind of its own), by `podman run` with the same flags, by a bare `python3`, and by `bwrap` where that is installed.
-Then: throughput at several concurrencies, warm runs while the pool starts other sandboxes, payloads of several sizes against `json` in one
+Every round makes one run in each way: through the service with a sandbox that was ready, in a cell, with a sandbox that
+has to be made first (a kind of its own), with pandas preloaded (`--libraries`), by `podman run` with the same flags, by a bare `python3`, and by
+`bwrap` where that is installed. Ratios are taken within each round. Then: throughput at several concurrencies, warm runs while the pool starts other sandboxes, payloads of several sizes against `json` in one
 process, one payload of 100 MB with the memory that it took, requests while 1 to 1,000 environments are known, and memory.
 
 The known environments are records without images: what more images cost is Podman's affair, and none of these requests asks it for a list.
@@ -37,6 +37,8 @@ from tests.integration.service import Service, served
 
 CODE = "result = 6 * 7\n"
 PANDAS = "import pandas\nresult = int(pandas.DataFrame(payload)['a'].sum())\n"
+IMPORT = "import time\nbegan = time.perf_counter()\nimport pandas\nresult = (time.perf_counter() - began) * 1000\n"
+WITH_PANDAS: dict[str, Any] = {"requirements": ["pandas"], "payload": {"a": [1, 2, 3]}, "preload": ["pandas"]}
 SIZES = {"1 kB": 1_000, "100 kB": 100_000, "1 MB": 1_000_000, "10 MB": 10_000_000}
 LARGE_BYTES = 100_000_000
 LARGE_POLICY = """
@@ -70,15 +72,18 @@ def await_ready(client: Client) -> None:
         time.sleep(0.02)
 
 
-class Rounds:
-    """Times by name, in milliseconds."""
+Rounds = list[dict[str, float]]  # milliseconds by name; a name that a round lacks found no sandbox ready
 
-    def __init__(self) -> None:
-        self.times: dict[str, list[float]] = {}
 
-    def add(self, name: str, value: float) -> None:
-        """Add one."""
-        self.times.setdefault(name, []).append(value)
+def times_of(rounds: Rounds) -> dict[str, list[float]]:
+    """Return the times of each name."""
+    names = dict.fromkeys(name for found in rounds for name in found)
+    return {name: [found[name] for found in rounds if name in found] for name in names}
+
+
+def ratios_of(rounds: Rounds, others: str, ours: str) -> list[float]:
+    """Return how many times as long as `ours` the `others` took, round by round."""
+    return [found[others] / found[ours] for found in rounds if others in found and ours in found]
 
 
 def warm(client: Client, code: str = CODE, **options: Any) -> float | None:
@@ -91,9 +96,9 @@ def warm(client: Client, code: str = CODE, **options: Any) -> float | None:
     return spent if result.document["durations"]["warm"] else None
 
 
-def single(service: Service, runs: int) -> Rounds:
-    """Measure single runs in every way, interleaved."""
-    rounds = Rounds()
+def single(service: Service, runs: int, *, libraries: bool) -> Rounds:
+    """Measure single runs in every way, interleaved. With `libraries`, pandas is installed first."""
+    rounds: Rounds = []
     runtime_dir, cache = places.runtime_dir(), places.cache_dir()
     facts = probe(runtime_dir)
     engine = PodmanEngine(facts.engine, runtime_dir=runtime_dir)
@@ -104,17 +109,22 @@ def single(service: Service, runs: int) -> Rounds:
                   *decided.podman["command"]]  # fmt: skip
         bare = ["/usr/bin/python3", "-I", "-c", CODE]
         with service.client() as client:
-            client.run(CODE)
+            client.run(CODE), client.run(CODE, policy="cells")
+            if libraries:
+                client.run(PANDAS, **WITH_PANDAS)
             for number in range(runs):
-                if (spent := warm(client)) is not None:
-                    rounds.add("service, warm", spent)
+                found = {"service, warm": warm(client), "service, cell": warm(client, policy="cells")}
                 # A lower limit makes another kind, for which nothing is ready.
                 other = {"limits": {"timeout_s": 20 - number / 1000}}
-                rounds.add("service, cold", milliseconds(lambda: client.run(CODE, **other)))  # noqa: B023 - called at once
-                rounds.add("podman run", timed(podman, env=scrubbed_environment()))
-                rounds.add("python3", timed(bare))
+                found["service, cold"] = milliseconds(lambda: client.run(CODE, **other))  # noqa: B023 - called at once
+                found["podman run"] = timed(podman, env=scrubbed_environment())
+                found["python3"] = timed(bare)
                 if shutil.which("bwrap"):
-                    rounds.add("bwrap", timed(["bwrap", "--ro-bind", "/", "/", "--unshare-all", *bare]))
+                    found["bwrap"] = timed(["bwrap", "--ro-bind", "/", "/", "--unshare-all", *bare])
+                if libraries:
+                    found["pandas preloaded, warm"] = warm(client, PANDAS, **WITH_PANDAS)
+                    found["import pandas, inside"] = float(client.run(IMPORT, requirements=["pandas"], preload=[]).value)
+                rounds.append({name: spent for name, spent in found.items() if spent is not None})
     finally:
         work.release()
         engine.close()
@@ -153,16 +163,19 @@ def throughput(service: Service, concurrency: int, runs: int, policy: str = "def
 
 def payloads(client: Client, rounds: int) -> Rounds:
     """Time payloads in and out, against parsing and writing the same in one process."""
-    found = Rounds()
-    for name, size in SIZES.items():
-        value = [{"n": n, "text": "x" * 40, "f": n / 7} for n in range(size // 75)]
-        text = json.dumps(value).encode()
-        for _ in range(rounds):
-            spent = warm(client, "result = payload", payload_json=text)
-            if spent is not None:
-                found.add(f"service, {name}", spent)
-            found.add(f"json, {name}", milliseconds(lambda: json.dumps(json.loads(text))))  # noqa: B023 - called at once
-    return found
+    made: Rounds = []
+    texts = {
+        name: json.dumps([{"n": n, "text": "x" * 40, "f": n / 7} for n in range(size // 75)]).encode()
+        for name, size in SIZES.items()
+    }
+    for _ in range(rounds):
+        found: dict[str, float] = {}
+        for name, text in texts.items():
+            if (spent := warm(client, "result = payload", payload_json=text)) is not None:
+                found[f"service, {name}"] = spent
+            found[f"json, {name}"] = milliseconds(lambda: json.dumps(json.loads(text)))  # noqa: B023 - called at once
+        made.append(found)
+    return made
 
 
 def while_refilling(client: Client, runs: int) -> list[float]:
@@ -245,7 +258,7 @@ def memory_mib(pid: int, which: str = "VmRSS") -> float:
 def measure(runs: int, *, libraries: bool) -> dict[str, Any]:
     """Measure everything."""
     with tempfile.TemporaryDirectory() as home, served(Path(home), SANDBOX_QUEUE__RUNNING="16") as service, service.client() as client:
-        report: dict[str, Any] = {"runs": runs, "single_ms": single(service, runs).times}
+        report: dict[str, Any] = {"runs": runs, "single_ms": single(service, runs, libraries=libraries)}
         report["memory_mib"] = {"service": memory_mib(service.process.pid), "ready sandbox": idle_mib(client)}
         report["throughput"] = {}
         for concurrency in (1, 2, 4, 8, 16):
@@ -257,12 +270,10 @@ def measure(runs: int, *, libraries: bool) -> dict[str, Any]:
             report["cells"][concurrency] = {"per_s": rate, "times_ms": times}
         report["memory_mib"]["warm container"] = client.health()["cells"]["memory_mib"] / client.health()["cells"]["containers"]
         report["refilling_ms"] = while_refilling(client, runs)
-        report["payload_ms"] = payloads(client, max(3, runs // 5)).times
+        report["payload_ms"] = payloads(client, max(3, runs // 5))
         report["known_ms"] = environments(service, client, max(3, runs // 5))
         report["memory_mib"]["service, in the end"] = memory_mib(service.process.pid)
     report["large_payload"] = large_payload()
-    if libraries:
-        report["pandas_ms"] = pandas(runs)
     return report
 
 
@@ -273,19 +284,10 @@ def idle_mib(client: Client) -> float:
     return float(pool["memory_mib"]) / max(1, pool["ready"] + pool["starting"])
 
 
-def pandas(runs: int) -> dict[str, list[float]]:
-    """Time runs with pandas preloaded, against a bare import in the same environment. Needs the package index once."""
-    rounds = Rounds()
-    with tempfile.TemporaryDirectory() as home, served(Path(home)) as service, service.client() as client:
-        options: dict[str, Any] = {"requirements": ["pandas"], "payload": {"a": [1, 2, 3]}, "preload": ["pandas"]}
-        client.run(PANDAS, **options)
-        for _ in range(runs):
-            if (spent := warm(client, PANDAS, **options)) is not None:
-                rounds.add("pandas preloaded, warm", spent)
-            plain = client.run("import time\nt = time.perf_counter()\nimport pandas\nresult = (time.perf_counter() - t) * 1000",
-                               requirements=["pandas"], preload=[])  # fmt: skip
-            rounds.add("import pandas alone, inside", float(plain.value))
-    return rounds.times
+COMPARED = (
+    *((other, "service, warm") for other in ("podman run", "python3", "bwrap", "service, cold", "service, cell")),
+    ("import pandas, inside", "pandas preloaded, warm"),
+)
 
 
 def row(name: str, values: list[float]) -> str:
@@ -298,15 +300,16 @@ def row(name: str, values: list[float]) -> str:
 def show(report: dict[str, Any]) -> None:
     """Print the tables."""
     print("milliseconds: least, median, p99, greatest; how many")
-    for name, values in report["single_ms"].items():
+    single_ms, payload_ms = report["single_ms"], report["payload_ms"]
+    times = {**times_of(single_ms), "service, warm, pool refills": report["refilling_ms"], **times_of(payload_ms)}
+    for name, values in times.items():
         print(row(name, values))
-    single_ms = {name: statistics.median(values) for name, values in report["single_ms"].items()}
-    for other in ("podman run", "python3", "bwrap", "service, cold"):
-        if other in single_ms and "service, warm" in single_ms:
-            print(f"  {other} / service, warm: {single_ms[other] / single_ms['service, warm']:.1f}")
-    others = {"service, warm, pool refills": report["refilling_ms"], **report["payload_ms"], **report.get("pandas_ms", {})}
-    for name, values in others.items():
-        print(row(name, values))
+    print("ratios, taken within each round")
+    for other, ours in COMPARED:
+        if found := ratios_of(single_ms, other, ours):
+            print(row(f"{other} / {ours}", found))
+    for name in SIZES:
+        print(row(f"service / json, {name}", ratios_of(payload_ms, f"service, {name}", f"json, {name}")))
     for name, by_count in report["known_ms"].items():
         for count, values in by_count.items():
             print(row(f"{name}, {count} known", values))
