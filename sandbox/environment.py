@@ -35,8 +35,9 @@ from sandbox.environment_identity import (
     tree_key,
     tree_limits,
 )
+from sandbox.environment_removal import Removal
 from sandbox.environment_sharing import LOCK_FILE, lock_tree, unpack
-from sandbox.environment_store import PruneLimits, Record, Store, prunable
+from sandbox.environment_store import CACHED_FILES, Record, Store
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound
 from sandbox.index import Index, discover_file_hosts, read_index
 from sandbox.installation import Execute, Ground, Installer
@@ -65,6 +66,7 @@ class Environments:
         self._trees = FileCache(cache_dir / "trees", ".tree")
         self._file_hosts: Remembered[tuple[Index, str], tuple[str, ...]] = Remembered(FILE_HOSTS_S)
         self.store = Store(data_dir)
+        self.removal = Removal(engine, self.store, (self._wheels, self._trees))
 
     # ---- the path
 
@@ -147,14 +149,15 @@ class Environments:
 
     async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}
-        missing = self._trees.missing(keys.values())
-        needed = [package for package in lock.packages if keys[package.name] in missing]
-        with workplace(self._builds) as work:
-            if needed:
-                installer = await self._installer(wanted, on_progress, lock.requirements)
-                await self._install(installer, needed, keys, wanted.policy, work)
-            on_progress(Progress(step="storing", text=image_name(identity)))
-            return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
+        async with self.store.in_use(CACHED_FILES):
+            missing = self._trees.missing(keys.values())
+            needed = [package for package in lock.packages if keys[package.name] in missing]
+            with workplace(self._builds) as work:
+                if needed:
+                    installer = await self._installer(wanted, on_progress, lock.requirements)
+                    await self._install(installer, needed, keys, wanted.policy, work)
+                on_progress(Progress(step="storing", text=image_name(identity)))
+                return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
 
     async def _install(
         self, installer: Installer, needed: Sequence[LockedPackage], keys: dict[str, str], policy: Policy, work: Path
@@ -287,7 +290,7 @@ class Environments:
             )
         return found or self._keep(wanted, lock, written)
 
-    # ---- looking and removing
+    # ---- looking
 
     def find(self, text: str) -> Record:
         """Return the environment whose id begins with `text`. Raises `NotFound`, or `InvalidRequest` for several."""
@@ -304,41 +307,6 @@ class Environments:
         if text is None:
             raise NotFound(f"the lock of {record.id[:12]} is gone", hint="build the environment again")
         return Lock.from_toml(text)
-
-    def prunable(self, limits: PruneLimits) -> list[Record]:
-        """Return what pruning would remove."""
-        return prunable(self.store.records(), limits, now=time.time(), in_use=self.store.used_now())
-
-    def remove(self, record: Record) -> None:
-        """Remove an environment and its image. Raises `InvalidRequest` for one that is in use."""
-        if not self.try_remove(record):
-            raise InvalidRequest(f"{record.id[:12]} is in use", hint="try again when its runs have ended")
-
-    def try_remove(self, record: Record) -> bool:
-        """Remove an environment and its image unless it is in use; return whether it went."""
-        with self.store.unused(record.id) as free:
-            if free:
-                self._engine.remove_image(record.image)
-                self.store.forget(record.id)
-            return free
-
-    def prune_files(self, limits: PruneLimits, *, dry_run: bool) -> tuple[int, int]:
-        """Remove cached wheels and trees by the same limits; return how many, and their bytes."""
-        now = time.time()
-        ages = [age for age in (limits.unused_s, limits.older_s) if age is not None]
-        rows = sorted(
-            (path.stat().st_mtime, path.stat().st_size, path) for path in (*self._wheels.files(), *self._trees.files())
-        )
-        left = sum(size for _, size, _ in rows)
-        gone = []
-        for used, size, path in rows:
-            over = limits.budget_bytes is not None and left > limits.budget_bytes
-            if over or (ages and now - used > min(ages)):
-                gone.append(size)
-                left -= size
-                if not dry_run:
-                    path.unlink(missing_ok=True)
-        return len(gone), sum(gone)
 
 
 def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sandbox.base_layer import LABEL_PREFIX
 from sandbox.errors import PolicyDenied
-from sandbox.image import ENVIRONMENTS, AdmittedImage
+from sandbox.image import ENVIRONMENT_CHARS, ENVIRONMENTS, AdmittedImage
 from sandbox.lock import Lock, LockedPackage
 from sandbox.policy_model import Policy
 from sandbox.seccomp import SeccompProfile
@@ -79,7 +79,7 @@ def tree_key(wanted: Wanted, package: LockedPackage) -> str:
 
 def image_name(environment_id: str) -> str:
     """Return the name of an environment's image."""
-    return f"{ENVIRONMENTS}:{environment_id[:32]}"
+    return f"{ENVIRONMENTS}:{environment_id[:ENVIRONMENT_CHARS]}"
 
 
 def hash_of(values: list[object]) -> str:

@@ -205,7 +205,7 @@ def add(engine: Engine, image: WrittenImage) -> ImageRecord:
     try:
         check(record, image)
     except BuildFailed:
-        engine.remove_image(record.id)
+        engine.remove_image(image.name)
         raise
     return record
 

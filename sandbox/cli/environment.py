@@ -211,20 +211,20 @@ def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> N
     with opened(obj) as (_, runner):
         environments = runner.environments()
         for record in [environments.find(text) for text in environment_ids]:
-            environments.remove(record)
+            environments.removal.remove(record)
             click.echo(f"removed {record.id[:SHOWN_ID]}")
 
 
 @environment.command("prune")
 @click.option("--unused", metavar="AGE", help="Remove what was not used for this long: 30d, 12h.")
 @click.option("--older", metavar="AGE", help="Remove what was built longer ago than this.")
-@click.option("--budget", metavar="SIZE", help="Remove the least recently used until all take at most this: 10g.")
+@click.option("--budget", metavar="SIZE", help="Remove the least recently used until environments and cached files together take at most this: 10g.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def prune_command(
     obj: dict[str, Any], /, *, unused: str | None, older: str | None, budget: str | None, dry_run: bool
 ) -> None:
-    """Remove environments by age, last use and size, and cached files likewise. Never one that is in use."""
+    """Remove environments and cached files by age, last use and size. Never what is in use."""
     from sandbox.environment_store import PruneLimits
 
     if unused is None and older is None and budget is None:
@@ -233,17 +233,15 @@ def prune_command(
         unused_s=age_s(unused), older_s=age_s(older), budget_bytes=parse_memory(budget) * MIB if budget else None
     )
     with opened(obj) as (_, runner):
-        environments = runner.environments()
-        for record in environments.prunable(limits):
-            if not dry_run and not environments.try_remove(record):
-                continue
-            said = "would remove" if dry_run else "removed"
-            click.echo(
-                f"{said} {record.id[:SHOWN_ID]}  {record.size_bytes // MIB} MiB  {escaped(', '.join(record.requirements))}"
-            )
-        count, size_bytes = environments.prune_files(limits, dry_run=dry_run)
-        if count:
-            click.echo(f"{'would remove' if dry_run else 'removed'} {count} cached file(s), {size_bytes // MIB} MiB")
+        removal = runner.environments().removal
+        pruned = removal.prunable(limits) if dry_run else removal.prune(limits)
+    said = "would remove" if dry_run else "removed"
+    for record in pruned.environments:
+        click.echo(
+            f"{said} {record.id[:SHOWN_ID]}  {record.size_bytes // MIB} MiB  {escaped(', '.join(record.requirements))}"
+        )
+    if pruned.files:
+        click.echo(f"{said} {len(pruned.files)} cached file(s), {pruned.files_bytes // MIB} MiB")
 
 
 # ---- helpers of these commands
