@@ -38,7 +38,7 @@ from sandbox.environment_identity import (
 from sandbox.environment_removal import Removal
 from sandbox.environment_sharing import LOCK_FILE, lock_tree, unpack
 from sandbox.environment_store import CACHED_FILES, Record, Store
-from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound
+from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound, SandboxError
 from sandbox.index import Index, discover_file_hosts, read_index
 from sandbox.installation import Execute, Ground, Installer
 from sandbox.lock import Lock, LockedPackage
@@ -149,6 +149,7 @@ class Environments:
 
     async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}
+        await asyncio.to_thread(self.removal.sweep)
         async with self.store.in_use(CACHED_FILES):
             missing = self._trees.missing(keys.values())
             needed = [package for package in lock.packages if keys[package.name] in missing]
@@ -214,7 +215,9 @@ class Environments:
         carried = work / "lock.tree"
         carried.write_bytes(lock_tree(lock))
         # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
-        return self._keep(wanted, lock, self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work))
+        written = self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work)
+        check_count(written.files_count, wanted.policy)
+        return self._keep(wanted, lock, written)
 
     def _written(
         self, identity: str, wanted: Wanted, lock: Lock, trees: Sequence[tuple[str, Path]], work: Path
@@ -236,18 +239,24 @@ class Environments:
         )
 
     def _keep(self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage) -> Environment:
-        """Have Podman add the image, and record the environment."""
+        """Have Podman add the image, and record the environment: both, or neither."""
         identity, name = written.labels[LABEL_ENVIRONMENT], written.name
-        record = environment_image.add(self._engine, written)
-        now = time.time()
+        # First, so that what a killed process leaves is known: a lock without a record.
         self.store.write_environment_lock(identity, lock.as_toml())
-        self.store.keep(
-            Record(
-                id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
-                build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
-                requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
-            )
-        )  # fmt: skip
+        try:
+            record = environment_image.add(self._engine, written)
+            now = time.time()
+            self.store.keep(
+                Record(
+                    id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
+                    build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
+                    requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
+                )
+            )  # fmt: skip
+        except BaseException:
+            with contextlib.suppress(SandboxError):  # the next sweep tries again
+                self.removal.discard(identity)
+            raise
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
         return Environment(id=identity, name=name, lock=lock, image=image)
 
@@ -264,17 +273,30 @@ class Environments:
         Raises `BuildFailed` unless it is, bit for bit, what a build here would have composed of the same files.
         """
         with workplace(self._builds) as work:
+            there = await asyncio.to_thread(self._has, reference)
             parcel = await asyncio.to_thread(self._engine.pull, reference)
             try:
-                return await asyncio.to_thread(self._unpacked, parcel, wanted, work)
+                tree = work / "pulled.tree"
+                lock = await asyncio.to_thread(unpack, self._engine, parcel, tree, tree_limits(wanted.policy))
+                check_allowed(lock, wanted.policy)
+                identity = environment_id(wanted, lock)
+                async with self.store.in_use(identity), self.store.alone(identity):
+                    return await asyncio.to_thread(self._accepted, parcel, identity, wanted, lock, tree, work)
             finally:
-                await asyncio.to_thread(self._engine.remove_image, reference)
+                if not there:
+                    await asyncio.to_thread(self._engine.remove_image, reference)
 
-    def _unpacked(self, parcel: ImageRecord, wanted: Wanted, work: Path) -> Environment:
-        tree = work / "pulled.tree"
-        lock = unpack(self._engine, parcel, tree, tree_limits(wanted.policy))
-        check_allowed(lock, wanted.policy)
-        identity = environment_id(wanted, lock)
+    def _has(self, reference: str) -> bool:
+        try:
+            self._engine.image(reference)
+        except ImageUnavailable:
+            return False
+        return True
+
+    def _accepted(
+        self, parcel: ImageRecord, identity: str, wanted: Wanted, lock: Lock, tree: Path, work: Path
+    ) -> Environment:
+        """Keep the environment that came as `parcel`. Raises `BuildFailed` unless it is what a build would have made."""
         if parcel.labels.get(LABEL_ENVIRONMENT) != identity:
             raise BuildFailed(
                 "the image was built on another base image or under another build policy than this host has",
@@ -318,6 +340,16 @@ def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:
         raise BuildFailed(
             f"the libraries take {total >> 20} MiB, policy {policy.name!r} lets a build install {policy.build.installed_mib} MiB",
             hint=f"raise build.installed_mib in a policy, or ask for less (largest: {named})",
+        )
+
+
+def check_count(files_count: int, policy: Policy) -> None:
+    """Raise `BuildFailed` for an image with more files, directories and links than the policy lets a build install."""
+    if files_count > policy.build.files_count:
+        raise BuildFailed(
+            f"the libraries have {files_count:,} files and directories together, policy {policy.name!r} lets a build install "
+            f"{policy.build.files_count:,}",
+            hint="raise build.files_count in a policy, or ask for less",
         )
 
 

@@ -189,6 +189,23 @@ def test_an_archive_that_swells_is_stopped_at_the_size_that_the_policy_allows(de
     assert desk.value("import os\nresult = os.path.getsize('/opt/environment/bomb.bin')", "bomb") == 64 << 20
 
 
+def test_libraries_that_have_too_many_files_only_together_are_refused_before_their_image_is_made(
+    desk: Desk, index: PackageIndex
+) -> None:
+    for name in ("many", "more"):
+        index.add(wheel(name, "1.0", {f"{name}/{number}.txt": "x" for number in range(100)}))
+    policy = desk.policy("few", build__files_count=150)
+    # The control: each of them alone is below the limit.
+    for name in ("many", "more"):
+        assert desk.build(name, policy=policy).id
+    error = desk.failure("many", "more", policy=policy)
+    assert re.fullmatch(
+        r"the libraries have 2\d\d files and directories together, policy 'few' lets a build install 150", error.message
+    )
+    assert error.hint == "raise build.files_count in a policy, or ask for less"
+    assert desk.build("many", "more").id, "another policy allows them"
+
+
 def test_a_download_that_fills_the_disk_of_the_build_is_told(desk: Desk, index: PackageIndex) -> None:
     index.add(wheel("big", "1.0", {"big.bin": os.urandom(20 << 20)}))
     error = desk.failure("big", policy="small")

@@ -107,3 +107,51 @@ def test_while_something_is_built_no_cached_file_goes_but_it_counts(bench: Bench
     assert path.exists()
     # The control: nothing is built any more.
     assert [file.path for file in bench.removal.prune(PruneLimits(budget_bytes=0)).files] == [path]
+
+
+# ---- builds that were cut short
+
+
+def cut_short(bench: Bench, identity: str) -> None:
+    """Leave what a process leaves that is killed when Podman has the image and the record is not written."""
+    bench.store.write_environment_lock(identity, "lock")
+    bench.image(identity)
+
+
+def test_the_image_of_a_build_that_was_cut_short_goes_with_the_next_sweep_and_no_other(bench: Bench) -> None:
+    record = bench.environment(OTHER, used=1_000)
+    cut_short(bench, KEY)
+    bench.engine._add_image("c" * 64, image_name("c" * 64))  # of another store on the same Podman
+    bench.removal.sweep()
+    assert bench.images() == {record.image, image_name("c" * 64)}
+    assert (bench.store.unfinished(), bench.store.records()) == ([], [record])
+
+
+def test_pruning_sweeps_too(bench: Bench) -> None:
+    cut_short(bench, KEY)
+    bench.removal.prune(PruneLimits(unused_s=1e9))
+    assert (bench.images(), bench.store.unfinished()) == (set(), [])
+
+
+def test_the_image_of_a_build_that_goes_on_or_that_a_container_uses_is_not_swept(bench: Bench) -> None:
+    cut_short(bench, KEY)
+
+    async def held() -> None:
+        async with bench.store.in_use(KEY):
+            bench.removal.sweep()
+
+    asyncio.run(held())
+    container, _ = bench.engine.create({"image": image_name(KEY)})
+    bench.removal.sweep()
+    assert bench.images() == {image_name(KEY)}
+    assert bench.store.unfinished() == [KEY]
+    bench.engine.remove(container)
+    bench.removal.sweep()
+    assert (bench.images(), bench.store.unfinished()) == (set(), [])
+
+
+def test_an_environment_with_a_damaged_record_is_not_swept(bench: Bench) -> None:
+    record = bench.environment(KEY, used=1_000)
+    bench.store._record_path(KEY).write_text("{")
+    bench.removal.sweep()
+    assert bench.images() == {record.image}
