@@ -27,7 +27,7 @@ from sandbox.environment_identity import (
     LABEL_LOCK,
     Environment,
     Wanted,
-    check_allowed,
+    check_lock,
     environment_id,
     image_name,
     package_of,
@@ -79,7 +79,7 @@ class Environments:
         Raises `BuildFailed`, `PolicyDenied`.
         """
         lock = lock or await self.lock(wanted, on_progress)
-        check_allowed(lock, wanted.policy)
+        check_lock(lock, wanted)
         identity = environment_id(wanted, lock)
         async with self.store.in_use(identity):
             found = await asyncio.to_thread(self._find, identity, wanted, lock)
@@ -101,7 +101,7 @@ class Environments:
                 return lock
             installer = await self._installer(wanted, on_progress, wanted.requirements)
             lock = await installer.resolve(wanted.requirements)
-            check_allowed(lock, wanted.policy)
+            check_lock(lock, wanted)
             self.store.write_lock(key, lock.as_toml())
             return lock
 
@@ -155,18 +155,26 @@ class Environments:
             needed = [package for package in lock.packages if keys[package.name] in missing]
             with workplace(self._builds) as work:
                 if needed:
-                    installer = await self._installer(wanted, on_progress, lock.requirements)
-                    await self._install(installer, needed, keys, wanted.policy, work)
+                    await self._install(wanted, lock, needed, keys, on_progress, work)
                 on_progress(Progress(step="storing", text=image_name(identity)))
                 return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
 
     async def _install(
-        self, installer: Installer, needed: Sequence[LockedPackage], keys: dict[str, str], policy: Policy, work: Path
+        self,
+        wanted: Wanted,
+        lock: Lock,
+        needed: Sequence[LockedPackage],
+        keys: dict[str, str],
+        on_progress: OnProgress,
+        work: Path,
     ) -> None:
         """Get the missing trees: fetch the wheels that are not cached, then install."""
         wheels = private_directory(work / "wheels")
         wheels.chmod(0o755)
-        built = await self._fetch(installer, needed, wheels, work)
+        groups = self._to_fetch(needed)
+        # The index is only asked when something is to come from it.
+        installer = await self._installer(wanted, on_progress, lock.requirements if groups else ())
+        built = await self._fetch(installer, groups, wheels, work)
         rows = []
         for number, package in enumerate(needed):
             name = built.get(package.name, package.file.name)
@@ -178,7 +186,7 @@ class Environments:
                     "sha256": package.file.sha256 if package.file.kind == "wheel" else sha256_of(wheels / name),
                 }
             )  # fmt: skip
-        limits = tree_limits(policy)
+        limits = tree_limits(wanted.policy)
         expected = {f"{row['n']}.tree": package for row, package in zip(rows, needed, strict=True)}
 
         def receive(name: str, _size: int) -> Incoming:
@@ -192,16 +200,20 @@ class Environments:
             names = [package.name for package in needed if keys[package.name] in missing]
             raise BuildFailed(f"{names[0]} was not handed over", hint="report this")
 
-    async def _fetch(
-        self, installer: Installer, needed: Sequence[LockedPackage], wheels: Path, work: Path
-    ) -> dict[str, str]:
-        """Get the files that are not cached; return the names of the wheels that were built, by package.
+    def _to_fetch(self, needed: Sequence[LockedPackage]) -> list[list[LockedPackage]]:
+        """Return the packages whose files are not cached, by the sandbox that fetches them.
 
-        A source archive has a sandbox to itself: its build runs its code, which could change what is built beside it.
+        A source archive has one to itself: its build runs its code, which could change what is built beside it.
         """
-        built: dict[str, str] = {}
         absent = [p for p in needed if p.file.kind == "wheel" and self._wheels.find(p.file.sha256) is None]
-        for group in filter(None, [absent, *([p] for p in needed if p.file.kind == "sdist")]):
+        return [group for group in (absent, *([p] for p in needed if p.file.kind == "sdist")) if group]
+
+    async def _fetch(
+        self, installer: Installer, groups: Sequence[Sequence[LockedPackage]], wheels: Path, work: Path
+    ) -> dict[str, str]:
+        """Get the files of each group; return the names of the wheels that were built, by package."""
+        built: dict[str, str] = {}
+        for group in groups:
             receiver = Fetched(self._wheels, group, wheels=wheels, work=work)
             await installer.fetch(group, receiver.open)
             receiver.check_complete()
@@ -278,7 +290,7 @@ class Environments:
             try:
                 tree = work / "pulled.tree"
                 lock = await asyncio.to_thread(unpack, self._engine, parcel, tree, tree_limits(wanted.policy))
-                check_allowed(lock, wanted.policy)
+                check_lock(lock, wanted)
                 identity = environment_id(wanted, lock)
                 async with self.store.in_use(identity), self.store.alone(identity):
                     return await asyncio.to_thread(self._accepted, parcel, identity, wanted, lock, tree, work)

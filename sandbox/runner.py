@@ -41,11 +41,12 @@ __all__ = ["Places", "Runner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a request comes down to before any container: policy, base image, and a doubt about its syntax."""
+    """What a request comes down to before any container: policy, base image, its Python, and a doubt about its syntax."""
 
     loaded: LoadedPolicy
     policy: Policy
     reference: str
+    requires_python: str = ""
     doubt: SandboxError | None = None
 
 
@@ -186,7 +187,7 @@ class Runner:
     async def setting(self, request: RunRequest) -> AsyncIterator[Setting]:
         """Give what decides the sandbox of such a request, whose libraries stay meanwhile. Raises as `run` does."""
         loaded = self._policies(request.policy)
-        asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy))
+        asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy), requires_python=request.requires_python)
         async with contextlib.AsyncExitStack() as used:
             admitted = await used.enter_async_context(self._base(asked))
             environment = None
@@ -273,7 +274,7 @@ class Runner:
         doubt = await asyncio.to_thread(syntax_error, request) if self._compiles else None
         if doubt is not None and not request.image:
             raise doubt
-        return Asked(loaded=loaded, policy=policy, reference=reference, doubt=doubt)
+        return Asked(loaded=loaded, policy=policy, reference=reference, requires_python=request.requires_python, doubt=doubt)
 
     @contextlib.asynccontextmanager
     async def _base(self, asked: Asked) -> AsyncIterator[image.AdmittedImage]:
@@ -295,6 +296,10 @@ class Runner:
         admitted = await self._images.get((asked.reference, pull), lambda: asyncio.to_thread(admit))
         if asked.doubt is not None and not newer_than_ours(admitted.python_version):
             raise asked.doubt
+        if asked.requires_python:
+            from sandbox.requirements import check_python  # late: most runs say nothing of it
+
+            check_python(asked.requires_python, admitted.python_version, asked.reference)
         return admitted
 
 
