@@ -1,11 +1,9 @@
-"""`sandbox env` as a person uses it: what it prints, writes and refuses, and what it shows while it works."""
+"""`sandbox env` as a person uses it: what it prints, writes, refuses and removes."""
 
 from __future__ import annotations
 
 import json
 import os
-import pty
-import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ import pytest
 from sandbox import places
 from sandbox.environment_store import Store
 from sandbox.lock import Lock
-from tests.command import COMMAND, environment, sandbox
+from tests.command import environment, sandbox
 from tests.integration.package_index import PackageIndex, package_index, wheel
 from tests.integration.test_environment_sharing import POLICY
 
@@ -145,41 +143,3 @@ def test_pruning_says_what_would_go_then_removes_it_with_its_cached_files(
     assert not any(path.exists() for path in cached)
     assert subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 1
     assert succeeded(*arguments, env=env) == ""
-
-
-# ---- progress
-
-
-def on_a_terminal(*arguments: str) -> str:
-    """Run a command whose standard error is a terminal; return what it showed there."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen([*COMMAND, *arguments], stderr=theirs, stdout=subprocess.DEVNULL, env=environment(TERM="xterm")) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while data := os.read(ours, 4096):
-                shown += data
-        except OSError:  # the last writer is gone
-            os.close(ours)
-        assert process.wait(WAIT_S) == 0, shown
-    return shown.decode()
-
-
-def test_a_build_on_a_terminal_shows_its_steps_in_order_and_a_bar_of_what_came(library: str, asked: list[str]) -> None:
-    shown = on_a_terminal("env", "build", *asked)
-    steps = re.findall(r"· (.+?)\x1b", shown)
-    assert steps == ["resolving " + library, "downloading 1 packages", "installing 1 packages", "storing"]
-    positions = [float(found) for found in re.findall(r"([\d.]+) of 3\.0 MiB", shown)]
-    assert positions, shown
-    assert positions == sorted(positions)
-    assert positions[-1] == 3.0
-    assert "100%" in shown
-
-
-def test_an_environment_that_is_there_shows_no_step_of_a_build(asked: list[str]) -> None:
-    succeeded("build", *asked)
-    assert "·" not in on_a_terminal("env", "build", *asked)
-
-
-def test_without_a_terminal_nothing_is_shown(asked: list[str]) -> None:
-    assert sandbox("env", "build", *asked).stderr == ""
