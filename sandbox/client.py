@@ -45,7 +45,7 @@ ANSWER_TIMEOUT_S = 3_600.0
 # Every other field of a run, with what the service takes when it is not sent.
 OPTIONAL: dict[str, Any] = {
     "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
-    "requirements": (), "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
+    "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
 }  # fmt: skip
 
 

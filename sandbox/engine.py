@@ -116,8 +116,11 @@ class Engine(Protocol):
     def tag(self, image_id: str, repository: str, tag: str) -> None:
         """Give an image a further name."""
 
-    def remove_image(self, name: str) -> None:
-        """Remove an image by name or id; absent is not an error."""
+    def remove_image(self, name: str, *, force: bool = False) -> bool:
+        """Remove an image by name or id, only the name where it has others; absent is not an error.
+
+        Returns False, with nothing done, when a container uses it; `force` removes such containers, too.
+        """
 
     def export_filesystem(self, image: str) -> Iterator[bytes]:
         """Stream the image's root file system as a tar, from a container that is never started."""

@@ -27,7 +27,7 @@ from sandbox.environment_identity import (
     LABEL_LOCK,
     Environment,
     Wanted,
-    check_allowed,
+    check_lock,
     environment_id,
     image_name,
     package_of,
@@ -35,9 +35,10 @@ from sandbox.environment_identity import (
     tree_key,
     tree_limits,
 )
+from sandbox.environment_removal import Removal
 from sandbox.environment_sharing import LOCK_FILE, lock_tree, unpack
-from sandbox.environment_store import PruneLimits, Record, Store, prunable
-from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound
+from sandbox.environment_store import CACHED_FILES, Record, Store
+from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound, SandboxError
 from sandbox.index import Index, discover_file_hosts, read_index
 from sandbox.installation import Execute, Ground, Installer
 from sandbox.lock import Lock, LockedPackage
@@ -65,6 +66,7 @@ class Environments:
         self._trees = FileCache(cache_dir / "trees", ".tree")
         self._file_hosts: Remembered[tuple[Index, str], tuple[str, ...]] = Remembered(FILE_HOSTS_S)
         self.store = Store(data_dir)
+        self.removal = Removal(engine, self.store, (self._wheels, self._trees))
 
     # ---- the path
 
@@ -77,7 +79,7 @@ class Environments:
         Raises `BuildFailed`, `PolicyDenied`.
         """
         lock = lock or await self.lock(wanted, on_progress)
-        check_allowed(lock, wanted.policy)
+        check_lock(lock, wanted)
         identity = environment_id(wanted, lock)
         async with self.store.in_use(identity):
             found = await asyncio.to_thread(self._find, identity, wanted, lock)
@@ -99,7 +101,7 @@ class Environments:
                 return lock
             installer = await self._installer(wanted, on_progress, wanted.requirements)
             lock = await installer.resolve(wanted.requirements)
-            check_allowed(lock, wanted.policy)
+            check_lock(lock, wanted)
             self.store.write_lock(key, lock.as_toml())
             return lock
 
@@ -147,22 +149,32 @@ class Environments:
 
     async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}
-        missing = self._trees.missing(keys.values())
-        needed = [package for package in lock.packages if keys[package.name] in missing]
-        with workplace(self._builds) as work:
-            if needed:
-                installer = await self._installer(wanted, on_progress, lock.requirements)
-                await self._install(installer, needed, keys, wanted.policy, work)
-            on_progress(Progress(step="storing", text=image_name(identity)))
-            return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
+        await asyncio.to_thread(self.removal.sweep)
+        async with self.store.in_use(CACHED_FILES):
+            missing = self._trees.missing(keys.values())
+            needed = [package for package in lock.packages if keys[package.name] in missing]
+            with workplace(self._builds) as work:
+                if needed:
+                    await self._install(wanted, lock, needed, keys, on_progress, work)
+                on_progress(Progress(step="storing", text=image_name(identity)))
+                return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
 
     async def _install(
-        self, installer: Installer, needed: Sequence[LockedPackage], keys: dict[str, str], policy: Policy, work: Path
+        self,
+        wanted: Wanted,
+        lock: Lock,
+        needed: Sequence[LockedPackage],
+        keys: dict[str, str],
+        on_progress: OnProgress,
+        work: Path,
     ) -> None:
         """Get the missing trees: fetch the wheels that are not cached, then install."""
         wheels = private_directory(work / "wheels")
         wheels.chmod(0o755)
-        built = await self._fetch(installer, needed, wheels, work)
+        groups = self._to_fetch(needed)
+        # The index is only asked when something is to come from it.
+        installer = await self._installer(wanted, on_progress, lock.requirements if groups else ())
+        built = await self._fetch(installer, groups, wheels, work)
         rows = []
         for number, package in enumerate(needed):
             name = built.get(package.name, package.file.name)
@@ -174,7 +186,7 @@ class Environments:
                     "sha256": package.file.sha256 if package.file.kind == "wheel" else sha256_of(wheels / name),
                 }
             )  # fmt: skip
-        limits = tree_limits(policy)
+        limits = tree_limits(wanted.policy)
         expected = {f"{row['n']}.tree": package for row, package in zip(rows, needed, strict=True)}
 
         def receive(name: str, _size: int) -> Incoming:
@@ -188,16 +200,20 @@ class Environments:
             names = [package.name for package in needed if keys[package.name] in missing]
             raise BuildFailed(f"{names[0]} was not handed over", hint="report this")
 
-    async def _fetch(
-        self, installer: Installer, needed: Sequence[LockedPackage], wheels: Path, work: Path
-    ) -> dict[str, str]:
-        """Get the files that are not cached; return the names of the wheels that were built, by package.
+    def _to_fetch(self, needed: Sequence[LockedPackage]) -> list[list[LockedPackage]]:
+        """Return the packages whose files are not cached, by the sandbox that fetches them.
 
-        A source archive has a sandbox to itself: its build runs its code, which could change what is built beside it.
+        A source archive has one to itself: its build runs its code, which could change what is built beside it.
         """
-        built: dict[str, str] = {}
         absent = [p for p in needed if p.file.kind == "wheel" and self._wheels.find(p.file.sha256) is None]
-        for group in filter(None, [absent, *([p] for p in needed if p.file.kind == "sdist")]):
+        return [group for group in (absent, *([p] for p in needed if p.file.kind == "sdist")) if group]
+
+    async def _fetch(
+        self, installer: Installer, groups: Sequence[Sequence[LockedPackage]], wheels: Path, work: Path
+    ) -> dict[str, str]:
+        """Get the files of each group; return the names of the wheels that were built, by package."""
+        built: dict[str, str] = {}
+        for group in groups:
             receiver = Fetched(self._wheels, group, wheels=wheels, work=work)
             await installer.fetch(group, receiver.open)
             receiver.check_complete()
@@ -211,7 +227,9 @@ class Environments:
         carried = work / "lock.tree"
         carried.write_bytes(lock_tree(lock))
         # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
-        return self._keep(wanted, lock, self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work))
+        written = self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work)
+        check_count(written.files_count, wanted.policy)
+        return self._keep(wanted, lock, written)
 
     def _written(
         self, identity: str, wanted: Wanted, lock: Lock, trees: Sequence[tuple[str, Path]], work: Path
@@ -233,18 +251,24 @@ class Environments:
         )
 
     def _keep(self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage) -> Environment:
-        """Have Podman add the image, and record the environment."""
+        """Have Podman add the image, and record the environment: both, or neither."""
         identity, name = written.labels[LABEL_ENVIRONMENT], written.name
-        record = environment_image.add(self._engine, written)
-        now = time.time()
+        # First, so that what a killed process leaves is known: a lock without a record.
         self.store.write_environment_lock(identity, lock.as_toml())
-        self.store.keep(
-            Record(
-                id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
-                build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
-                requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
-            )
-        )  # fmt: skip
+        try:
+            record = environment_image.add(self._engine, written)
+            now = time.time()
+            self.store.keep(
+                Record(
+                    id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
+                    build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
+                    requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
+                )
+            )  # fmt: skip
+        except BaseException:
+            with contextlib.suppress(SandboxError):  # the next sweep tries again
+                self.removal.discard(identity)
+            raise
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
         return Environment(id=identity, name=name, lock=lock, image=image)
 
@@ -261,17 +285,30 @@ class Environments:
         Raises `BuildFailed` unless it is, bit for bit, what a build here would have composed of the same files.
         """
         with workplace(self._builds) as work:
+            there = await asyncio.to_thread(self._has, reference)
             parcel = await asyncio.to_thread(self._engine.pull, reference)
             try:
-                return await asyncio.to_thread(self._unpacked, parcel, wanted, work)
+                tree = work / "pulled.tree"
+                lock = await asyncio.to_thread(unpack, self._engine, parcel, tree, tree_limits(wanted.policy))
+                check_lock(lock, wanted)
+                identity = environment_id(wanted, lock)
+                async with self.store.in_use(identity), self.store.alone(identity):
+                    return await asyncio.to_thread(self._accepted, parcel, identity, wanted, lock, tree, work)
             finally:
-                await asyncio.to_thread(self._engine.remove_image, reference)
+                if not there:
+                    await asyncio.to_thread(self._engine.remove_image, reference)
 
-    def _unpacked(self, parcel: ImageRecord, wanted: Wanted, work: Path) -> Environment:
-        tree = work / "pulled.tree"
-        lock = unpack(self._engine, parcel, tree, tree_limits(wanted.policy))
-        check_allowed(lock, wanted.policy)
-        identity = environment_id(wanted, lock)
+    def _has(self, reference: str) -> bool:
+        try:
+            self._engine.image(reference)
+        except ImageUnavailable:
+            return False
+        return True
+
+    def _accepted(
+        self, parcel: ImageRecord, identity: str, wanted: Wanted, lock: Lock, tree: Path, work: Path
+    ) -> Environment:
+        """Keep the environment that came as `parcel`. Raises `BuildFailed` unless it is what a build would have made."""
         if parcel.labels.get(LABEL_ENVIRONMENT) != identity:
             raise BuildFailed(
                 "the image was built on another base image or under another build policy than this host has",
@@ -287,7 +324,7 @@ class Environments:
             )
         return found or self._keep(wanted, lock, written)
 
-    # ---- looking and removing
+    # ---- looking
 
     def find(self, text: str) -> Record:
         """Return the environment whose id begins with `text`. Raises `NotFound`, or `InvalidRequest` for several."""
@@ -305,41 +342,6 @@ class Environments:
             raise NotFound(f"the lock of {record.id[:12]} is gone", hint="build the environment again")
         return Lock.from_toml(text)
 
-    def prunable(self, limits: PruneLimits) -> list[Record]:
-        """Return what pruning would remove."""
-        return prunable(self.store.records(), limits, now=time.time(), in_use=self.store.used_now())
-
-    def remove(self, record: Record) -> None:
-        """Remove an environment and its image. Raises `InvalidRequest` for one that is in use."""
-        if not self.try_remove(record):
-            raise InvalidRequest(f"{record.id[:12]} is in use", hint="try again when its runs have ended")
-
-    def try_remove(self, record: Record) -> bool:
-        """Remove an environment and its image unless it is in use; return whether it went."""
-        with self.store.unused(record.id) as free:
-            if free:
-                self._engine.remove_image(record.image)
-                self.store.forget(record.id)
-            return free
-
-    def prune_files(self, limits: PruneLimits, *, dry_run: bool) -> tuple[int, int]:
-        """Remove cached wheels and trees by the same limits; return how many, and their bytes."""
-        now = time.time()
-        ages = [age for age in (limits.unused_s, limits.older_s) if age is not None]
-        rows = sorted(
-            (path.stat().st_mtime, path.stat().st_size, path) for path in (*self._wheels.files(), *self._trees.files())
-        )
-        left = sum(size for _, size, _ in rows)
-        gone = []
-        for used, size, path in rows:
-            over = limits.budget_bytes is not None and left > limits.budget_bytes
-            if over or (ages and now - used > min(ages)):
-                gone.append(size)
-                left -= size
-                if not dry_run:
-                    path.unlink(missing_ok=True)
-        return len(gone), sum(gone)
-
 
 def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:
     """Raise `BuildFailed` when all trees together are larger than the policy lets a build be."""
@@ -350,6 +352,16 @@ def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:
         raise BuildFailed(
             f"the libraries take {total >> 20} MiB, policy {policy.name!r} lets a build install {policy.build.installed_mib} MiB",
             hint=f"raise build.installed_mib in a policy, or ask for less (largest: {named})",
+        )
+
+
+def check_count(files_count: int, policy: Policy) -> None:
+    """Raise `BuildFailed` for an image with more files, directories and links than the policy lets a build install."""
+    if files_count > policy.build.files_count:
+        raise BuildFailed(
+            f"the libraries have {files_count:,} files and directories together, policy {policy.name!r} lets a build install "
+            f"{policy.build.files_count:,}",
+            hint="raise build.files_count in a policy, or ask for less",
         )
 
 

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 
 from sandbox.base_layer import LABEL_PREFIX
-from sandbox.errors import PolicyDenied
-from sandbox.image import ENVIRONMENTS, AdmittedImage
+from sandbox.errors import InvalidRequest, PolicyDenied
+from sandbox.image import ENVIRONMENT_CHARS, ENVIRONMENTS, AdmittedImage
 from sandbox.lock import Lock, LockedPackage
 from sandbox.policy_model import Policy
 from sandbox.seccomp import SeccompProfile
@@ -46,8 +46,17 @@ class Environment:
     image: AdmittedImage
 
 
-def check_allowed(lock: Lock, policy: Policy) -> None:
-    """Raise `PolicyDenied` for a lock that a policy lets nobody install, wherever the lock is from."""
+def check_lock(lock: Lock, wanted: Wanted) -> None:
+    """Check a lock, wherever it is from, for what it is to be installed on and under.
+
+    Raises `InvalidRequest` for another Python than the base image has, and `PolicyDenied` for what the policy lets nobody install.
+    """
+    policy, python = wanted.policy, python_of(wanted.base)
+    if python not in ("", lock.python):
+        raise InvalidRequest(
+            f"the lock is for Python {lock.python}, and the image {wanted.base_name} has Python {python}",
+            hint=f"name an image with Python {lock.python} (--image), or make a lock for this one: sandbox env lock",
+        )
     for package in lock.packages:
         policy.library_allowed(package.name)
         if package.file.kind == "sdist" and not policy.build.allow_sdists:
@@ -61,6 +70,11 @@ def check_allowed(lock: Lock, policy: Policy) -> None:
 def environment_id(wanted: Wanted, lock: Lock) -> str:
     """Return the id of an environment: the hash of everything that went in."""
     return hash_of([GENERATION, wanted.base.id, lock.hash, wanted.policy.build_hash])
+
+
+def python_of(base: AdmittedImage) -> str:
+    """Return the series of a base image's Python, such as "3.11", or "" where it is not known."""
+    return ".".join(map(str, base.python_version or ()))
 
 
 def request_key(wanted: Wanted) -> str:
@@ -79,7 +93,7 @@ def tree_key(wanted: Wanted, package: LockedPackage) -> str:
 
 def image_name(environment_id: str) -> str:
     """Return the name of an environment's image."""
-    return f"{ENVIRONMENTS}:{environment_id[:32]}"
+    return f"{ENVIRONMENTS}:{environment_id[:ENVIRONMENT_CHARS]}"
 
 
 def hash_of(values: list[object]) -> str:

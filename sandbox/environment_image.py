@@ -53,7 +53,7 @@ class BaseImage:
 class WrittenImage:
     """An image in a docker-archive, and what Podman must say of it once it has it.
 
-    `size_bytes` is what our layers take, uncompressed.
+    `size_bytes` is what our layers take, uncompressed; `files_count` counts files, directories and links below `PREFIX`.
     """
 
     archive: Path
@@ -63,6 +63,7 @@ class WrittenImage:
     labels: dict[str, str]
     architecture: str
     size_bytes: int
+    files_count: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def write_image(
     entries = merged(trees)
     contents = [list(_pieces(paths, entries)) for paths in divided(entries)]
     try:
-        return _write_archive(archive, base, contents, name=name, labels=labels, created=created)
+        return _write_archive(archive, base, contents, name=name, labels=labels, created=created, files_count=len(entries))
     except OSError as error:
         archive.unlink(missing_ok=True)
         raise BuildFailed(
@@ -147,8 +148,9 @@ def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:
 
 
 def _write_archive(
-    archive: Path, base: BaseImage, contents: Sequence[Sequence[Piece]], *, name: str, labels: Mapping[str, str], created: datetime
-) -> WrittenImage:
+    archive: Path, base: BaseImage, contents: Sequence[Sequence[Piece]], *, name: str, labels: Mapping[str, str], created: datetime,
+    files_count: int,
+) -> WrittenImage:  # fmt: skip
     sizes = [sum(map(len, pieces)) for pieces in contents]
     absent = [f"base-{number}.tar" for number in range(len(base.diff_ids))]
     ours = [f"layer-{number}.tar" for number in range(len(contents))]
@@ -172,7 +174,7 @@ def _write_archive(
         file.write(bytes(2 * tarfile.BLOCKSIZE))
     return WrittenImage(
         archive=archive, name=name, id=image_id, layers=layers, labels=dict(labels), architecture=base.architecture,
-        size_bytes=sum(sizes),
+        size_bytes=sum(sizes), files_count=files_count,
     )  # fmt: skip
 
 
@@ -205,7 +207,7 @@ def add(engine: Engine, image: WrittenImage) -> ImageRecord:
     try:
         check(record, image)
     except BuildFailed:
-        engine.remove_image(record.id)
+        engine.remove_image(image.name)
         raise
     return record
 

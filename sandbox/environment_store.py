@@ -11,14 +11,18 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from sandbox.errors import BuildFailed
+from sandbox.image import ENVIRONMENT_CHARS
 from sandbox.places import private_directory
 
 POLL_S = 0.05
+# The lease of the cached files: a build holds it from its first look at them to its end.
+CACHED_FILES = "cached-files"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +52,54 @@ class PruneLimits:
     budget_bytes: int | None = None
 
 
-def prunable(records: Iterable[Record], limits: PruneLimits, *, now: float, in_use: frozenset[str]) -> list[Record]:
-    """Choose what to remove: too old, too long unused, then the least recently used until the budget holds.
+class Prunable(Protocol):
+    """What takes room until it is pruned: an environment or a cached file. Times are seconds since 1970."""
+
+    @property
+    def id(self) -> str:
+        """Its name among all of them."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The room that it takes."""
+
+    @property
+    def created(self) -> float:
+        """When it was made."""
+
+    @property
+    def last_used(self) -> float:
+        """When it was used last."""
+
+
+Item = TypeVar("Item", bound=Prunable)
+
+
+def prunable(items: Sequence[Item], limits: PruneLimits, *, now: float, in_use: frozenset[str]) -> list[Item]:
+    """Choose what to remove: too old, too long unused, then the least recently used until all take at most the budget.
 
     Never one that is in use.
     """
-    free = [record for record in records if record.id not in in_use]
-    old = [
-        record
-        for record in free
-        if (limits.unused_s is not None and now - record.last_used > limits.unused_s)
-        or (limits.older_s is not None and now - record.created > limits.older_s)
-    ]
+    free = [item for item in items if item.id not in in_use]
+    going = {
+        item.id: item
+        for item in free
+        if (limits.unused_s is not None and now - item.last_used > limits.unused_s)
+        or (limits.older_s is not None and now - item.created > limits.older_s)
+    }
     if limits.budget_bytes is not None:
-        total = sum(record.size_bytes for record in records if record not in old)
-        for record in sorted((record for record in free if record not in old), key=lambda record: record.last_used):
+        total = sum(item.size_bytes for item in items if item.id not in going)
+        for item in sorted((item for item in free if item.id not in going), key=lambda item: item.last_used):
             if total <= limits.budget_bytes:
                 break
-            old.append(record)
-            total -= record.size_bytes
-    return old
+            going[item.id] = item
+            total -= item.size_bytes
+    return list(going.values())
+
+
+def lease_key(environment_id: str) -> str:
+    """Return what the lease of an environment is known by: as much of its id as its image's name has."""
+    return environment_id[:ENVIRONMENT_CHARS]
 
 
 class Store:
@@ -132,6 +164,11 @@ class Store:
         with contextlib.suppress(OSError):
             os.utime(self._record_path(environment_id))
 
+    def unfinished(self) -> list[str]:
+        """Return the ids of the environments that have a lock, which is kept before the image is made, and no record."""
+        found = [path.stem for path in self._records.glob("*.toml")]
+        return [one for one in found if not self._record_path(one).exists()]
+
     def forget(self, environment_id: str) -> None:
         """Remove a record and its lock."""
         self._record_path(environment_id).unlink(missing_ok=True)
@@ -164,8 +201,11 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def in_use(self, environment_id: str) -> AsyncIterator[None]:
-        """Keep an environment from being removed; the kernel drops the lease of a process that dies."""
-        fd = os.open(self._leases / f"{environment_id}.use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Keep an environment from being removed; the kernel drops the lease of a process that dies.
+
+        The beginning of its id, as it is in its image's name, is enough.
+        """
+        fd = self._lease(environment_id)
         try:
             while not taken(fd, fcntl.LOCK_SH):  # it is being removed at this moment
                 await asyncio.sleep(POLL_S)
@@ -176,14 +216,17 @@ class Store:
     @contextlib.contextmanager
     def unused(self, environment_id: str) -> Iterator[bool]:
         """Keep others from using an environment meanwhile; tells False when somebody does."""
-        fd = os.open(self._leases / f"{environment_id}.use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._lease(environment_id)
         try:
             yield taken(fd, fcntl.LOCK_EX)
         finally:
             os.close(fd)
 
+    def _lease(self, environment_id: str) -> int:
+        return os.open(self._leases / f"{lease_key(environment_id)}.use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
     def used_now(self) -> frozenset[str]:
-        """Return the ids of the environments that some process uses."""
+        """Return the keys of the leases that some process holds, as `lease_key` gives them."""
         found = set()
         for path in self._leases.glob("*.use"):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -18,10 +18,12 @@ from sandbox.image_cache import load_verdict, store_verdict
 
 __all__ = [
     "ENVIRONMENTS",
+    "ENVIRONMENT_CHARS",
     "REPOSITORY",
     "AdmittedImage",
     "admit",
     "ensure",
+    "environment_of",
     "lint_record",
     "oci_architecture",
     "resolve",
@@ -30,6 +32,8 @@ __all__ = [
 HUB = "docker.io"
 REPOSITORY = "localhost/sandbox-python"
 ENVIRONMENTS = "localhost/sandbox-environment"
+# So much of an environment's id is in its image's name.
+ENVIRONMENT_CHARS = 32
 OCI_ARCHITECTURES = {
     "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
     "riscv64": "riscv64", "i686": "386",
@@ -91,6 +95,12 @@ def resolve(reference: str) -> str:
         rest = f"library/{rest}"
     tag = f":{match['tag']}" if match["tag"] else ("" if match["digest"] else ":latest")
     return f"{first}/{rest}{tag}" + (f"@{match['digest']}" if match["digest"] else "")
+
+
+def environment_of(reference: str) -> str | None:
+    """Return the beginning of the id of the environment whose image has this name, or None for another image's name."""
+    match = re.fullmatch(rf"{ENVIRONMENTS}:([0-9a-f]{{{ENVIRONMENT_CHARS}}})(@.*)?", reference)
+    return match[1] if match else None
 
 
 def ensure(engine: Engine, reference: str, *, policy_pull: Literal["missing", "never"]) -> ImageRecord:

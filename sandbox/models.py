@@ -75,7 +75,7 @@ class RunRequest(Strict):
 
     `payload_json` and `message_json` are JSON texts (UTF-8) and travel as bytes: they are parsed in
     the sandbox only. `files` maps a flat name to content that `read_file(name)` will find. `requirements` are the
-    libraries it needs, in the form of PEP 508. `preload` are the modules that a sandbox made ahead of need has imported;
+    libraries it needs, in the form of PEP 508, and `requires_python` the Pythons, such as ">=3.10". `preload` are the modules that a sandbox made ahead of need has imported;
     None leaves that to the imports of the code.
     """
 
@@ -88,6 +88,7 @@ class RunRequest(Strict):
     policy: str = "default"
     image: str | None = None
     requirements: tuple[str, ...] = ()
+    requires_python: str = ""
     preload: tuple[str, ...] | None = None
     limits: Tightening = Tightening()
     env: dict[str, str] = Field(default_factory=dict)

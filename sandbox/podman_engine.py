@@ -300,10 +300,12 @@ class PodmanEngine:
         )
         self._expect(response, 201, otherwise=ImageUnavailable, doing=f"name an image {repository}:{tag}")
 
-    def remove_image(self, name: str) -> None:
+    def remove_image(self, name: str, *, force: bool = False) -> bool:
         """Remove an image; see the protocol."""
-        response = self._call("delete", f"/images/{quote(name, safe='')}", params={"force": "true"})
-        self._expect(response, 200, 404, otherwise=EngineUnavailable, doing=f"remove the image {name}")
+        response = self._call("delete", f"/images/{quote(name, safe='')}", params={"force": str(force).lower()})
+        self._expect(response, 200, 404, 409, otherwise=EngineUnavailable, doing=f"remove the image {name}")
+        in_use: bool = response.status_code == 409
+        return not in_use
 
     def export_filesystem(self, image: str) -> Iterator[bytes]:
         """Stream an image's files; see the protocol."""

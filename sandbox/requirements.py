@@ -1,7 +1,7 @@
 """Which libraries somebody asks for: a field, a `requirements.txt`, a `pyproject.toml` or a script's own header.
 
 All four become the same thing: sorted, canonical requirements such as `pandas<2,>=1.3` or
-`uvicorn[standard]; python_version < "3.12"`. Only names that an index resolves are taken: an address, a path or a
+`uvicorn[standard]; python_version < "3.12"`; the latter two also say which Pythons they are for. Only names that an index resolves are taken: an address, a path or a
 repository would reach around the index, its hashes and the policy. No I/O.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
-__all__ = ["parse_libraries", "parse_pyproject", "parse_requirements_txt", "parse_script"]
+__all__ = ["Declared", "check_python", "parse_libraries", "parse_pyproject", "parse_requirements_txt", "parse_script"]
 
 MAX_REQUIREMENTS = 200
 MAX_REQUIREMENT_CHARS = 200
@@ -61,6 +62,13 @@ _OPTION_HINTS = {
 }  # fmt: skip
 
 
+class Declared(NamedTuple):
+    """Requirements, and the Pythons that they are for, such as ">=3.10"; "" is any."""
+
+    libraries: tuple[str, ...] = ()
+    python: str = ""
+
+
 def parse_libraries(text: str) -> tuple[str, ...]:
     """Return the requirements of a field: one per line or separated by commas, `#` begins a comment.
 
@@ -87,10 +95,16 @@ def parse_requirements_txt(text: str, *, name: str = "requirements.txt") -> tupl
     )
 
 
-def parse_pyproject(text: str, *, name: str = "pyproject.toml", python: str | None = None) -> tuple[str, ...]:
-    """Return `dependencies` of the table `[project]`; `python` as in `parse_script`. Raises `InvalidRequest`."""
+def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
+    """Return `dependencies` and `requires-python` of the table `[project]`. Raises `InvalidRequest`."""
     _check_text(text, name)
-    project = _toml(text, name, 1).get("project")
+    table = _toml(text, name, 1)
+    project = table.get("project")
+    if "lock-version" in table:
+        raise InvalidRequest(
+            f"{name} is a lock, which names exact files, not a list of libraries",
+            hint=f"build exactly these: sandbox env build --lock {name}; then run with the image that it names: --image",
+        )
     if not isinstance(project, dict):
         raise InvalidRequest(
             f"{name} has no table [project], where libraries are listed",
@@ -102,13 +116,12 @@ def parse_pyproject(text: str, *, name: str = "pyproject.toml", python: str | No
             f"{name} says that its dependencies are dynamic: only running its build would tell them",
             hint="list them in a requirements.txt, or write them into dependencies of [project]",
         )
-    return _declared(project, text, name, 1, python)
+    return _declared(project, text, name, 1)
 
 
-def parse_script(code: str, *, python: str | None = None) -> tuple[str, ...] | None:
-    """Return the libraries that a script lists in its `# /// script` header (PEP 723), or None without one.
+def parse_script(code: str) -> Declared | None:
+    """Return what a script says in its `# /// script` header (PEP 723), or None without one.
 
-    `python` is the version that will run it, such as "3.11": a `requires-python` that rules it out is an error.
     Raises `InvalidRequest` with the line in the script.
     """
     lines = [line.rstrip("\r") for line in code.split("\n")]
@@ -132,7 +145,24 @@ def parse_script(code: str, *, python: str | None = None) -> tuple[str, ...] | N
         )
     text = "\n".join(line[2:] for line in lines[first:closing])
     _check_text(text, "the script's header")
-    return _declared(_toml(text, "script", first + 1), text, "script", first + 1, python)
+    return _declared(_toml(text, "script", first + 1), text, "script", first + 1)
+
+
+def check_python(required: str, python: tuple[int, int] | None, image: str) -> None:
+    """Raise `InvalidRequest` when `requires-python` rules out the Python of an image; None is one that is not known.
+
+    So it does for a `required` that is no version constraint.
+    """
+    accepted = _constraint(required, "the request")
+    # Known is the series, not the patch level: a constraint that some patch of it meets is met.
+    if python is None or any(
+        accepted.contains(f"{python[0]}.{python[1]}.{patch}", prereleases=True) for patch in range(MAX_PATCH + 1)
+    ):
+        return
+    raise InvalidRequest(
+        f"Python {required} is needed (requires-python), and the image {image} has Python {python[0]}.{python[1]}",
+        hint="choose an image with such a Python (--image), or change requires-python",
+    )
 
 
 def _check_text(text: str, what: str) -> None:
@@ -206,39 +236,33 @@ def _with_hashes(line: str, where: str) -> str:
     return " ".join((_canonical(requirement, where), *(f"--hash=sha256:{digest}" for digest in sorted(hashes))))
 
 
-def _declared(table: dict[str, Any], text: str, name: str, first_line: int, python: str | None) -> tuple[str, ...]:
+def _declared(table: dict[str, Any], text: str, name: str, first_line: int) -> Declared:
     """Read `requires-python` and `dependencies` of a table that stands in `text`."""
 
     def at(value: str) -> str:
         line = first_line + text.count("\n", 0, max(0, text.find(value)))
         return f"{name}:{line}"
 
-    _check_python(table.get("requires-python", ""), at("requires-python"), python)
+    python = _constraint(table.get("requires-python", ""), at("requires-python"))
     entries = table.get("dependencies", [])
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise InvalidRequest(
             f"{at('dependencies')}: dependencies is not a list of texts", hint='write dependencies = ["pandas>=1.3"]'
         )
-    return _collected(_canonical(entry.strip(), at(entry)) for entry in entries)
+    return Declared(_collected(_canonical(entry.strip(), at(entry)) for entry in entries), str(python))
 
 
-def _check_python(required: object, where: str, python: str | None) -> None:
+def _constraint(required: object, where: str) -> SpecifierSet:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     try:
         if not isinstance(required, str) or len(required) > MAX_REQUIREMENT_CHARS:
             raise InvalidSpecifier
-        accepted = SpecifierSet(required)
+        return SpecifierSet(required)
     except InvalidSpecifier:
         raise InvalidRequest(
             f"{where}: requires-python is not a version constraint", hint='write for example ">=3.10"'
         ) from None
-    # Known is the series, not the patch level: a constraint that some patch of it meets is met.
-    if python and not any(accepted.contains(f"{python}.{patch}", prereleases=True) for patch in range(MAX_PATCH + 1)):
-        raise InvalidRequest(
-            f"{where}: it needs Python {required}, and the image has Python {python}",
-            hint="choose an image with such a Python, or change requires-python",
-        )
 
 
 def _toml(text: str, name: str, first_line: int) -> dict[str, Any]:

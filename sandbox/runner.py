@@ -41,11 +41,12 @@ __all__ = ["Places", "Runner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a request comes down to before any container: policy, base image, and a doubt about its syntax."""
+    """What a request comes down to before any container: policy, base image, its Python, and a doubt about its syntax."""
 
     loaded: LoadedPolicy
     policy: Policy
     reference: str
+    requires_python: str = ""
     doubt: SandboxError | None = None
 
 
@@ -141,8 +142,8 @@ class Runner:
         request, on_progress = run.request, run.on_progress
         asked = await self._asked(request)
         on_progress(Progress(step="image", text=asked.reference))
-        admitted = await self._admitted(asked)
         async with contextlib.AsyncExitStack() as used:
+            admitted = await used.enter_async_context(self._base(asked))
             environment = None
             began = time.monotonic()
             if request.requirements:
@@ -161,15 +162,16 @@ class Runner:
     async def lock(self, request: RunRequest, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
         """Return the lock of a request's libraries; `upgrade` resolves them anew. Raises as `run` does."""
         asked = await self._asked(request)
-        admitted = await self._admitted(asked)
-        return await self.environments().lock(wanted(request, asked, admitted), on_progress, upgrade=upgrade)
+        async with self._base(asked) as base:
+            return await self.environments().lock(wanted(request, asked, base), on_progress, upgrade=upgrade)
 
     async def build(self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None) -> Environment:
         """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
         asked = await self._asked(request)
-        admitted = await self._admitted(asked)
-        async with self.environments().using(wanted(request, asked, admitted), on_progress, lock=lock) as environment:
-            return environment
+        async with contextlib.AsyncExitStack() as used:
+            base = await used.enter_async_context(self._base(asked))
+            libraries = self.environments().using(wanted(request, asked, base), on_progress, lock=lock)
+            return await used.enter_async_context(libraries)
 
     async def check(self, request: RunRequest) -> CodeCheck:
         """Look at a request's code on the Python and with the libraries that it would run with. Raises as `run` does."""
@@ -185,9 +187,9 @@ class Runner:
     async def setting(self, request: RunRequest) -> AsyncIterator[Setting]:
         """Give what decides the sandbox of such a request, whose libraries stay meanwhile. Raises as `run` does."""
         loaded = self._policies(request.policy)
-        asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy))
-        admitted = await self._admitted(asked)
+        asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy), requires_python=request.requires_python)
         async with contextlib.AsyncExitStack() as used:
+            admitted = await used.enter_async_context(self._base(asked))
             environment = None
             if request.requirements:
                 libraries = self.environments().using(wanted(request, asked, admitted), lambda _: None)
@@ -197,8 +199,8 @@ class Runner:
     async def pull(self, request: RunRequest, reference: str) -> Environment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
         asked = await self._asked(request)
-        admitted = await self._admitted(asked)
-        return await self.environments().pull(reference, wanted(request, asked, admitted))
+        async with self._base(asked) as base:
+            return await self.environments().pull(reference, wanted(request, asked, base))
 
     def environments(self) -> Environments:
         """Return the environments of this user."""
@@ -250,7 +252,8 @@ class Runner:
         preload: tuple[str, ...] = (),
     ) -> Setting:
         """Return what decides the sandbox."""
-        lease = partial(self.environments().store.in_use, environment.id) if environment else None
+        used = environment.id if environment else image.environment_of(asked.reference)
+        lease = partial(self.environments().store.in_use, used) if used else None
         return Setting(
             policy=asked.policy, seccomp=asked.loaded.seccomp, admitted=environment.image if environment else admitted,
             egress=egress_of(asked.policy), preload=preload, lease=lease,
@@ -271,7 +274,15 @@ class Runner:
         doubt = await asyncio.to_thread(syntax_error, request) if self._compiles else None
         if doubt is not None and not request.image:
             raise doubt
-        return Asked(loaded=loaded, policy=policy, reference=reference, doubt=doubt)
+        return Asked(loaded=loaded, policy=policy, reference=reference, requires_python=request.requires_python, doubt=doubt)
+
+    @contextlib.asynccontextmanager
+    async def _base(self, asked: Asked) -> AsyncIterator[image.AdmittedImage]:
+        """Give the base image, there and admitted; an environment that is asked for by its image's name stays meanwhile."""
+        async with contextlib.AsyncExitStack() as used:
+            if environment := image.environment_of(asked.reference):
+                await used.enter_async_context(self.environments().store.in_use(environment))
+            yield await self._admitted(asked)
 
     async def _admitted(self, asked: Asked) -> image.AdmittedImage:
         """Return the base image, there and admitted."""
@@ -285,6 +296,10 @@ class Runner:
         admitted = await self._images.get((asked.reference, pull), lambda: asyncio.to_thread(admit))
         if asked.doubt is not None and not newer_than_ours(admitted.python_version):
             raise asked.doubt
+        if asked.requires_python:
+            from sandbox.requirements import check_python  # late: most runs say nothing of it
+
+            check_python(asked.requires_python, admitted.python_version, asked.reference)
         return admitted
 
 

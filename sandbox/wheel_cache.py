@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -103,6 +104,25 @@ def no_room(path: Path, error: OSError) -> BuildFailed:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CachedFile:
+    """A file of a cache; `last_used` is in seconds since 1970, and nothing tells when it was made."""
+
+    path: Path
+    size_bytes: int
+    last_used: float
+
+    @property
+    def id(self) -> str:
+        """Return its name among everything that can be pruned."""
+        return str(self.path)
+
+    @property
+    def created(self) -> float:
+        """Return the time of its last use."""
+        return self.last_used
+
+
 class FileCache:
     """Files by key in one directory. What is there was checked on its way in, and nobody else may write there."""
 
@@ -131,6 +151,11 @@ class FileCache:
         """Return the keys that have no file."""
         return {key for key in keys if self.find(key) is None}
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[CachedFile]:
         """Return every file, complete ones and what dead builds left."""
-        return [path for path in self._directory.glob("*/*") if path.is_file()] if self._directory.is_dir() else []
+        found = []
+        for path in self._directory.glob("*/*"):
+            with contextlib.suppress(OSError):  # somebody else pruned it
+                status = path.stat()
+                found.append(CachedFile(path=path, size_bytes=status.st_size, last_used=status.st_mtime))
+        return found

@@ -41,6 +41,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self._containers: dict[str, ContainerRecord] = {}
         self._images: dict[str, ImageRecord] = {}
+        self._uses: dict[str, str] = {}  # container -> image
         self._closed = False
         self._count = 0
         self._add_image("f" * 64, BASE)
@@ -63,9 +64,10 @@ class FakeEngine:
 
     def create(self, spec: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
         self._alive()
-        self.image(spec["image"])
+        image = self.image(spec["image"])
         self._count += 1
         container_id = f"{self._count:064x}"
+        self._uses[container_id] = image.id
         self._containers[container_id] = ContainerRecord(
             id=container_id, labels=dict(spec.get("labels", {})), running=False, pid=0, oci_config_path=None
         )
@@ -86,6 +88,7 @@ class FakeEngine:
     def remove(self, container_id: str) -> None:
         self._alive()
         self._containers.pop(container_id, None)
+        self._uses.pop(container_id, None)
 
     def containers(self, label: str) -> list[ContainerRecord]:
         self._alive()
@@ -135,15 +138,22 @@ class FakeEngine:
         known = self.image(image_id)
         self._images[known.id] = replace(known, names=(*known.names, f"{repository}:{tag}"))
 
-    def remove_image(self, name: str) -> None:
+    def remove_image(self, name: str, *, force: bool = False) -> bool:
         try:
             known = self.image(name)
         except ImageUnavailable:
-            return
+            return True
         names = tuple(other for other in known.names if other != name)
-        del self._images[known.id]
         if names and name in known.names:
             self._images[known.id] = replace(known, names=names)
+            return True
+        users = [container for container, image in self._uses.items() if image == known.id]
+        if users and not force:
+            return False
+        for container in users:
+            self.remove(container)
+        del self._images[known.id]
+        return True
 
     def export_filesystem(self, image: str) -> Iterator[bytes]:
         self.image(image)

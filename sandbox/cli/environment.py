@@ -11,22 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sandbox.cli.files import MAX_TEXT_BYTES, read_text
+from sandbox.cli.files import MAX_TEXT_BYTES, Target, read_text
 from sandbox.cli.handover import leave_root
-from sandbox.cli.libraries import library_options, requirements_of
+from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
 from sandbox.cli.progress import Steps
-from sandbox.cli.run import parse_memory
+from sandbox.cli.run import parse_size
 from sandbox.cli.screen import escaped
 from sandbox.cli.session import Session, session
 from sandbox.errors import InvalidRequest, SandboxError
 
 if TYPE_CHECKING:
     from sandbox.lock import Lock
+    from sandbox.requirements import Declared
     from sandbox.runner import Runner
 
 Result = TypeVar("Result")
@@ -69,14 +69,16 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_obj
 def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | None, **options: Any) -> None:
     """Resolve libraries to exact files with hashes, and keep that as the answer to this request."""
-    requirements = wanted(options)
-    with opened(obj, with_index=True) as (_, runner):
-        request = request_of(requirements, options)
-        lock = finished(lambda steps: runner.lock(request, steps, upgrade=upgrade))
-    if output_path is not None:
-        Path(output_path).write_text(lock.as_toml())
-    else:
-        show_lock(lock)
+    asked = wanted(options)
+    # The file is the caller's, and opened with the caller's rights.
+    with contextlib.closing(Target(output_path, what="the lock")) if output_path else contextlib.nullcontext() as output:
+        with opened(obj, with_index=True, keep=output.fileno() if output else None) as (_, runner):
+            request = request_of(asked, options)
+            lock = finished(lambda steps: runner.lock(request, steps, upgrade=upgrade))
+        if output:
+            output.write(lock.as_toml())
+        else:
+            show_lock(lock)
 
 
 @environment.command("build")
@@ -89,12 +91,17 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
 def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: bool, **options: Any) -> None:
     """Build the environment of libraries, or say that it is there."""
     from sandbox.lock import Lock
+    from sandbox.requirements import Declared
 
     try:
+        if lock_path and asks_for_libraries(options):
+            raise InvalidRequest(
+                "--lock names every library already", hint="leave out --with and --requirements, or the lock"
+            )
         lock = Lock.from_toml(read_text(lock_path, what="the lock", max_bytes=MAX_TEXT_BYTES)) if lock_path else None
-        requirements = lock.requirements if lock else wanted(options)
+        asked = Declared(lock.requirements) if lock else wanted(options)
         with opened(obj, with_index=True) as (_, runner):
-            request = request_of(requirements, options)
+            request = request_of(asked, options)
             built = finished(lambda steps: runner.build(request, steps, lock=lock))
             record = runner.environments().store.record(built.id)
     except SandboxError as error:
@@ -196,7 +203,7 @@ def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> N
 
     name = registry_reference(reference, with_digest=True)
     with opened(obj) as (_, runner):
-        pulled = finished(lambda _: runner.pull(request_of((), options), name))
+        pulled = finished(lambda _: runner.pull(request_of(None, options), name))
     click.echo(f"{pulled.id[:SHOWN_ID]}  {len(pulled.lock.packages)} packages, image {pulled.name}")
 
 
@@ -211,68 +218,71 @@ def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> N
     with opened(obj) as (_, runner):
         environments = runner.environments()
         for record in [environments.find(text) for text in environment_ids]:
-            environments.remove(record)
+            environments.removal.remove(record)
             click.echo(f"removed {record.id[:SHOWN_ID]}")
 
 
 @environment.command("prune")
 @click.option("--unused", metavar="AGE", help="Remove what was not used for this long: 30d, 12h.")
 @click.option("--older", metavar="AGE", help="Remove what was built longer ago than this.")
-@click.option("--budget", metavar="SIZE", help="Remove the least recently used until all take at most this: 10g.")
+@click.option("--budget", metavar="SIZE", help="Remove the least recently used until environments and cached files together take at most this: 10g.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def prune_command(
     obj: dict[str, Any], /, *, unused: str | None, older: str | None, budget: str | None, dry_run: bool
 ) -> None:
-    """Remove environments by age, last use and size, and cached files likewise. Never one that is in use."""
+    """Remove environments and cached files by age, last use and size. Never what is in use."""
     from sandbox.environment_store import PruneLimits
 
     if unused is None and older is None and budget is None:
         raise InvalidRequest("prune needs to know what may go", hint="for example: sandbox env prune --unused 30d")
     limits = PruneLimits(
-        unused_s=age_s(unused), older_s=age_s(older), budget_bytes=parse_memory(budget) * MIB if budget else None
+        unused_s=age_s(unused), older_s=age_s(older), budget_bytes=parse_size(budget, option="--budget") * MIB if budget is not None else None
     )
     with opened(obj) as (_, runner):
-        environments = runner.environments()
-        for record in environments.prunable(limits):
-            if not dry_run and not environments.try_remove(record):
-                continue
-            said = "would remove" if dry_run else "removed"
-            click.echo(
-                f"{said} {record.id[:SHOWN_ID]}  {record.size_bytes // MIB} MiB  {escaped(', '.join(record.requirements))}"
-            )
-        count, size_bytes = environments.prune_files(limits, dry_run=dry_run)
-        if count:
-            click.echo(f"{'would remove' if dry_run else 'removed'} {count} cached file(s), {size_bytes // MIB} MiB")
+        removal = runner.environments().removal
+        pruned = removal.prunable(limits) if dry_run else removal.prune(limits)
+    said = "would remove" if dry_run else "removed"
+    for record in pruned.environments:
+        click.echo(
+            f"{said} {record.id[:SHOWN_ID]}  {record.size_bytes // MIB} MiB  {escaped(', '.join(record.requirements))}"
+        )
+    if pruned.files:
+        click.echo(f"{said} {len(pruned.files)} cached file(s), {pruned.files_bytes // MIB} MiB")
 
 
 # ---- helpers of these commands
 
 
 @contextlib.contextmanager
-def opened(obj: dict[str, Any], *, with_index: bool = False) -> Iterator[tuple[Session, Runner]]:
-    """Open a session with a runner."""
-    leave_root(with_index=with_index)
+def opened(
+    obj: dict[str, Any], *, with_index: bool = False, keep: int | None = None
+) -> Iterator[tuple[Session, Runner]]:
+    """Open a session with a runner; `with_index` and `keep` as for `leave_root`."""
+    leave_root(with_index=with_index, keep=keep)
     with session() as current:
         current.sweep()
         yield current, current.runner(obj["policy_dirs"])
 
 
-def wanted(options: dict[str, Any]) -> tuple[str, ...]:
-    """Return the requirements that the options name. Raises `InvalidRequest` for none."""
+def wanted(options: dict[str, Any]) -> Declared:
+    """Return what the options ask for. Raises `InvalidRequest` for no library."""
     requirements = requirements_of(options)
-    if not requirements:
+    if not requirements.libraries:
         raise InvalidRequest(
             "no library is named", hint="for example: --with pandas, or --requirements requirements.txt"
         )
     return requirements
 
 
-def request_of(requirements: tuple[str, ...], options: dict[str, Any]) -> Any:
+def request_of(asked: Declared | None, options: dict[str, Any]) -> Any:
     """Return a request that has libraries and no code."""
     from sandbox.models import RunRequest
 
-    return RunRequest(code="", requirements=requirements, policy=options["policy"], image=options["image"])
+    libraries, python = asked or ((), "")
+    return RunRequest(
+        code="", requirements=libraries, requires_python=python, policy=options["policy"], image=options["image"]
+    )
 
 
 def finished(work: Callable[[Steps], Coroutine[Any, Any, Result]]) -> Result:

@@ -1,8 +1,12 @@
-"""Files that a command names, read with the caller's own rights."""
+"""Files that a command names, read and written with the caller's own rights."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.errors import InvalidRequest, NotFound
@@ -42,3 +46,45 @@ def read_text(path: str, *, what: str, max_bytes: int = MAX_INPUT_BYTES) -> str:
         raise InvalidRequest(
             f"{what} {path} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8"
         ) from None
+
+
+class Target:
+    """A file that is opened before the work that gives its content, so that none is wasted; until then it keeps its old one.
+
+    Raises `InvalidRequest` where it can't be opened or written.
+    """
+
+    def __init__(self, path: str, what: str) -> None:
+        self._path, self._what = path, what
+        self._new = not os.path.lexists(path)
+        with self._explained():
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._fd
+
+    def write(self, text: str) -> None:
+        """Replace its content."""
+        with self._explained(), open(self._fd, "w", encoding="utf-8", closefd=False) as stream:
+            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+                os.ftruncate(self._fd, 0)
+            stream.write(text)
+        self._new = False
+
+    def close(self) -> None:
+        """Close it; a new file that was not written goes, where its directory is still ours to write."""
+        os.close(self._fd)
+        if self._new:
+            with contextlib.suppress(OSError):
+                Path(self._path).unlink()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InvalidRequest(
+                f"{self._what} can't be written to {self._path}: {error.strerror}",
+                hint="name a file that you may write, with room for it",
+            ) from None

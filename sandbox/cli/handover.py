@@ -15,10 +15,10 @@ MAX_DESCRIPTORS = 65_536
 PRIVATE_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS")
 
 
-def leave_root(*, quiet: bool = False, with_index: bool = False) -> None:
+def leave_root(*, quiet: bool = False, with_index: bool = False, keep: int | None = None) -> None:
     """Give up root for good; does nothing for other users. Raises `NotEnforceable` when there is nobody to become.
 
-    `with_index` takes root's own pip configuration along, in variables.
+    `with_index` takes root's own pip configuration along, in variables, and `keep` a file that root has opened.
     """
     if os.geteuid() != 0:
         return
@@ -49,7 +49,11 @@ def leave_root(*, quiet: bool = False, with_index: bool = False) -> None:
         os.environ.pop(name, None)
     os.environ.update(HOME=account.pw_dir, USER=USER, LOGNAME=USER, XDG_RUNTIME_DIR=str(runtime))
     os.umask(0o022)
-    # What root had open is not the user's to use.
-    os.closerange(3, MAX_DESCRIPTORS)
+    # What else root had open is not the user's to use.
+    first = 3
+    if keep is not None:
+        os.closerange(first, keep)
+        first = max(first, keep + 1)
+    os.closerange(first, MAX_DESCRIPTORS)
     if not quiet:
         click.echo(f"sandbox: called as root, going on as user {USER!r}", err=True)

@@ -97,7 +97,7 @@ def remove_command(reference: str) -> None:
     """Remove the image REFERENCE from this host, with any sandbox that runs in it."""
     with _engine() as engine:
         ensure(engine, reference, policy_pull="never")
-        engine.remove_image(resolve(reference))
+        engine.remove_image(resolve(reference), force=True)
     click.echo(f"Removed {resolve(reference)}")
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sandbox.cli.files import MAX_TEXT_BYTES, read_text
+
+if TYPE_CHECKING:
+    from sandbox.requirements import Declared
 
 
 def library_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,26 +25,26 @@ def library_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def requirements_of(options: dict[str, Any], *, code: str = "") -> tuple[str, ...]:
+def asks_for_libraries(options: dict[str, Any], *, code: str = "") -> bool:
+    """Tell whether options, or else the header of the script (PEP 723), may name libraries."""
+    return bool(options["libraries"] or options["requirement_files"]) or "# /// script" in code
+
+
+def requirements_of(options: dict[str, Any], *, code: str = "") -> Declared:
     """Return what the options ask for, or else the header of the script (PEP 723). Raises `InvalidRequest`, `NotFound`."""
-    found: list[str] = []
-    if options["libraries"] or options["requirement_files"]:
-        from sandbox.requirements import parse_libraries
+    from sandbox.requirements import Declared, parse_libraries, parse_script
 
-        found += parse_libraries("\n".join(options["libraries"]))
-        for path in options["requirement_files"]:
-            found += read_requirements(path)
-    elif "# /// script" in code:
-        from sandbox.requirements import parse_script
-
-        found += parse_script(code) or ()
-    return tuple(sorted(set(found)))
+    if not options["libraries"] and not options["requirement_files"]:
+        return parse_script(code) or Declared()
+    found = [Declared(parse_libraries("\n".join(options["libraries"]))), *map(read_requirements, options["requirement_files"])]
+    libraries = {library for one in found for library in one.libraries}
+    return Declared(tuple(sorted(libraries)), ",".join(dict.fromkeys(one.python for one in found if one.python)))
 
 
-def read_requirements(path: str) -> tuple[str, ...]:
+def read_requirements(path: str) -> Declared:
     """Return the requirements of one file, by its name."""
-    from sandbox.requirements import parse_pyproject, parse_requirements_txt
+    from sandbox.requirements import Declared, parse_pyproject, parse_requirements_txt
 
     text = read_text(path, what="the requirements file", max_bytes=MAX_TEXT_BYTES)
     name = Path(path).name
-    return parse_pyproject(text, name=name) if name.endswith(".toml") else parse_requirements_txt(text, name=name)
+    return parse_pyproject(text, name=name) if name.endswith(".toml") else Declared(parse_requirements_txt(text, name=name))

@@ -17,7 +17,7 @@ import click
 
 from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
-from sandbox.cli.libraries import library_options, requirements_of
+from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
@@ -33,12 +33,17 @@ MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
 def parse_memory(text: str) -> int:
     """Return MiB for `512m`, `1g`, `2048` (MiB). Raises `InvalidRequest`."""
+    return parse_size(text, option="--memory")
+
+
+def parse_size(text: str, *, option: str) -> int:
+    """Return MiB for what an option says: `512m`, `1g`, `2048` (MiB). Raises `InvalidRequest`."""
     match = MEMORY.fullmatch(text.strip())
     if match is None:
-        raise InvalidRequest(f"--memory {text!r} is not an amount of memory", hint="write for example 256m or 1g")
+        raise InvalidRequest(f"{option} {text!r} is not a size", hint="write for example 256m or 1g")
     mib = int(float(match[1]) * {"k": 1 / 1024, "m": 1, "": 1, "g": 1024, "t": 1 << 20}[match[2].lower()])
     if mib < 1:
-        raise InvalidRequest(f"--memory {text!r} is less than 1 MiB", hint="write for example 256m")
+        raise InvalidRequest(f"{option} {text!r} is less than 1 MiB", hint="write for example 256m")
     return mib
 
 
@@ -124,6 +129,7 @@ class Inputs:
     payload: bytes
     files: dict[str, bytes]
     requirements: tuple[str, ...] = ()
+    requires_python: str = ""
 
 
 def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> di
     }  # fmt: skip
     return {
         "code": inputs.code, "filename": filename, "topic": options["topic"], "policy": options["policy"],
-        "image": options["image"], "requirements": inputs.requirements, "limits": limits,
+        "image": options["image"], "requirements": inputs.requirements, "requires_python": inputs.requires_python, "limits": limits,
         "env": pairs(options["env"], option="--env"), "secrets": pairs(names, option="--secret"), "files": inputs.files,
     }  # fmt: skip
 
@@ -256,9 +262,9 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
     try:
         # Inputs are read before root is given up: they are the caller's to read. They are parsed afterwards.
         code = read()
-        inputs = Inputs(
-            code, read_payload(options["input_text"]), read_files(options["files"]), requirements_of(options, code=code)
-        )
+        payload, files = read_payload(options["input_text"]), read_files(options["files"])
+        asked = requirements_of(options, code=code) if asks_for_libraries(options, code=code) else ()
+        inputs = Inputs(code, payload, files, *asked)
         if obj.get("own_process"):
             leave_root(quiet=options["quiet"], with_index=bool(inputs.requirements))
         fields = request_fields(inputs, filename, options)

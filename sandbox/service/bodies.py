@@ -46,6 +46,7 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     policy: str = "default"
     image: str | None = None
     requirements: tuple[str, ...] = ()
+    requires_python: str = ""
     preload: tuple[str, ...] | None = None
     limits: LimitsBody = LimitsBody()
     env: dict[str, str] = {}
@@ -121,7 +122,7 @@ def run_request(body: RunBody) -> RunRequest:
         return RunRequest(
             code=body.code, filename=body.filename, payload_json=bytes(body.payload), message_json=bytes(body.message),
             topic=body.topic, node_id=body.node_id, policy=body.policy, image=body.image, requirements=body.requirements,
-            preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
+            requires_python=body.requires_python, preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
             files={name: _content(name, text) for name, text in body.files.items()},
         )  # fmt: skip
     except ValidationError as error:

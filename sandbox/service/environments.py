@@ -76,7 +76,7 @@ async def delete_environment(request: web.Request) -> web.Response:
     environments = state.runner.environments()
     record = await asyncio.to_thread(environments.find, request.match_info["id"])
     await state.drop(lambda setting: setting.admitted.name == record.image)
-    await asyncio.to_thread(environments.remove, record)
+    await asyncio.to_thread(environments.removal.remove, record)
     return document({"removed": record.id})
 
 

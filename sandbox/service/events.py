@@ -15,7 +15,7 @@ from sandbox.service.answers import PIECE_BYTES, sent
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
-MAX_PROGRESS = 1000
+MAX_COUNTS = 1000
 
 
 def format_asked(request: web.Request) -> str | None:
@@ -29,7 +29,7 @@ class Events:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._progress = 0
+        self._counts = 0
 
     def add(self, event: str, **facts: Any) -> None:
         """Add one event."""
@@ -47,9 +47,9 @@ class Events:
             self.add(stream, text=data.decode("utf-8", "backslashreplace"), base64=base64.b64encode(data).decode())
 
     def progress(self, news: Progress) -> None:
-        """Add a step towards the run; a download's many counts are thinned out by their number."""
-        self._progress += 1
-        if self._progress <= MAX_PROGRESS:
+        """Add a step towards the run; of a download's many counts only so many, and of those that follow none."""
+        self._counts += news.done_bytes is not None
+        if news.done_bytes is None or self._counts <= MAX_COUNTS:
             facts = {"done_bytes": news.done_bytes, "total_bytes": news.total_bytes}
             self.add("progress", step=news.step, text=news.text, **{k: v for k, v in facts.items() if v is not None})
 

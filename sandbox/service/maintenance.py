@@ -26,18 +26,18 @@ async def post_prune(request: web.Request) -> web.Response:
     limits = PruneLimits(
         unused_s=body.unused_s, older_s=body.older_s, budget_bytes=body.budget_mib << 20 if body.budget_mib else None
     )
-    environments = state.runner.environments()
+    removal = state.runner.environments().removal
+    pruned = await asyncio.to_thread(removal.prunable, limits)
     if not body.dry_run:
-        going = {record.image for record in await asyncio.to_thread(environments.prunable, limits)}
+        going = {record.image for record in pruned.environments}
         await state.drop(lambda setting: setting.admitted.name in going)
-
-    def prune() -> tuple[list[str], int, int]:
-        found = environments.prunable(limits)
-        gone = [record.id for record in found if body.dry_run or environments.try_remove(record)]
-        return gone, *environments.prune_files(limits, dry_run=body.dry_run)
-
-    gone, count, size_bytes = await asyncio.to_thread(prune)
-    return document({"environments": gone, "files": count, "bytes": size_bytes, "dry_run": body.dry_run})
+        pruned = await asyncio.to_thread(removal.prune, limits)
+    return document(
+        {
+            "environments": [record.id for record in pruned.environments],
+            "files": len(pruned.files), "bytes": pruned.files_bytes, "dry_run": body.dry_run,
+        }
+    )  # fmt: skip
 
 
 async def post_stop_all(request: web.Request) -> web.Response:

@@ -21,7 +21,7 @@ from sandbox.history import MAX_LISTED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
-from sandbox.requirements import parse_libraries, parse_script
+from sandbox.requirements import Declared, parse_libraries, parse_script
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, large
@@ -63,16 +63,17 @@ def go_on(request: web.Request, task: asyncio.Task[Any]) -> None:
 def understood(data: bytes) -> tuple[RunRequest, bool]:
     """Return what a body asks for, and whether it is to go on without its client; nothing refers to the body any more."""
     body = run_body(data)
-    body = msgspec.structs.replace(body, requirements=libraries(body.requirements, body.code))
+    asked = libraries(body.requirements, body.code, body.requires_python)
+    body = msgspec.structs.replace(body, requirements=asked.libraries, requires_python=asked.python)
     return run_request(body), body.wait_for_end
 
 
-def libraries(named: tuple[str, ...], code: str) -> tuple[str, ...]:
-    """Return the libraries that are named, else those of the script's header. Raises `InvalidRequest`."""
+def libraries(named: tuple[str, ...], code: str, python: str = "") -> Declared:
+    """Return the libraries that are named, for `python`, else what the script's header says. Raises `InvalidRequest`."""
     asked = parse_libraries("\n".join(named)) if named else ()
     if not asked and "# /// script" in code:
-        asked = parse_script(code) or ()
-    return tuple(sorted(set(asked)))
+        return parse_script(code) or Declared()
+    return Declared(asked, python)
 
 
 async def streamed(request: web.Request, kind: str, work: Work, *, keep: bool) -> web.StreamResponse:
@@ -257,10 +258,11 @@ async def post_check(request: web.Request) -> web.Response:
     state, caller = request.app[STATE], request[CALLER]
     body = check_body(request[BODY].take())
     caller.may_use(body.policy)
-    requirements = libraries(body.requirements, body.code)
+    asked = libraries(body.requirements, body.code)
     wanted = RunRequest(
-        code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=requirements
-    )
+        code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
+        requires_python=asked.python,
+    )  # fmt: skip
     async with state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
     return document(json.loads(found.model_dump_json()))

@@ -97,7 +97,25 @@ class EngineContract:
         assert engine.image(BASE).id == record.id
 
     def test_removing_an_absent_image_is_no_error(self, engine: Engine) -> None:
-        engine.remove_image("localhost/absent:1")
+        assert engine.remove_image("localhost/absent:1")
+
+    @pytest.mark.parametrize("started", [False, True])
+    def test_an_image_that_a_container_uses_stays_with_the_container_unless_both_are_to_go(
+        self, engine: Engine, spec: dict[str, Any], written: WrittenImage, started: bool
+    ) -> None:
+        engine.add_image(written.archive, written.name)
+        container, _ = engine.create({**spec, "image": written.name})
+        try:
+            if started:
+                engine.start(container)
+            assert not engine.remove_image(written.name)
+            assert engine.image(written.name).id == written.id
+            assert engine.inspect(container).running is started
+        finally:
+            assert engine.remove_image(written.name, force=True)
+        for gone in (lambda: engine.inspect(container), lambda: engine.image(written.id)):
+            with pytest.raises((NotFound, ImageUnavailable)):
+                gone()
 
     def test_an_image_file_system_comes_as_a_tar_and_leaves_no_container(self, engine: Engine) -> None:
         before = {found.id for found in engine.containers(LABEL)}

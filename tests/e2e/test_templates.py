@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import templates
-from sandbox.requirements import parse_script
+from sandbox.requirements import Declared, parse_script
 from tests.command import document, environment, left_behind, sandbox
 from tests.e2e.website import KEY, ROWS, website
 
@@ -34,7 +34,7 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def test_the_headers_name_the_libraries() -> None:
-    found = {name: set(parse_script(templates.get(name).code) or ()) for name in templates.names()}
+    found = {name: set((parse_script(templates.get(name).code) or Declared()).libraries) for name in templates.names()}
     assert {name: libraries for name, libraries in found.items() if libraries} == LIBRARIES
 
 

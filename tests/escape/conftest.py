@@ -38,5 +38,5 @@ def builds(bench: Bench) -> Iterator[Builds]:
         finally:
             environments = builds.bench.runner().environments()
             for record in environments.store.records():
-                environments.remove(record)
+                environments.removal.remove(record)
             shutil.rmtree(builds.top)

@@ -104,7 +104,7 @@ class Desk:
         """Remove every environment."""
         environments = self.runner().environments()
         for record in environments.store.records():
-            environments.try_remove(record)
+            environments.removal.try_remove(record)
 
 
 def versions(lock: Lock) -> list[str]:

@@ -144,6 +144,23 @@ def test_a_build_that_is_killed_leaves_nothing_after_the_next_command(
                 sandbox("env", "rm", record["id"])
 
 
+def test_what_is_cached_is_installed_anew_without_the_index(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(greeting(), wheel("absent", "1.0", {"absent.py": ""}))
+    first = desk.build("greeting")
+    other = desk.policy("other", build__installed_mib=512)
+    desk.lock("absent", policy=other)
+    asked = index.hits.total()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
+    again = desk.build("greeting", policy=other)
+    # Another [build] section: the wheel is the same, and everything else was made again.
+    assert (again.lock, again.id == first.id) == (first.lock, False)
+    assert index.hits.total() == asked
+    # The control: a wheel that is not cached can't be had.
+    assert "can't be reached" in desk.failure("absent", policy=other).message
+
+
 # ---- source archives
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,37 @@ def test_requirements_that_contradict_each_other_are_told_with_the_reason(desk: 
     assert error.message.startswith("these requirements can't be met together: ")
     assert "needsold depend on tiny<2" in error.message
     assert error.hint == "loosen one of the versions"
+
+
+def test_a_lock_for_another_python_than_the_image_s_is_refused_with_both_versions(desk: Desk, index: PackageIndex) -> None:
+    index.add(*tiny("tiny", "1.0"))
+    built = desk.build("tiny")
+    assert desk.build(lock=built.lock).id == built.id, "the control: this Python's"
+    with pytest.raises(InvalidRequest, match=r"the lock is for Python 3\.2, and the image \S+ has Python 3\.\d+") as caught:
+        desk.build(lock=built.lock.model_copy(update={"python": "3.2"}))
+    assert "--image" in caught.value.hint
+
+
+def test_a_script_or_a_project_for_another_python_than_the_image_s_is_refused_before_anything_is_resolved(
+    desk: Desk, index: PackageIndex, tmp_path: Path
+) -> None:
+    name = f"tiny{uuid.uuid4().hex[:8]}"  # the command keeps its locks where the user does
+    index.add(*tiny(name, "1.0"))
+    options = ("--policy", tmp_path / "policies/local.toml")
+    project, script = tmp_path / "pyproject.toml", tmp_path / "script.py"
+    for required, status in ((">=3.99", 2), (">=3.5", 0)):
+        project.write_text(f'[project]\nname = "x"\nrequires-python = "{required}"\ndependencies = ["{name}"]\n')
+        script.write_text(f'# /// script\n# requires-python = "{required}"\n# ///\nresult = 1\n')
+        for arguments in (
+            ("run", script, *options),
+            ("env", "lock", *options, "--requirements", project),
+        ):
+            answer = sandbox(*arguments)
+            assert answer.returncode == status, answer.stderr
+            if status:
+                assert re.search(r"Python >=3\.99 is needed \(requires-python\), and the image \S+ has Python 3\.\d+", answer.stderr)
+                assert "--image" in answer.stderr
+        assert bool(index.hits) is (status == 0)
 
 
 # ---- what the index gives
@@ -187,6 +219,23 @@ def test_an_archive_that_swells_is_stopped_at_the_size_that_the_policy_allows(de
     assert error.message == "bomb 1.0 does not fit into the 16 MiB that a build may fill"
     assert "build.installed_mib" in error.hint
     assert desk.value("import os\nresult = os.path.getsize('/opt/environment/bomb.bin')", "bomb") == 64 << 20
+
+
+def test_libraries_that_have_too_many_files_only_together_are_refused_before_their_image_is_made(
+    desk: Desk, index: PackageIndex
+) -> None:
+    for name in ("many", "more"):
+        index.add(wheel(name, "1.0", {f"{name}/{number}.txt": "x" for number in range(100)}))
+    policy = desk.policy("few", build__files_count=150)
+    # The control: each of them alone is below the limit.
+    for name in ("many", "more"):
+        assert desk.build(name, policy=policy).id
+    error = desk.failure("many", "more", policy=policy)
+    assert re.fullmatch(
+        r"the libraries have 2\d\d files and directories together, policy 'few' lets a build install 150", error.message
+    )
+    assert error.hint == "raise build.files_count in a policy, or ask for less"
+    assert desk.build("many", "more").id, "another policy allows them"
 
 
 def test_a_download_that_fills_the_disk_of_the_build_is_told(desk: Desk, index: PackageIndex) -> None:

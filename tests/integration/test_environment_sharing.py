@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.image import REPOSITORY
 from tests.command import environment, sandbox
 from tests.integration.package_index import package_index, wheel
-from tests.integration.registry import Registry, podman
+from tests.integration.registry import Registry, podman, untag
 
 pytestmark = pytest.mark.podman
 
@@ -116,6 +117,29 @@ def test_an_image_that_is_no_environment_is_refused(registry: Registry, policy: 
     answer = sandbox("env", "pull", f"{registry.address}/team/python:1", "--policy", policy, env=registry.environment)
     assert answer.returncode == 12, answer.stderr
     assert "carries no lock" in answer.stderr
+
+
+def test_an_image_that_was_here_under_that_name_stays(registry: Registry, policy: Path) -> None:
+    name = f"{registry.address}/team/python:1"
+    podman("tag", f"{REPOSITORY}:latest", name)
+    try:
+        assert sandbox("env", "pull", name, "--policy", policy, env=registry.environment).returncode == 12
+        podman("image", "exists", name)
+    finally:
+        untag(name)
+
+
+def test_pulling_an_environment_that_is_here_leaves_it_under_its_own_name_alone(
+    registry: Registry, built: tuple[str, Path], policy: Path
+) -> None:
+    identity, _ = built
+    answer = sandbox("env", "pull", push(registry, identity, "team/courier:4"), "--policy", policy, env=registry.environment)
+    assert answer.returncode == 0, answer.stderr
+    own = f"localhost/sandbox-environment:{identity[:32]}"
+    shown = subprocess.run(
+        ["podman", "image", "inspect", own, "--format", "{{.RepoTags}}"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert shown.stdout.strip() == f"[{own}]"
 
 
 @pytest.mark.parametrize("name", ["plain", "docker.io", "-x/y", "host/name;rm", "https://host/name:1", "HOST/Name"])

@@ -6,9 +6,14 @@ import json
 import os
 import pwd
 import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.integration.package_index import wheel
 
 SANDBOX = "/usr/local/bin/sandbox"
 NOTE = "called as root, going on as user 'sandbox'"
@@ -19,10 +24,11 @@ def as_root() -> None:
     assert os.geteuid() == 0, "this tier runs as root: scripts/test as root includes it"
 
 
-def sandbox(*arguments: str) -> subprocess.CompletedProcess[str]:
+def sandbox(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SANDBOX, *arguments], capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
-    )
+        [SANDBOX, *arguments], capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, **variables},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -89,3 +95,28 @@ def test_a_directory_that_the_user_cannot_write_is_refused_before_the_run(script
     answer = sandbox("run", str(script), "--save-files", str(target))
     assert answer.returncode == 2
     assert "--save-files" in answer.stderr
+
+
+@pytest.fixture
+def packages() -> Iterator[Path]:
+    """Give a directory of packages that every user can read."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        place = Path(name)
+        place.chmod(0o755)
+        yield place
+
+
+def test_a_lock_is_written_where_only_root_may_write(packages: Path, tmp_path: Path) -> None:
+    library = f"rooted{uuid.uuid4().hex[:8]}"
+    file, content = wheel(library, "1.0", {f"{library}.py": ""})
+    (packages / file).write_bytes(content)
+    only_root = tmp_path / "only-root"
+    only_root.mkdir(mode=0o700)
+    target = only_root / "pylock.toml"
+    index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(packages), "PIP_CONFIG_FILE": "/dev/null"}
+    answer = sandbox("env", "lock", "--with", library, "--output", str(target), **index)
+    assert answer.returncode == 0, answer.stderr
+    assert f'name = "{library}"' in target.read_text()
+    assert target.stat().st_uid == 0
+    # The control: the rest of the command has root's rights no more.
+    assert NOTE in answer.stderr

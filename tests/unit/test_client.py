@@ -19,6 +19,7 @@ from sandbox.document import error_document
 from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
 from sandbox.service.bodies import RunBody, run_request
 from sandbox.service.bodies import run_body as parsed
+from sandbox.service.runs import understood
 
 WAIT_S = 10.0
 
@@ -258,3 +259,23 @@ def test_what_json_has_no_form_for_is_refused_in_words(payload: Any) -> None:
 def test_output_that_is_no_text_comes_back_exactly() -> None:
     assert bytes_of({"text": "\\xff", "base64": "/w=="}) == b"\xff"
     assert bytes_of({"text": "\\xff"}) == b"\\xff"
+
+
+HEADER = '# /// script\n# requires-python = ">=3.9"\n# dependencies = ["tiny"]\n# ///\n'
+
+
+@pytest.mark.parametrize(
+    ("fields", "libraries", "python"),
+    [
+        ({"code": HEADER}, ("tiny",), ">=3.9"),
+        ({"code": "x", "requirements": ("other",), "requires_python": ">=3.10"}, ("other",), ">=3.10"),
+        ({"code": HEADER, "requirements": ("other",)}, ("other",), ""),
+        ({"code": "x"}, (), ""),
+    ],
+)
+def test_a_run_has_the_libraries_and_the_python_that_are_sent_or_else_those_of_its_header(
+    fields: dict[str, Any], libraries: tuple[str, ...], python: str
+) -> None:
+    code = fields.pop("code")
+    wanted, _ = understood(run_body(code, fields))
+    assert (wanted.requirements, wanted.requires_python) == (libraries, python)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from sandbox.errors import InvalidRequest
 from sandbox.requirements import (
     MAX_REQUIREMENTS,
+    Declared,
+    check_python,
     parse_libraries,
     parse_pyproject,
     parse_requirements_txt,
@@ -134,7 +136,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
             found = parse(text)
         except InvalidRequest:
             continue
-        assert found is None or parse_requirements_txt("\n".join(found)) == found
+        libraries = found.libraries if isinstance(found, Declared) else found
+        assert libraries is None or parse_requirements_txt("\n".join(libraries)) == libraries
 
 
 def test_a_requirements_file_is_read_as_pip_reads_it() -> None:
@@ -186,8 +189,8 @@ def test_a_continued_line_is_named_by_where_it_begins() -> None:
 
 def test_a_project_lists_its_dependencies() -> None:
     text = '[project]\nname = "x"\nrequires-python = ">=3.9"\ndependencies = [\n  "Pandas>=1.3",\n  "numpy",\n]\n'
-    assert parse_pyproject(text, python="3.11") == ("numpy", "pandas>=1.3")
-    assert parse_pyproject('[project]\nname = "x"\n') == ()
+    assert parse_pyproject(text) == (("numpy", "pandas>=1.3"), ">=3.9")
+    assert parse_pyproject('[project]\nname = "x"\n') == ((), "")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_a_project_lists_its_dependencies() -> None:
         ('[project]\ndependencies = ["x @ file:///tmp/x"]\n', r"pyproject\.toml:2: .*address or a path"),
         ("[project]\nname = \n", r"pyproject\.toml:2: this is not valid TOML"),
         ('[project]\nrequires-python = "three"\n', r"pyproject\.toml:2: requires-python is not"),
-        ('[project]\nrequires-python = ">=3.12"\n', r"needs Python >=3\.12, and the image has Python 3\.11"),
+        ('lock-version = "1.0"\n[[packages]]\nname = "x"\n', r"pyproject\.toml is a lock"),
         ("x = " + "[" * 1900 + "\n", "nested too deeply"),
         ("a" + ".a" * 5000 + " = 1\n", "2000 characters"),
         ("[a" + ".a" * 500 + "]\n", "200 characters"),
@@ -209,7 +212,7 @@ def test_a_project_lists_its_dependencies() -> None:
 )
 def test_a_project_that_does_not_say_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidRequest, match=reason):
-        parse_pyproject(text, python="3.11")
+        parse_pyproject(text)
 
 
 SCRIPT = """#!/usr/bin/env python3
@@ -226,9 +229,9 @@ result = payload
 
 
 def test_a_script_lists_its_libraries_in_its_header() -> None:
-    assert parse_script(SCRIPT, python="3.11") == ("numpy", "pandas<2,>=1.3")
-    assert parse_script(SCRIPT.replace("\n", "\r\n")) == ("numpy", "pandas<2,>=1.3")
-    assert parse_script("# /// script\n# /// \n") == ()
+    assert parse_script(SCRIPT) == (("numpy", "pandas<2,>=1.3"), ">=3.11.2")
+    assert parse_script(SCRIPT.replace("\n", "\r\n")) == (("numpy", "pandas<2,>=1.3"), ">=3.11.2")
+    assert parse_script("# /// script\n# /// \n") == ((), "")
 
 
 @pytest.mark.parametrize("code", ["", "result = 1", "# script\n", "# /// other\n# x = 1\n# ///\n", "  # /// script\n"])
@@ -243,12 +246,32 @@ def test_a_script_without_a_header_says_nothing(code: str) -> None:
         ("#\n", "\n", "script:2: .* has no end"),
         ('"numpy",', '"numpy', "script:7: this is not valid TOML"),
         ('"numpy"', '"numpy=1"', "script:7: 'numpy=1' is not a requirement"),
-        (">=3.11.2", ">=3.12", "script:3: it needs Python >=3.12"),
-        (">=3.11.2", "<3.11", "script:3: it needs Python <3.11"),
+        (">=3.11.2", "three", "script:3: requires-python is not a version constraint"),
         ("result = payload\n", "# /// script\n# ///\n", "script:10: this is the second header"),
     ],
 )
 def test_a_malformed_header_is_refused_with_its_line(old: str, new: str, reason: str) -> None:
     assert old in SCRIPT
     with pytest.raises(InvalidRequest, match=reason):
-        parse_script(SCRIPT.replace(old, new, 1), python="3.11")
+        parse_script(SCRIPT.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("required", ["", ">=3.11.2", ">=3.9,<3.12", "==3.11.*", "~=3.10"])
+def test_a_python_that_some_patch_level_of_the_image_s_meets_is_taken(required: str) -> None:
+    check_python(required, (3, 11), "python:3.11")
+    check_python(required, None, "unknown")
+
+
+@pytest.mark.parametrize("required", [">=3.12", "<3.11", ">=3.11,<3.11", "==3.12.*"])
+def test_a_python_that_the_image_does_not_have_is_refused_with_both_versions_and_what_to_do(required: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_python(required, (3, 11), "localhost/python:1")
+    assert caught.value.message == (
+        f"Python {required} is needed (requires-python), and the image localhost/python:1 has Python 3.11"
+    )
+    assert "--image" in caught.value.hint
+
+
+def test_a_python_that_is_no_constraint_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="the request: requires-python is not a version constraint"):
+        check_python("three", (3, 11), "python:3.11")
