@@ -411,5 +411,32 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
         until(lambda: client.health()["status"] == "ok")
 
 
+def test_sighup_lets_larger_bodies_in_where_a_policy_takes_them_now(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("larger"), SANDBOX_QUEUE__BODIES_MIB="1") as service, service.client() as client:
+        (service.policies / "large.toml").write_text('extends = "default"\nlimits.payload_mib = 256\n')
+        with announced(service, 1 << 20) as held:  # beside it nothing fits, so that who is let in is told so at once
+            held.sendall(b"{")
+            assert told(service, 400 << 20) == (413, "invalid_request")
+            service.process.send_signal(signal.SIGHUP)
+            until(lambda: "large" in {policy["name"] for policy in client.get("/v1/policies")["policies"]})
+            assert told(service, 400 << 20) == (429, "queue_full")
+
+
+def announced(service: Service, size_bytes: int) -> socket.socket:
+    """Begin a request whose body will have so many bytes, and send none of them."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(WAIT_S)
+    connection.connect(service.socket)
+    connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size_bytes)
+    return connection
+
+
+def told(service: Service, size_bytes: int) -> tuple[int, str]:
+    """Return status and code of the answer to a request with so large a body, which comes before the body does."""
+    with announced(service, size_bytes) as connection, http.client.HTTPResponse(connection) as response:
+        response.begin()
+        return response.status, json.loads(response.read())["error"]["code"]
+
+
 def values(client: Client) -> dict[str, Any]:
     return {row["key"]: row["value"] for row in client.get("/v1/policies/small")["values"]}
