@@ -364,6 +364,20 @@ def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(tmp_pa
         for thread in threads:
             thread.join(WAIT_S)
         assert sorted(outcomes) == ["queue_full"] * 3 + ["succeeded"] * 2
+        with service.client() as client:
+            assert [row["outcome"] for row in client.runs()] == ["succeeded"] * 2, "a flood would push the others out"
+
+
+def test_a_run_that_waited_in_vain_is_in_the_history(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("vain"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAIT_S="1") as service, service.client() as client:
+        events = client.stream("import time\nprint(1, flush=True)\ntime.sleep(60)", node_id="long")
+        while next(events)["event"] != "stdout":
+            pass
+        with service.client() as other, pytest.raises(QueueFull, match="waited 1 s") as caught:
+            other.run("result = 1", node_id="vain")
+        assert [(row["node_id"], row["state"]) for row in client.runs(node="vain")] == [("vain", "ended")]
+        assert client.runs(outcome="queue_full")[0]["run_id"] == caught.value.facts["run_id"]
+        events.close()
 
 
 # ---- its life
