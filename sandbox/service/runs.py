@@ -22,6 +22,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.requirements import parse_libraries, parse_script
+from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, large
@@ -127,17 +128,17 @@ class Work:
         except SandboxError as error:
             # What was refused at once is not in the history: a flood would push the others out.
             if self.known or not isinstance(error, QueueFull):
-                state.history.ended(failed_row(row, error))
+                self._ended(failed_row(row, error))
             error.facts.setdefault("run_id", live.run_id)
             raise
         except asyncio.CancelledError:
-            state.history.ended(failed_row(row, None))
+            self._ended(failed_row(row, None))
             raise
         finally:
             state.live.ended(live)
         if result.files:
             await asyncio.to_thread(state.artefacts.keep, live.run_id, result.files)
-        state.history.ended(ended_row(row, result))
+        self._ended(ended_row(row, result))
         state.metrics.run_ended(self.wanted.policy, result)
         return result
 
@@ -170,6 +171,11 @@ class Work:
         """Have the history know of it, so that it can tell of a run that was cut off."""
         self.known = True
         self.state.history.began(row)
+
+    def _ended(self, row: Row) -> None:
+        """Tell the history and the log how it ended."""
+        self.state.history.ended(row)
+        log.run_ended(row)
 
     @contextlib.asynccontextmanager
     async def _turn(self, row: Row) -> AsyncIterator[Slot]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -78,9 +80,23 @@ def test_a_syntax_error_is_the_program_s_failure_and_no_file_of_the_host_is_read
 
 
 def test_a_payload_passes_byte_for_byte(client: Client) -> None:
-    text = b'{"\\u00e4": [1.10, 1e400, 12345678901234567890123, "\\ud83d\\ude00", ' + b"7," * 1000 + b'null], "a":  1}'
+    text = b'{"\\u00e4": [1.10, 1e400, 1E+02, -0, 12345678901234567890123, "\\ud83d\\ude00", ' + b"7, " * 1000 + b'null] , "a":\t 1}'
     result = client.run("result = msg['payload']['a']", payload_json=text)
     assert result.value == 1
+    assert result.document["receipt"]["payload_hash"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+def test_the_log_has_a_line_for_each_run_s_end(service: Service, client: Client) -> None:
+    result = client.run("raise ValueError", policy="small")
+    with pytest.raises(PolicyDenied) as caught:
+        client.run("result = 1", limits={"memory_mib": 1 << 20})
+    logged = [json.loads(line) for line in service.log().splitlines()]
+    found = {line["run_id"]: line for line in logged if "run_id" in line}
+    line = found[result.run_id]
+    assert (line["policy"], line["outcome"], line["level"]) == ("small", "failed", "info")
+    assert line["caller"] == pwd.getpwuid(os.getuid()).pw_name
+    assert line["duration_ms"] >= result.document["durations"]["program_ms"] > 0
+    assert found[caught.value.facts["run_id"]]["outcome"] == "policy_denied"
 
 
 def test_output_comes_while_the_program_still_runs(client: Client) -> None:
@@ -159,27 +175,29 @@ def test_what_was_run_often_is_ready_at_the_next_start_with_what_it_imports(tmp_
         assert (first.value, first.document["durations"]["warm"]) == (True, True)
 
 
+# What a program finds of an earlier one.
+SEEN = (
+    "{'files': [os.listdir(d) for d in ('/app', '/tmp', '/dev/shm')], 'module': hasattr(json, 'left'), "
+    "'variable': 'LEFT' in os.environ, 'uid': os.getuid()}"
+)
+
 
 def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: Client) -> None:
     leave = (
         "import os, threading, time\nopen('/app/left', 'w').close()\nopen('/tmp/left', 'w').close()\n"
         "open('/dev/shm/left', 'w').close()\nimport json\njson.left = 1\nos.environ['LEFT'] = '1'\n"
-        "result = (os.getpid(), open('/proc/sys/kernel/random/boot_id').read())"
+        f"result = {SEEN}"
     )
-    look = (
-        "import json, os\nresult = {'files': [os.listdir(d) for d in ('/app', '/tmp', '/dev/shm')], "
-        "'module': hasattr(json, 'left'), 'variable': 'LEFT' in os.environ, 'uid': os.getuid()}"
-    )
+    look = f"import json, os\nresult = {SEEN}"
     uids, warm = [], 0
     deadline = time.monotonic() + WAIT_S
     while warm < 3:
         assert time.monotonic() < deadline, "no run found a sandbox ready"
-        client.run(leave)
+        left = client.run(leave).value
+        assert {**left, "uid": 0} == {"files": [["left"]] * 3, "module": True, "variable": True, "uid": 0}, "it is there to be found"
         time.sleep(0.3)
         result = client.run(look)
-        assert result.value["files"] == [[], [], []]
-        assert not result.value["module"]
-        assert not result.value["variable"]
+        assert {**result.value, "uid": 0} == {"files": [[], [], []], "module": False, "variable": False, "uid": 0}
         uids.append(result.value["uid"])
         warm += result.document["durations"]["warm"]
     assert len(set(uids)) == len(uids), "each run has a sandbox, and so a user id, of its own"
