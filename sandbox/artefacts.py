@@ -47,11 +47,13 @@ class Artefacts:
         return True
 
     def get(self, run_id: str, name: str) -> bytes | None:
-        """Return one file, or None where it isn't there any more."""
+        """Return one file, or None where it isn't there any more, or too old."""
         if not RUN_ID.fullmatch(run_id):
             return None
         place = self._directory / run_id
         try:
+            if self._too_old(place.stat().st_mtime):
+                return None
             return (place / str(json.loads((place / NAMES).read_text()).index(name))).read_bytes()
         except (OSError, ValueError):
             return None
@@ -66,7 +68,10 @@ class Artefacts:
         for modified, path in sorted(runs, reverse=True):  # newest first: they stay while there is room
             with contextlib.suppress(OSError):
                 left -= sum(entry.stat().st_size for entry in os.scandir(path))
-            if left < 0 or time.time() - modified > self._age_s:
+            if left < 0 or self._too_old(modified):
                 shutil.rmtree(path, ignore_errors=True)
                 gone += 1
         return gone
+
+    def _too_old(self, modified: float) -> bool:
+        return time.time() - modified > self._age_s

@@ -33,6 +33,7 @@ from urllib.parse import quote, urlencode
 
 from sandbox import errors
 from sandbox.errors import EngineUnavailable, Internal, InvalidRequest, SandboxError
+from sandbox.service.config_file import named_socket, usual_socket
 
 __all__ = ["Client", "NoService", "Result", "bytes_of", "default_socket", "error_of", "result_of", "run_body"]
 
@@ -59,9 +60,11 @@ class NoService(EngineUnavailable):
 
 
 def default_socket() -> str:
-    """Return where the service of this user listens: $SANDBOX_SOCKET, else its place in the runtime directory."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    return os.environ.get("SANDBOX_SOCKET") or f"{runtime}/podman-sandbox-runner/service.sock"
+    """Return where the service of this user listens: $SANDBOX_SOCKET, else as its configuration says, else its usual place.
+
+    Raises `NotFound`, `InvalidRequest` for a configuration that can't be read.
+    """
+    return named_socket(os.environ) or usual_socket(os.environ)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ class Writer:
         """Take one row; `last` says that the run is over."""
         with self._changed:
             # The end of a run whose beginning was taken is always taken, or the run would seem to go on for ever. Those
-            # are no more than run at once, so memory stays bounded.
+            # are no more than run and wait at once, so memory stays bounded.
             expected = run_id in self._pending or (last and run_id in self._begun)
             if not expected and len(self._pending) >= MAX_PENDING and not self._room():
                 self.lost += 1

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ WARM_RUNS = 50
 # What caches of the allocator and of Python may come to.
 GROWTH_MIB = 24.0
 SETTLE_S = 20.0
+SAVED_MIB = 1
+SETTINGS = {"SANDBOX_QUEUE__RUNNING": "8", "SANDBOX_HISTORY__FILES_MIB": str(SAVED_MIB)}
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,28 @@ class Held:
     threads: int
     children: int
     memory_mib: float
+    files: tuple[str, ...] = ()
 
 
-def held(pid: int) -> Held:
-    """Look at the service's process."""
+def files_of(service: Service) -> tuple[str, ...]:
+    """Return the files and directories of the service's data and cache, without those below `saved`."""
+    found = (path for top in ("data", "cache") for path in (service.home / top).rglob("*"))
+    return tuple(sorted(str(path.relative_to(service.home)) for path in found if saved(service) not in path.parents))
+
+
+def saved(service: Service) -> Path:
+    """Return the directory for what programs saved, which may grow up to `history.files_mib`."""
+    return service.home / "data/podman-sandbox-runner/files"
+
+
+def held(service: Service) -> Held:
+    """Look at the service's process, and at what it has on the disk."""
+    pid = service.process.pid
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     started = children(pid)
     return Held(
         descriptors=len(os.listdir(f"/proc/{pid}/fd")), threads=int(status["Threads"]), children=len(started),
-        memory_mib=int(status["VmRSS"].split()[0]) / 1024,
+        memory_mib=int(status["VmRSS"].split()[0]) / 1024, files=files_of(service),
     )  # fmt: skip
 
 
@@ -111,11 +126,11 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
     kinds = [{"policy": policy, "node_id": f"node-{number}"} for number in range(clients)]
     problems: list[str] = []
     outcomes: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as home, served(Path(home), SANDBOX_QUEUE__RUNNING="8") as service, service.client() as client:
+    with tempfile.TemporaryDirectory() as home, served(Path(home), **SETTINGS, XDG_CACHE_HOME=f"{home}/cache") as service, service.client() as client:
         for kind in kinds:
             work(service, list(range(min(WARM_RUNS, runs) // clients)), Counter(), kind)
         quiet(service, client)
-        before, makers_before = held(service.process.pid), makers(service)
+        before, makers_before = held(service), makers(service)
         began = time.monotonic()
         shares = [list(range(first, runs, clients)) for first in range(clients)]
         threads = [
@@ -127,10 +142,10 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
             thread.join()
         spent_s = time.monotonic() - began
         quiet(service, client)
-        after, makers_after = held(service.process.pid), makers(service)
+        after, makers_after = held(service), makers(service)
         pool, cells = client.health()["pool"], client.health()["cells"]
         print(f"{runs} runs in {spent_s:.0f} s, {runs / spent_s:.1f} a second: {dict(outcomes)}")
-        print(f"before {before}\nafter  {after}\npool   {pool}\ncells  {cells}\nmakers {makers_before} {makers_after}")
+        print(f"before {replace(before, files=())}\nafter  {replace(after, files=())}\npool   {pool}\ncells  {cells}\nmakers {makers_before} {makers_after}")
         if (policy == "cells") != bool(cells["cells"]):
             problems.append("the runs were not in cells" if policy == "cells" else "runs were in cells")
         if sum(one.memory_mib for one in makers_after) > sum(one.memory_mib for one in makers_before) + GROWTH_MIB / 4:
@@ -139,6 +154,12 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
             problems.append(f"{runs - sum(outcomes.values())} runs have no answer")
         if after.descriptors > before.descriptors + clients + 2 * pool["ready"] + 4:
             problems.append(f"descriptors grew from {before.descriptors} to {after.descriptors}")
+        if after.threads > before.threads + clients:
+            problems.append(f"threads grew from {before.threads} to {after.threads}")
+        if new := set(after.files) - set(before.files):
+            problems.append(f"new in the data and the cache: {sorted(new)[:10]}")
+        if (kept := sum(path.stat().st_size for path in saved(service).rglob("*") if path.parent != saved(service))) > SAVED_MIB << 20:
+            problems.append(f"saved files take {kept} bytes")
         if after.children > before.children:
             problems.append(f"processes grew from {before.children} to {after.children}")
         if after.memory_mib > before.memory_mib + GROWTH_MIB:

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,7 +72,7 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
     asked = wanted(options)
     # The file is the caller's, and opened with the caller's rights.
     with contextlib.closing(Target(output_path, what="the lock")) if output_path else contextlib.nullcontext() as output:
-        with opened(obj, with_index=True, keep=output.fileno() if output else None) as (_, runner):
+        with opened(obj, with_index=True, keep=[output.fileno()] if output else ()) as (_, runner):
             request = request_of(asked, options)
             lock = finished(lambda steps: runner.lock(request, steps, upgrade=upgrade))
         if output:
@@ -256,7 +256,7 @@ def prune_command(
 
 @contextlib.contextmanager
 def opened(
-    obj: dict[str, Any], *, with_index: bool = False, keep: int | None = None
+    obj: dict[str, Any], *, with_index: bool = False, keep: Collection[int] = ()
 ) -> Iterator[tuple[Session, Runner]]:
     """Open a session with a runner; `with_index` and `keep` as for `leave_root`."""
     leave_root(with_index=with_index, keep=keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -15,10 +16,10 @@ MAX_DESCRIPTORS = 65_536
 PRIVATE_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "DBUS_SESSION_BUS_ADDRESS")
 
 
-def leave_root(*, quiet: bool = False, with_index: bool = False, keep: int | None = None) -> None:
+def leave_root(*, quiet: bool = False, with_index: bool = False, keep: Collection[int] = ()) -> None:
     """Give up root for good; does nothing for other users. Raises `NotEnforceable` when there is nobody to become.
 
-    `with_index` takes root's own pip configuration along, in variables, and `keep` a file that root has opened.
+    `with_index` takes root's own pip configuration along, in variables; `keep` are the descriptors that are meant for us.
     """
     if os.geteuid() != 0:
         return
@@ -49,11 +50,15 @@ def leave_root(*, quiet: bool = False, with_index: bool = False, keep: int | Non
         os.environ.pop(name, None)
     os.environ.update(HOME=account.pw_dir, USER=USER, LOGNAME=USER, XDG_RUNTIME_DIR=str(runtime))
     os.umask(0o022)
-    # What else root had open is not the user's to use.
-    first = 3
-    if keep is not None:
-        os.closerange(first, keep)
-        first = max(first, keep + 1)
-    os.closerange(first, MAX_DESCRIPTORS)
+    close_descriptors(keep)
     if not quiet:
         click.echo(f"sandbox: called as root, going on as user {USER!r}", err=True)
+
+
+def close_descriptors(keep: Collection[int]) -> None:
+    """Close all but the first three and those to `keep`: what root had open is not the user's to use."""
+    first = 3
+    for kept in sorted(keep):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, MAX_DESCRIPTORS)

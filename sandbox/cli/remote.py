@@ -22,6 +22,7 @@ from sandbox.client import Client, NoService, bytes_of, error_of, run_body
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
 from sandbox.request import syntax_error
+from sandbox.service.config_file import named_socket
 
 if TYPE_CHECKING:
     from sandbox.cli.output import Output
@@ -35,11 +36,13 @@ NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED}
 def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | None:
     """Return a connected client of the service that a run can go to; None when this process carries it out.
 
-    A service knows policies by name, those that it has itself. Raises `NoService` for a socket of ours that does not work.
+    A service knows policies by name, those that it has itself. Raises `NoService` for a socket of ours that does not work,
+    `NotFound` or `InvalidRequest` for a configuration that can't be read.
     """
     if options["no_service"] or policy_dirs or is_path(options["policy"]):
         return None
-    client = Client()
+    named = named_socket(os.environ)
+    client = Client(named)
     try:
         listener = client.connect()
     except NoService as error:
@@ -47,7 +50,7 @@ def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | No
             return None
         raise
     # In a directory that others can write, somebody else could listen where our service would. Who names a socket trusts it.
-    if listener in (0, os.geteuid()) or os.environ.get("SANDBOX_SOCKET"):
+    if listener in (0, os.geteuid()) or named:
         return client
     client.close()
     return None

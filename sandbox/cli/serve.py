@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sandbox.cli.handover import leave_root
+from sandbox.service import systemd
 
 
 @click.command("serve")
@@ -18,7 +19,8 @@ from sandbox.cli.handover import leave_root
 @click.pass_obj
 def serve(obj: dict[str, Any], *, config_path: str | None) -> None:
     """Serve runs on a Unix socket until SIGTERM or Ctrl-C; SIGHUP reads the policies again."""
-    leave_root(with_index=True)
+    inherited = systemd.listen_fds(os.environ, os.getpid())
+    leave_root(with_index=True, keep=inherited)
     # Secrets pass through this process: it must not be found in a core dump.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from sandbox import places
@@ -34,4 +36,4 @@ def serve(obj: dict[str, Any], *, config_path: str | None) -> None:
         runtime_dir=places.runtime_dir(), cache_dir=places.cache_dir(), data_dir=places.data_dir(),
         policy_dirs=policy_directories(obj["policy_dirs"]),
     )  # fmt: skip
-    asyncio.run(serve(config, where))
+    asyncio.run(serve(config, where, inherited=inherited))

@@ -152,18 +152,23 @@ class Admission:
         self._empty.set()
 
     @contextlib.asynccontextmanager
-    async def slot(self, caller: int, node: str, *, quota: Quota | None = None) -> AsyncIterator[Slot]:
+    async def slot(
+        self, caller: int, node: str, *, quota: Quota | None = None, on_wait: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Slot]:
         """Wait for a slot and hold it for the block.
 
-        `caller` is a user id, `quota` its own part where it isn't the usual one. Raises `QueueFull`, with the fact
+        `caller` is a user id, `quota` its own part where it isn't the usual one; `on_wait` is called where the slot does
+        not come at once. Raises `QueueFull`, with the fact
         `retry_after_s`, at once where no more may wait, or after `wait_s` in the queue; `EngineUnavailable` once
         draining has begun.
         """
         arrived = self._clock()
         waiter = self._join(caller, node, quota or self._limits.quota)
         try:
-            if not waiter.granted and (refusal := await self._turn(waiter)):
-                raise refusal
+            if not waiter.granted:
+                on_wait()
+                if refusal := await self._turn(waiter):
+                    raise refusal
             yield Slot(waited_s=self._clock() - arrived)
         finally:  # the block ended, or the wait did: refused, or cancelled, maybe with the slot already granted
             self._leave(waiter)

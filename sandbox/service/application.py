@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from sandbox.service import catalogue, environments, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, translated
 from sandbox.service.intake import BODY, Intake
-from sandbox.service.state import CALLER, STATE, State
+from sandbox.service.state import CALLER, STATE, PolicyBook, State
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
@@ -49,15 +50,20 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 def application(state: State, access: Access) -> web.Application:
     """Return the application; `access` tells who asks."""
-    largest_mib = max((policy.policy.limits.payload_mib for policy in state.policies.all()), default=1)
     intake = Intake(
-        largest_bytes=(2 * largest_mib << 20) + BODY_HEADROOM_BYTES, budget_bytes=state.config.queue.bodies_mib << 20
+        largest_bytes=partial(largest_body_bytes, state.policies), budget_bytes=state.config.queue.bodies_mib << 20
     )
     app = web.Application(middlewares=[answered, identified(access, intake)])
     app[STATE] = state
     for method, path, handler in ROUTES:
         app.router.add_route(method, path, handler)
     return app
+
+
+def largest_body_bytes(policies: PolicyBook) -> int:
+    """Return how large a body may be under the policies that hold now: a payload may be written in twice its bytes."""
+    largest_mib = max((policy.policy.limits.payload_mib for policy in policies.all()), default=1)
+    return (2 * largest_mib << 20) + BODY_HEADROOM_BYTES
 
 
 def identified(access: Access, intake: Intake) -> Middleware:

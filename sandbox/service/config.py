@@ -16,17 +16,16 @@ from pydantic import ValidationError
 
 from sandbox.errors import InvalidRequest
 from sandbox.models import Strict
-from sandbox.places import NAME
 from sandbox.policy_explain import shown
-from sandbox.policy_file import TomlFile, exists, parse, read_toml
+from sandbox.policy_file import TomlFile, parse, read_toml
 from sandbox.policy_model import ConflictError
-from sandbox.service.config_model import KEYS, SECTIONS, ServiceConfig, default_socket_path, tables_of
+from sandbox.service.config_file import WHAT, find_config
+from sandbox.service.config_model import KEYS, SECTIONS, ServiceConfig, tables_of
 
-__all__ = ["DEFAULT", "KEYS", "LoadedConfig", "ServiceConfig", "default_socket_path", "load_config", "variable_of"]
+__all__ = ["DEFAULT", "KEYS", "LoadedConfig", "ServiceConfig", "load_config", "variable_of"]
 
 DEFAULT = "default"
 PREFIX = "SANDBOX_"
-WHAT = "service configuration"
 HINT = "`sandbox config show` prints every key with its meaning"
 
 
@@ -49,7 +48,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
     defaults hold. Raises `NotFound` for a named file that isn't there, `InvalidRequest` for one that others can change
     and for the first mistake, whose fact `mistakes` lists them all.
     """
-    found = _find(path, environ)
+    found = find_config(path, environ)
     source = _Source(read_toml(found, what=WHAT) if found else None, dict(_overrides(environ)))
     data = source.data()
     try:
@@ -68,18 +67,6 @@ def variable_of(key: str) -> str:
 
 
 # ---- where values come from ----------------------------------------------------------------------
-
-
-def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
-    if path is None and (named := environ.get("SANDBOX_CONFIG")):
-        path = Path(named)
-    if path is not None:
-        return path.absolute()
-    configured = Path(environ.get("XDG_CONFIG_HOME", ""))
-    if not configured.is_absolute():
-        configured = Path(environ.get("HOME", "")) / ".config"
-    user = [configured / NAME / "service.toml"] if configured.is_absolute() else []
-    return next((file for file in [*user, Path("/etc") / NAME / "service.toml"] if exists(file)), None)
 
 
 def _overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

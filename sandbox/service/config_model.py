@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from sandbox.models import Strict
-from sandbox.places import NAME
 from sandbox.policy_file import NAME as POLICY_NAME
 from sandbox.policy_model import ANY, ConflictError
 from sandbox.service.admission import AdmissionLimits
+from sandbox.service.config_file import usual_socket
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -52,9 +52,8 @@ def _seconds(default: float, meaning: str, *, low: int = 0) -> Any:
     return _number(default, meaning, "seconds", low=low, high=31_536_000, whole=False)
 
 
-def default_socket_path() -> str:
-    """Return where the service of this user listens unless its configuration says otherwise; looks at nothing."""
-    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/{NAME}/service.sock"
+def _usual_socket() -> str:
+    return usual_socket(os.environ)
 
 
 def _two_per_core() -> int:
@@ -113,7 +112,7 @@ class Socket(Strict):
     """Where the service listens, and who can reach it there."""
 
     path: Annotated[str, AfterValidator(_socket_path)] = _key(
-        default_socket_path, "The socket. Its directory is created where it is missing.", "an absolute path"
+        _usual_socket, "The socket. Its directory is created where it is missing.", "an absolute path"
     )
     mode: Annotated[str | None, AfterValidator(_mode)] = _key(
         None, "The socket's mode; without it 0660 where a group is named, else 0600.", 'a text such as "0660"'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,9 @@ class Body:
 
 
 class Intake:
-    """Reads bodies of up to `largest_bytes`, which hold `budget_bytes` together; a single one is always taken."""
+    """Reads bodies of up to `largest_bytes()`, which hold `budget_bytes` together; a single one is always taken."""
 
-    def __init__(self, *, largest_bytes: int, budget_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
+    def __init__(self, *, largest_bytes: Callable[[], int], budget_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
         self._largest_bytes = largest_bytes
         self._budget_bytes = budget_bytes
         self._timeout_s = timeout_s
@@ -78,8 +78,12 @@ class Intake:
 
     def _grow(self, share: _Share, size_bytes: int) -> None:
         """Let a body count for so much. Raises `InvalidRequest`, `QueueFull`."""
-        if size_bytes > self._largest_bytes:
-            raise InvalidRequest("the request's body is too large", hint="policies say how much they take", http_status=413)
+        if size_bytes > (largest_bytes := self._largest_bytes()):
+            raise InvalidRequest(
+                f"the request's body is too large: this service takes {largest_bytes >> 20} MiB",
+                hint="send less, or have limits.payload_mib of a policy raised: bodies may have twice the largest of them, and 8 MiB",
+                http_status=413,
+            )
         others_bytes = self._held_bytes - share.size_bytes
         if others_bytes and others_bytes + size_bytes > self._budget_bytes:
             raise QueueFull(

@@ -1,4 +1,7 @@
-"""Log lines of the service: for people on a terminal, JSON otherwise. What comes from outside can't break a line."""
+"""Log lines of the service: for people on a terminal, JSON otherwise. What comes from outside can't break a line.
+
+What is logged with `extra={"facts": {...}}` has these as fields of its own in JSON.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from typing import TextIO
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
+from sandbox.history import Row
 from sandbox.service.config_model import Log
+
+LOG = logging.getLogger("sandbox.service")
+MAX_NAME_CHARS = 80
 
 
 class JsonLines(logging.Formatter):
@@ -22,6 +29,7 @@ class JsonLines(logging.Formatter):
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(),
+            **getattr(record, "facts", {}),
         }  # fmt: skip
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -55,3 +63,13 @@ def set_up(config: Log, stream: TextIO = sys.stderr) -> None:
     handler.setFormatter(HumanLines() if human else JsonLines())
     handler.addFilter(no_bytes_of_requests)
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+
+
+def run_ended(row: Row) -> None:
+    """Log the end of a run: who, under which policy, what came of it, and how long it took with its wait."""
+    spent_ms = round(((row.ended or row.received) - row.received) * 1000, 1)
+    facts = {
+        "run_id": row.run_id, "caller": row.caller_name, "policy": row.policy[:MAX_NAME_CHARS], "outcome": row.outcome,
+        "duration_ms": spent_ms,
+    }  # fmt: skip
+    LOG.info("run %(run_id)s of %(caller)s under %(policy)s: %(outcome)s after %(duration_ms)g ms", facts, extra={"facts": facts})

@@ -22,6 +22,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.requirements import Declared, parse_libraries, parse_script
+from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, large
@@ -112,32 +113,33 @@ class Work:
         self.state = state
         self.caller = caller
         self.wanted = wanted
+        self.known = False
         self.live = LiveRun(
             run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
             policy=wanted.policy, requirements=wanted.requirements,
         )  # fmt: skip
 
     async def carry_out(self, *, on_output: OnOutput | None = None, on_progress: OnProgress | None = None) -> RunResult:
-        """Run it when its turn comes; from then on it is in the history. Raises a `SandboxError`."""
+        """Run it when its turn comes; it is in the history as soon as it runs or waits. Raises a `SandboxError`."""
         state, live = self.state, self.live
         row = new_row(live, self.wanted, self._policy())
         state.live.add(live)
         try:
             result = await self._result(row, on_output, on_progress)
-        except QueueFull:  # not in the history: a flood would push the others out
-            raise
         except SandboxError as error:
-            state.history.ended(failed_row(row, error))
+            # What was refused at once is not in the history: a flood would push the others out.
+            if self.known or not isinstance(error, QueueFull):
+                self._ended(failed_row(row, error))
             error.facts.setdefault("run_id", live.run_id)
             raise
         except asyncio.CancelledError:
-            state.history.ended(failed_row(row, None))
+            self._ended(failed_row(row, None))
             raise
         finally:
             state.live.ended(live)
         if result.files:
             await asyncio.to_thread(state.artefacts.keep, live.run_id, result.files)
-        state.history.ended(ended_row(row, result))
+        self._ended(ended_row(row, result))
         state.metrics.run_ended(self.wanted.policy, result)
         return result
 
@@ -157,8 +159,8 @@ class Work:
             report(news)
 
         try:
-            async with self._turn() as slot:
-                self.state.history.began(replace(row, state="running"))
+            async with self._turn(row) as slot:
+                self._keep(replace(row, state="running"))
                 return await self.state.runner.run(
                     self.wanted, run_id=live.run_id, caller=str(self.caller.uid), on_output=on_output, on_progress=progress, cancel=live.cancel,
                     queued_s=slot.waited_s,
@@ -166,11 +168,23 @@ class Work:
         except Cancelled:
             return RunResult(run_id=live.run_id, outcome=Outcome.CANCELLED, explanation=CANCELLED_IN_QUEUE)
 
+    def _keep(self, row: Row) -> None:
+        """Have the history know of it, so that it can tell of a run that was cut off."""
+        self.known = True
+        self.state.history.began(row)
+
+    def _ended(self, row: Row) -> None:
+        """Tell the history and the log how it ended."""
+        self.state.history.ended(row)
+        log.run_ended(row)
+
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[Slot]:
+    async def _turn(self, row: Row) -> AsyncIterator[Slot]:
         """Wait for a slot, unless the run is cancelled first. Raises `Cancelled`, `QueueFull`."""
         async with contextlib.AsyncExitStack() as held:
-            slot = self.state.admission.slot(self.caller.uid, self.wanted.node_id, quota=self.caller.quota)
+            slot = self.state.admission.slot(
+                self.caller.uid, self.live.node_id, quota=self.caller.quota, on_wait=partial(self._keep, row)
+            )
             waiting = asyncio.ensure_future(held.enter_async_context(slot))
             stop = asyncio.ensure_future(self.live.cancel.wait())
             try:
@@ -197,8 +211,11 @@ async def get_runs(request: web.Request) -> web.Response:
         outcome=query.get("outcome"), before=query.get("before"), limit=limit,
     )  # fmt: skip
     known = {row.run_id for row in rows}
-    queued = [run.as_json() for run in state.live if run.run_id not in known and may_see(caller, run)]
-    first = [] if "before" in query or "outcome" in query else queued
+    others = [
+        run.as_json() for run in state.live
+        if run.run_id not in known and may_see(caller, run) and query.get("node") in (None, run.node_id)
+    ]  # fmt: skip
+    first = [] if "before" in query or "outcome" in query else others
     return document({"runs": [*first, *(shown(row, state) for row in rows)]})
 
 

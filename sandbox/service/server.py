@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,9 +48,12 @@ SWEEP_S = 120.0
 SEEN_S = 7 * 86_400.0
 
 
-async def serve(config: ServiceConfig, places: Places) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the policies again. Raises a `SandboxError` when it can't begin."""
-    listener = open_socket(config.socket, inherited=systemd.listen_fds(os.environ, os.getpid()))
+async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[int] = ()) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the policies again. Raises a `SandboxError` when it can't begin.
+
+    `inherited` are the sockets that systemd handed over, see `systemd.listen_fds`.
+    """
+    listener = open_socket(config.socket, inherited=inherited)
     access = Access(config, owner_uid=os.getuid())
     try:
         async with running(config, places) as state, accepting(application(state, access), listener.socket):

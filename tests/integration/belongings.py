@@ -52,7 +52,7 @@ def monitors() -> dict[int, str]:
     found = {}
     for entry in os.listdir("/proc"):
         words = command_line(entry) if entry.isdigit() else []
-        if words and words[0].endswith("/conmon"):
+        if words and words[0].endswith("/conmon") and "-c" in words:  # Podman also asks for its version
             found[int(entry)] = words[words.index("-c") + 1]
     return found
 

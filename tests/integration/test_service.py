@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -78,9 +80,23 @@ def test_a_syntax_error_is_the_program_s_failure_and_no_file_of_the_host_is_read
 
 
 def test_a_payload_passes_byte_for_byte(client: Client) -> None:
-    text = b'{"\\u00e4": [1.10, 1e400, 12345678901234567890123, "\\ud83d\\ude00", ' + b"7," * 1000 + b'null], "a":  1}'
+    text = b'{"\\u00e4": [1.10, 1e400, 1E+02, -0, 12345678901234567890123, "\\ud83d\\ude00", ' + b"7, " * 1000 + b'null] , "a":\t 1}'
     result = client.run("result = msg['payload']['a']", payload_json=text)
     assert result.value == 1
+    assert result.document["receipt"]["payload_hash"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+def test_the_log_has_a_line_for_each_run_s_end(service: Service, client: Client) -> None:
+    result = client.run("raise ValueError", policy="small")
+    with pytest.raises(PolicyDenied) as caught:
+        client.run("result = 1", limits={"memory_mib": 1 << 20})
+    logged = [json.loads(line) for line in service.log().splitlines()]
+    found = {line["run_id"]: line for line in logged if "run_id" in line}
+    line = found[result.run_id]
+    assert (line["policy"], line["outcome"], line["level"]) == ("small", "failed", "info")
+    assert line["caller"] == pwd.getpwuid(os.getuid()).pw_name
+    assert line["duration_ms"] >= result.document["durations"]["program_ms"] > 0
+    assert found[caught.value.facts["run_id"]]["outcome"] == "policy_denied"
 
 
 def test_output_comes_while_the_program_still_runs(client: Client) -> None:
@@ -159,27 +175,29 @@ def test_what_was_run_often_is_ready_at_the_next_start_with_what_it_imports(tmp_
         assert (first.value, first.document["durations"]["warm"]) == (True, True)
 
 
+# What a program finds of an earlier one.
+SEEN = (
+    "{'files': [os.listdir(d) for d in ('/app', '/tmp', '/dev/shm')], 'module': hasattr(json, 'left'), "
+    "'variable': 'LEFT' in os.environ, 'uid': os.getuid()}"
+)
+
 
 def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: Client) -> None:
     leave = (
         "import os, threading, time\nopen('/app/left', 'w').close()\nopen('/tmp/left', 'w').close()\n"
         "open('/dev/shm/left', 'w').close()\nimport json\njson.left = 1\nos.environ['LEFT'] = '1'\n"
-        "result = (os.getpid(), open('/proc/sys/kernel/random/boot_id').read())"
+        f"result = {SEEN}"
     )
-    look = (
-        "import json, os\nresult = {'files': [os.listdir(d) for d in ('/app', '/tmp', '/dev/shm')], "
-        "'module': hasattr(json, 'left'), 'variable': 'LEFT' in os.environ, 'uid': os.getuid()}"
-    )
+    look = f"import json, os\nresult = {SEEN}"
     uids, warm = [], 0
     deadline = time.monotonic() + WAIT_S
     while warm < 3:
         assert time.monotonic() < deadline, "no run found a sandbox ready"
-        client.run(leave)
+        left = client.run(leave).value
+        assert {**left, "uid": 0} == {"files": [["left"]] * 3, "module": True, "variable": True, "uid": 0}, "it is there to be found"
         time.sleep(0.3)
         result = client.run(look)
-        assert result.value["files"] == [[], [], []]
-        assert not result.value["module"]
-        assert not result.value["variable"]
+        assert {**result.value, "uid": 0} == {"files": [[], [], []], "module": False, "variable": False, "uid": 0}
         uids.append(result.value["uid"])
         warm += result.document["durations"]["warm"]
     assert len(set(uids)) == len(uids), "each run has a sandbox, and so a user id, of its own"
@@ -364,6 +382,20 @@ def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(tmp_pa
         for thread in threads:
             thread.join(WAIT_S)
         assert sorted(outcomes) == ["queue_full"] * 3 + ["succeeded"] * 2
+        with service.client() as client:
+            assert [row["outcome"] for row in client.runs()] == ["succeeded"] * 2, "a flood would push the others out"
+
+
+def test_a_run_that_waited_in_vain_is_in_the_history(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("vain"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAIT_S="1") as service, service.client() as client:
+        events = client.stream("import time\nprint(1, flush=True)\ntime.sleep(60)", node_id="long")
+        while next(events)["event"] != "stdout":
+            pass
+        with service.client() as other, pytest.raises(QueueFull, match="waited 1 s") as caught:
+            other.run("result = 1", node_id="vain")
+        assert [(row["node_id"], row["state"]) for row in client.runs(node="vain")] == [("vain", "ended")]
+        assert client.runs(outcome="queue_full")[0]["run_id"] == caught.value.facts["run_id"]
+        events.close()
 
 
 # ---- its life
@@ -409,6 +441,33 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
         file.write_text(before)
         service.process.send_signal(signal.SIGHUP)
         until(lambda: client.health()["status"] == "ok")
+
+
+def test_sighup_lets_larger_bodies_in_where_a_policy_takes_them_now(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("larger"), SANDBOX_QUEUE__BODIES_MIB="1") as service, service.client() as client:
+        (service.policies / "large.toml").write_text('extends = "default"\nlimits.payload_mib = 256\n')
+        with announced(service, 1 << 20) as held:  # beside it nothing fits, so that who is let in is told so at once
+            held.sendall(b"{")
+            assert told(service, 400 << 20) == (413, "invalid_request")
+            service.process.send_signal(signal.SIGHUP)
+            until(lambda: "large" in {policy["name"] for policy in client.get("/v1/policies")["policies"]})
+            assert told(service, 400 << 20) == (429, "queue_full")
+
+
+def announced(service: Service, size_bytes: int) -> socket.socket:
+    """Begin a request whose body will have so many bytes, and send none of them."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(WAIT_S)
+    connection.connect(service.socket)
+    connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size_bytes)
+    return connection
+
+
+def told(service: Service, size_bytes: int) -> tuple[int, str]:
+    """Return status and code of the answer to a request with so large a body, which comes before the body does."""
+    with announced(service, size_bytes) as connection, http.client.HTTPResponse(connection) as response:
+        response.begin()
+        return response.status, json.loads(response.read())["error"]["code"]
 
 
 def values(client: Client) -> dict[str, Any]:

@@ -190,6 +190,21 @@ def test_the_service_is_found_at_its_usual_place(script: Path, service: Service)
     assert asked(service) == before + 1
 
 
+def test_the_service_is_found_where_its_configuration_has_it_listen(script: Path, tmp_path: Path, service: Service) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text(f'[socket]\npath = "{service.socket}"\n')
+    variables = environment(SANDBOX_CONFIG=str(file))
+    del variables["SANDBOX_SOCKET"]
+    before = asked(service)
+    assert sandbox("run", script, env=variables).stdout == "1\n"
+    assert asked(service) == before + 1
+    assert document("ps", env=variables) == {"runs": []}
+    file.write_text("[socket\n")
+    answer = sandbox("run", script, env=variables)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "this is not valid TOML" in answer.stderr
+
+
 # ---- when the service is not asked
 
 

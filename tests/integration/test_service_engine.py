@@ -23,11 +23,14 @@ from tests.integration.belongings import command_line, containers, monitors, orp
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
 
+AT_ONCE = 10
+
 
 @pytest.fixture
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service for four runs at once, or as many as the test asks for."""
     before = orphans()
-    with served(tmp_path_factory.mktemp("engine"), SANDBOX_QUEUE__RUNNING="4") as running:
+    with served(tmp_path_factory.mktemp("engine"), SANDBOX_QUEUE__RUNNING=str(getattr(request, "param", 4))) as running:
         yield running
         own = own_workspaces(running)
     assert not own & set(workspaces())
@@ -152,29 +155,37 @@ def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(servic
     assert threads <= before[1] + 2
 
 
-def test_a_run_whose_conmon_was_killed_ends_and_its_container_is_removed(service: Service) -> None:
-    seen: list[dict[str, Any]] = []
+@pytest.mark.parametrize("service", [AT_ONCE], indirect=True)
+@pytest.mark.parametrize("victim", ["podman", "conmon"])
+def test_runs_that_go_on_end_as_they_would_when_podman_or_every_conmon_is_killed(service: Service, victim: str) -> None:
+    seen: list[str] = []
     answers: list[str] = []
 
     def go() -> None:
         with service.client() as client:
             try:
-                code = "import os, time\nprint(os.getuid(), flush=True)\ntime.sleep(2)\nresult = 1"
-                answers.append(client.run(code, on_event=seen.append).outcome)
+                code = "import os, time\nprint(os.getuid(), flush=True)\ntime.sleep(12)\nresult = 1"
+                answers.append(client.run(code, on_event=lambda event: seen.append(event["text"]) if event["event"] == "stdout" else None).outcome)
             except SandboxError as error:
                 answers.append(error.code)
 
-    thread = threading.Thread(target=go)
-    thread.start()
-    until(lambda: any(event["event"] == "stdout" for event in seen))
-    uid = next(event["text"] for event in seen if event["event"] == "stdout").strip()
-    (container_id,) = (found for found, owner in containers().items() if owner == uid)
-    (monitor,) = (pid for pid, watched in monitors().items() if watched == container_id)
-    kill(monitor)
-    thread.join(WAIT_S)
-    assert answers == ["succeeded"], "the job has a channel of its own"
-    until(lambda: container_id not in containers())
+    threads = [threading.Thread(target=go) for _ in range(AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(seen) == AT_ONCE)
+    assert answers == [], "all of them go on"
+    owners = {uid.strip() for uid in seen}
+    ours = {container_id for container_id, owner in containers().items() if owner in owners}
+    watching = [pid for pid, watched in monitors().items() if watched in ours]
+    assert len(ours) == len(watching) == AT_ONCE
+    for pid in watching if victim == "conmon" else engine_processes(service):
+        kill(pid)
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert answers == ["succeeded"] * AT_ONCE, "a job has a channel of its own"
+    until(lambda: not ours & set(containers()))
     with service.client() as client:
+        assert [row["outcome"] for row in client.runs()] == ["succeeded"] * AT_ONCE
         assert client.run("result = 2").value == 2
         until(lambda: settled(service))
 

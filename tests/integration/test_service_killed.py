@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
 
 RUNS = 20
+WAITING = 5
 
 
 def processes(service: Service) -> set[int]:
@@ -28,7 +30,7 @@ def processes(service: Service) -> set[int]:
     return found
 
 
-def clients(service: Service, ended: list[str]) -> list[threading.Thread]:
+def clients(service: Service, ended: list[str], number: int = RUNS) -> list[threading.Thread]:
     """Ask for runs that would take long, each on a connection of its own; `ended` gets the error of each."""
 
     def go() -> None:
@@ -38,7 +40,7 @@ def clients(service: Service, ended: list[str]) -> list[threading.Thread]:
             except SandboxError as error:
                 ended.append(error.code)
 
-    threads = [threading.Thread(target=go) for _ in range(RUNS)]
+    threads = [threading.Thread(target=go) for _ in range(number)]
     for thread in threads:
         thread.start()
     return threads
@@ -50,9 +52,9 @@ def test_after_sigkill_nothing_runs_and_the_next_start_tells_what_was_cut_off(
     home = tmp_path_factory.mktemp("killed")
     ended: list[str] = []
     with served(home, SANDBOX_QUEUE__RUNNING=str(RUNS)) as service:
-        threads = clients(service, ended)
+        threads = clients(service, ended, RUNS + WAITING)
         with service.client() as client:
-            until(lambda: sum(row["state"] == "running" for row in client.runs()) == RUNS)
+            until(lambda: Counter(row["state"] for row in client.runs()) == {"running": RUNS, "queued": WAITING})
             until(lambda: client.health()["pool"]["ready"])
         own = own_workspaces(service)
         assert len(own) > RUNS, "those that wait for a run are killed, too"
@@ -61,7 +63,7 @@ def test_after_sigkill_nothing_runs_and_the_next_start_tells_what_was_cut_off(
         service.process.kill()
         for thread in threads:
             thread.join(WAIT_S)
-        assert ended == ["engine_unavailable"] * RUNS, "closed connections, no hang"
+        assert ended == ["engine_unavailable"] * (RUNS + WAITING), "closed connections, no hang"
         dead = service.process.pid
     with served(home) as service:
         assert not own & set(containers().values())
@@ -70,7 +72,7 @@ def test_after_sigkill_nothing_runs_and_the_next_start_tells_what_was_cut_off(
         until(lambda: not [pid for pid in before if any(command_line(pid))], within_s=5)
         with service.client() as client:
             rows = client.runs()
-            assert [row["outcome"] for row in rows] == ["killed"] * RUNS
+            assert [row["outcome"] for row in rows] == ["killed"] * (RUNS + WAITING), "those that waited, too"
             assert client.health()["runs"] == {"running": 0, "waiting": 0}
             assert client.run("result = 1").value == 1
 

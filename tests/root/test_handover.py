@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import socket
 import subprocess
 import tempfile
 import uuid
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.client import Client
 from tests.integration.package_index import wheel
 
 SANDBOX = "/usr/local/bin/sandbox"
@@ -120,3 +122,30 @@ def test_a_lock_is_written_where_only_root_may_write(packages: Path, tmp_path: P
     assert target.stat().st_uid == 0
     # The control: the rest of the command has root's rights no more.
     assert NOTE in answer.stderr
+# ---- descriptors
+
+
+@pytest.mark.parametrize("meant_for_it", [True, False], ids=["for the service", "for another process"])
+def test_a_socket_that_systemd_opened_is_all_that_the_service_takes_along(meant_for_it: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place, socket.socket(socket.AF_UNIX) as opened, open("/etc/shadow") as shadow:
+        os.chmod(place, 0o755)
+        opened.bind(f"{place}/s")
+        os.chmod(f"{place}/s", 0o600)
+        opened.listen()
+        pid = "$$" if meant_for_it else "1"
+        script = f"exec 3<&{opened.fileno()} 9<&{shadow.fileno()}; export LISTEN_FDS=1 LISTEN_PID={pid}; exec {SANDBOX} serve"
+        service = subprocess.Popen(
+            ["/bin/bash", "-c", script], pass_fds=[opened.fileno(), shadow.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**os.environ, "SANDBOX_SOCKET__PATH": f"{place}/absent/s", "SANDBOX_POOL__MEMORY_MIB": "0", "SANDBOX_CELLS__MEMORY_MIB": "0"},
+        )  # fmt: skip
+        try:
+            if not meant_for_it:
+                assert "absent/s can't be opened" in service.communicate(timeout=60)[1].decode()
+                return
+            with Client(f"{place}/s", timeout_s=60) as client:
+                assert client.health()["status"] in ("ok", "degraded")
+            held = [os.readlink(f"/proc/{service.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{service.pid}/fd")]
+            assert "/etc/shadow" not in held
+        finally:
+            service.terminate()
+            service.communicate(timeout=60)

@@ -63,6 +63,15 @@ def test_what_is_too_old_goes(kept: Artefacts, tmp_path: Path) -> None:
     assert kept.get(TWO, "a") is not None
 
 
+def test_what_is_too_old_is_not_given_out_before_it_goes_either(kept: Artefacts, tmp_path: Path) -> None:
+    kept.keep(ONE, [saved("a")])
+    os.utime(tmp_path / "files" / ONE, (time.time() - 90,) * 2)
+    assert kept.get(ONE, "a") is not None
+    os.utime(tmp_path / "files" / ONE, (time.time() - 101,) * 2)
+    assert kept.get(ONE, "a") is None
+    assert (tmp_path / "files" / ONE).exists(), "only the clean-up removes it"
+
+
 def test_a_place_that_can_not_be_written_keeps_nothing_and_harms_nothing(tmp_path: Path) -> None:
     kept = Artefacts(tmp_path / "files", max_bytes=1000, age_s=100)
     (tmp_path / "files" / ONE).write_text("in the way")

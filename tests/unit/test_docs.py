@@ -102,6 +102,11 @@ def test_command_line_reference_is_current() -> None:
     assert TEXTS["docs/cli.md"] == generator["page"](), "run scripts/generate-docs"
 
 
+def test_the_api_s_description_is_current() -> None:
+    generator = runpy.run_path(str(ROOT / "scripts/generate-docs"))
+    assert (ROOT / "docs/openapi.json").read_text() == generator["description"](), "run scripts/generate-docs"
+
+
 @every_command
 def test_reference_has_the_options_that_help_shows(path: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(cli, [*path, "--help"], terminal_width=200)

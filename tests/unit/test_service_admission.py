@@ -47,13 +47,14 @@ class Crowd:
         self.waited: dict[str, float] = {}
         self.holding: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.told: list[str] = []
 
     def send(self, name: str, caller: int, node: str = "n", quota: Quota | None = None) -> None:
         """Start a run without letting it come to its slot yet."""
         self.tasks[name] = asyncio.ensure_future(self.run(name, caller, node, quota))
 
     async def run(self, name: str, caller: int, node: str, quota: Quota | None) -> None:
-        async with self.admission.slot(caller, node, quota=quota) as slot:
+        async with self.admission.slot(caller, node, quota=quota, on_wait=lambda: self.told.append(name)) as slot:
             self.order.append(name)
             self.waited[name] = slot.waited_s
             self.holding[name] = asyncio.Event()
@@ -118,6 +119,19 @@ def test_a_slot_tells_how_long_it_was_waited_for() -> None:
         assert crowd.waited == {"a": 0, "b": 7}
 
     play(limits(), scene)
+
+
+def test_whoever_has_to_wait_is_told_so_and_nobody_else() -> None:
+    async def scene(crowd: Crowd) -> None:
+        for name in ("at once", "waits", "refused"):
+            crowd.send(name, ANN)
+        await settled()
+        assert crowd.refused("refused")
+        assert (crowd.order, crowd.told) == (["at once"], ["waits"])
+        await crowd.end("at once")
+        assert (crowd.order, crowd.told) == (["at once", "waits"], ["waits"])
+
+    play(limits(waiting=1), scene)
 
 
 def test_a_thousand_waiting_runs_of_one_caller_delay_anothers_by_one_slot() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sandbox.cli.config import config
+from sandbox.client import default_socket
 from sandbox.errors import InvalidRequest, NotFound
 from sandbox.service.config import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
+from sandbox.service.config_file import named_socket
 from sandbox.service.config_model import MAX_PATH_BYTES, SECTIONS, ServiceConfig, tables_of
 
 RUNNER = '[[access.runners]]\nusers = ["alice"]\npolicies = ["default"]\n'
@@ -323,3 +327,47 @@ def test_check_names_what_nobody_knows_and_exits_with_2_for_a_policy(file: Path)
 def test_check_of_a_right_file_says_so(file: Path) -> None:
     result = run("check", environ={"SANDBOX_CONFIG": str(file)})
     assert (result.exit_code, result.output) == (0, f"{file}: ok\n")
+
+
+# ---- what a client needs of it -------------------------------------------------------------------
+
+
+def test_a_client_looks_where_the_configuration_has_the_service_listen(file: Path, tmp_path: Path) -> None:
+    nowhere = {"HOME": str(tmp_path)}
+    assert named_socket(nowhere) is None
+    file.write_text('[socket]\npath = "/run/own/service.sock"\n')
+    environ = {**nowhere, "SANDBOX_CONFIG": str(file)}
+    assert named_socket(environ) == load_config(None, environ).config.socket.path == "/run/own/service.sock"
+    for text in ("/run/variable.sock", '"/run/variable.sock"'):
+        overridden = {**environ, "SANDBOX_SOCKET__PATH": text}
+        assert named_socket(overridden) == load_config(None, overridden).config.socket.path == "/run/variable.sock"
+        assert named_socket({**overridden, "SANDBOX_SOCKET": "/run/client.sock"}) == "/run/client.sock"
+
+
+@pytest.mark.parametrize("text", ["", "[queue]\nrunning = 1\n", "socket = 1\n", "[socket]\npath = 1\n"])
+def test_without_a_path_in_the_configuration_the_usual_place_is_meant(
+    file: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    file.write_text(text)
+    monkeypatch.setenv("SANDBOX_CONFIG", str(file))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/own")
+    monkeypatch.delenv("SANDBOX_SOCKET", raising=False)
+    assert default_socket() == "/run/own/podman-sandbox-runner/service.sock" == ServiceConfig().socket.path
+
+
+def test_a_client_is_told_of_a_configuration_that_can_t_be_read(file: Path, tmp_path: Path) -> None:
+    file.write_text("[socket\n")
+    with pytest.raises(InvalidRequest, match=r"service\.toml:1:8: this is not valid TOML"):
+        named_socket({"SANDBOX_CONFIG": str(file)})
+    with pytest.raises(NotFound, match=r"the service configuration .* does not exist"):
+        named_socket({"SANDBOX_CONFIG": str(tmp_path / "absent")})
+
+
+def test_looking_for_the_socket_imports_little(file: Path) -> None:
+    file.write_text('[socket]\npath = "/run/own/service.sock"\n')
+    code = "import os, sys\nfrom sandbox.client import default_socket\nprint(default_socket(), *sys.modules)"
+    environ = {**os.environ, "SANDBOX_CONFIG": str(file)}
+    environ.pop("SANDBOX_SOCKET", None)
+    said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    assert said[0] == "/run/own/service.sock"
+    assert not {"pydantic", "aiohttp", "msgspec", "asyncio", "click"} & set(said)

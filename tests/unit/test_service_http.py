@@ -85,7 +85,7 @@ def play(
 
     async def scene() -> None:
         here = Scene(str(tmp_path / "s"))
-        intake = Intake(largest_bytes=4 << 20, budget_bytes=budget_mib << 20, timeout_s=body_s)
+        intake = Intake(largest_bytes=lambda: 4 << 20, budget_bytes=budget_mib << 20, timeout_s=body_s)
         with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access:
             app = web.Application(middlewares=[answered, identified(access, intake)])
             metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
@@ -247,6 +247,8 @@ def test_a_body_that_is_too_large_is_refused(tmp_path: Path, *, chunked: bool) -
     async def act(here: Scene) -> None:
         status, body, _ = await here.answer(posted(4 * MIB + b"x", chunked=chunked))
         assert (status, body["error"]["code"]) == (413, "invalid_request")
+        assert "takes 4 MiB" in body["error"]["message"]
+        assert "limits.payload_mib" in body["error"]["hint"]
         assert here.arrived == 0
 
     play(tmp_path, act)

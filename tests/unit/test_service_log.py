@@ -1,0 +1,86 @@
+"""Log lines: JSON for programs, words for people, and nothing in them that breaks a line."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sandbox.history import Row
+from sandbox.service.config_model import Log
+from sandbox.service.log import run_ended, set_up
+
+ROW = Row(run_id="a1", caller=1001, caller_name="alice", received=100.0, ended=100.25, policy="small", outcome="succeeded", node_id="n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """Give the root logger back as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(stream: io.StringIO, **settings: Any) -> io.StringIO:
+    set_up(Log(**settings), stream)
+    return stream
+
+
+def test_the_end_of_a_run_is_one_line_with_a_field_for_each_fact() -> None:
+    stream = lines(io.StringIO())
+    run_ended(ROW)
+    (line,) = stream.getvalue().splitlines()
+    found = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
+    assert found == {
+        "level": "info", "logger": "sandbox.service", "message": "run a1 of alice under small: succeeded after 250 ms",
+        "run_id": "a1", "caller": "alice", "policy": "small", "outcome": "succeeded", "duration_ms": 250.0,
+    }  # fmt: skip
+
+
+def test_on_a_terminal_it_is_a_sentence() -> None:
+    stream = lines(Terminal())
+    run_ended(ROW)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d run a1 of alice under small: succeeded after 250 ms\n", stream.getvalue())
+
+
+@pytest.mark.parametrize(("setting", "stream", "human"), [("auto", Terminal, True), ("auto", io.StringIO, False), ("human", io.StringIO, True), ("json", Terminal, False)])
+def test_the_setting_comes_before_what_the_stream_is(setting: str, stream: type[io.StringIO], human: bool) -> None:
+    written = lines(stream(), format=setting)
+    logging.getLogger("sandbox.x").warning("careful")
+    assert written.getvalue().endswith("warning: careful\n") == human
+    assert written.getvalue().startswith("{") != human
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_what_comes_from_outside_breaks_no_line(stream: type[io.StringIO]) -> None:
+    written = lines(stream())
+    run_ended(Row(run_id="a1", caller=1, caller_name="x", received=1.0, policy="\x1b[31m\n{}\u2028" + "y" * 1000, outcome="not_found"))
+    assert len(written.getvalue().splitlines()) == 1
+    assert written.getvalue().isascii()
+    assert "\x1b" not in written.getvalue()
+    assert len(written.getvalue()) < 500
+
+
+def test_a_traceback_comes_along_and_a_level_leaves_lines_out() -> None:
+    stream = lines(io.StringIO(), level="error")
+    logging.getLogger("sandbox.x").warning("left out")
+    try:
+        raise ValueError("a defect")
+    except ValueError:
+        logging.getLogger("sandbox.x").exception("failed")
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["level"] == "error"
+    assert "ValueError: a defect" in json.loads(line)["traceback"]
