@@ -118,7 +118,7 @@ class Environments:
             ) from None
 
     def _find(self, identity: str, wanted: Wanted, lock: Lock) -> Environment | None:
-        """Return an environment that is there, noted as used now."""
+        """Return an environment that is there."""
         known, name = self.store.record(identity), image_name(identity)
         try:
             record = self._engine.image(name)
@@ -127,7 +127,6 @@ class Environments:
         # Names and labels can be anybody's: an archive that was loaded brings its own.
         if known is None or record.id != known.image_id:
             return None
-        self.store.touch(identity)
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
         return Environment(id=identity, name=name, lock=lock, image=image)
 

@@ -37,7 +37,11 @@ class Removal:
     def remove(self, record: Record) -> None:
         """Remove an environment and its image. Raises `InvalidRequest` for one that is in use."""
         if not self.try_remove(record):
-            raise InvalidRequest(f"{record.id[:12]} is in use", hint="try again when its runs have ended")
+            raise InvalidRequest(
+                f"{record.id[:12]} is in use",
+                hint="try again when its runs have ended, and the service, if one is running, keeps none ready; "
+                f"podman ps --all --filter ancestor={record.image} shows its containers",
+            )
 
     def try_remove(self, record: Record) -> bool:
         """Remove an environment and its image unless it is in use; return whether it went."""

@@ -160,9 +160,10 @@ class Store:
             return None
 
     def touch(self, environment_id: str) -> None:
-        """Note that an environment is used now."""
-        with contextlib.suppress(OSError):
-            os.utime(self._record_path(environment_id))
+        """Note that an environment is used now; the beginning of its id is enough."""
+        for path in self._records.glob(f"{lease_key(environment_id)}*.json"):
+            with contextlib.suppress(OSError):
+                os.utime(path)
 
     def unfinished(self) -> list[str]:
         """Return the ids of the environments that have a lock, which is kept before the image is made, and no record."""
@@ -201,7 +202,7 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def in_use(self, environment_id: str) -> AsyncIterator[None]:
-        """Keep an environment from being removed; the kernel drops the lease of a process that dies.
+        """Keep an environment from being removed, and note its use; the kernel drops the lease of a process that dies.
 
         The beginning of its id, as it is in its image's name, is enough.
         """
@@ -209,6 +210,7 @@ class Store:
         try:
             while not taken(fd, fcntl.LOCK_SH):  # it is being removed at this moment
                 await asyncio.sleep(POLL_S)
+            self.touch(environment_id)
             yield
         finally:
             os.close(fd)

@@ -16,7 +16,9 @@ from sandbox.environment_store import Store
 from sandbox.lock import Lock
 from tests.command import environment, sandbox
 from tests.integration.package_index import PackageIndex, package_index, wheel
+from tests.integration.service import served
 from tests.integration.test_environment_sharing import POLICY
+from tests.integration.test_service import raw
 
 pytestmark = pytest.mark.podman
 WAIT_S = 60.0
@@ -143,3 +145,26 @@ def test_pruning_says_what_would_go_then_removes_it_with_its_cached_files(
     assert not any(path.exists() for path in cached)
     assert subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 1
     assert succeeded(*arguments, env=env) == ""
+
+
+def test_the_service_prunes_what_it_says_that_it_would(library: str, tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/local.toml").write_text(POLICY)
+    with served(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")) as service:
+        status, _, body = raw(service, "POST", "/v1/environments", {"requirements": [library], "policy": "local"})
+        built = json.loads(body)
+        assert status == 200, built
+
+        def pruned(**limits: object) -> dict[str, object]:
+            answered, _, text = raw(service, "POST", "/v1/maintenance/prune", limits)
+            assert answered == 200, text
+            found: dict[str, object] = json.loads(text)
+            assert found.pop("bytes", 0) == (0 if not found["files"] else pytest.approx(2 * BYTES, rel=0.01))
+            return found
+
+        everything = {"environments": [built["id"]], "files": 2}
+        assert pruned(budget_mib=20) == {"environments": [], "files": 0, "dry_run": False}, "the control: it fits"
+        assert pruned(budget_mib=1, dry_run=True) == {**everything, "dry_run": True}
+        assert subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 0
+        assert pruned(budget_mib=1) == {**everything, "dry_run": False}
+        assert subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 1

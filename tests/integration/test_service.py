@@ -229,6 +229,8 @@ def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(tmp_pa
         ({"image": "docker.io/library/other:1"}, SandboxError, "other"),
         ({"requirements": ["-r /etc/passwd"]}, InvalidRequest, "-r"),
         ({"requirements": ["x @ file:///etc/passwd"]}, SandboxError, "file:"),
+        ({"requires_python": ">=3.99"}, InvalidRequest, "Python >=3.99 is needed (requires-python), and the image localhost/"),
+        ({"requires_python": "three"}, InvalidRequest, "requires-python is not a version constraint"),
         ({"topic": 7}, InvalidRequest, "Expected `str`"),
         ({"unknown": 7}, InvalidRequest, "unknown"),
         ({"message": []}, InvalidRequest, "no JSON object"),

@@ -90,7 +90,7 @@ def test_a_lease_by_the_beginning_of_the_id_keeps_an_environment(bench: Bench) -
             assert not bench.removal.try_remove(record)
 
     asyncio.run(held())
-    assert bench.removal.prune(PruneLimits(budget_bytes=0)).environments == (record,)
+    assert [gone.id for gone in bench.removal.prune(PruneLimits(budget_bytes=0)).environments] == [KEY]
 
 
 def test_while_something_is_built_no_cached_file_goes_but_it_counts(bench: Bench) -> None:

@@ -86,6 +86,20 @@ def test_a_record_comes_back_as_it_was_kept_with_the_time_of_its_last_use(tmp_pa
     assert touched.last_used > 2_000
 
 
+def test_a_lease_notes_the_use_of_its_environment_and_of_no_other(tmp_path: Path) -> None:
+    store, other = Store(tmp_path), replace(RECORD, id="b" * 64)
+    for record in (RECORD, other):
+        store.keep(record)
+        os.utime(tmp_path / "environments" / f"{record.id}.json", (1_000, 2_000))
+
+    async def use() -> None:
+        async with store.in_use(RECORD.id[:32]):
+            pass
+
+    asyncio.run(use())
+    assert [record.id for record in store.records() if record.last_used > 2_000] == [RECORD.id]
+
+
 def test_a_damaged_record_hides_no_other(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.keep(RECORD)
