@@ -305,9 +305,10 @@ class Environments:
             raise NotFound(f"the lock of {record.id[:12]} is gone", hint="build the environment again")
         return Lock.from_toml(text)
 
-    def prunable(self, limits: PruneLimits) -> list[Record]:
-        """Return what pruning would remove."""
-        return prunable(self.store.records(), limits, now=time.time(), in_use=self.store.used_now())
+    def prunable(self, limits: PruneLimits, *, also_used: bool = False) -> list[Record]:
+        """Return what pruning would remove; `also_used` as if nothing were in use."""
+        in_use = frozenset[str]() if also_used else self.store.used_now()
+        return prunable(self.store.records(), limits, now=time.time(), in_use=in_use)
 
     def remove(self, record: Record) -> None:
         """Remove an environment and its image. Raises `InvalidRequest` for one that is in use."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox.environment_store import PruneLimits
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def post_prune(request: web.Request) -> web.Response:
-    """Remove environments and cached files by age, last use and size; never what is in use."""
+    """Remove environments and cached files by age, last use and size; never what a run uses. A trial lists that, too."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
     body = prune_body(request[BODY].take())
@@ -28,11 +29,12 @@ async def post_prune(request: web.Request) -> web.Response:
     )
     environments = state.runner.environments()
     if not body.dry_run:
-        going = {record.image for record in await asyncio.to_thread(environments.prunable, limits)}
+        # Sandboxes that stand ready use their environment as a run does, and give way.
+        going = {record.image for record in await asyncio.to_thread(partial(environments.prunable, limits, also_used=True))}
         await state.drop(lambda setting: setting.admitted.name in going)
 
     def prune() -> tuple[list[str], int, int]:
-        found = environments.prunable(limits)
+        found = environments.prunable(limits, also_used=body.dry_run)
         gone = [record.id for record in found if body.dry_run or environments.try_remove(record)]
         return gone, *environments.prune_files(limits, dry_run=body.dry_run)
 
@@ -41,9 +43,9 @@ async def post_prune(request: web.Request) -> web.Response:
 
 
 async def post_stop_all(request: web.Request) -> web.Response:
-    """End every run at once, and retire every sandbox that waits for one."""
+    """End every run, build and check at once, and retire every sandbox that waits for a run."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
-    stopped = state.live.cancel_all()
+    stopped, errands = state.live.cancel_all(), state.live.stop_errands()
     await state.drop(lambda _: True)
-    return document({"stopped": stopped})
+    return document({"stopped": stopped, "builds_and_checks": errands})

@@ -278,6 +278,6 @@ async def post_check(request: web.Request) -> web.Response:
     wanted = RunRequest(
         code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=requirements
     )
-    async with state.admission.slot(caller.uid, "check", quota=caller.quota):
+    async with state.live.errand(), state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
     return document(json.loads(found.model_dump_json()))

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from sandbox import errors, templates
 from sandbox.cli.main import cli
+from sandbox.client import Client
 from sandbox.errors import SandboxError
 from sandbox.harness import compile_program
 from sandbox.models import EXIT_STATUS, Outcome
@@ -142,6 +143,15 @@ def test_documented_command_exists(page: str, line: str) -> None:
         command = found
     options = {name for entry in command.params for name in entry.opts} | {"--help"}
     assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options
+
+
+# ---- the service's client
+
+
+def test_every_method_of_the_client_is_documented() -> None:
+    methods = {name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")}
+    named = {found for cell in rows("docs/service.md", "From Python") for found in re.findall(r"(?:^|`)(\w+)\(", cell)}
+    assert methods == named
 
 
 # ---- links, paths, names
