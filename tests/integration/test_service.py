@@ -473,6 +473,7 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
         service.process.send_signal(signal.SIGHUP)
         until(lambda: client.health()["status"] == "degraded")
         assert "small" in client.health()["problems"][0]
+        assert "policy small is as it was: " in service.log()
         assert values(client)["limits.output_mib"] == 2
         assert client.run("result = 1", policy="small").value == 1
     finally:
