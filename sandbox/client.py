@@ -17,30 +17,34 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import errno
 import http.client
 import json
 import os
-import select
-import socket
-import struct
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 
-from sandbox import errors
-from sandbox.errors import EngineUnavailable, Internal, InvalidRequest, SandboxError
+from sandbox.client_answers import (
+    BuiltEnvironment,
+    CodeCheck,
+    Environment,
+    EnvironmentAndLock,
+    Image,
+    Policy,
+    PolicyAndValues,
+    Pruned,
+    Stopped,
+    Template,
+    TemplateAndCode,
+)
+from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
 from sandbox.service.config_file import named_socket, usual_socket
+from sandbox.unix_http import JSON, NDJSON, Connection, NoService, checked, error_of, gone, read
 
 __all__ = ["Client", "NoService", "Result", "bytes_of", "default_socket", "error_of", "result_of", "run_body"]
 
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
-CONNECT_TIMEOUT_S = 5.0
-CONNECT_PAUSE_S = 0.01
 # Nothing that a service does by itself takes longer than a run may, with its wait for a turn before it.
 ANSWER_TIMEOUT_S = 3_600.0
 # Every other field of a run, with what the service takes when it is not sent.
@@ -48,15 +52,6 @@ OPTIONAL: dict[str, Any] = {
     "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
     "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
 }  # fmt: skip
-
-
-class NoService(EngineUnavailable):
-    """Nobody answers at the socket; `reason` is the system's error number."""
-
-    def __init__(self, path: str, error: OSError) -> None:
-        self.reason = error.errno
-        said = error.strerror or str(error) or type(error).__name__
-        super().__init__(f"no service answers at {path}: {said}", hint="start it: sandbox serve")
 
 
 def default_socket() -> str:
@@ -86,58 +81,6 @@ class Result:
         return self.outcome == "succeeded"
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str, timeout_s: float | None) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket; wait a little where the service's list of newcomers is full. Raises `NoService`."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        try:
-            connection.settimeout(CONNECT_TIMEOUT_S)
-            while (number := connection.connect_ex(self._path)) == errno.EAGAIN and time.monotonic() < deadline:
-                time.sleep(CONNECT_PAUSE_S)
-            if number:
-                raise OSError(number, os.strerror(number))
-        except OSError as error:  # also a path that is too long
-            connection.close()
-            raise NoService(self._path, error) from None
-        connection.settimeout(self.timeout)
-        self.sock = connection
-
-    def refresh(self, timeout_s: float | None) -> None:
-        """Close a kept connection that the service has closed, and have the next answer waited for so long."""
-        if self.sock is not None and select.select([self.sock], [], [], 0)[0]:
-            self.close()  # nothing was asked: what there is to read can only be its end
-        self.timeout = timeout_s
-        if self.sock is not None:
-            self.sock.settimeout(timeout_s)
-
-    def answer(self, method: str, path: str, body: bytes | None, *, accept: str) -> http.client.HTTPResponse:
-        """Send a request, once, and return the answer's head. Raises `NoService`, `EngineUnavailable`."""
-        headers = {"Accept": accept, **({"Content-Type": JSON} if body is not None else {})}
-        try:
-            try:
-                self.request(method, path, body, headers)
-            except (BrokenPipeError, ConnectionResetError):
-                # Who refuses a body without reading it says why before it closes.
-                return self._last_words(method)
-            return self.getresponse()
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise gone(error, self.timeout) from None
-
-    def _last_words(self, method: str) -> http.client.HTTPResponse:
-        response = http.client.HTTPResponse(self.sock, method=method)
-        response.begin()
-        self.close()  # the rest of the request will never be sent; the answer can still be read
-        return response
-
-
 class Client:
     """The service at one socket; a context manager. Nothing is connected before the first call.
 
@@ -149,7 +92,7 @@ class Client:
         """Take the socket's path, or the place of this user's service."""
         self.path = path or default_socket()
         self.timeout_s = timeout_s
-        self._connection = _Connection(self.path, timeout_s)
+        self._connection = Connection(self.path, timeout_s)
 
     def __enter__(self) -> Client:
         """Return itself."""
@@ -165,11 +108,7 @@ class Client:
 
     def connect(self) -> int:
         """Connect now, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
-        if self._connection.sock is None:
-            self._connection.connect()
-        credentials = self._connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        uid: int = struct.unpack("3i", credentials)[1]
-        return uid
+        return self._connection.listener()
 
     # ---- runs
 
@@ -210,8 +149,137 @@ class Client:
         `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`text`), and at the end `result` with the
         whole answer, which `result_of` takes. Closing the iterator before its end ends the run.
         """
-        body = run_body(code, options, payload=payload, payload_json=payload_json)
-        with contextlib.closing(self.lines("/v1/runs", body, timeout_s=timeout_s)) as lines:
+        return self.events("/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s)
+
+    def cancel(self, run_id: str) -> None:
+        """End a run. Raises `NotFound`."""
+        self.raw("DELETE", f"/v1/runs/{_part(run_id)}")
+
+    def runs(self, **filters: str | int) -> list[dict[str, Any]]:
+        """Return runs, newest first; filters are node, outcome, before, limit."""
+        found: list[dict[str, Any]] = self.get(f"/v1/runs?{urlencode(filters)}")["runs"]
+        return found
+
+    def recorded(self, run_id: str) -> dict[str, Any]:
+        """Return what the history knows of one run. Raises `NotFound`."""
+        return self.get(f"/v1/runs/{_part(run_id)}")
+
+    def file(self, run_id: str, name: str) -> bytes:
+        """Return a file that a run saved, while it is kept. Raises `NotFound`."""
+        return self.raw("GET", f"/v1/runs/{_part(run_id)}/files/{_part(name)}")
+
+    def check(self, code: str, **options: Any) -> CodeCheck:
+        """Tell whether code compiles where it would run, and which imports its libraries can't serve.
+
+        `options` are filename, policy, image, requirements.
+        """
+        return cast("CodeCheck", self.post("/v1/check", {"code": code, **options}))
+
+    # ---- environments
+
+    def build_environment(
+        self, requirements: Sequence[str], *, on_event: Callable[[dict[str, Any]], None] | None = None, timeout_s: float | None = None,
+        **options: Any,
+    ) -> BuiltEnvironment:  # fmt: skip
+        """Install libraries ahead of need, unless they are there. Raises `BuildFailed` and other `SandboxError`s.
+
+        `on_event` gets the steps as they happen: dicts with `event` `progress`, as in `stream`. `options` are policy, image.
+        """
+        body = {"requirements": list(requirements), **options}
+        if on_event is None:
+            return cast("BuiltEnvironment", self.post("/v1/environments", body, timeout_s=timeout_s))
+        for event in self.events("/v1/environments", _body(body), timeout_s=timeout_s):
+            if event["event"] == "result":
+                return cast("BuiltEnvironment", {name: value for name, value in event.items() if name != "event"})
+            on_event(event)
+        raise AssertionError  # as above
+
+    def environments(self) -> list[Environment]:
+        """Return the environments of the service's host, most recently used first."""
+        return cast("list[Environment]", self.get("/v1/environments")["environments"])
+
+    def environment(self, name: str) -> EnvironmentAndLock:
+        """Return one, by its id or the beginning of it, with its lock as TOML. Raises `NotFound`."""
+        return cast("EnvironmentAndLock", self.get(f"/v1/environments/{_part(name)}"))
+
+    def remove_environment(self, name: str) -> str:
+        """Remove one that no run uses, and return its id; for maintainers. Raises `NotFound`, `InvalidRequest`."""
+        return str(json.loads(self.raw("DELETE", f"/v1/environments/{_part(name)}"))["removed"])
+
+    # ---- what one may use, and how things are
+
+    def policies(self) -> list[Policy]:
+        """Return the policies that the caller may use."""
+        return cast("list[Policy]", self.get("/v1/policies")["policies"])
+
+    def policy(self, name: str) -> PolicyAndValues:
+        """Return one with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
+        return cast("PolicyAndValues", self.get(f"/v1/policies/{_part(name)}"))
+
+    def templates(self) -> list[Template]:
+        """Return the built-in scripts."""
+        return cast("list[Template]", self.get("/v1/templates")["templates"])
+
+    def template(self, name: str) -> TemplateAndCode:
+        """Return one with its code and its sample payload. Raises `NotFound`."""
+        return cast("TemplateAndCode", self.get(f"/v1/templates/{_part(name)}"))
+
+    def images(self) -> list[Image]:
+        """Return the images of the service's host, without environments."""
+        return cast("list[Image]", self.get("/v1/images")["images"])
+
+    def health(self) -> dict[str, Any]:
+        """Return how the service is."""
+        return self.get("/v1/health")
+
+    def doctor(self) -> dict[str, Any]:
+        """Return what the service's host can enforce: `usable`, `capabilities`, `policies`."""
+        return self.get("/v1/doctor")
+
+    def metrics(self) -> str:
+        """Return the counters, in Prometheus's text format."""
+        return self.raw("GET", "/v1/metrics").decode()
+
+    # ---- maintenance
+
+    def prune(
+        self, *, older_s: float | None = None, unused_s: float | None = None, budget_mib: int | None = None, dry_run: bool = False
+    ) -> Pruned:
+        """Remove environments and cached files by age, last use and size; for maintainers. Raises `InvalidRequest`, `AccessDenied`."""
+        limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
+        return cast("Pruned", self.post("/v1/maintenance/prune", limits))
+
+    def stop_all(self) -> Stopped:
+        """End all runs, builds and checks, and retire all ready sandboxes; for maintainers. Raises `AccessDenied`."""
+        return cast("Stopped", self.post("/v1/maintenance/stop-all", {}))
+
+    # ---- the wire
+
+    def get(self, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return a document. Raises a `SandboxError`."""
+        found: dict[str, Any] = json.loads(self.raw("GET", path, timeout_s=timeout_s))
+        return found
+
+    def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Send a document, and return the one that comes back. Raises a `SandboxError`."""
+        found: dict[str, Any] = json.loads(self.raw("POST", path, _body(body), timeout_s=timeout_s))
+        return found
+
+    def raw(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None) -> bytes:
+        """Return the body of an answer. Raises a `SandboxError` for everything but success."""
+        connection = self._connection
+        connection.refresh(self.timeout_s if timeout_s is None else timeout_s)
+        try:
+            response = connection.answer(method, path, body, accept=JSON)
+            return checked(response, read(response, connection.timeout))
+        except BaseException as error:
+            if not isinstance(error, SandboxError) or isinstance(error, EngineUnavailable):
+                connection.close()  # broken off in the middle: what is left of this answer would be taken for the next one
+            raise
+
+    def events(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[dict[str, Any], None, None]:
+        """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
+        with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
                 event = json.loads(line)
                 if event["event"] == "error":
@@ -221,57 +289,29 @@ class Client:
                     return
         raise gone(EOFError(), timeout_s)
 
-    def cancel(self, run_id: str) -> None:
-        """End a run. Raises `NotFound`."""
-        self.raw("DELETE", f"/v1/runs/{quote(run_id, safe='')}")
-
-    def runs(self, **filters: str | int) -> list[dict[str, Any]]:
-        """Return runs, newest first; filters are node, outcome, before, limit."""
-        found: list[dict[str, Any]] = self.get(f"/v1/runs?{urlencode(filters)}")["runs"]
-        return found
-
-    def check(self, code: str, **options: Any) -> dict[str, Any]:
-        """Tell whether code compiles where it would run, and which imports its libraries can't serve."""
-        found: dict[str, Any] = json.loads(self.raw("POST", "/v1/check", json.dumps({"code": code, **options}).encode()))
-        return found
-
-    def health(self) -> dict[str, Any]:
-        """Return how the service is."""
-        return self.get("/v1/health")
-
-    # ---- the wire
-
-    def get(self, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return a document. Raises a `SandboxError`."""
-        found: dict[str, Any] = json.loads(self.raw("GET", path, timeout_s=timeout_s))
-        return found
-
-    def raw(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None) -> bytes:
-        """Return the body of an answer. Raises a `SandboxError` for everything but success."""
-        connection = self._connection
-        connection.refresh(self.timeout_s if timeout_s is None else timeout_s)
-        try:
-            response = connection.answer(method, path, body, accept=JSON)
-            return _checked(response, _read(response, connection.timeout))
-        except BaseException as error:
-            if not isinstance(error, SandboxError) or isinstance(error, EngineUnavailable):
-                connection.close()  # broken off in the middle: what is left of this answer would be taken for the next one
-            raise
-
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
         """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
 
         Closing the iterator closes the connection, and so ends the run.
         """
-        connection = _Connection(self.path, self.timeout_s if timeout_s is None else timeout_s)
+        connection = Connection(self.path, self.timeout_s if timeout_s is None else timeout_s)
         try:
             response = connection.answer("POST", path, body, accept=NDJSON)
             if response.status != http.client.OK:
-                _checked(response, _read(response, connection.timeout))
-            while line := _read(response, connection.timeout, line=True):
+                checked(response, read(response, connection.timeout))
+            while line := read(response, connection.timeout, line=True):
                 yield line
         finally:
             connection.close()
+
+
+def _part(name: str) -> str:
+    """Return a name as one part of a path."""
+    return quote(name, safe="")
+
+
+def _body(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
 
 def run_body(code: str, fields: Mapping[str, Any], *, payload: Any = None, payload_json: bytes | None = None) -> bytes:
@@ -303,39 +343,3 @@ def bytes_of(event: Mapping[str, Any]) -> bytes:
     """Return what a program wrote, from its event: exactly, also where it is no text."""
     exact = event.get("base64")
     return base64.b64decode(exact) if exact is not None else str(event["text"]).encode()
-
-
-def error_of(body: Mapping[str, Any]) -> SandboxError:
-    """Return an error of the service as the exception that it was there; its `facts` may have a `run_id`."""
-    kinds = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
-    kind = kinds.get(str(body.get("code")), Internal)
-    facts = dict(body.get("facts") or {})
-    if body.get("run_id"):
-        facts["run_id"] = body["run_id"]
-    error: SandboxError = kind(str(body.get("message", "")), hint=str(body.get("hint", "")), **facts)
-    return error
-
-
-def gone(error: Exception, timeout_s: float | None) -> EngineUnavailable:
-    """Return the error of a service that went away, or fell silent, in the middle."""
-    if isinstance(error, TimeoutError):
-        return EngineUnavailable(f"the service said nothing for {timeout_s:g} s", hint="look at its log, or allow more time")
-    reason = getattr(error, "strerror", None) or type(error).__name__
-    return EngineUnavailable(f"the service went away before it answered: {reason}", hint="look at its log, then try again")
-
-
-def _read(response: http.client.HTTPResponse, timeout_s: float | None, *, line: bool = False) -> bytes:
-    try:
-        return response.readline() if line else response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise gone(error, timeout_s) from None
-
-
-def _checked(response: http.client.HTTPResponse, body: bytes) -> bytes:
-    if 200 <= response.status < 300:
-        return body
-    try:
-        said = error_of(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Internal(f"the service answered {response.status} without saying why", hint="look at its log") from None
-    raise said

@@ -51,9 +51,12 @@ class Removal:
                 self._store.forget(record.id)
             return gone
 
-    def prunable(self, limits: PruneLimits) -> Pruned:
-        """Return what pruning would remove. The budget holds for environments and cached files together."""
-        records, used = self._store.records(), self._store.used_now()
+    def prunable(self, limits: PruneLimits, *, also_used: bool = False) -> Pruned:
+        """Return what pruning would remove; `also_used` as if nothing were in use.
+
+        The budget holds for environments and cached files together.
+        """
+        records, used = self._store.records(), frozenset[str]() if also_used else self._store.used_now()
         files = [file for cache in self._caches for file in cache.files()]
         in_use = {record.id for record in records if lease_key(record.id) in used}
         if CACHED_FILES in used:

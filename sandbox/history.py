@@ -1,4 +1,6 @@
-"""What ran: one row per run in an SQLite file, bounded in age and size. Never code, payload, output or secrets.
+"""What ran: one row per run in an SQLite file, bounded in age and size.
+
+A payload is in it where the policy asks for that; code, output and secrets never are.
 
 `began` and `ended` return at once, whatever the disk does (`sandbox.history_writer`). Everything else waits for the disk:
 call it in a worker thread.

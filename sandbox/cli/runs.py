@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -71,9 +71,9 @@ def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) ->
 @click.argument("run_id", metavar="RUN")
 @json_option
 def logs(*, run_id: str, as_json: bool) -> None:
-    """Show what the history knows of RUN: its id, or the beginning of it. Code, payload and output are not kept."""
+    """Show what the history knows of RUN: its id, or the beginning of it. Payloads are kept where the policy asks for it, code and output never."""
     with connected() as client:
-        found = client.get(f"/v1/runs/{full_id(run_id, lambda: client.runs(limit=MAX_LISTED))}")
+        found = client.recorded(full_id(run_id, lambda: client.runs(limit=MAX_LISTED)))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -81,12 +81,13 @@ def logs(*, run_id: str, as_json: bool) -> None:
     for name, value in found.items():
         if value not in (None, "", []):
             click.echo(f"{name:<{width}}  {escaped(spelled(name, value))}")
-    click.echo("code, payload, output and result are not kept", err=True)
+    kept_too = "" if found.get("payload") else " payload,"
+    click.echo(f"code,{kept_too} output and result are not kept", err=True)
 
 
 @click.command("stop")
 @click.argument("run_id", metavar="[RUN]", required=False)
-@click.option("--all", "everything", is_flag=True, help="End every run, and retire every sandbox that stands ready.")
+@click.option("--all", "everything", is_flag=True, help="End every run, build and check, and retire every sandbox that stands ready.")
 @json_option
 def stop(*, run_id: str | None, everything: bool, as_json: bool) -> None:
     """End RUN at once: its id, or the beginning of it. Whoever waits for it gets the outcome `cancelled`."""
@@ -94,8 +95,10 @@ def stop(*, run_id: str | None, everything: bool, as_json: bool) -> None:
         raise InvalidRequest("stop takes a run or --all", hint="sandbox ps lists the runs that go on")
     with connected() as client:
         if run_id is None:
-            done = json.loads(client.raw("POST", "/v1/maintenance/stop-all"))
-            said = f"{done['stopped']} run(s) ended"
+            ended = client.stop_all()
+            others = ended["builds_and_checks"]
+            said = f"{ended['stopped']} run(s) ended" + (f", and {others} build(s) or check(s)" if others else "")
+            done: Mapping[str, object] = ended
         else:
             asked = full_id(run_id, lambda: going_on(client.runs(limit=1)))
             client.cancel(asked)

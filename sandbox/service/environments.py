@@ -33,9 +33,10 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     wanted = RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
     kind = format_asked(request)
     events = Events()
-    async with state.admission.slot(caller.uid, "environments", quota=caller.quota):
-        if kind is None:
+    if kind is None:
+        async with state.live.errand(), state.admission.slot(caller.uid, "environments", quota=caller.quota):
             return document(described(await state.runner.build(wanted, events.progress)))
+    async with state.admission.slot(caller.uid, "environments", quota=caller.quota):
         task = asyncio.create_task(build(state, wanted, events))
         try:
             return await events.send(request, kind)
@@ -47,7 +48,8 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
 async def build(state: State, wanted: RunRequest, events: Events) -> None:
     """Build one and tell how it goes."""
     try:
-        events.add("result", **described(await state.runner.build(wanted, events.progress)))
+        async with state.live.errand():
+            events.add("result", **described(await state.runner.build(wanted, events.progress)))
     except SandboxError as error:
         events.add_document("error", error_document(error))
     finally:

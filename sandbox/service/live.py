@@ -1,14 +1,15 @@
-"""The runs that are queued or going on: who asked, since when, and the way to end one."""
+"""What is queued or going on: runs, with who asked, since when, and the way to end one; builds and checks, to end them all."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from sandbox.errors import NotFound
+from sandbox.errors import EngineUnavailable, NotFound
 
 
 @dataclass(eq=False)
@@ -34,10 +35,11 @@ class LiveRun:
 
 
 class LiveRuns:
-    """Every run that has not ended."""
+    """Every run that has not ended, and every build and check."""
 
     def __init__(self) -> None:
         self._runs: dict[str, LiveRun] = {}
+        self._errands: set[asyncio.Task[Any]] = set()
         self._kept: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[LiveRun]:
@@ -74,7 +76,28 @@ class LiveRuns:
         run.cancel.set()
 
     def cancel_all(self) -> int:
-        """End all of them; return how many."""
+        """End all runs; return how many."""
         for run in self:
             run.cancel.set()
         return len(self)
+
+    @contextlib.asynccontextmanager
+    async def errand(self) -> AsyncIterator[None]:
+        """Have the block, a build or a check with its wait for a turn, ended by `stop_errands`. Raises `EngineUnavailable` then."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._errands.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._errands:
+                raise
+            raise EngineUnavailable("a maintainer ended everything that went on", hint="ask for it again") from None
+        finally:
+            self._errands.discard(task)
+
+    def stop_errands(self) -> int:
+        """End all builds and checks; return how many."""
+        ended, self._errands = self._errands, set()
+        for task in ended:
+            task.cancel()
+        return len(ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox.environment_store import PruneLimits
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 async def post_prune(request: web.Request) -> web.Response:
-    """Remove environments and cached files by age, last use and size; never what is in use."""
+    """Remove environments and cached files by age, last use and size; never what a run uses. A trial lists that, too."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
     body = prune_body(request[BODY].take())
@@ -27,8 +28,9 @@ async def post_prune(request: web.Request) -> web.Response:
         unused_s=body.unused_s, older_s=body.older_s, budget_bytes=body.budget_mib << 20 if body.budget_mib else None
     )
     removal = state.runner.environments().removal
-    pruned = await asyncio.to_thread(removal.prunable, limits)
+    pruned = await asyncio.to_thread(partial(removal.prunable, limits, also_used=True))
     if not body.dry_run:
+        # Sandboxes that stand ready use their environment as a run does, and give way.
         going = {record.image for record in pruned.environments}
         await state.drop(lambda setting: setting.admitted.name in going)
         pruned = await asyncio.to_thread(removal.prune, limits)
@@ -41,9 +43,9 @@ async def post_prune(request: web.Request) -> web.Response:
 
 
 async def post_stop_all(request: web.Request) -> web.Response:
-    """End every run at once, and retire every sandbox that waits for one."""
+    """End every run, build and check at once, and retire every sandbox that waits for a run."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
-    stopped = state.live.cancel_all()
+    stopped, errands = state.live.cancel_all(), state.live.stop_errands()
     await state.drop(lambda _: True)
-    return document({"stopped": stopped})
+    return document({"stopped": stopped, "builds_and_checks": errands})

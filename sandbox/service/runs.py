@@ -280,6 +280,6 @@ async def post_check(request: web.Request) -> web.Response:
         code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
         requires_python=asked.python,
     )  # fmt: skip
-    async with state.admission.slot(caller.uid, "check", quota=caller.quota):
+    async with state.live.errand(), state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
     return document(json.loads(found.model_dump_json()))

@@ -105,6 +105,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         if gone or interrupted:
             LOG.warning("the service did not end in order: %d sandboxes removed, %d runs ended", gone, interrupted)
         policies = PolicyBook(places.policy_dirs)
+        tell_troubles(policies)
         make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
         limits = PoolLimits(
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
@@ -144,6 +145,12 @@ def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
         "containers_started_total": pool.started, "containers_used_total": pool.taken, "containers_retired_total": pool.retired,
         "warm_containers": cells.containers, "warm_containers_started_total": cells.started, "cells_total": cells.cells,
     }  # fmt: skip
+
+
+def tell_troubles(policies: PolicyBook) -> None:
+    """Log which policies have a broken file."""
+    for trouble in policies.troubles():
+        LOG.error("%s", trouble)
 
 
 def tell_unknown_names(state: State) -> None:
@@ -224,8 +231,7 @@ async def until_stopped(state: State) -> None:
     def reload() -> None:
         systemd.notify(os.environ, systemd.reloading())
         state.policies.reload()
-        for name, problem in state.policies.problems.items():
-            LOG.error("policy %s is as it was: %s", name, problem)
+        tell_troubles(state.policies)
         LOG.info("policies read: %s", ", ".join(state.policies.names()))
         loop.run_in_executor(None, tell_unknown_names, state)
         systemd.notify(os.environ, "READY=1")

@@ -52,6 +52,13 @@ class PolicyBook:
                     found[name] = self._policies[name]
         self._policies = found
 
+    def troubles(self) -> list[str]:
+        """Tell of each policy whose file is broken, and what that means for runs."""
+        return [
+            f"policy {name} {'is as it was' if name in self._policies else 'cannot be used'}: {problem}"
+            for name, problem in self.problems.items()
+        ]
+
     def names(self) -> list[str]:
         """Return the names of the policies that can be used."""
         return sorted(self._policies)

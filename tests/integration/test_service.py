@@ -12,15 +12,26 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox.client import Client
+from sandbox.client_answers import (
+    CodeCheck,
+    Image,
+    MissingModule,
+    Policy,
+    PolicyAndValues,
+    PolicyValue,
+    Problem,
+    Template,
+    TemplateAndCode,
+)
 from sandbox.errors import AccessDenied, InvalidRequest, NotFound, PolicyDenied, QueueFull, SandboxError
-from tests.command import left_behind
+from tests.command import environment, left_behind, sandbox
 from tests.integration.service import Service, served
 
 WAIT_S = 30.0
@@ -57,9 +68,10 @@ def test_a_run_gives_its_result_output_files_and_receipt(client: Client) -> None
     )  # fmt: skip
     assert (result.outcome, result.value, result.stdout) == ("succeeded", {"double": 42, "t": "north"}, "hello\n")
     assert result.files == {"a.bin": b"\x00\x01"}
-    assert client.raw("GET", f"/v1/runs/{result.run_id}/files/a.bin") == b"\x00\x01"
+    assert client.file(result.run_id, "a.bin") == b"\x00\x01"
     with pytest.raises(NotFound):
-        client.raw("GET", f"/v1/runs/{result.run_id}/files/..%2f..%2fhistory.sqlite")
+        client.file(result.run_id, "../../history.sqlite")
+    assert client.recorded(result.run_id)["outcome"] == "succeeded"
     receipt = result.document["receipt"]
     assert receipt["policy"] == "small"
     assert receipt["run_id"] == result.run_id
@@ -150,6 +162,10 @@ def test_a_payload_is_kept_where_the_policy_asks_for_it_and_nowhere_else(tmp_pat
         shown = {policy: client.get(f"/v1/runs/{run_id}") for policy, run_id in runs.items()}
         assert (shown["kept"]["payload"], "payload" in shown["default"]) == ('["payload of kept"]', False)
         assert not any("payload" in row for row in client.runs())
+        logs = {policy: sandbox("logs", run_id, env=environment(SANDBOX_SOCKET=service.socket)) for policy, run_id in runs.items()}
+    assert "payload of kept" in logs["kept"].stdout
+    assert logs["kept"].stderr == "code, output and result are not kept\n"
+    assert logs["default"].stderr == "code, payload, output and result are not kept\n"
     content = b"".join(path.read_bytes() for path in (home / "data").rglob("history.sqlite*"))
     assert b"payload of kept" in content
     assert b"payload of default" not in content
@@ -339,13 +355,30 @@ def test_the_history_has_no_payload_code_output_or_secret(service: Service, clie
 
 
 def test_what_a_caller_may_use_is_listed(client: Client) -> None:
-    assert {"default", "strict", "small"} <= {policy["name"] for policy in client.get("/v1/policies")["policies"]}
-    assert "limits.memory_mib" in {row["key"] for row in client.get("/v1/policies/small")["values"]}
-    assert "iot" in {template["name"] for template in client.get("/v1/templates")["templates"]}
-    assert client.get("/v1/templates/simple")["code"]
-    assert any("sandbox-python" in image["name"] for image in client.get("/v1/images")["images"])
-    assert client.get("/v1/doctor")["usable"]
-    assert client.get("/v1/environments") == {"environments": []}
+    assert {"default", "strict", "small"} <= {policy["name"] for policy in client.policies()}
+    small = client.policy("small")
+    assert "limits.memory_mib" in {row["key"] for row in small["values"]}
+    assert "iot" in {template["name"] for template in client.templates()}
+    simple = client.template("simple")
+    assert client.run(simple["code"], payload=simple["payload"]).outcome == "succeeded"
+    images = client.images()
+    assert any("sandbox-python" in image["name"] for image in images)
+    assert client.doctor()["usable"]
+    assert client.environments() == []
+    for found, kind in ((client.policies()[0], Policy), (small, PolicyAndValues), (small["values"][0], PolicyValue),
+                        (client.templates()[0], Template), (simple, TemplateAndCode), (images[0], Image)):  # fmt: skip
+        assert set(found) == set(kind.__annotations__)
+
+
+def test_what_is_not_there_is_told_by_the_same_errors_from_every_call(client: Client) -> None:
+    asked: list[Callable[[str], object]] = [client.template, client.environment, client.recorded, client.cancel, client.policy]
+    for ask in asked:
+        for name in ("absent", "a/../b", "ä b?c#d"):
+            with pytest.raises((NotFound, AccessDenied, InvalidRequest)) as caught:
+                ask(name)
+            assert caught.value.hint
+    with pytest.raises(InvalidRequest, match="prune needs to know"):
+        client.prune()
 
 
 def test_metrics_are_prometheus_text(service: Service, client: Client) -> None:
@@ -353,12 +386,17 @@ def test_metrics_are_prometheus_text(service: Service, client: Client) -> None:
     _, headers, body = raw(service, "GET", "/v1/metrics")
     assert headers["Content-Type"].startswith("text/plain")
     assert b'sandbox_runs_total{outcome="succeeded",policy="small"}' in body
+    assert 'sandbox_runs_total{outcome="succeeded",policy="small"}' in client.metrics()
 
 
 def test_code_is_checked_without_being_run(client: Client) -> None:
     found = client.check("import cv2\nprint(1")
+    assert found["problem"] is not None
     assert found["problem"]["line"] == 2
+    assert set(found) == set(CodeCheck.__annotations__)
+    assert set(found["problem"]) == set(Problem.__annotations__)
     found = client.check("import cv2, json\nopen('/app/x', 'w')")
+    assert set(found["missing"][0]) == set(MissingModule.__annotations__)
     assert [(row["module"], row["install"]) for row in found["missing"]] == [("cv2", "opencv-python-headless")]
 
 
@@ -437,6 +475,7 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
         service.process.send_signal(signal.SIGHUP)
         until(lambda: client.health()["status"] == "degraded")
         assert "small" in client.health()["problems"][0]
+        assert "policy small is as it was: " in service.log()
         assert values(client)["limits.output_mib"] == 2
         assert client.run("result = 1", policy="small").value == 1
     finally:

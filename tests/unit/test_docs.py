@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -15,9 +16,12 @@ from click.testing import CliRunner
 
 from sandbox import errors, templates
 from sandbox.cli.main import cli
+from sandbox.client import Client
 from sandbox.errors import SandboxError
 from sandbox.harness import compile_program
 from sandbox.models import EXIT_STATUS, Outcome
+from sandbox.service.config import variable_of
+from sandbox.service.config_model import KEYS, ServiceConfig
 
 ROOT = Path(__file__).parents[2]
 GENERATED = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}
@@ -142,6 +146,41 @@ def test_documented_command_exists(page: str, line: str) -> None:
         command = found
     options = {name for entry in command.params for name in entry.opts} | {"--help"}
     assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options
+
+
+# ---- the service's settings
+
+
+def test_settings_are_described_as_they_are() -> None:
+    generator = runpy.run_path(str(ROOT / "scripts/generate-docs"))
+    assert TEXTS["docs/service.md"] == generator["service"](), "run scripts/generate-docs"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_setting_has_its_default_its_range_and_its_meaning(key: str) -> None:
+    expected, default, meaning = rows("docs/service.md", "Settings")[key]
+    assert meaning == KEYS[key].description
+    assert len(expected) > 5
+    bounds = [limit for rule in KEYS[key].metadata if (limit := getattr(rule, "ge", getattr(rule, "le", None))) is not None]
+    assert all(f"{bound:.12g}" in expected for bound in bounds)
+    value = ServiceConfig().model_dump(mode="json")[key.partition(".")[0]][key.partition(".")[2]]
+    if not KEYS[key].default_factory:
+        assert default == ("none" if value is None else f"`{json.dumps(value)}`")
+
+
+def test_where_settings_come_from_is_told() -> None:
+    part = TEXTS["docs/service.md"].split("\n## Settings\n", 1)[1].split("\n## ", 1)[0]
+    for name in ("--config", "$SANDBOX_CONFIG", "/etc/podman-sandbox-runner/service.toml", "SANDBOX_SECTION__KEY", variable_of("queue.running")):
+        assert name in part
+
+
+# ---- the service's client
+
+
+def test_every_method_of_the_client_is_documented() -> None:
+    methods = {name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")}
+    named = {found for cell in rows("docs/service.md", "From Python") for found in re.findall(r"(?:^|`)(\w+)\(", cell)}
+    assert methods == named
 
 
 # ---- links, paths, names

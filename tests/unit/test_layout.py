@@ -151,6 +151,10 @@ def test_public_names_are_described(path: Path) -> None:
     assert missing == []
 
 
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
 def test_changelog_begins_with_the_package_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[:2] == ["Unreleased", sandbox.__version__]

@@ -101,3 +101,18 @@ def test_an_account_that_may_come_later_is_a_warning_with_its_place() -> None:
         UnknownName(message='access.maintainers: there is no group "no-such-group" on this host', error=False),
         UnknownName(message='users in entry 1 of access.runners: there is no user "no-such-user" on this host', error=False),
     ]
+
+
+# ---- a policy whose file is broken
+
+
+def test_a_broken_policy_is_as_it_was_or_was_never_there(directories: list[Path], tmp_path: Path) -> None:
+    book = PolicyBook(directories)
+    assert book.troubles() == []
+    for name in ("reports", "newer"):
+        (tmp_path / f"{name}.toml").write_text("limits.nonsense = 1\n")
+    book.reload()
+    newer, reports = sorted(book.troubles())
+    assert newer.startswith("policy newer cannot be used: ")
+    assert reports.startswith("policy reports is as it was: ")
+    assert "limits.nonsense" in newer

@@ -1,0 +1,125 @@
+"""What the service answers, as types: each is a JSON object as it came, see docs/service.md. Times are seconds since 1970."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Problem(TypedDict):
+    """Why code does not compile: where (from 1, in characters), in Python's words, and the beginning of that line."""
+
+    line: int
+    column: int
+    message: str
+    text: str
+
+
+class MissingModule(TypedDict):
+    """An import that can't be served, and the library that would have it (None where nobody knows)."""
+
+    module: str
+    line: int
+    install: str | None
+
+
+class CodeCheck(TypedDict):
+    """What is found in a piece of code; `python` is the version that it was compiled with."""
+
+    python: str
+    problem: Problem | None
+    missing: list[MissingModule]
+    imports: list[str]
+
+
+class BuiltEnvironment(TypedDict):
+    """An environment that was asked for; `packages` are `name==version`."""
+
+    id: str
+    image: str
+    digest: str
+    lock_hash: str
+    packages: list[str]
+
+
+class Environment(TypedDict):
+    """An environment of the service's host; `size_bytes` is what its libraries add to the base image."""
+
+    id: str
+    image: str
+    image_id: str
+    base: str
+    base_digest: str
+    lock_hash: str
+    build_hash: str
+    packages: list[str]
+    requirements: list[str]
+    size_bytes: int
+    created: float
+    last_used: float
+
+
+class EnvironmentAndLock(Environment):
+    """The same with its lock, as TOML."""
+
+    lock: str
+
+
+class Policy(TypedDict):
+    """A policy that the caller may use."""
+
+    name: str
+    description: str
+    hash: str
+
+
+class PolicyValue(TypedDict):
+    """One value of a policy, and the file that it comes from."""
+
+    key: str
+    value: Any
+    unit: str
+    meaning: str
+    origin: str
+
+
+class PolicyAndValues(Policy):
+    """A policy with every value."""
+
+    values: list[PolicyValue]
+
+
+class Template(TypedDict):
+    """A built-in script."""
+
+    name: str
+    summary: str
+
+
+class TemplateAndCode(Template):
+    """A built-in script with its code and its sample payload."""
+
+    code: str
+    payload: Any
+
+
+class Image(TypedDict):
+    """An image of the service's host."""
+
+    name: str
+    digest: str
+
+
+class Pruned(TypedDict):
+    """What went, or would go: environments by id; cached files, and their bytes."""
+
+    environments: list[str]
+    files: int
+    bytes: int
+    dry_run: bool
+
+
+class Stopped(TypedDict):
+    """How many runs were ended, and how many builds and checks beside them."""
+
+    stopped: int
+    builds_and_checks: int
