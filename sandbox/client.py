@@ -114,6 +114,13 @@ class _Connection(http.client.HTTPConnection):
         if self.sock is not None:
             self.sock.settimeout(timeout_s)
 
+    def break_off(self) -> None:
+        """Have whoever waits for the service find that it is gone."""
+        connection = self.sock
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def answer(self, method: str, path: str, body: bytes | None, *, accept: str) -> http.client.HTTPResponse:
         """Send a request, once, and return the answer's head. Raises `NoService`, `EngineUnavailable`."""
         headers = {"Accept": accept, **({"Content-Type": JSON} if body is not None else {})}
@@ -147,6 +154,7 @@ class Client:
         self.path = path or default_socket()
         self.timeout_s = timeout_s
         self._connection = _Connection(self.path, timeout_s)
+        self._streams: set[_Connection] = set()
 
     def __enter__(self) -> Client:
         """Return itself."""
@@ -159,6 +167,11 @@ class Client:
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         self._connection.close()
+
+    def break_off(self) -> None:
+        """End every stream of this client, and so its run; for other threads, which may not close an iterator that waits."""
+        for stream in tuple(self._streams):
+            stream.break_off()
 
     def connect(self) -> int:
         """Connect now, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
@@ -204,8 +217,9 @@ class Client:
         """Run code, and give what happens while it happens; takes what `run` takes. Raises a `SandboxError`.
 
         Each event is a dict with `event`: `accepted` (with `run_id`), `progress` (`step`, `text`, and counts of bytes),
-        `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`text`), and at the end `result` with the
-        whole answer, which `result_of` takes. Closing the iterator before its end ends the run.
+        `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`level`, `text`, `elapsed_s`), `file` (as
+        in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when the
+        run has its turn; what is refused before is raised. Closing the iterator before its end ends the run.
         """
         body = run_body(code, options, payload=payload, payload_json=payload_json)
         with contextlib.closing(self.lines("/v1/runs", body, timeout_s=timeout_s)) as lines:
@@ -261,6 +275,7 @@ class Client:
         Closing the iterator closes the connection, and so ends the run.
         """
         connection = _Connection(self.path, self.timeout_s if timeout_s is None else timeout_s)
+        self._streams.add(connection)
         try:
             response = connection.answer("POST", path, body, accept=NDJSON)
             if response.status != http.client.OK:
@@ -268,6 +283,7 @@ class Client:
             while line := _read(response, connection.timeout, line=True):
                 yield line
         finally:
+            self._streams.discard(connection)
             connection.close()
 
 

@@ -67,8 +67,8 @@ def identified(access: Access, intake: Intake) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is None:
             raise ConnectionResetError
-        request[CALLER] = await access.caller(request.transport.get_extra_info("socket"))
-        async with intake.body(request) as body:
+        caller = request[CALLER] = await access.caller(request.transport.get_extra_info("socket"))
+        async with intake.body(request, caller.uid) as body:
             request[BODY] = body
             return await handler(request)
 

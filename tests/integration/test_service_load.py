@@ -159,7 +159,7 @@ def held(service: Service) -> int:
 def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(tmp_path_factory: pytest.TempPathFactory) -> None:
     mib, waiting = 30, 5
     home = tmp_path_factory.mktemp("bodies")
-    with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__BODIES_MIB=str(mib * waiting + mib // 2)) as service:
+    with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__BODIES_MIB=str(2 * mib * waiting + mib)) as service:
         sleeping, body = (
             json.dumps({"code": code, "payload": pad}).encode() for code, pad in (("import time\ntime.sleep(20)", ""), ("1", "x" * (mib << 20)))
         )

@@ -79,7 +79,7 @@ class Scene:
 
 
 def play(
-    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, idle_s: float = WAIT_S, body_s: float = WAIT_S, budget_mib: int = 8
+    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, idle_s: float = WAIT_S, body_s: float = WAIT_S, budget_mib: int = 16
 ) -> None:
     """Serve, act and stop."""
 
@@ -207,6 +207,22 @@ def test_past_the_budget_of_all_bodies_the_answer_is_at_once_no_and_afterwards_y
         for answer in (*holding, small):
             assert (await answer).startswith(b"HTTP/1.1 200 ")
         assert (await here.answer(posted(3 * MIB, chunked=chunked)))[1] == {"size": 3 << 20}
+
+    play(tmp_path, act)
+
+
+def test_who_announces_bodies_and_sends_none_takes_no_room(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        writers = []
+        for _ in range(20):
+            _, writer = await asyncio.open_unix_connection(here.path)
+            writer.write(posted(4 * MIB)[:200])
+            await writer.drain()
+            writers.append(writer)
+        here.go.set()
+        assert (await here.answer(posted(4 * MIB)))[1] == {"size": 4 << 20}
+        for writer in writers:
+            writer.close()
 
     play(tmp_path, act)
 

@@ -1,0 +1,16 @@
+"""Work on much data, done beside the event loop so that everything else goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+# Handing work to a thread takes longer than copying or hashing less than this.
+LARGE_BYTES = 1 << 18
+Result = TypeVar("Result")
+
+
+async def aside(size_bytes: int, work: Callable[[], Result]) -> Result:
+    """Return what `work` on so many bytes gives; where they are many, a thread does it."""
+    return await asyncio.to_thread(work) if size_bytes > LARGE_BYTES else work()
