@@ -29,11 +29,13 @@ class Budget:
         others_bytes = self._held[uid] - own_bytes
         free_bytes = self._total_bytes - self._held.total() + own_bytes - size_bytes
         if others_bytes and others_bytes + size_bytes > free_bytes:
-            raise QueueFull(
-                f"your requests that wait and run, and the answers that you have not read, hold {others_bytes >> 20} MiB"
-                " already, and this one does not fit beside them",
-                hint=f"read your answers, and try again in {RETRY_AFTER_S} s", retry_after_s=RETRY_AFTER_S,
-            )  # fmt: skip
+            raise full(others_bytes)
+
+    def check_most(self, uid: int, own_bytes: int) -> None:
+        """Check that a caller holds no more than it ever may: what it holds has grown meanwhile. Raises `QueueFull`."""
+        others_bytes = self._held[uid] - own_bytes
+        if others_bytes and 2 * self._held[uid] > self._total_bytes:
+            raise full(others_bytes)
 
     def count(self, uid: int, more_bytes: int) -> None:
         """Count more, or less."""
@@ -48,6 +50,7 @@ class Part:
     def __init__(self, budget: Budget, uid: int) -> None:
         self._budget = budget
         self._uid = uid
+        self._closed = False
         self.size_bytes = 0
 
     def beside(self) -> Part:
@@ -63,7 +66,26 @@ class Part:
         self.check(size_bytes)
         self.count(size_bytes)
 
+    def check_most(self) -> None:
+        """Check that its caller may begin a run. Raises `QueueFull`."""
+        self._budget.check_most(self._uid, self.size_bytes)
+
     def count(self, size_bytes: int) -> None:
         """Let it hold so much in any case: what is there already is counted, not refused."""
-        self._budget.count(self._uid, size_bytes - self.size_bytes)
-        self.size_bytes = size_bytes
+        if not self._closed:
+            self._budget.count(self._uid, size_bytes - self.size_bytes)
+            self.size_bytes = size_bytes
+
+    def close(self) -> None:
+        """Hold nothing, from now on: nobody is left whom something could be held for."""
+        self.count(0)
+        self._closed = True
+
+
+def full(others_bytes: int) -> QueueFull:
+    """Return why no more of a caller is taken."""
+    return QueueFull(
+        f"your requests that wait and run, and the answers that you have not read, hold {others_bytes >> 20} MiB"
+        " already, and this one does not fit beside them",
+        hint=f"read your answers, and try again in {RETRY_AFTER_S} s", retry_after_s=RETRY_AFTER_S,
+    )  # fmt: skip

@@ -176,7 +176,7 @@ class Events:
         """Collect nothing any more: nobody is left to send it to."""
         self._left = True
         self._waiting.clear()
-        self._part.count(0)
+        self._part.close()
 
     async def any(self) -> bool:
         """Wait for the first event; tell whether there is one at all."""
@@ -196,8 +196,7 @@ class Events:
             self._news.set()
 
     def _count(self, more_bytes: int) -> None:
-        if not self._left:
-            self._part.count(self._part.size_bytes + more_bytes)
+        self._part.count(self._part.size_bytes + more_bytes)
 
     async def _pieces(self, kind: str) -> AsyncIterator[bytes]:
         before, after = (b"", b"\n") if kind == NDJSON else (b"data: ", b"\n\n")

@@ -66,7 +66,7 @@ class Intake:
                     raise InvalidRequest("the request's body is broken", hint="send it again, as a whole") from None
             yield body
         finally:
-            body.part.count(0)
+            body.part.close()
 
     async def _read(self, request: web.Request, part: Part) -> bytes:
         announced_bytes = request.content_length or 0

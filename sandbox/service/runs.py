@@ -26,6 +26,7 @@ from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, gathered, large
 from sandbox.service.bodies import check_body, run_body, run_request
+from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
 from sandbox.service.live import LiveRun
@@ -48,7 +49,7 @@ async def post_run(request: web.Request) -> web.StreamResponse:
     wanted, goes_on = await aside(len(data), partial(understood, data))
     del data
     caller.may_use(wanted.policy)
-    work = Work(state, caller, wanted)
+    work = Work(state, caller, wanted, request[BODY].part)
     del wanted  # whoever reads the answer slowly has nothing of the request kept meanwhile
     keep = partial(go_on, request) if goes_on else None
     if (kind := format_asked(request)) is not None:
@@ -91,8 +92,9 @@ class Cancelled(Exception):
 class Work:
     """One request on its way through the queue, the runner and the history; for one call of `carry_out` or `tell`."""
 
-    def __init__(self, state: State, caller: Caller, wanted: RunRequest) -> None:
+    def __init__(self, state: State, caller: Caller, wanted: RunRequest, part: Part) -> None:
         self.state = state
+        self.part = part
         self.caller = caller
         self.wanted = wanted
         self.live = LiveRun(
@@ -105,6 +107,7 @@ class Work:
         pieces = await self.carry_out(events)
         events.accepted(self.live.run_id)
         events.add_document("result", pieces)
+        self.part.count(0)  # it counts among the events now
 
     async def carry_out(self, events: Events | None = None) -> list[bytes]:
         """Run it when its turn comes, and return its document in pieces; from its turn on it is in the history.
@@ -153,11 +156,15 @@ class Work:
 
         try:
             async with self._turn() as slot:
+                # Many small requests may have waited while answers came that nobody reads.
+                self.part.check_most()
                 self.state.history.began(replace(row, state="running"))
-                return await self.state.runner.run(
+                result = await self.state.runner.run(
                     self.wanted, run_id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
                     cancel=live.cancel, queued_s=slot.waited_s,
                 )  # fmt: skip
+                self.part.count(size_of(result))  # before the next run begins, and in the place of the body
+                return result
         except Cancelled:
             return RunResult(run_id=live.run_id, outcome=Outcome.CANCELLED, explanation=CANCELLED_IN_QUEUE)
 

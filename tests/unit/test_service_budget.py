@@ -47,6 +47,21 @@ def test_what_is_checked_is_not_held_and_what_is_given_back_is_free() -> None:
     second.grow(1000)
 
 
+def test_who_was_taken_goes_on_though_others_came_until_it_holds_more_than_it_ever_may() -> None:
+    budget = Budget(100)
+    first, second = budget.part(ONE), budget.part(ONE)
+    first.grow(25)
+    second.grow(25)
+    budget.part(TWO).grow(25)
+    second.check_most()
+    first.count(26)
+    with pytest.raises(QueueFull):
+        second.check_most()
+    second.count(0)
+    first.count(1000)
+    first.check_most()
+
+
 def test_what_is_there_already_is_counted_and_keeps_the_next_out() -> None:
     budget = Budget(100)
     budget.part(ONE).count(500)

@@ -82,14 +82,14 @@ class Pretended:
 class Scene:
     """The service's routes on a socket, in front of pretended runs."""
 
-    def __init__(self, path: str, *, running: int, budget_mib: int) -> None:
+    def __init__(self, path: str, *, running: int, waiting: int, budget_mib: int) -> None:
         self.path = path
         self.runner = Pretended()
         self.ended: list[Any] = []
         self.keep_files = asyncio.Event()
         self.clients: list[asyncio.StreamWriter] = []
         self.metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
-        limits = AdmissionLimits(running=running, waiting=0, per_caller_running=running, per_caller_waiting=0, wait_s=WAIT_S)
+        limits = AdmissionLimits(running=running, waiting=waiting, per_caller_running=running, per_caller_waiting=waiting, wait_s=WAIT_S)
         loop = asyncio.get_running_loop()
 
         def missing(name: str) -> Any:
@@ -99,7 +99,7 @@ class Scene:
             asyncio.run_coroutine_threadsafe(cast("Any", self.keep_files.wait()), loop).result(WAIT_S)
 
         self.state = cast("State", SimpleNamespace(
-            config=ServiceConfig(queue=Queue(running=running, waiting=0, per_caller_waiting=0, bodies_mib=budget_mib)), runner=self.runner,
+            config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
             policies=SimpleNamespace(all=list, get=missing), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
             history=SimpleNamespace(began=lambda row: None, ended=self.ended.append), artefacts=SimpleNamespace(keep=keep),
         ))  # fmt: skip
@@ -148,12 +148,12 @@ def whole(chunks: bytes) -> bytes:
 
 
 def play(
-    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, running: int = 4, budget_mib: int = 512, drain_s: float | None = None
+    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, running: int = 4, waiting: int = 0, budget_mib: int = 512, drain_s: float | None = None
 ) -> None:
     """Serve, act and stop."""
 
     async def scene() -> None:
-        here = Scene(str(tmp_path / "s"), running=running, budget_mib=budget_mib)
+        here = Scene(str(tmp_path / "s"), running=running, waiting=waiting, budget_mib=budget_mib)
         with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access, socket.socket(socket.AF_UNIX) as opened:
             opened.bind(here.path)
             async with accepting(application(here.state, access), opened):
@@ -260,6 +260,17 @@ def test_who_does_not_read_its_answers_gets_no_more_until_it_does(tmp_path: Path
         assert (await here.answer("1"))[0] == 200
 
     play(tmp_path, act, budget_mib=16)
+
+
+def test_requests_that_waited_while_answers_came_that_nobody_reads_are_not_run(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        asked = [await here.ask("mib 4") for _ in range(10)]
+        heads = [await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S) for reader, _ in asked]
+        assert sum(b" 200 " in head for head in heads) == here.runner.running
+        assert here.runner.running in (2, 3), "half of 16 MiB"
+        assert sum(b" 429 " in head for head in heads) == 10 - here.runner.running
+
+    play(tmp_path, act, budget_mib=16, running=1, waiting=10)
 
 
 def test_a_client_that_reads_but_too_slowly_is_cut_off_and_its_part_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
