@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
 from sandbox.service.config_model import ServiceConfig
+from sandbox.service.connections import more_descriptors, most_connections
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi
 from sandbox.service.runs import listed_at_most
@@ -154,6 +156,36 @@ def test_a_connection_without_a_request_is_closed_after_a_while(tmp_path: Path, 
         assert answer.count(b"HTTP/1.1 200") == said.count(b"{}")
 
     play(tmp_path, act, idle_s=0.1)
+
+
+def test_all_users_connections_leave_descriptors_for_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (6, 6))
+
+    async def act(here: Scene) -> None:
+        held = [here.send(GET + b"\r\n") for _ in range(3)]
+        await here.arrivals(3)
+        status, body, head = await here.answer(b"")  # who has said something finds the connection reset
+        assert (status, body["error"]["code"], b"Retry-After: 1" in head) == (429, "queue_full", True)
+        here.go.set()
+        for one in held:
+            one.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert (await here.answer(GET + b"Connection: close\r\n\r\n"))[0] == 200
+
+    play(tmp_path, act)
+
+
+@pytest.mark.parametrize(("before", "after"), [((100, 200), (200, 200)), ((100, 10**6), (65_536, 10**6)), ((10**5, 10**6), None), ((-1, -1), None), ((9, -1), (65_536, -1))])
+def test_the_service_takes_as_many_descriptors_as_it_may_within_reason(
+    before: tuple[int, int], after: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: found.append(limits))
+    more_descriptors()
+    assert found == ([after] if after else [])
+    assert most_connections() == (before[0] // 2 if before[0] > 0 else 32_768)
 
 
 def test_a_request_that_takes_long_is_not_an_idle_connection(tmp_path: Path) -> None:
