@@ -31,11 +31,9 @@ class Body:
         return data
 
     def keep_until(self, task: asyncio.Task[Any]) -> None:
-        """Let it count until a task is done, also when its request ends before."""
-        kept = self.part.beside()
-        kept.count(self.part.size_bytes)
-        self.part.count(0)
-        task.add_done_callback(lambda _: kept.count(0))
+        """Let it count until a task is done, also when its request ends before, which gets another part for its answer."""
+        kept, self.part = self.part, self.part.beside()
+        task.add_done_callback(lambda _: kept.close())
 
 
 class Intake:

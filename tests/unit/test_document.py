@@ -12,7 +12,7 @@ from sandbox.document import PIECE_BYTES, as_document, document_pieces
 from sandbox.models import Outcome, RunResult, SavedFile
 
 
-@given(st.binary(max_size=20), st.integers(0, 3))
+@given(st.binary(max_size=20) | st.text(st.characters(min_codepoint=128), max_size=9).map(lambda text: text.encode(errors="replace")), st.integers(0, 3))
 def test_output_is_the_same_text_wherever_a_piece_ends(data: bytes, shift: int) -> None:
     output = b"x" * (PIECE_BYTES - shift) + data
     result = RunResult(run_id="r", outcome=Outcome.FAILED, stdout=output, stderr=data)

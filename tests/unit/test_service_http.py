@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ class Scene:
         self.go = asyncio.Event()
         self.arrived = 0
         self.kept: list[asyncio.Event] = []
+        self.clients: list[asyncio.StreamWriter] = []
 
     async def size(self, request: web.Request) -> web.StreamResponse:
         """Answer with the size; a request with `?keep` leaves its body to a task that ends when the test says so."""
@@ -53,7 +55,8 @@ class Scene:
             request[BODY].keep_until(asyncio.create_task(cast("Any", end.wait())))
         else:
             await self.go.wait()
-        return document({"size": len(request[BODY].data)})
+        pad = {"pad": "x" * (4 << 20)} if "pad" in request.query else {}
+        return document({"size": len(request[BODY].data), **pad})
 
     async def arrivals(self, count: int) -> None:
         while self.arrived < count:
@@ -97,6 +100,9 @@ def play(
                 opened.bind(here.path)
                 async with accepting(app, opened, idle_s=idle_s):
                     await act(here)
+                for client in here.clients:
+                    client.transport.abort()
+                await asyncio.sleep(0)
 
     asyncio.run(scene())
 
@@ -186,6 +192,21 @@ def test_the_service_takes_as_many_descriptors_as_it_may_within_reason(
     more_descriptors()
     assert found == ([after] if after else [])
     assert most_connections() == (before[0] // 2 if before[0] > 0 else 32_768)
+
+
+def test_an_answer_that_nobody_reads_does_not_keep_the_service_from_stopping(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        _, writer = await asyncio.open_unix_connection(here.path, limit=1)
+        writer.write(GET.replace(b"/size", b"/size?pad") + b"\r\n")
+        await here.arrivals(1)
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(WAIT_S / 2, writer.transport.abort)  # what a service that waits would wait for
+        here.clients.append(writer)
+
+    began = time.monotonic()
+    play(tmp_path, act)
+    assert time.monotonic() - began < WAIT_S / 2
 
 
 def test_a_request_that_takes_long_is_not_an_idle_connection(tmp_path: Path) -> None:

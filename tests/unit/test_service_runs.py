@@ -35,12 +35,19 @@ WAIT_S = 20.0
 NDJSON = "application/x-ndjson"
 
 
+@pytest.fixture(autouse=True)
+def soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the clients that read nothing little time at the end of each test."""
+    monkeypatch.setattr(server, "SENT_S", 0.1)
+
+
 class Pretended:
     """A runner whose runs do what their code says; `go` lets those that wait end."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.running = 0
+        self.cleaned = False
 
     async def run(
         self, wanted: RunRequest, *, run_id: str, follow: Follow, on_progress: Callable[[Progress], None], cancel: asyncio.Event, **_: Any
@@ -63,7 +70,11 @@ class Pretended:
         if wanted.code == "until cancelled":
             await cancel.wait()
         if wanted.code == "hangs":
-            await asyncio.Event().wait()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+                self.cleaned = True
         if wanted.code == "tells":
             assert follow.output
             assert follow.log
@@ -73,7 +84,7 @@ class Pretended:
             follow.log(LogRecord(level="warning", message="careful", elapsed_s=0.5))
             follow.file("a.bin", bytearray(b"\x00\x01" * 100_000))
         if wanted.code == "saves":
-            files = (SavedFile(name="a", content=b"x"),)
+            files = (SavedFile(name="a", content=b"x" * (4 << 20)),)
         size = int(wanted.code.removeprefix("mib ")) << 20 if wanted.code.startswith("mib ") else 1
         result = b'"%s"' % (b"x" * size)
         return RunResult(run_id=run_id, outcome=Outcome.SUCCEEDED, result_json=result, files=files)
@@ -107,7 +118,7 @@ class Scene:
     async def ask(self, code: str, *, accept: str = "application/json", **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Send a run on a connection of its own."""
         body = json.dumps({"code": code, **more}).encode()
-        reader, writer = await asyncio.open_unix_connection(self.path, limit=1 << 20)
+        reader, writer = await asyncio.open_unix_connection(self.path, limit=1 << 16)
         head = "POST /v1/runs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n"
         writer.write((head % (accept, len(body))).encode() + body)
         await writer.drain()
@@ -149,8 +160,9 @@ def whole(chunks: bytes) -> bytes:
 
 def play(
     tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, running: int = 4, waiting: int = 0, budget_mib: int = 512, drain_s: float | None = None
-) -> None:
-    """Serve, act and stop."""
+) -> bool:
+    """Serve, act and stop; tell whether a run that hung was cleaned up by then."""
+    cleaned: list[bool] = []
 
     async def scene() -> None:
         here = Scene(str(tmp_path / "s"), running=running, waiting=waiting, budget_mib=budget_mib)
@@ -160,11 +172,13 @@ def play(
                 await act(here)
                 if drain_s is not None:
                     await drained(here.state, drain_s)
+            cleaned.append(here.runner.cleaned)
             for client in here.clients:
                 client.transport.abort()
             await asyncio.sleep(0)
 
     asyncio.run(scene())
+    return cleaned[0]
 
 
 # ---- what is refused is refused by its status, also in a stream
@@ -273,6 +287,17 @@ def test_requests_that_waited_while_answers_came_that_nobody_reads_are_not_run(t
     play(tmp_path, act, budget_mib=16, running=1, waiting=10)
 
 
+def test_a_result_counts_before_the_next_run_begins(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        for _ in range(10):
+            await here.ask("saves")  # its files are on their way to the disk, and it gave its turn back
+        await here.until(lambda: here.state.admission.counts().waiting == 0)
+        assert here.runner.running in (2, 3), "half of 16 MiB"
+        here.keep_files.set()
+
+    play(tmp_path, act, budget_mib=16, running=1, waiting=10)
+
+
 def test_a_client_that_reads_but_too_slowly_is_cut_off_and_its_part_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "WRITE_TIMEOUT_S", 0.4)
     monkeypatch.setattr(answers, "LEAST_RATE", 1 << 30)
@@ -316,11 +341,19 @@ def test_an_error_of_a_run_whose_client_has_left_is_in_the_history_and_nowhere_e
     assert not caplog.records
 
 
+def test_a_run_that_goes_on_without_its_client_is_taken_though_its_body_is_most_of_the_budget(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        for accept in ("application/json", NDJSON):
+            assert (await here.answer("1", accept=accept, wait_for_end=True, payload="x" * (3 << 20)))[0] == 200
+        assert (await here.answer("mib 1", payload="x" * (3 << 20)))[0] == 200, "nothing of the others is held"
+
+    play(tmp_path, act, budget_mib=1)
+
+
 # ---- the end
 
 
 def test_a_client_that_does_not_read_and_a_run_that_goes_on_do_not_keep_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SENT_S", 0.1)
     monkeypatch.setattr(server, "STOP_GRACE_S", 0.1)
     over = asyncio.Event()
 
@@ -330,10 +363,10 @@ def test_a_client_that_does_not_read_and_a_run_that_goes_on_do_not_keep_the_serv
         await here.until(lambda: here.runner.running == 4)
         over.set()
 
-    async def in_time() -> None:
-        await asyncio.wait_for(asyncio.to_thread(play, tmp_path, act, drain_s=0.1), WAIT_S / 2)
+    async def in_time() -> bool:
+        return await asyncio.wait_for(asyncio.to_thread(play, tmp_path, act, drain_s=0.1), WAIT_S / 2)
 
-    asyncio.run(in_time())
+    assert asyncio.run(in_time()), "what it used was still being given back"
     assert over.is_set()
 
 
