@@ -93,6 +93,7 @@ class Client:
         self.path = path or default_socket()
         self.timeout_s = timeout_s
         self._connection = Connection(self.path, timeout_s)
+        self._streams: set[Connection] = set()
 
     def __enter__(self) -> Client:
         """Return itself."""
@@ -105,6 +106,11 @@ class Client:
     def close(self) -> None:
         """Close the connection; the next call opens a new one."""
         self._connection.close()
+
+    def break_off(self) -> None:
+        """End every stream of this client, and so its run; for other threads, which may not close an iterator that waits."""
+        for stream in tuple(self._streams):
+            stream.break_off()
 
     def connect(self) -> int:
         """Connect now, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
@@ -146,8 +152,9 @@ class Client:
         """Run code, and give what happens while it happens; takes what `run` takes. Raises a `SandboxError`.
 
         Each event is a dict with `event`: `accepted` (with `run_id`), `progress` (`step`, `text`, and counts of bytes),
-        `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`text`), and at the end `result` with the
-        whole answer, which `result_of` takes. Closing the iterator before its end ends the run.
+        `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`level`, `text`, `elapsed_s`), `file` (as
+        in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when the
+        run has its turn; what is refused before is raised. Closing the iterator before its end ends the run.
         """
         return self.events("/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s)
 
@@ -295,6 +302,7 @@ class Client:
         Closing the iterator closes the connection, and so ends the run.
         """
         connection = Connection(self.path, self.timeout_s if timeout_s is None else timeout_s)
+        self._streams.add(connection)
         try:
             response = connection.answer("POST", path, body, accept=NDJSON)
             if response.status != http.client.OK:
@@ -302,6 +310,7 @@ class Client:
             while line := read(response, connection.timeout, line=True):
                 yield line
         finally:
+            self._streams.discard(connection)
             connection.close()
 
 

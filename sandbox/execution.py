@@ -12,25 +12,43 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from sandbox import spec
+from sandbox.aside import aside
 from sandbox.enclosure import Sandbox
 from sandbox.errors import Internal
 from sandbox.host import HostFacts
-from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunRequest, RunResult
+from sandbox.models import Durations, EgressRecord, LogRecord, Outcome, Receipt, RunRequest, RunResult
 from sandbox.oom import killed_for_memory
 from sandbox.outcome import Evidence, decide
 from sandbox.policy_model import Policy
 from sandbox.ready import Egress, Ready, Setting, Source
 from sandbox.watchdog import Watchdog
-from sandbox.wire import CANCEL, Collector, FileSink, Limits, ProtocolViolation, job_frames
+from sandbox.wire import CANCEL, Collector, FileSink, Kept, Limits, ProtocolViolation, job_frames
 
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.4
 CHANNEL_CLOSE_S = 2.0
 PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
 OnOutput = Callable[[str, bytes], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follow:
+    """Who is told what happens in a run while it happens.
+
+    `output` gets "stdout" or "stderr" and the bytes, `log` each record, `file` the name and the content of each saved file
+    once it is complete.
+    """
+
+    output: OnOutput | None = None
+    log: Callable[[LogRecord], None] | None = None
+    file: Callable[[str, bytearray], None] | None = None
+
+
+NOBODY = Follow()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +67,7 @@ class Prepared:
     env: tuple[tuple[str, str], ...] = ()
     environment: str | None = None
     lock_hash: str | None = None
-    on_output: OnOutput | None = None
+    follow: Follow = NOBODY
     open_file: Callable[[str, int], FileSink] | None = None
     began: float = field(default_factory=time.monotonic)
     queued_s: float = 0.0
@@ -86,7 +104,9 @@ class Execution:
             self._sandbox_got = time.monotonic()
             on_program()
             await self._drive(self._ready.sandbox)
-        return self._result(self._ready.sandbox, removed=time.monotonic())
+        removed = time.monotonic()
+        size_bytes = self.collector.size_bytes + len(self.prepared.request.payload_json)
+        return await aside(size_bytes, partial(self._result, self._ready.sandbox, removed=removed))
 
     async def _drive(self, sandbox: Sandbox) -> None:
         """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""
@@ -113,9 +133,10 @@ class Execution:
             if not reading.done():
                 sandbox.kill()
                 await asyncio.wait({reading}, timeout=CHANNEL_CLOSE_S)
-            self._program_ended = time.monotonic()
             if reading.done():
                 reading.result()
+                await self._take_results(sandbox)
+            self._program_ended = time.monotonic()
         finally:
             for piece in pieces:
                 piece.cancel()
@@ -139,16 +160,28 @@ class Execution:
                 self.collector.feed(kind, body)
                 if self.collector.quit is not None:
                     break
-            self._result_json = self.collector.result_json()
-            self._additional_data_json = self.collector.additional_data_json()
         except ProtocolViolation as violation:
-            if not self.collector.started:
-                raise
-            # From here on it is the program that lies, through the harness or in its place.
-            self._violation = violation.message
-            sandbox.kill()
+            self._broken(sandbox, violation)
         # Process 1 stays until we close the channel, so that its cgroup can still be read.
         sandbox.keep_events()
+
+    async def _take_results(self, sandbox: Sandbox) -> None:
+        """Take what the program gave, if it is JSON; looking at it takes nothing of its time."""
+        collector = self.collector
+        try:
+            if not self._violation:
+                self._result_json = await aside(collector.size_bytes, collector.result_json)
+                self._additional_data_json = await aside(collector.size_bytes, collector.additional_data_json)
+        except ProtocolViolation as violation:
+            self._broken(sandbox, violation)
+
+    def _broken(self, sandbox: Sandbox, violation: ProtocolViolation) -> None:
+        """End a sandbox that broke the protocol. Raises what it was before the program began: a defect of ours."""
+        if not self.collector.started:
+            raise violation
+        # From here on it is the program that lies, through the harness or in its place.
+        self._violation = violation.message
+        sandbox.kill()
 
     def _job(self) -> Iterator[bytes]:
         """Return the frames that hand the job over. Secrets appear here and nowhere else."""
@@ -290,16 +323,29 @@ def wire_limits(policy: Policy) -> Limits:
 
 
 def collector_for(prepared: Prepared) -> Collector:
-    """Return a collector that passes on output and log records as they come."""
-    limits, on_output = wire_limits(prepared.setting.policy), prepared.on_output
-    if on_output is None:
-        return Collector(limits, open_file=prepared.open_file)
+    """Return a collector that passes on output, log records and files as they come."""
+    follow = prepared.follow
+    open_file = prepared.open_file or (followed(follow.file) if follow.file else None)
     return Collector(
-        limits,
-        on_output=on_output,
-        on_log=lambda record: on_output("log", f"[{record.level}] {record.message}".encode()),
-        open_file=prepared.open_file,
+        wire_limits(prepared.setting.policy), on_output=follow.output, on_log=follow.log, open_file=open_file
     )
+
+
+def followed(on_file: Callable[[str, bytearray], None]) -> Callable[[str, int], Kept]:
+    """Return what keeps each saved file in memory, and tells of it when it is complete."""
+
+    class Told(Kept):
+        name = ""
+
+        def close(self) -> None:
+            on_file(self.name, self)
+
+    def open_file(name: str, _size: int) -> Kept:
+        told = Told()
+        told.name = name
+        return told
+
+    return open_file
 
 
 async def first_of(ends: set[asyncio.Future[Any]], *, until: set[asyncio.Future[Any]], timeout_s: float) -> bool:

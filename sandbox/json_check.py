@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 
 from pydantic_core import from_json
 
-# Parsing turns two bytes into an object of dozens: larger texts are checked without being parsed.
-PARSED_BYTES = 1 << 20
+# Parsing turns two bytes into an object of dozens, and nothing else runs meanwhile: larger texts are checked without
+# being parsed. SQLite lets other threads run while it looks.
+PARSED_BYTES = 64 << 10
 
 
 def is_json(text: bytes) -> bool:
@@ -20,10 +22,22 @@ def is_json(text: bytes) -> bool:
         return True
     import sqlite3  # its parser keeps some bytes for each value, not a Python object
 
-    if b"\0" in text:  # where SQLite would stop reading
+    if b"\0" in text or not is_utf8(text):  # where SQLite would stop reading, and what it does not look at
         return False
     try:
         with contextlib.closing(sqlite3.connect(":memory:")) as database:
-            return bool(database.execute("SELECT json_valid(?)", (text.decode("utf-8"),)).fetchone()[0])
-    except (UnicodeDecodeError, sqlite3.Error):
+            return bool(database.execute("SELECT json_valid(CAST(? AS TEXT))", (text,)).fetchone()[0])
+    except sqlite3.Error:
         return False
+
+
+def is_utf8(text: bytes) -> bool:
+    """Tell whether `text` is UTF-8, piece by piece."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(text)
+    try:
+        for start in range(0, len(view), PARSED_BYTES):
+            decoder.decode(view[start : start + PARSED_BYTES], final=start + PARSED_BYTES >= len(view))
+    except UnicodeDecodeError:
+        return False
+    return True

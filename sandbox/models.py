@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -119,14 +118,6 @@ class SavedFile(Strict):
 
     name: str
     content: bytes
-
-    def as_json(self) -> dict[str, Any]:
-        """Return `{"name", "size_bytes", "content_base64"}`."""
-        return {
-            "name": self.name,
-            "size_bytes": len(self.content),
-            "content_base64": base64.b64encode(self.content).decode(),
-        }
 
 
 class ControlEvidence(Strict):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sandbox import image, spec
 from sandbox.engine import Engine
 from sandbox.errors import SandboxError
-from sandbox.execution import Execution, OnOutput, Prepared
+from sandbox.execution import NOBODY, Execution, Follow, Prepared
 from sandbox.host import HostFacts
 from sandbox.imports import MAX_MODULES, brings_modules, modules_of
 from sandbox.models import Outcome, RunRequest, RunResult
@@ -57,7 +57,7 @@ class Run:
     request: RunRequest
     id: str
     caller: str
-    on_output: OnOutput | None
+    follow: Follow
     on_progress: OnProgress
     began: float
     queued_s: float
@@ -102,21 +102,21 @@ class Runner:
         *,
         run_id: str | None = None,
         caller: str = "",
-        on_output: OnOutput | None = None,
+        follow: Follow = NOBODY,
         on_progress: OnProgress | None = None,
         cancel: asyncio.Event | None = None,
         queued_s: float = 0.0,
     ) -> RunResult:
         """Run one request; a failing program is a result. Raises a `SandboxError` for everything else.
 
-        `on_output` gets ("stdout" | "stderr" | "log", bytes) as they come. Setting `cancel` ends the run at once.
+        `follow` is told of output, log records and files as they come. Setting `cancel` ends the run at once.
         `queued_s` is how long it has waited for its turn. Runs of one `caller` and node may share a warm container, where
         the policy says so.
         """
         cancel = cancel or asyncio.Event()
         program = asyncio.Event()
         run = Run(
-            request=request, id=run_id or uuid.uuid4().hex, caller=caller, on_output=on_output,
+            request=request, id=run_id or uuid.uuid4().hex, caller=caller, follow=follow,
             on_progress=on_progress or (lambda _: None), began=time.monotonic() - queued_s, queued_s=queued_s,
         )  # fmt: skip
         task = asyncio.ensure_future(self._run(run, cancel, program))
@@ -236,7 +236,7 @@ class Runner:
                 owner=f"{run.caller}/{run.request.node_id}" if run.caller else "",
             ),
             environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
-            on_output=run.on_output, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
+            follow=run.follow, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
         )  # fmt: skip
 
 

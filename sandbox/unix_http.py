@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import json
@@ -69,6 +70,13 @@ class Connection(http.client.HTTPConnection):
         self.timeout = timeout_s
         if self.sock is not None:
             self.sock.settimeout(timeout_s)
+
+    def break_off(self) -> None:
+        """Have whoever waits for the service find that it is gone."""
+        connection = self.sock
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, method: str, path: str, body: bytes | None, *, accept: str) -> http.client.HTTPResponse:
         """Send a request, once, and return the answer's head. Raises `NoService`, `EngineUnavailable`."""

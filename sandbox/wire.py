@@ -23,7 +23,7 @@ from sandbox.json_check import is_json
 from sandbox.models import MAX_SECONDS, LogRecord, ProgramError, SavedFile, Strict
 
 __all__ = [
-    "CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Limits", "ProtocolViolation", "Quit", "Ready",
+    "CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Kept", "Limits", "ProtocolViolation", "Quit", "Ready",
     "encode", "job_frames", "preload_frame", "shaped",
 ]  # fmt: skip
 
@@ -121,7 +121,7 @@ class FileSink(Protocol):
         """Take note that it is complete."""
 
 
-class _Kept(bytearray):
+class Kept(bytearray):
     """A saved file in memory."""
 
     write = bytearray.extend
@@ -245,17 +245,22 @@ class Collector:
         self.quit: Quit | None = None
         self._on_output = on_output
         self._on_log = on_log
-        self._open_file = open_file
+        self._open_file = open_file or (lambda *_: Kept())
         self._output = {"O": bytearray(), "E": bytearray()}
         self._json = {"V": bytearray(), "A": bytearray()}
         self._output_bytes = 0
-        self._files: dict[str, _Kept] = {}
+        self._files: dict[str, Kept] = {}
         self._files_seen = 0
         self._files_bytes = 0
         self._file: FileSink | None = None
         self._file_name = ""
         self._file_missing = 0
         self._stage = ""  # the last of V, A, M, X that came
+
+    @property
+    def size_bytes(self) -> int:
+        """How much it has taken, of everything."""
+        return self._output_bytes + self._files_bytes + sum(map(len, self._json.values()))
 
     @property
     def stdout(self) -> bytes:
@@ -335,20 +340,15 @@ class Collector:
 
     def _take_file(self, body: bytes) -> None:
         header = shaped(FileHeader, body)
-        self._files_seen += 1
-        self._files_bytes += header.size
+        self._files_seen, self._files_bytes = self._files_seen + 1, self._files_bytes + header.size
         if self._file is not None:
             raise ProtocolViolation("the sandbox began a file inside another")
         if self._files_seen > self.limits.files_count or self._files_bytes > self.limits.files_bytes:
             raise ProtocolViolation("the sandbox sent more files than allowed")
         if problem := name_problem(header.name):
             raise ProtocolViolation(f"the sandbox sent a file whose name {problem}")
-        if self._open_file is not None:
-            self._file = self._open_file(header.name, header.size)
-        else:
-            self._file = _Kept()
-        self._file_name = header.name
-        self._file_missing = header.size
+        self._file = self._open_file(header.name, header.size)
+        self._file_name, self._file_missing = header.name, header.size
         self._finish_file()
 
     def _take_file_data(self, body: bytes) -> None:
@@ -361,7 +361,7 @@ class Collector:
     def _finish_file(self) -> None:
         if self._file is not None and not self._file_missing:
             self._file.close()
-            if isinstance(self._file, _Kept):
+            if isinstance(self._file, Kept):
                 self._files[self._file_name] = self._file
             self._file = None
 

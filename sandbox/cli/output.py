@@ -67,6 +67,10 @@ class Output:
             self._writer.start()
         self._waiting.put((kind, data))
 
+    def log(self, level: str, text: str) -> None:
+        """Take a log record of the program likewise."""
+        self.live("log", f"[{level}] {text}".encode(errors="backslashreplace"))
+
     def _write_all(self) -> None:
         while (item := self._waiting.get()) is not None:
             if self.gone:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sandbox.cli.answer import Answer, answer_from, without_event
+from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
 from sandbox.client import Client, NoService, bytes_of, error_of, run_body
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
@@ -101,12 +101,19 @@ class Going:
 
     def follow(self, body: bytes, output: Output) -> Answer:
         """Pass on what happens until the answer is there. Raises a `SandboxError`."""
-        with contextlib.closing(self._client.lines("/v1/runs", body)) as lines:
-            for line in lines:
-                kind, document = without_event(line)
-                if kind == "result":
-                    return answer_from(document)
-                self._take(kind, json.loads(document), output)
+        try:
+            with contextlib.closing(self._client.lines("/v1/runs", body)) as lines:
+                for line in lines:
+                    kind, document = without_event(line)
+                    if kind == "result":
+                        return answer_from(document)
+                    if kind != "file":  # the result has it, too
+                        self._take(kind, json.loads(document), output)
+        except EngineUnavailable:
+            if not self._cancelled or self._run_id:
+                raise
+        if self._cancelled and not self._run_id:
+            return cancelled_before_its_turn()
         raise EngineUnavailable("the service went away before the run ended", hint="look at its log, then try again")
 
     def _take(self, kind: str, event: dict[str, Any], output: Output) -> None:
@@ -114,7 +121,9 @@ class Going:
             raise error_of(event["error"])
         if kind == "progress":
             output.progress(Progress(**event))
-        elif kind in ("stdout", "stderr", "log"):
+        elif kind == "log":
+            output.log(event["level"], event["text"])
+        elif kind in ("stdout", "stderr"):
             output.live(kind, bytes_of(event))
         elif kind == "accepted":
             self._run_id = event["run_id"]
@@ -122,9 +131,14 @@ class Going:
                 self.cancel()
 
     def cancel(self) -> None:
-        """Ask for the end of the run; its answer still comes. For signal handlers and other threads: it has its own connection."""
+        """Ask for the end of the run; its answer still comes, unless it waits for its turn: then going away ends it.
+
+        For signal handlers and other threads: it has its own connection.
+        """
         self._cancelled = True
-        if self._run_id:
+        if not self._run_id:
+            self._client.break_off()
+        else:
             with contextlib.suppress(SandboxError), Client(self._client.path, timeout_s=CANCEL_TIMEOUT_S) as other:
                 other.cancel(self._run_id)
 
@@ -156,3 +170,10 @@ class Going:
                 self.cancel()
             if number := numbers.read(1):
                 os._exit(128 + number[0])
+
+
+def cancelled_before_its_turn() -> Answer:
+    """Return the answer of a run that was ended while it waited for its turn, which the service gives to nobody."""
+    from sandbox.models import Outcome, RunResult
+
+    return answer_of(RunResult(run_id="", outcome=Outcome.CANCELLED, explanation="the run was cancelled while it waited for its turn"))

@@ -275,8 +275,7 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
         if options["as_json"] and not output.finished:
             from sandbox.document import error_document
 
-            run_id = error.facts.pop("run_id", None)
-            sys.stdout.buffer.write(error_document(error, run_id=run_id) + b"\n")
+            sys.stdout.buffer.write(error_document(error) + b"\n")
         raise
     except BrokenPipeError:
         reader_gone()

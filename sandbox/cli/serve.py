@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import click
 
 from sandbox.cli.handover import leave_root
 from sandbox.service import systemd
+
+# A thread that works on a large result gives way to the event loop after so long; Python's own 5 ms add up to stalls.
+SWITCH_S = 0.0005
 
 
 @click.command("serve")
@@ -26,12 +30,16 @@ def serve(obj: dict[str, Any], *, config_path: str | None) -> None:
     from sandbox import places
     from sandbox.policy_file import policy_directories
     from sandbox.ready import Places
-    from sandbox.service import log
+    from sandbox.service import allocator, log
     from sandbox.service.config import load_config
+    from sandbox.service.connections import more_descriptors
     from sandbox.service.server import serve
 
     config = load_config(Path(config_path) if config_path else None, os.environ).config
     log.set_up(config.log)
+    more_descriptors()
+    allocator.give_back()
+    sys.setswitchinterval(SWITCH_S)
     where = Places(
         runtime_dir=places.runtime_dir(), cache_dir=places.cache_dir(), data_dir=places.data_dir(),
         policy_dirs=policy_directories(obj["policy_dirs"]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 PIECE_BYTES = 256 << 10
-# A client that does not take one piece in so long is gone.
+# A client may keep us waiting for so long; what it takes at this rate costs it nothing.
 WRITE_TIMEOUT_S = 30.0
+LEAST_RATE = 1 << 20  # bytes a second
 
 
 def document(value: object, *, status: int = 200) -> web.Response:
@@ -26,32 +28,65 @@ def document(value: object, *, status: int = 200) -> web.Response:
     return web.Response(status=status, body=json.dumps(value).encode(), content_type=JSON)
 
 
+class Patience:
+    """How much longer one client may keep us waiting, in seconds."""
+
+    def __init__(self) -> None:
+        self._left_s = WRITE_TIMEOUT_S
+
+    async def wait(self, write: Coroutine[Any, Any, None], size_bytes: int) -> None:
+        """Wait until the client takes so many bytes. Raises `asyncio.TimeoutError` once it has been too slow for too long."""
+        self._left_s = min(self._left_s + size_bytes / LEAST_RATE, WRITE_TIMEOUT_S)
+        began = time.monotonic()
+        await asyncio.wait_for(write, self._left_s)
+        self._left_s -= time.monotonic() - began
+
+
 async def sent(
     request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]
 ) -> web.StreamResponse:
     """Send an answer piece by piece, as fast as the client takes it; one that is gone, or hardly reads, is cut off."""
+    patience = Patience()
     try:
         await response.prepare(request)
         async for piece in pieces:
             view = memoryview(piece)
             for start in range(0, len(view), PIECE_BYTES):
-                await asyncio.wait_for(response.write(view[start : start + PIECE_BYTES]), WRITE_TIMEOUT_S)
-        await asyncio.wait_for(response.write_eof(), WRITE_TIMEOUT_S)
+                part = view[start : start + PIECE_BYTES]
+                await patience.wait(response.write(part), len(part))
+        await patience.wait(response.write_eof(), 0)
     except (ConnectionError, asyncio.TimeoutError):
         if request.transport is not None:
             request.transport.abort()
     return response
 
 
-async def large(request: web.Request, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
-    """Send a JSON document that may be large, and that nobody is to keep in memory for a client that does not read."""
+async def large(
+    request: web.Request, pieces: list[bytes], headers: dict[str, str], *, content_type: str = JSON
+) -> web.StreamResponse:
+    """Send an answer that may be large, and of which nothing is kept that the client has taken."""
 
     async def whole() -> AsyncIterator[bytes]:
-        yield body
+        pieces.reverse()
+        while pieces:
+            yield pieces.pop()
 
-    response = web.StreamResponse(headers={"Content-Type": JSON, **headers})
-    response.content_length = len(body)
+    response = web.StreamResponse(headers={"Content-Type": content_type, **headers})
+    response.content_length = sum(map(len, pieces))
     return await sent(request, response, whole())
+
+
+def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the same bytes in pieces that are worth a write each; a large one is not copied."""
+    small: list[bytes] = []
+    size_bytes = 0
+    for piece in pieces:
+        if size_bytes + len(piece) > PIECE_BYTES and small:
+            yield b"".join(small)
+            small, size_bytes = [], 0
+        small.append(piece)
+        size_bytes += len(piece)
+    yield b"".join(small)
 
 
 def error_answer(error: SandboxError) -> web.Response:
@@ -60,8 +95,7 @@ def error_answer(error: SandboxError) -> web.Response:
     if isinstance(error, (QueueFull, EngineUnavailable)):
         headers["Retry-After"] = str(error.facts.get("retry_after_s", 1))
     status = int(error.facts.pop("http_status", error.http_status))
-    run_id = error.facts.pop("run_id", None)
-    return web.Response(status=status, body=error_document(error, run_id=run_id), content_type=JSON, headers=headers)
+    return web.Response(status=status, body=error_document(error), content_type=JSON, headers=headers)
 
 
 def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:

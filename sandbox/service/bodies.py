@@ -13,10 +13,12 @@ from typing import Annotated, TypeVar
 import msgspec
 from pydantic import SecretStr, ValidationError
 
+from sandbox.aside import copied
 from sandbox.errors import InvalidRequest
 from sandbox.models import RunRequest, Tightening
 
 Body = TypeVar("Body")
+PIECE_CHARS = 64 << 10  # a multiple of four, so that each piece of base64 is whole
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 
@@ -120,7 +122,7 @@ def run_request(body: RunBody) -> RunRequest:
     )
     try:
         return RunRequest(
-            code=body.code, filename=body.filename, payload_json=bytes(body.payload), message_json=bytes(body.message),
+            code=body.code, filename=body.filename, payload_json=copied(body.payload), message_json=copied(body.message),
             topic=body.topic, node_id=body.node_id, policy=body.policy, image=body.image, requirements=body.requirements,
             requires_python=body.requires_python, preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
             files={name: _content(name, text) for name, text in body.files.items()},
@@ -132,8 +134,12 @@ def run_request(body: RunBody) -> RunRequest:
 
 
 def _content(name: str, text: str) -> bytes:
+    """Return a file's content, decoded in pieces, between which other threads run."""
+    pieces = range(0, len(text), PIECE_CHARS)
     try:
-        return base64.b64decode(text, validate=True)
+        if "=" in text[: pieces[-1]] if pieces else False:
+            raise ValueError
+        return b"".join(base64.b64decode(text[start : start + PIECE_CHARS], validate=True) for start in pieces)
     except (binascii.Error, ValueError):
         raise InvalidRequest(f"the file {name[:80]!r} is not base64", hint="encode its content as base64") from None
 

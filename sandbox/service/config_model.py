@@ -178,7 +178,8 @@ class Queue(Strict):
     wait_s: float = _seconds(30.0, "The longest wait for a turn, in seconds; then the run is refused.")
     bodies_mib: int = _mib(
         512,
-        "Bodies of all requests that wait or run, in MiB together; more are refused at once. A single body is always taken.",
+        "Bodies of requests that wait or run, and answers not read yet, in MiB together; one caller alone may hold half. "
+        "More are refused at once, but a caller that holds nothing is always taken.",
         low=1,
     )
 

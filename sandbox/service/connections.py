@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
 PER_USER = 400
+# So many descriptors are enough. All connections together take at most half of them; runs need the others.
+DESCRIPTORS = 65_536
+DESCRIPTORS_SHARE = 2
 # A connection without a request is closed after so long; clients open another.
 IDLE_S = 75.0
 BODY = json.dumps(
-    {"error": {"code": "queue_full", "message": f"too many connections at once: a user may hold {PER_USER}",
+    {"error": {"code": "queue_full", "message": f"too many connections at once: yours, of which you may hold {PER_USER}, or everybody's",
                "hint": "close those that are not in use, then try again", "facts": {}}}
 ).encode()  # fmt: skip
 REFUSAL = (
@@ -64,12 +68,15 @@ class Speaker(web.RequestHandler):
 class Connections:
     """Makes what serves a connection, within the bound; in the place of the `Server` itself.
 
-    `idle_s` is how long a connection may be without a request.
+    `idle_s` is how long a connection may be without a request; `total` is how many there may be, of all users.
     """
 
-    def __init__(self, server: web.Server, *, per_user: int = PER_USER, idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self, server: web.Server, *, per_user: int = PER_USER, total: int | None = None, idle_s: float = IDLE_S
+    ) -> None:
         self._server = server
         self._per_user = per_user
+        self._total = most_connections() if total is None else total
         # Bodies are taken as they are: a compressed one could grow a thousandfold.
         self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "access_log": None, "auto_decompress": False}
         self._users: dict[web.RequestHandler, int] = {}
@@ -81,11 +88,25 @@ class Connections:
     def handler(self, uid: int) -> web.RequestHandler | None:
         """Return what serves one more connection of a user, or None where there are too many."""
         self._users = {handler: self._users[handler] for handler in self._server.connections if handler in self._users}
-        if sum(owner == uid for owner in self._users.values()) >= self._per_user:
+        if len(self._users) >= self._total or sum(owner == uid for owner in self._users.values()) >= self._per_user:
             return None
         handler = Speaker(self._server, loop=asyncio.get_running_loop(), **self._options)
         self._users[handler] = uid
         return handler
+
+
+def more_descriptors() -> None:
+    """Let this process have as many descriptors as it may, within reason: the usual 1,024 are two users' connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def most_connections() -> int:
+    """Return how many connections there may be, by how many descriptors there may be."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (DESCRIPTORS if soft == resource.RLIM_INFINITY else soft) // DESCRIPTORS_SHARE
 
 
 class _Door(asyncio.Protocol):

@@ -6,17 +6,17 @@ import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sandbox.document import error_document
 from sandbox.environment_identity import Environment
 from sandbox.environment_store import Record
-from sandbox.errors import InvalidRequest, SandboxError
+from sandbox.errors import InvalidRequest
 from sandbox.models import RunRequest
+from sandbox.progress import OnProgress
 from sandbox.requirements import parse_libraries
 from sandbox.service.answers import document
 from sandbox.service.bodies import environment_body
-from sandbox.service.events import Events, format_asked
+from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
-from sandbox.service.state import CALLER, STATE, State
+from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -31,29 +31,17 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     if not requirements:
         raise InvalidRequest("no library is asked for", hint='send for example {"requirements": ["pandas"]}')
     wanted = RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
-    kind = format_asked(request)
-    events = Events()
-    if kind is None:
+
+    async def build(on_progress: OnProgress) -> dict[str, object]:
         async with state.live.errand(), state.admission.slot(caller.uid, "environments", quota=caller.quota):
-            return document(described(await state.runner.build(wanted, events.progress)))
-    async with state.admission.slot(caller.uid, "environments", quota=caller.quota):
-        task = asyncio.create_task(build(state, wanted, events))
-        try:
-            return await events.send(request, kind)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            return described(await state.runner.build(wanted, on_progress))
 
+    async def tell(events: Events) -> None:
+        events.add("result", **await build(events.progress))
 
-async def build(state: State, wanted: RunRequest, events: Events) -> None:
-    """Build one and tell how it goes."""
-    try:
-        async with state.live.errand():
-            events.add("result", **described(await state.runner.build(wanted, events.progress)))
-    except SandboxError as error:
-        events.add_document("error", error_document(error))
-    finally:
-        events.end()
+    if (kind := format_asked(request)) is not None:
+        return await streamed(request, kind, tell)
+    return document(await build(lambda _: None))
 
 
 async def get_environments(request: web.Request) -> web.Response:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from sandbox.errors import EngineUnavailable, NotFound
+from sandbox.errors import EngineUnavailable, NotFound, SandboxError
+
+LOG = logging.getLogger("sandbox.service")
 
 
 @dataclass(eq=False)
@@ -53,7 +56,19 @@ class LiveRuns:
     def keep(self, task: asyncio.Task[Any]) -> None:
         """Hold the task of a run that goes on without its client: the event loop itself holds none."""
         self._kept.add(task)
-        task.add_done_callback(self._kept.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        """Forget a task; an error of the run is in the history, and maybe nobody else asks for it."""
+        self._kept.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, SandboxError):
+            LOG.error("a run that was to go on without its client failed", exc_info=error)
+
+    async def wait_kept(self, timeout_s: float) -> None:
+        """Wait until the tasks that are held have ended and written what became of them, at most so long."""
+        if self._kept:
+            await asyncio.wait(self._kept, timeout=timeout_s)
 
     def add(self, run: LiveRun) -> None:
         """Note one that has been asked for."""

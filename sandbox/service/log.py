@@ -42,9 +42,14 @@ class HumanLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        text = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in record.getMessage())
-        line = f"{self.formatTime(record, '%H:%M:%S')} {level}{text}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{self.formatTime(record, '%H:%M:%S')} {level}{printable(record.getMessage())}"
+        trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
+        return "\n".join((line, *(f"  {printable(said)}" for said in trace)))
+
+
+def printable(text: str) -> str:
+    """Return a text that can neither move a terminal's cursor nor begin a line."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def no_bytes_of_requests(record: logging.LogRecord) -> bool:

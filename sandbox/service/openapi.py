@@ -27,7 +27,11 @@ QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": USUALLY_LISTED},
     }
 }  # fmt: skip
-STREAMS = {("POST", "/v1/runs"), ("POST", "/v1/environments")}
+EVENTS = {
+    ("POST", "/v1/runs"): "Events, one JSON object each, with `event`: accepted (run_id), progress (step, text), stdout and stderr (text, base64), "
+    "log (level, text, elapsed_s), file (name, size_bytes, content_base64); at the end result (see Result) or error (see Error).",
+    ("POST", "/v1/environments"): "Events, one JSON object each, with `event`: progress (step, text); at the end result or error (see Error).",
+}  # fmt: skip
 TEXTS = {("GET", "/v1/metrics"): "text/plain", ("GET", "/v1/runs/{id}/files/{name}"): "application/octet-stream"}
 ERRORS = {
     "400": "The request is malformed.", "403": "The caller or the policy may not.", "404": "No such thing.",
@@ -65,8 +69,9 @@ def operation(method: str, path: str, text: str) -> dict[str, Any]:
     """Return one operation; the first sentence of the handler's docstring is its summary."""
     key = (method, path)
     answer: dict[str, Any] = {"application/json": {"schema": answer_schema(key)}}
-    if key in STREAMS:
-        answer |= {"application/x-ndjson": {"schema": {"type": "string"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    if key in EVENTS:
+        events = {"schema": {"type": "string", "description": EVENTS[key]}}
+        answer |= {"application/x-ndjson": events, "text/event-stream": events}
     if key in TEXTS:
         answer = {TEXTS[key]: {"schema": {"type": "string"}}}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}

@@ -9,50 +9,60 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from aiohttp import web
 
-from sandbox.document import as_document, error_document
+from sandbox.aside import aside
+from sandbox.document import document_pieces
 from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
-from sandbox.execution import OnOutput
+from sandbox.execution import NOBODY, Follow
 from sandbox.history import MAX_LISTED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
-from sandbox.progress import OnProgress, Progress
+from sandbox.progress import Progress
 from sandbox.requirements import Declared, parse_libraries, parse_script
 from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
-from sandbox.service.answers import document, large
+from sandbox.service.answers import document, gathered, large
 from sandbox.service.bodies import check_body, run_body, run_request
-from sandbox.service.events import Events, format_asked
+from sandbox.service.budget import Part
+from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
 from sandbox.service.live import LiveRun
 from sandbox.service.record import ended_row, failed_row, new_row
 from sandbox.service.state import CALLER, STATE, State
 
+if TYPE_CHECKING:
+    from aiohttp import web
+
 USUALLY_LISTED = 50
 # What a run without a receipt carries in its place.
 CANCELLED_IN_QUEUE = "the run was cancelled while it waited for its turn"
+NOTHING = RunRequest(code="")
 
 
 async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    wanted, keep = understood(request[BODY].take())
+    data = request[BODY].take()
+    wanted, goes_on = await aside(len(data), partial(understood, data))
+    del data
     caller.may_use(wanted.policy)
-    work = Work(state, caller, wanted)
+    work = Work(state, caller, wanted, request[BODY].part)
+    del wanted  # whoever reads the answer slowly has nothing of the request kept meanwhile
+    keep = partial(go_on, request) if goes_on else None
     if (kind := format_asked(request)) is not None:
-        return await streamed(request, kind, work, keep=keep)
+        return await streamed(request, kind, work.tell, keep=keep)
     if keep:
         task = asyncio.create_task(work.carry_out())
-        go_on(request, task)
-        result = await asyncio.shield(task)
+        keep(task)
+        pieces = await asyncio.shield(task)
     else:
-        result = await work.carry_out()
-    return await large(request, as_document(result), {"X-Run-Id": work.live.run_id})
+        pieces = await work.carry_out()
+    request[BODY].part.count(sum(map(len, pieces)))
+    return await large(request, pieces, {"X-Run-Id": work.live.run_id})
 
 
 def go_on(request: web.Request, task: asyncio.Task[Any]) -> None:
@@ -77,40 +87,16 @@ def libraries(named: tuple[str, ...], code: str, python: str = "") -> Declared:
     return Declared(asked, python)
 
 
-async def streamed(request: web.Request, kind: str, work: Work, *, keep: bool) -> web.StreamResponse:
-    """Send what happens while it happens, and the result last; `keep` lets the run go on without its client."""
-    events = Events()
-    events.add("accepted", run_id=work.live.run_id)
-
-    async def tell() -> None:
-        try:
-            result = await work.carry_out(on_output=events.output, on_progress=events.progress)
-            events.add_document("result", as_document(result))
-        except SandboxError as error:
-            events.add_document("error", error_document(error, run_id=work.live.run_id))
-        finally:
-            events.end()
-
-    task = asyncio.create_task(tell())
-    if keep:
-        go_on(request, task)
-    try:
-        return await events.send(request, kind)
-    finally:
-        if not keep:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
 class Cancelled(Exception):
     """The caller ended the run before its turn came."""
 
 
 class Work:
-    """One request on its way through the queue, the runner and the history."""
+    """One request on its way through the queue, the runner and the history; for one call of `carry_out` or `tell`."""
 
-    def __init__(self, state: State, caller: Caller, wanted: RunRequest) -> None:
+    def __init__(self, state: State, caller: Caller, wanted: RunRequest, part: Part) -> None:
         self.state = state
+        self.part = part
         self.caller = caller
         self.wanted = wanted
         self.known = False
@@ -119,13 +105,26 @@ class Work:
             policy=wanted.policy, requirements=wanted.requirements,
         )  # fmt: skip
 
-    async def carry_out(self, *, on_output: OnOutput | None = None, on_progress: OnProgress | None = None) -> RunResult:
-        """Run it when its turn comes; it is in the history as soon as it runs or waits. Raises a `SandboxError`."""
+    async def tell(self, events: Events) -> None:
+        """Carry it out, and tell what happens. Raises a `SandboxError`."""
+        pieces = await self.carry_out(events)
+        events.accepted(self.live.run_id)
+        events.add_document("result", pieces)
+        self.part.count(0)  # it counts among the events now
+
+    async def carry_out(self, events: Events | None = None) -> list[bytes]:
+        """Run it when its turn comes, and return its document in pieces; it is in the history as soon as it runs or waits.
+
+        Raises a `SandboxError`.
+        """
         state, live = self.state, self.live
         row = new_row(live, self.wanted, self._policy())
         state.live.add(live)
         try:
-            result = await self._result(row, on_output, on_progress)
+            result = await self._result(row, events)
+            if result.files:
+                await asyncio.to_thread(state.artefacts.keep, live.run_id, result.files)
+            self._ended(ended_row(row, result))
         except SandboxError as error:
             # What was refused at once is not in the history: a flood would push the others out.
             if self.known or not isinstance(error, QueueFull):
@@ -136,35 +135,39 @@ class Work:
             self._ended(failed_row(row, None))
             raise
         finally:
+            self.wanted = NOTHING
             state.live.ended(live)
-        if result.files:
-            await asyncio.to_thread(state.artefacts.keep, live.run_id, result.files)
-        self._ended(ended_row(row, result))
-        state.metrics.run_ended(self.wanted.policy, result)
-        return result
+        state.metrics.run_ended(live.policy, result)
+        return await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
 
     def _policy(self) -> Policy | None:
         """Return the policy that was asked for, if it is there."""
         try:
-            return self.state.policies.get(self.wanted.policy).policy
+            return self.state.policies.get(self.live.policy).policy
         except SandboxError:
             return None
 
-    async def _result(self, row: Row, on_output: OnOutput | None, on_progress: OnProgress | None) -> RunResult:
+    async def _result(self, row: Row, events: Events | None) -> RunResult:
         live = self.live
-        report = on_progress or (lambda _: None)
+        follow = Follow(output=events.output, log=events.log, file=events.file) if events else NOBODY
 
         def progress(news: Progress) -> None:
             live.step = news.step
-            report(news)
+            if events:
+                events.accepted(live.run_id)
+                events.progress(news)
 
         try:
             async with self._turn(row) as slot:
+                # Many small requests may have waited while answers came that nobody reads.
+                self.part.check_most()
                 self._keep(replace(row, state="running"))
-                return await self.state.runner.run(
-                    self.wanted, run_id=live.run_id, caller=str(self.caller.uid), on_output=on_output, on_progress=progress, cancel=live.cancel,
-                    queued_s=slot.waited_s,
+                result = await self.state.runner.run(
+                    self.wanted, run_id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
+                    cancel=live.cancel, queued_s=slot.waited_s,
                 )  # fmt: skip
+                self.part.count(size_of(result))  # before the next run begins, and in the place of the body
+                return result
         except Cancelled:
             return RunResult(run_id=live.run_id, outcome=Outcome.CANCELLED, explanation=CANCELLED_IN_QUEUE)
 
@@ -196,6 +199,12 @@ class Work:
                 for future in (waiting, stop):
                     future.cancel()
                 await asyncio.gather(waiting, stop, return_exceptions=True)
+
+
+def size_of(result: RunResult) -> int:
+    """Return about how large a result is, in bytes."""
+    data = (result.result_json or b"", result.additional_data_json or b"", result.stdout, result.stderr)
+    return sum(map(len, data)) + sum(len(file.content) for file in result.files)
 
 
 # ---- looking back
@@ -239,7 +248,7 @@ async def get_run(request: web.Request) -> web.Response:
     return document(shown(row, state) | ({"payload": row.payload} if row.payload else {}))
 
 
-async def get_file(request: web.Request) -> web.Response:
+async def get_file(request: web.Request) -> web.StreamResponse:
     """Give one file that a run of the caller saved, while it is kept."""
     state, caller = request.app[STATE], request[CALLER]
     run_id, name = request.match_info["id"], request.match_info["name"]
@@ -247,7 +256,8 @@ async def get_file(request: web.Request) -> web.Response:
     content = await asyncio.to_thread(state.artefacts.get, run_id, name) if row is not None else None
     if content is None:
         raise NotFound(f"the run {run_id[:64]!r} has no file {name[:80]!r}, or no longer", hint="files are kept for a while only")
-    return web.Response(body=content, content_type="application/octet-stream")
+    request[BODY].part.grow(len(content))
+    return await large(request, [content], {}, content_type="application/octet-stream")
 
 
 def may_see(caller: Caller, run: LiveRun) -> bool:

@@ -35,6 +35,7 @@ from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
 from sandbox.service.config_names import unknown_names
 from sandbox.service.connections import IDLE_S, Connections
+from sandbox.service.handling import HANDLING
 from sandbox.service.listen import BACKLOG, open_socket
 from sandbox.service.state import PolicyBook, State
 from sandbox.workspace import sweep
@@ -43,6 +44,9 @@ LOG = logging.getLogger("sandbox.service")
 # What an image's name stands for is looked up again after so long, at the latest.
 IMAGES_S = 20.0
 STOP_GRACE_S = 5.0
+# When the service stops: how long clients get to take their answers, and how long closing connections may take.
+SENT_S = 5.0
+CLOSE_S = 0.5
 PRUNE_S = 3600.0
 SWEEP_S = 120.0
 SEEN_S = 7 * 86_400.0
@@ -71,7 +75,7 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 async def accepting(served: web.Application, opened: socket.socket, *, idle_s: float = IDLE_S) -> AsyncIterator[None]:
     """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`."""
     # A client that goes away cancels its request, and so its run.
-    runner = web.AppRunner(served, handler_cancellation=True)
+    runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
     await runner.setup()
     try:
         if runner.server is None:
@@ -82,6 +86,8 @@ async def accepting(served: web.Application, opened: socket.socket, *, idle_s: f
             yield
         finally:
             server.close()
+            if ended := await served[HANDLING].settle(grace_s=SENT_S, end_s=STOP_GRACE_S):
+                LOG.warning("%d requests did not end in time and were ended", ended)
     finally:
         await runner.cleanup()
 
@@ -249,3 +255,4 @@ async def drained(state: State, drain_s: float) -> None:
     if not await state.admission.wait_empty(drain_s):
         LOG.warning("%d runs did not end in time and are cancelled", state.live.cancel_all())
         await state.admission.wait_empty(STOP_GRACE_S)
+    await state.live.wait_kept(STOP_GRACE_S)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox.errors import PolicyDenied
+from sandbox.execution import Follow
 from sandbox.models import Outcome, RunResult
 from sandbox.spec import RUN_LABEL
 from tests.escape.bench import Bench, Weakening
@@ -98,7 +99,7 @@ def test_a_secret_is_in_no_argument_no_inspection_and_no_receipt(bench: Bench) -
 
         text = "import os, time\nprint(execution_id, flush=True)\nassert os.environ['TOKEN']\ntime.sleep(3)\nresult = 1"
         run = asyncio.ensure_future(
-            bench.runner().run(bench.request(text, secrets={"TOKEN": SECRET}), on_output=on_output)
+            bench.runner().run(bench.request(text, secrets={"TOKEN": SECRET}), follow=Follow(output=on_output))
         )
         said.append(await asyncio.to_thread(look_from_outside, await waiting))
         return await run, said[0]

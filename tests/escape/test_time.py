@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sandbox.execution import Follow
 from sandbox.models import Outcome, RunResult
 from tests.escape.bench import SLOWER, Bench, tightening
 
@@ -99,7 +100,7 @@ def test_cancelling_ends_any_program_within_a_second(bench: Bench) -> None:
             moments.append(time.monotonic())
             cancel.set()
 
-        result = await bench.runner().run(bench.request(text), on_output=on_output, cancel=cancel)
+        result = await bench.runner().run(bench.request(text), follow=Follow(output=on_output), cancel=cancel)
         return result, time.monotonic() - moments[0]
 
     ended, took_s = asyncio.run(cancelled())

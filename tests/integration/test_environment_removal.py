@@ -12,6 +12,7 @@ import pytest
 from sandbox.environment_identity import Environment, image_name
 from sandbox.environment_store import PruneLimits, Record, Store, lease_key
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest
+from sandbox.execution import Follow
 from sandbox.models import RunRequest, RunResult
 from sandbox.progress import Progress
 from tests.integration.desk import Desk, desk, index, shared_images
@@ -59,7 +60,7 @@ def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_en
     async def run() -> RunResult:
         code = "import time\nprint('here', flush=True)\ntime.sleep(1)\nimport stays\nresult = stays.WORD\n"
         request = RunRequest(code=code, policy="local", image=built.name)
-        return await desk.runner().run(request, on_output=while_it_runs)
+        return await desk.runner().run(request, follow=Follow(output=while_it_runs))
 
     assert asyncio.run(run()).result_json == b'"still here"'
     assert refused[0] == ()

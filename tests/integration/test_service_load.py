@@ -10,7 +10,6 @@ import random
 import re
 import statistics
 import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,13 +18,14 @@ from typing import TypeAlias
 import pytest
 
 from tests.integration.belongings import own_containers, own_workspaces
+from tests.integration.looker import looked_at
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, raw, until
 
 CLIENTS = 200
 PAD_CHARS = 150_000  # more than the buffers of a socket hold
 ENOUGH_S = 50.0
-HEALTH_S = 0.25  # the aim is 0.05 on a machine that does nothing else
+HEALTH_S = 0.05
 CODE = "import time\nprint(payload['n'], flush=True)\ntime.sleep(0.05)\nresult = payload"
 
 Reader: TypeAlias = asyncio.StreamReader
@@ -105,8 +105,8 @@ async def goes_while_it_runs(number: int, reader: Reader, writer: Writer) -> str
     async for line in reader:
         if b'"stdout"' in line:
             return "gone"
-        if b'"queue_full"' in line:
-            return "queue_full"
+        if line.startswith(b"HTTP/1.1 429 "):
+            return right(number, await answered(reader))
     raise AssertionError("the stream broke off")
 
 
@@ -159,7 +159,7 @@ def held(service: Service) -> int:
 def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(tmp_path_factory: pytest.TempPathFactory) -> None:
     mib, waiting = 30, 5
     home = tmp_path_factory.mktemp("bodies")
-    with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__BODIES_MIB=str(mib * waiting + mib // 2)) as service:
+    with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__BODIES_MIB=str(2 * mib * waiting + mib)) as service:
         sleeping, body = (
             json.dumps({"code": code, "payload": pad}).encode() for code, pad in (("import time\ntime.sleep(20)", ""), ("1", "x" * (mib << 20)))
         )
@@ -187,27 +187,16 @@ def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(
 def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
     asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
     fds, memory_mib = held(service), rss_mib(service.process.pid)
-    over = threading.Event()
-    took: list[float] = []
-
-    def look() -> None:
-        with service.client() as client:
-            while not over.wait(0.02):
-                began = time.perf_counter()
-                client.health()
-                took.append(time.perf_counter() - began)
-
-    looker = threading.Thread(target=look)
-    looker.start()
-    try:
+    with looked_at(service.socket) as seen:
         ends = asyncio.run(crowd(service, CLIENTS))
-    finally:
-        over.set()
-        looker.join(WAIT_S)
     assert set(ends) == {"gone", "succeeded", "queue_full"}, ends
     assert ends["succeeded"] >= 20, ends
-    print(f"health: median {1000 * statistics.median(took):.1f} ms, greatest {1000 * max(took):.0f} ms of {len(took)}; {ends}")
-    assert statistics.median(took) < HEALTH_S
+    health, bare = (statistics.quantiles(took, n=100) for took in (seen.service, seen.bare))
+    for name, found in (("health", health), ("a bare server", bare)):
+        print(f"{name}: p50, p90, p99 {', '.join(f'{1000 * found[part - 1]:.1f}' for part in (50, 90, 99))} ms of {len(seen.bare)}; {ends}")
+    assert health[49] < HEALTH_S
+    # The rest of the machine is as busy as the service: what a server that does nothing takes meanwhile is not the service's.
+    assert health[89] < HEALTH_S + bare[89]
     assert held(service) <= fds + 3
     print(f"memory: {memory_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after")
     assert rss_mib(service.process.pid) < memory_mib + 40

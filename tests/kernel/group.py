@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sandbox import spec
+from sandbox.execution import Follow
 from sandbox.kernel import CGROUP_ROOT, parse_events, session_group
 from sandbox.models import Outcome, RunResult
 from tests.escape.bench import Bench
@@ -67,7 +68,7 @@ async def observe(bench: Bench, code: str, look: Callable[[Group], Seen], **fiel
             looking[0].add_done_callback(lambda _: cancel.set())
 
     cancel = asyncio.Event()
-    result = await bench.runner().run(bench.request(code, **fields), on_output=on_output, cancel=cancel)
+    result = await bench.runner().run(bench.request(code, **fields), follow=Follow(output=on_output), cancel=cancel)
     assert looking, (result.outcome, result.explanation, result.stderr[-500:])
     assert result.outcome is Outcome.CANCELLED, (result.outcome, result.explanation, result.stderr[-500:])
     return result, await looking[0]

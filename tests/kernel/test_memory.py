@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from sandbox.execution import Follow
 from sandbox.models import Outcome, RunResult
 from tests.escape.bench import SLOWER, Bench, value_of
 from tests.escape.test_memory import ATTACKS, CAP_MIB
@@ -97,7 +98,7 @@ def test_neighbours_and_engine_do_not_notice(bench: Bench, tight: str) -> None:
     async def side_by_side() -> tuple[RunResult, RunResult]:
         runner, on = bench.runner(), asyncio.Event()
         request = bench.request(NEIGHBOUR, policy=tight, payload=3 * SLOWER)
-        quiet = asyncio.ensure_future(runner.run(request, on_output=lambda kind, data: on.set()))
+        quiet = asyncio.ensure_future(runner.run(request, follow=Follow(output=lambda kind, data: on.set())))
         await on.wait()
         bomb = await runner.run(bench.request(BOMBS["many processes"], policy=tight, payload=2 * CAP_MIB))
         assert not quiet.done(), "they were not there at the same time"

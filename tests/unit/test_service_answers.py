@@ -24,7 +24,7 @@ def test_a_client_that_takes_nothing_is_cut_off_and_any_other_gets_it_all(
 
         async def handler(request: web.Request) -> web.StreamResponse:
             try:
-                return await answers.large(request, BODY, {})
+                return await answers.large(request, [BODY], {})
             finally:
                 over.set()
 

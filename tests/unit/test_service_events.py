@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from sandbox.progress import Progress
+from sandbox.service.budget import Budget
 from sandbox.service.events import MAX_COUNTS, NDJSON, Events
 
 
@@ -21,7 +22,7 @@ def told(events: Events) -> list[dict[str, Any]]:
 
 
 def test_the_counts_of_a_download_are_bounded_and_the_steps_after_it_still_come() -> None:
-    events = Events()
+    events = Events(Budget(1 << 20).part(0))
     for number in range(MAX_COUNTS + 500):
         events.progress(Progress(step="downloading", done_bytes=number, total_bytes=10_000))
     events.progress(Progress(step="installing", text="3 packages"))
@@ -32,7 +33,7 @@ def test_the_counts_of_a_download_are_bounded_and_the_steps_after_it_still_come(
 
 
 def test_a_step_has_bytes_only_where_they_are_known() -> None:
-    events = Events()
+    events = Events(Budget(1 << 20).part(0))
     events.progress(Progress(step="resolving", text="pandas"))
     events.progress(Progress(step="downloading", done_bytes=5))
     assert told(events) == [

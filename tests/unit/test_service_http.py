@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,8 @@ from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
 from sandbox.service.config_model import ServiceConfig
+from sandbox.service.connections import more_descriptors, most_connections
+from sandbox.service.handling import HANDLING, Handling, handled
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi
 from sandbox.service.runs import listed_at_most
@@ -41,6 +45,7 @@ class Scene:
         self.go = asyncio.Event()
         self.arrived = 0
         self.kept: list[asyncio.Event] = []
+        self.clients: list[asyncio.StreamWriter] = []
 
     async def size(self, request: web.Request) -> web.StreamResponse:
         """Answer with the size; a request with `?keep` leaves its body to a task that ends when the test says so."""
@@ -51,7 +56,8 @@ class Scene:
             request[BODY].keep_until(asyncio.create_task(cast("Any", end.wait())))
         else:
             await self.go.wait()
-        return document({"size": len(request[BODY].data)})
+        pad = {"pad": "x" * (4 << 20)} if "pad" in request.query else {}
+        return document({"size": len(request[BODY].data), **pad})
 
     async def arrivals(self, count: int) -> None:
         while self.arrived < count:
@@ -79,7 +85,7 @@ class Scene:
 
 
 def play(
-    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, idle_s: float = WAIT_S, body_s: float = WAIT_S, budget_mib: int = 8
+    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, idle_s: float = WAIT_S, body_s: float = WAIT_S, budget_mib: int = 16
 ) -> None:
     """Serve, act and stop."""
 
@@ -87,7 +93,8 @@ def play(
         here = Scene(str(tmp_path / "s"))
         intake = Intake(largest_bytes=lambda: 4 << 20, budget_bytes=budget_mib << 20, timeout_s=body_s)
         with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access:
-            app = web.Application(middlewares=[answered, identified(access, intake)])
+            app = web.Application(middlewares=[handled, answered, identified(access, intake)])
+            app[HANDLING] = Handling()
             metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
             app[STATE] = cast("State", SimpleNamespace(metrics=metrics))
             app.router.add_route("*", "/size", here.size)
@@ -95,6 +102,9 @@ def play(
                 opened.bind(here.path)
                 async with accepting(app, opened, idle_s=idle_s):
                     await act(here)
+                for client in here.clients:
+                    client.transport.abort()
+                await asyncio.sleep(0)
 
     asyncio.run(scene())
 
@@ -156,6 +166,51 @@ def test_a_connection_without_a_request_is_closed_after_a_while(tmp_path: Path, 
     play(tmp_path, act, idle_s=0.1)
 
 
+def test_all_users_connections_leave_descriptors_for_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (6, 6))
+
+    async def act(here: Scene) -> None:
+        held = [here.send(GET + b"\r\n") for _ in range(3)]
+        await here.arrivals(3)
+        status, body, head = await here.answer(b"")  # who has said something finds the connection reset
+        assert (status, body["error"]["code"], b"Retry-After: 1" in head) == (429, "queue_full", True)
+        here.go.set()
+        for one in held:
+            one.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert (await here.answer(GET + b"Connection: close\r\n\r\n"))[0] == 200
+
+    play(tmp_path, act)
+
+
+@pytest.mark.parametrize(("before", "after"), [((100, 200), (200, 200)), ((100, 10**6), (65_536, 10**6)), ((10**5, 10**6), None), ((-1, -1), None), ((9, -1), (65_536, -1))])
+def test_the_service_takes_as_many_descriptors_as_it_may_within_reason(
+    before: tuple[int, int], after: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: found.append(limits))
+    more_descriptors()
+    assert found == ([after] if after else [])
+    assert most_connections() == (before[0] // 2 if before[0] > 0 else 32_768)
+
+
+def test_an_answer_that_nobody_reads_does_not_keep_the_service_from_stopping(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        _, writer = await asyncio.open_unix_connection(here.path, limit=1)
+        writer.write(GET.replace(b"/size", b"/size?pad") + b"\r\n")
+        await here.arrivals(1)
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(WAIT_S / 2, writer.transport.abort)  # what a service that waits would wait for
+        here.clients.append(writer)
+
+    began = time.monotonic()
+    play(tmp_path, act)
+    assert time.monotonic() - began < WAIT_S / 2
+
+
 def test_a_request_that_takes_long_is_not_an_idle_connection(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
         answer = here.send(GET + b"Connection: close\r\n\r\n")
@@ -207,6 +262,22 @@ def test_past_the_budget_of_all_bodies_the_answer_is_at_once_no_and_afterwards_y
         for answer in (*holding, small):
             assert (await answer).startswith(b"HTTP/1.1 200 ")
         assert (await here.answer(posted(3 * MIB, chunked=chunked)))[1] == {"size": 3 << 20}
+
+    play(tmp_path, act)
+
+
+def test_who_announces_bodies_and_sends_none_takes_no_room(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        writers = []
+        for _ in range(20):
+            _, writer = await asyncio.open_unix_connection(here.path)
+            writer.write(posted(4 * MIB)[:200])
+            await writer.drain()
+            writers.append(writer)
+        here.go.set()
+        assert (await here.answer(posted(4 * MIB)))[1] == {"size": 4 << 20}
+        for writer in writers:
+            writer.close()
 
     play(tmp_path, act)
 
