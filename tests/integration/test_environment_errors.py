@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import ssl
@@ -81,6 +82,23 @@ def test_a_wheel_for_another_python_is_named_with_the_versions_that_have_one(des
     )
     assert "ask for a version that has one: 0.9" in error.hint
     assert desk.build("old").lock.packages[0].version == "0.9"
+
+
+def test_wheels_for_other_pythons_are_named_also_beside_a_source_archive(desk: Desk, index: PackageIndex) -> None:
+    machine = f"linux_{platform.machine()}"
+    index.add(*tiny("late", "1.0"), sdist("late", "2.0"), *tiny("late", "2.0", tag=f"cp398-cp398-{machine}"),
+              *tiny("late", "2.0", tag=f"cp399-cp399-{machine}"))  # fmt: skip
+    error = desk.failure("late==2.0")
+    assert error.message.startswith("late==2.0 has no wheel for Python 3.")
+    assert error.message.endswith("on this machine, only for Python 3.98, 3.99")
+    assert desk.failure("late==3").hint.endswith("can use are 1.0")
+
+
+def test_a_module_s_name_that_has_only_a_source_archive_is_answered_with_the_package_s(desk: Desk, index: PackageIndex) -> None:
+    index.add(sdist("sklearn", "0.0"), sdist("sklearn", "0.1"), *tiny("scikit_learn", "1.0"))
+    error = desk.failure("sklearn")
+    assert error.message == "sklearn has no wheel, only a source archive, whose build would run its code"
+    assert error.hint.startswith("did you mean scikit-learn?")
 
 
 def test_a_wheel_for_another_system_is_named_with_it(desk: Desk, index: PackageIndex) -> None:
