@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-from sandbox.errors import SandboxError
 from sandbox.index import Index
-from sandbox.simple_page import page_links
+from sandbox.package_files import file_addresses, name_of
 
 if TYPE_CHECKING:
     from packaging.tags import Tag
     from packaging.version import Version
 
 __all__ = ["Published", "PublishedFile", "published"]
-
-TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ def published(index: Index, package: str) -> Published:
 
     wanted = utils.canonicalize_name(package)
     found: dict[PublishedFile, None] = {}
-    for name in _file_names(index, wanted):
+    for name in map(name_of, file_addresses(index, wanted)):
         try:
             if name.endswith(".whl"):
                 file_of, version, _, tags = utils.parse_wheel_filename(name)
@@ -94,28 +88,6 @@ def published(index: Index, package: str) -> Published:
         if file_of == wanted and not version.is_prerelease:
             found[PublishedFile(version, tags)] = None
     return Published(tuple(found))
-
-
-def _file_names(index: Index, package: str) -> Iterator[str]:
-    """Yield the names of the files of a package, and perhaps of others."""
-    for place in (*(f"{url}/{package}/" for url in index.urls), *index.find_links):
-        try:
-            if not place.startswith("file://"):
-                yield from (_last_part(link) for link in page_links(index, place, TIMEOUT_S))
-                continue
-            path = Path(unquote(urlsplit(place).path))
-            page = path / "index.html" if path.is_dir() else path
-            if page.exists():
-                links = re.findall(r"href\s*=\s*[\"']([^\"']+)", page.read_text(errors="replace"))
-                yield from map(_last_part, links)
-            elif path.is_dir():
-                yield from (file.name for file in path.iterdir())
-        except (SandboxError, OSError):
-            continue
-
-
-def _last_part(link: str) -> str:
-    return unquote(urlsplit(link).path.rpartition("/")[2])
 
 
 def _tags(python: tuple[int, int]) -> frozenset[Tag]:

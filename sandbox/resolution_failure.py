@@ -214,13 +214,15 @@ def _source(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
 
 
 def _refused(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
-    return (
-        f"{DOING[failure.step]} {failure.about} was refused a connection: {failure.refused[0]}",
-        f"policy {failure.policy.name!r} says in build.allow and build.allow_addresses where a build may connect to",
-    )
+    hint = f"policy {failure.policy.name!r} says in build.allow and build.allow_addresses where a build may connect to"
+    if failure.step == "fetch":
+        hint += "; if the index has moved, sandbox env lock --upgrade makes a lock with its addresses"
+    return f"{DOING[failure.step]} {failure.about} was refused a connection: {failure.refused[0]}", hint
 
 
 def _gone(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+    if match[1] == "403" and failure.refused:  # which is how the egress proxy answers
+        return _refused(failure, match)
     hint = "its file was removed; sandbox env lock --upgrade makes a new lock"
     if match[1] in ("401", "403"):
         hint = "put user name and password into the address in pip's configuration"
@@ -239,7 +241,7 @@ def _unreachable(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
         return _refused(failure, match)
     return (
         f"the package index can't be reached: {failure.reason}",
-        "check the network, and index-url and proxy of pip's configuration: pip config list",
+        "check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used",
     )
 
 

@@ -163,6 +163,40 @@ def test_an_index_that_sends_files_from_a_host_outside_the_policy_is_told(desk: 
     assert error.facts["refused"] == ["elsewhere.example.com:80 is not in the policy's build.allow"]
 
 
+def locked_elsewhere(desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, *archives: tuple[str, bytes]) -> str:
+    """Lock the package `moved` at another index, which is gone then; return the host that the lock names."""
+    with package_index() as former:
+        former.add(*archives)
+        monkeypatch.setenv("PIP_INDEX_URL", former.url)
+        assert desk.lock("moved") == ["moved==1.0"]
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+    return former.url.split("/")[2]
+
+
+def test_a_lock_whose_index_has_moved_is_fetched_from_the_index_of_now(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = tiny("moved", "1.0")
+    locked_elsewhere(desk, index, monkeypatch, *archives)
+    [(name, content)] = archives
+    index.add((name, wheel("moved", "1.0", {"moved.py": "VERSION = 'other'\n"})[1]))
+    assert desk.failure("moved").message.startswith(f"{name} has the hash sha256:")
+    index.add((name, content))
+    assert desk.value("import moved\nresult = moved.VERSION", "moved") == "1.0"
+    assert index.hits[f"/files/{name}"] >= 2
+
+
+def test_a_lock_whose_files_are_at_no_index_of_now_is_told_with_the_fix(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = locked_elsewhere(desk, index, monkeypatch, *tiny("moved", "1.0"))
+    index.add(*tiny("moved", "2.0"))
+    error = desk.failure("moved")
+    assert error.message.endswith(f"was refused a connection: {former} is not in the policy's build.allow")
+    assert "sandbox env lock --upgrade" in error.hint
+    assert desk.lock("moved", upgrade=True) == ["moved==2.0"]
+
+
 def test_a_certificate_that_is_not_trusted_is_told_with_the_bundle(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

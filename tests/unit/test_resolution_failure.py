@@ -147,12 +147,16 @@ def test_a_connection_that_was_refused_is_the_reason_of_what_could_not_be_reache
     refused = ["elsewhere.test:80 is not in the policy's build.allow"]
     for text in (
         "x-1.0.tar.gz: its build failed\nurllib.error.HTTPError: 403",
+        "x-1.0-py3-none-any.whl: the index answered 403 elsewhere.test:80 is not in the policy's build.allow",
         "error: Failed to fetch: http://index.test/x",
     ):
         error = told(text, step="fetch", refused=refused)
         assert error.message.endswith("was refused a connection: elsewhere.test:80 is not in the policy's build.allow")
         assert error.facts["refused"] == refused
         assert "build.allow" in error.hint
+        assert "env lock --upgrade" in error.hint
+    # The index's own word is another matter.
+    assert "put user name and password" in told("x-1.0.zip: the index answered 403 Forbidden", step="fetch").hint
     # A package may try as it likes: that it asked for another host does not explain a version that isn't there.
     unknown = told(f"{UV}Because panda was not found in the package registry and you require panda", refused=refused)
     assert "knows no package" in unknown.message
