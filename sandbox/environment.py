@@ -46,7 +46,8 @@ from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.received import Fetched, PackageTree
 from sandbox.remembered import Remembered
-from sandbox.wheel_cache import FileCache, Incoming
+from sandbox.resolution_failure import named
+from sandbox.wheel_cache import FileCache, Incoming, room_for
 
 # An index may serve packages from several hosts; it is asked about so many of those requested.
 MAX_ASKED = 6
@@ -113,6 +114,7 @@ class Environments:
             raise InvalidRequest(
                 f"{self.store.lock_path(key)}: {error.message}",
                 hint="the lock was edited or damaged; sandbox env lock --upgrade makes a new one",
+                **error.facts,
             ) from None
 
     def _find(self, identity: str, wanted: Wanted, lock: Lock) -> Environment | None:
@@ -149,7 +151,7 @@ class Environments:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}
         missing = self._trees.missing(keys.values())
         needed = [package for package in lock.packages if keys[package.name] in missing]
-        with workplace(self._builds) as work:
+        with room_for(named(lock.requirements), self._builds), workplace(self._builds) as work:
             if needed:
                 installer = await self._installer(wanted, on_progress, lock.requirements)
                 await self._install(installer, needed, keys, wanted.policy, work)
@@ -181,7 +183,9 @@ class Environments:
             package = expected.pop(name, None)
             if package is None:
                 raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
-            return self._trees.receive(keys[package.name], PackageTree(limits, package), work)
+            return self._trees.receive(
+                keys[package.name], PackageTree(limits, package), work, name=f"{package.name} {package.version}"
+            )
 
         await installer.install(rows, wheels, receive)
         if missing := self._trees.missing(keys[package.name] for package in needed):
@@ -211,7 +215,9 @@ class Environments:
         carried = work / "lock.tree"
         carried.write_bytes(lock_tree(lock))
         # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
-        return self._keep(wanted, lock, self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work))
+        return self._keep(
+            wanted, lock, self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work)
+        )
 
     def _written(
         self, identity: str, wanted: Wanted, lock: Lock, trees: Sequence[tuple[str, Path]], work: Path

@@ -22,7 +22,7 @@ from sandbox.errors import BuildFailed, Internal
 from sandbox.execution import Prepared
 from sandbox.image import AdmittedImage
 from sandbox.index import Index
-from sandbox.lock import Lock, LockedPackage, from_pylock, target_tags
+from sandbox.lock import Lock, LockedPackage, from_pylock
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.package_files import file_addresses, name_of
 from sandbox.policy_model import Policy
@@ -32,6 +32,7 @@ from sandbox.resolution_failure import DOING, Failure, explained, last_lines, na
 from sandbox.seccomp import SeccompProfile
 from sandbox.simple_page import hosts_of
 from sandbox.spec import Bind
+from sandbox.wheel_tags import target_tags
 from sandbox.wire import FileSink
 
 if TYPE_CHECKING:
