@@ -88,7 +88,10 @@ class Environments:
         """Build it, unless somebody else has done so meanwhile."""
         async with self.store.alone(identity):
             found = await asyncio.to_thread(self._find, identity, wanted, lock)
-            return found or await self._build(identity, wanted, lock, on_progress)
+            if found is None:
+                found = await self._build(identity, wanted, lock, on_progress)
+                self.store.keep_egress(identity, request_key(wanted))
+            return found
 
     async def lock(self, wanted: Wanted, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
         """Return the lock of a request: the first one it ever got, unless `upgrade`."""
@@ -145,7 +148,7 @@ class Environments:
         ground = Ground(
             base_name=wanted.base_name, base=wanted.base, policy=wanted.policy, seccomp=wanted.seccomp, index=index, file_hosts=hosts
         )  # fmt: skip
-        return Installer(ground, self._execute, on_progress)
+        return Installer(ground, self._execute, on_progress, partial(self.store.note_egress, request_key(wanted)))
 
     async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}

@@ -11,12 +11,17 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sandbox import build_egress
 from sandbox.errors import BuildFailed
 from sandbox.places import private_directory
+
+if TYPE_CHECKING:
+    from sandbox.models import EgressRecord
 
 POLL_S = 0.05
 
@@ -77,6 +82,7 @@ class Store:
         self._records = private_directory(data_dir / "environments")
         self._locks = private_directory(data_dir / "locks")
         self._leases = private_directory(data_dir / "leases")
+        self._egress = private_directory(data_dir / "egress")
 
     # ---- locks
 
@@ -94,6 +100,21 @@ class Store:
     def write_lock(self, request_key: str, text: str) -> None:
         """Keep the lock of a request."""
         replace(self.lock_path(request_key), text)
+
+    # ---- what was asked of the egress proxy
+
+    def note_egress(self, request_key: str, step: str, records: Sequence[EgressRecord]) -> None:
+        """Add to what the builds of a request have asked for, also those that fail."""
+        build_egress.note(self._egress / f"{request_key}.json", step, records)
+
+    def keep_egress(self, environment_id: str, request_key: str) -> None:
+        """Keep with an environment what was asked for until now to make it."""
+        rows = build_egress.read(self._egress / f"{request_key}.json")
+        replace(self._egress / f"{environment_id}.json", json.dumps(rows))
+
+    def egress(self, environment_id: str) -> list[dict[str, Any]]:
+        """Return what was asked for to make an environment, as `build_egress.summed` gives it."""
+        return build_egress.read(self._egress / f"{environment_id}.json")
 
     # ---- records
 
@@ -133,9 +154,10 @@ class Store:
             os.utime(self._record_path(environment_id))
 
     def forget(self, environment_id: str) -> None:
-        """Remove a record and its lock."""
+        """Remove a record, its lock, and what was asked for to make it."""
         self._record_path(environment_id).unlink(missing_ok=True)
         (self._records / f"{environment_id}.toml").unlink(missing_ok=True)
+        (self._egress / f"{environment_id}.json").unlink(missing_ok=True)
 
     def _record_path(self, environment_id: str) -> Path:
         return self._records / f"{environment_id}.json"

@@ -23,7 +23,7 @@ from sandbox.execution import Prepared
 from sandbox.image import AdmittedImage
 from sandbox.index import Index
 from sandbox.lock import Lock, LockedPackage, from_pylock
-from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.models import EgressRecord, Outcome, RunRequest, RunResult
 from sandbox.package_files import file_addresses, name_of
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
@@ -46,6 +46,7 @@ MAX_ERROR_CHARS = 20_000
 # The time that a pattern takes grows with the square of what looks like one name or one gap.
 LONG_RUN = re.compile(r"(\S{500})\S+|(\s{20})\s+")
 Execute = Callable[[Prepared], Awaitable[RunResult]]
+OnEgress = Callable[[str, Sequence[EgressRecord]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,13 @@ class Ground:
 
 
 class Installer:
-    """Carries out the steps for one environment."""
+    """Carries out the steps for one environment; `on_egress` is told, by step, what each asked the egress proxy for."""
 
-    def __init__(self, ground: Ground, execute: Execute, on_progress: OnProgress) -> None:
+    def __init__(self, ground: Ground, execute: Execute, on_progress: OnProgress, on_egress: OnEgress) -> None:
         self._ground = ground
         self._execute = execute
         self._on_progress = on_progress
+        self._on_egress = on_egress
         local = ground.index.local_paths
         self._local = [(path, f"{INDEX_DIR}/{number}") for number, path in enumerate(local)]
 
@@ -158,6 +160,8 @@ class Installer:
                 ),
             )
         )  # fmt: skip
+        if result.egress:
+            self._on_egress(payload["step"], result.egress)
         return self._answer(result, payload["step"], subject)
 
     def _answer(self, result: RunResult, step: str, subject: Sequence[str]) -> dict[str, Any]:

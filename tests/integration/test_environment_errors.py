@@ -268,6 +268,22 @@ def test_a_package_whose_build_calls_another_host_is_stopped_and_told(desk: Desk
     assert "calls-1.0.tar.gz was refused a connection: elsewhere.example.com:80" in error.message
 
 
+def test_every_connection_of_a_build_is_recorded_with_the_environment(desk: Desk, index: PackageIndex) -> None:
+    call = """import urllib.request
+    try:
+        urllib.request.urlopen('http://elsewhere.example.com/')
+    except OSError:
+        pass"""
+    index.add(sdist("asks", "1.0", code=call))
+    built = desk.build("asks", policy="source")
+    here = index.url.split("/")[2]
+    rows = desk.runner().environments().store.egress(built.id)
+    found = {(row["step"], f"{row['host']}:{row['port']}", row["allowed"]) for row in rows}
+    assert {("resolve", here, True), ("fetch", here, True), ("fetch", "elsewhere.example.com:80", False)} <= found
+    assert {row["reason"] for row in rows if not row["allowed"]} == {"elsewhere.example.com:80 is not in the policy's build.allow"}
+    assert all(row["connections"] for row in rows)
+
+
 def test_a_source_archive_that_does_not_build_is_told_with_the_reason(desk: Desk, index: PackageIndex) -> None:
     index.add(sdist("fails", "1.0", code="raise RuntimeError('no compiler here')"))
     error = desk.failure("fails", policy="source")
