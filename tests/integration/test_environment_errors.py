@@ -7,9 +7,7 @@ import json
 import os
 import platform
 import re
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import pytest
 from sandbox.errors import BuildFailed, InvalidRequest
 from sandbox.lock import Lock
 from tests.command import environment, sandbox
+from tests.integration.certificates import certified
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, package_index, sdist, wheel
 
@@ -28,19 +27,6 @@ pytestmark = pytest.mark.podman
 def tiny(name: str, *versions: str, **options: object) -> list[tuple[str, bytes]]:
     """Return wheels of a package with one small module."""
     return [wheel(name, version, {f"{name}.py": f"VERSION = {version!r}\n"}, **options) for version in versions]  # type: ignore[arg-type]
-
-
-def certified(place: Path, name: str, *options: str | Path) -> tuple[Path, Path]:
-    """Return a new certificate and its key: an authority's, unless the options name who signs it."""
-    configuration, certificate, key = (place / f"{name}.{kind}" for kind in ("cnf", "pem", "key"))
-    configuration.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-config", configuration, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"basicConstraints=critical,CA:{'FALSE' if options else 'TRUE'}",
-         "-keyout", key, "-out", certificate, *options],
-        check=True, capture_output=True, timeout=30,
-    )  # fmt: skip
-    return certificate, key
 
 
 # ---- what is asked for
@@ -200,8 +186,6 @@ def test_a_lock_whose_files_are_at_no_index_of_now_is_told_with_the_fix(
 def test_a_certificate_that_is_not_trusted_is_told_with_the_bundle(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     other, _ = certified(tmp_path, "other")
     authority, signing = certified(tmp_path, "authority")
     certificate, key = certified(
