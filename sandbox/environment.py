@@ -47,7 +47,8 @@ from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.received import Fetched, PackageTree
 from sandbox.remembered import Remembered
-from sandbox.wheel_cache import FileCache, Incoming
+from sandbox.resolution_failure import named
+from sandbox.wheel_cache import FileCache, Incoming, room_for
 
 # An index may serve packages from several hosts; it is asked about so many of those requested.
 MAX_ASKED = 6
@@ -89,7 +90,10 @@ class Environments:
         """Build it, unless somebody else has done so meanwhile."""
         async with self.store.alone(identity):
             found = await asyncio.to_thread(self._find, identity, wanted, lock)
-            return found or await self._build(identity, wanted, lock, on_progress)
+            if found is None:
+                found = await self._build(identity, wanted, lock, on_progress)
+                self.store.keep_egress(identity, request_key(wanted))
+            return found
 
     async def lock(self, wanted: Wanted, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
         """Return the lock of a request: the first one it ever got, unless `upgrade`."""
@@ -115,6 +119,7 @@ class Environments:
             raise InvalidRequest(
                 f"{self.store.lock_path(key)}: {error.message}",
                 hint="the lock was edited or damaged; sandbox env lock --upgrade makes a new one",
+                **error.facts,
             ) from None
 
     def _find(self, identity: str, wanted: Wanted, lock: Lock) -> Environment | None:
@@ -144,7 +149,7 @@ class Environments:
         ground = Ground(
             base_name=wanted.base_name, base=wanted.base, policy=wanted.policy, seccomp=wanted.seccomp, index=index, file_hosts=hosts
         )  # fmt: skip
-        return Installer(ground, self._execute, on_progress)
+        return Installer(ground, self._execute, on_progress, partial(self.store.note_egress, request_key(wanted)))
 
     async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}
@@ -152,7 +157,7 @@ class Environments:
         async with self.store.in_use(CACHED_FILES):
             missing = self._trees.missing(keys.values())
             needed = [package for package in lock.packages if keys[package.name] in missing]
-            with workplace(self._builds) as work:
+            with room_for(named(lock.requirements), self._builds), workplace(self._builds) as work:
                 if needed:
                     await self._install(wanted, lock, needed, keys, on_progress, work)
                 on_progress(Progress(step="storing", text=image_name(identity)))
@@ -192,7 +197,9 @@ class Environments:
             package = expected.pop(name, None)
             if package is None:
                 raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
-            return self._trees.receive(keys[package.name], PackageTree(limits, package), work)
+            return self._trees.receive(
+                keys[package.name], PackageTree(limits, package), work, name=f"{package.name} {package.version}"
+            )
 
         await installer.install(rows, wheels, receive)
         if missing := self._trees.missing(keys[package.name] for package in needed):

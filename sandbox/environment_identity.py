@@ -22,7 +22,7 @@ LABEL_BASE = f"{LABEL_PREFIX}.base"
 LABEL_LOCK = f"{LABEL_PREFIX}.lock"
 LABEL_BUILD = f"{LABEL_PREFIX}.build-policy"
 # Raise it when what is installed from the same inputs changes.
-GENERATION = 2
+GENERATION = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,15 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from sandbox import build_egress
 from sandbox.errors import BuildFailed
 from sandbox.image import ENVIRONMENT_CHARS
 from sandbox.places import private_directory
+
+if TYPE_CHECKING:
+    from sandbox.models import EgressRecord
 
 POLL_S = 0.05
 # The lease of the cached files: a build holds it from its first look at them to its end.
@@ -109,6 +113,7 @@ class Store:
         self._records = private_directory(data_dir / "environments")
         self._locks = private_directory(data_dir / "locks")
         self._leases = private_directory(data_dir / "leases")
+        self._egress = private_directory(data_dir / "egress")
 
     # ---- locks
 
@@ -126,6 +131,21 @@ class Store:
     def write_lock(self, request_key: str, text: str) -> None:
         """Keep the lock of a request."""
         replace(self.lock_path(request_key), text)
+
+    # ---- what was asked of the egress proxy
+
+    def note_egress(self, request_key: str, step: str, records: Sequence[EgressRecord]) -> None:
+        """Add to what the builds of a request have asked for, also those that fail."""
+        build_egress.note(self._egress / f"{request_key}.json", step, records)
+
+    def keep_egress(self, environment_id: str, request_key: str) -> None:
+        """Keep with an environment what was asked for until now to make it."""
+        rows = build_egress.read(self._egress / f"{request_key}.json")
+        replace(self._egress / f"{environment_id}.json", json.dumps(rows))
+
+    def egress(self, environment_id: str) -> list[dict[str, Any]]:
+        """Return what was asked for to make an environment, as `build_egress.summed` gives it."""
+        return build_egress.read(self._egress / f"{environment_id}.json")
 
     # ---- records
 
@@ -171,9 +191,10 @@ class Store:
         return [one for one in found if not self._record_path(one).exists()]
 
     def forget(self, environment_id: str) -> None:
-        """Remove a record and its lock."""
+        """Remove a record, its lock, and what was asked for to make it."""
         self._record_path(environment_id).unlink(missing_ok=True)
         (self._records / f"{environment_id}.toml").unlink(missing_ok=True)
+        (self._egress / f"{environment_id}.json").unlink(missing_ok=True)
 
     def _record_path(self, environment_id: str) -> Path:
         return self._records / f"{environment_id}.json"

@@ -6,6 +6,7 @@ resolve (index only, through the egress proxy) -> fetch (the same) -> install (n
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -21,14 +22,17 @@ from sandbox.errors import BuildFailed, Internal
 from sandbox.execution import Prepared
 from sandbox.image import AdmittedImage
 from sandbox.index import Index
-from sandbox.lock import Lock, LockedPackage, from_pylock, target_tags
-from sandbox.models import Outcome, RunRequest, RunResult
+from sandbox.lock import Lock, LockedPackage, from_pylock
+from sandbox.models import EgressRecord, Outcome, RunRequest, RunResult
+from sandbox.package_files import file_addresses, name_of
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.ready import Egress, Setting
 from sandbox.resolution_failure import DOING, Failure, explained, last_lines, named
 from sandbox.seccomp import SeccompProfile
+from sandbox.simple_page import hosts_of
 from sandbox.spec import Bind
+from sandbox.wheel_tags import target_tags
 from sandbox.wire import FileSink
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ MAX_ERROR_CHARS = 20_000
 # The time that a pattern takes grows with the square of what looks like one name or one gap.
 LONG_RUN = re.compile(r"(\S{500})\S+|(\s{20})\s+")
 Execute = Callable[[Prepared], Awaitable[RunResult]]
+OnEgress = Callable[[str, Sequence[EgressRecord]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +65,13 @@ class Ground:
 
 
 class Installer:
-    """Carries out the steps for one environment."""
+    """Carries out the steps for one environment; `on_egress` is told, by step, what each asked the egress proxy for."""
 
-    def __init__(self, ground: Ground, execute: Execute, on_progress: OnProgress) -> None:
+    def __init__(self, ground: Ground, execute: Execute, on_progress: OnProgress, on_egress: OnEgress) -> None:
         self._ground = ground
         self._execute = execute
         self._on_progress = on_progress
+        self._on_egress = on_egress
         local = ground.index.local_paths
         self._local = [(path, f"{INDEX_DIR}/{number}") for number, path in enumerate(local)]
 
@@ -105,9 +111,10 @@ class Installer:
                 Progress(step="downloading", text=f"{len(packages)} packages", done_bytes=done, total_bytes=total)
             )
 
+        addresses = await asyncio.gather(*(asyncio.to_thread(self._address, package) for package in packages))
         files = [
-            {"name": package.file.name, "url": self._inside(package.file.url), "kind": package.file.kind}
-            for package in packages
+            {"name": package.file.name, "url": self._inside(address), "kind": package.file.kind}
+            for package, address in zip(packages, addresses, strict=True)
         ]
         subject = [f"{package.name}=={package.version}" for package in packages]
         await self._step(
@@ -153,6 +160,8 @@ class Installer:
                 ),
             )
         )  # fmt: skip
+        if result.egress:
+            self._on_egress(payload["step"], result.egress)
         return self._answer(result, payload["step"], subject)
 
     def _answer(self, result: RunResult, step: str, subject: Sequence[str]) -> dict[str, Any]:
@@ -178,19 +187,30 @@ class Installer:
             )  # fmt: skip
         return said
 
+    def _hosts(self) -> tuple[str, ...]:
+        """Return what a build may connect to: the hosts of the index and of its files stand where the policy says `@index`."""
+        build, index = self._ground.policy.build, self._ground.index
+        own = (*index.remote_hosts, *self._ground.file_hosts) if "@index" in build.allow else ()
+        return (*(rule for rule in build.allow if rule != "@index"), *own)
+
+    def _address(self, package: LockedPackage) -> str:
+        """Return where to fetch a file: a lock keeps its hash, and an index that has moved since has another address."""
+        url = package.file.url
+        if set(hosts_of([url])) & set(self._hosts()) or self._inside(url) != url:
+            return url
+        found = file_addresses(self._ground.index, package.name)
+        return next((address for address in found if name_of(address) == package.file.name), url)
+
     def _egress(self, count: Callable[[int], None] | None) -> Egress:
-        """Return the way out of a build: the hosts of the index and of its files, where the policy says `@index`."""
+        """Return the way out of a build."""
         from sandbox.egress.proxy import EgressCaps
         from sandbox.egress.rules import Allowlist
 
-        build, index = self._ground.policy.build, self._ground.index
-        rules = [rule for rule in build.allow if rule != "@index"]
-        if "@index" in build.allow:
-            rules += [*index.remote_hosts, *self._ground.file_hosts]
+        build = self._ground.policy.build
         return Egress(
-            allow=Allowlist(tuple(rules_of(rules)), networks(build.allow_addresses), "build"),
+            allow=Allowlist(tuple(rules_of(self._hosts())), networks(build.allow_addresses), "build"),
             caps=EgressCaps(transfer_bytes=build.download_mib << 20, connections=10_000),
-            certificates=index.certificate,
+            certificates=self._ground.index.certificate,
             on_bytes=count,
         )
 

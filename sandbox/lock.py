@@ -8,6 +8,7 @@ so other tools can read it. No I/O.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sandbox.errors import BuildFailed, InvalidRequest, SandboxError
 from sandbox.models import Strict
 
-__all__ = ["Lock", "LockedFile", "LockedPackage", "from_pylock", "target_tags"]
+__all__ = ["Lock", "LockedFile", "LockedPackage", "from_pylock"]
 
 TOOL = "podman-sandbox-runner"
 FILE = "pylock.toml"
@@ -32,9 +33,7 @@ MAX_PACKAGES = 1_000
 MAX_WHEELS = 500
 MAX_TAGS = 64
 MAX_FILE_SIZE_BYTES = 1 << 40
-MAX_LIBC = 200
-OLDEST_GLIBC = {"x86_64": 5, "i686": 5}
-GLIBC_ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+MARK_CHARS = 16
 
 Name = Annotated[str, Field(max_length=100, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Version = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")]
@@ -110,8 +109,11 @@ class Lock(Strict):
     @model_validator(mode="after")
     def _every_package_once(self) -> Lock:
         names = [package.name for package in self.packages]
-        if names != sorted(set(names)):
-            raise ValueError("its packages are not sorted, or one is there twice")
+        for name, following in itertools.pairwise(names):
+            if name >= following:
+                raise ValueError(
+                    f"the package {following} is there twice, or stands behind {name}, out of the order of names"
+                )
         return self
 
     @property
@@ -120,10 +122,7 @@ class Lock(Strict):
         content = {
             "python": self.python,
             "requirements": self.requirements,
-            "packages": [
-                (package.name, package.version, package.file.kind, package.file.name, package.file.sha256)
-                for package in self.packages
-            ],
+            "packages": [_locked(package) for package in self.packages],
         }
         return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -140,6 +139,9 @@ class Lock(Strict):
             f"python = {_quoted(self.python)}",
             "requirements = [",
             *(f"    {_quoted(requirement)}," for requirement in self.requirements),
+            "]",
+            "packages = [",
+            *(f"    {_quoted(_mark(package))}," for package in self.packages),
             "]",
             "",
         ))  # fmt: skip
@@ -169,17 +171,14 @@ class Lock(Strict):
         lock = _lock(packages, ours.get("python"), ours.get("requirements"), InvalidRequest)
         if lock.hash != ours.get("hash"):
             line = text[: text.rfind(f"[tool.{TOOL}]")].count("\n") + 2
-            raise InvalidRequest(
-                f"{FILE}:{line}: the lock was changed after it was made: its content has the hash {lock.hash}",
-                hint=_ANEW,
-            )
+            raise _changed(lock, line, ours.get("packages"))
         return lock
 
 
 def from_pylock(text: bytes, *, tags: Sequence[str], requirements: Sequence[str], allow_sdists: bool) -> Lock:
     """Choose one file per package from a resolution's `pylock.toml`: the wheel whose tag comes first in `tags`.
 
-    `tags` are those of `target_tags`. A source archive is taken where no wheel fits and `allow_sdists` says so.
+    `tags` are those of `wheel_tags.target_tags`. A source archive is taken where no wheel fits and `allow_sdists` says so.
     Raises `BuildFailed` with the package's name, and for text that is not such a file.
     """
     if len(text) > MAX_LOCK_BYTES:
@@ -197,38 +196,12 @@ def from_pylock(text: bytes, *, tags: Sequence[str], requirements: Sequence[str]
     return lock
 
 
-def target_tags(python: tuple[int, int], libc: tuple[str, int, int], machine: str) -> tuple[str, ...]:
-    """Return the tags (PEP 425) of wheels that run in an image, the best first.
-
-    `python` is (3, 11); `libc` is ("glibc", 2, 36) or ("musl", 1, 2); `machine` as uname names it.
-    """
-    from packaging.tags import compatible_tags, cpython_tags
-
-    family, major, minor = libc
-    minor = min(minor, MAX_LIBC)
-    if family == "musl":
-        names = [f"musllinux_{major}_{number}" for number in range(minor, -1, -1)]
-    else:
-        names = []
-        for number in range(minor, OLDEST_GLIBC.get(machine, 17) - 1, -1):
-            names += [f"manylinux_{major}_{number}", *filter(None, [GLIBC_ALIASES.get(number)])]
-    platforms = [f"{name}_{machine}" for name in ("linux", *names)]
-    interpreter = f"cp{python[0]}{python[1]}"
-    return tuple(
-        str(tag)
-        for tag in (
-            *cpython_tags(python, abis=[interpreter], platforms=platforms),
-            *compatible_tags(python, interpreter=interpreter, platforms=platforms),
-        )
-    )
-
-
 def _parsed(text: str, error: type[SandboxError]) -> dict[str, Any]:
     """Parse TOML, in time that its size bounds."""
     from sandbox.policy_file import parse
 
     def invalid(line: int | str, reason: str) -> SandboxError:
-        return error(f"{FILE}:{line}: {reason}", hint=_ANEW)
+        return error(f"{FILE}:{line}: {_package_at(text, int(line))}{reason}", hint=_ANEW)
 
     if len(text) > MAX_LOCK_BYTES:
         raise invalid(1, f"has more than {MAX_LOCK_BYTES >> 20} MiB")
@@ -244,6 +217,13 @@ def _parsed(text: str, error: type[SandboxError]) -> dict[str, Any]:
     except ValueError as problem:
         found = re.search(r" \(at line (\d+), column \d+\)$", str(problem))
         raise invalid(found[1] if found else text.count("\n") + 1, "is not valid TOML") from None
+
+
+def _package_at(text: str, line: int) -> str:
+    """Return "in the package NAME: " for a line that stands in one's table, and nothing for another."""
+    above = "\n".join(text[:MAX_LOCK_BYTES].split("\n")[:line])
+    name = re.match(r'\[\[packages\]\]\s*\nname = "([a-z0-9-]{1,100})', above[max(0, above.rfind("\n[") + 1) :])
+    return f"in the package {name[1]}: " if name else ""
 
 
 def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
@@ -366,6 +346,30 @@ def _check_fulfilled(lock: Lock) -> None:
             )
 
 
+def _locked(package: LockedPackage) -> tuple[str, ...]:
+    """Return what of a package the lock's hash is of."""
+    return package.name, package.version, package.file.kind, package.file.name, package.file.sha256
+
+
+def _mark(package: LockedPackage) -> str:
+    """Return a package's name with a short hash, by which one that was edited is told from the others."""
+    return f"{package.name} {hashlib.sha256(json.dumps(_locked(package)).encode()).hexdigest()[:MARK_CHARS]}"
+
+
+def _changed(lock: Lock, line: int, marks: object) -> InvalidRequest:
+    """Return the error of a lock that is not what its hash says, with the first package that differs."""
+    made = marks if isinstance(marks, list) else []
+    edited = [package for package in lock.packages if _mark(package) not in made] if made else []
+    gone = {str(mark).partition(" ")[0] for mark in made} - {package.name for package in lock.packages}
+    what = f"its content has the hash {lock.hash}"
+    if edited:
+        what = f"the package {edited[0].name} {edited[0].version} is not the one that was locked"
+    elif gone:
+        what = f"the package {min(gone)[:100]!a} was taken out"
+    name = edited[0].name if edited else min(gone)[:100] if gone else None
+    return InvalidRequest(f"{FILE}:{line}: the lock was changed after it was made: {what}", hint=_ANEW, package=name)
+
+
 def _bad(entry: dict[str, Any], what: str, error: type[Problem], *, hint: str = "", **facts: Any) -> Problem:
     name = "".join(char if char.isprintable() else "?" for char in entry["name"][:100])
     version = entry.get("version")
@@ -376,7 +380,7 @@ def _bad(entry: dict[str, Any], what: str, error: type[Problem], *, hint: str = 
 def _reason(problem: ValidationError) -> str:
     first = problem.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")
 
 
 def _last_part(url: str) -> str:

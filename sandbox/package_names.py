@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+# What many ask for, under the names of the index.
+POPULAR = (
+    "numpy", "pandas", "scipy", "scikit-learn", "scikit-image", "matplotlib", "seaborn", "statsmodels", "requests", "httpx", "aiohttp",
+    "beautifulsoup4", "lxml", "pillow", "opencv-python", "opencv-python-headless", "tensorflow", "torch", "torchvision", "keras",
+    "xgboost", "lightgbm", "joblib", "sympy", "networkx", "pyyaml", "python-dateutil", "pytz", "openpyxl", "xlrd", "sqlalchemy",
+    "psycopg2-binary", "pymongo", "redis", "paho-mqtt", "pyserial", "pymodbus", "asyncua", "influxdb-client", "pydantic", "jinja2",
+    "geopandas", "shapely", "pyproj", "polars", "pyarrow", "plotly", "cryptography", "paramiko", "websockets", "jsonschema",
+)  # fmt: skip
+
 # What people import, or how they misremember it, and what it is called on the index.
 CALLED = {
     "cv2": "opencv-python-headless", "opencv": "opencv-python-headless", "sklearn": "scikit-learn", "skimage": "scikit-image",

@@ -1,83 +1,103 @@
-"""Which versions of a package an index has: only asked to explain a failure, never to decide anything."""
+"""Which files of a package an index has: only asked to explain a failure, never to decide anything."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
-from sandbox.errors import SandboxError
 from sandbox.index import Index
-from sandbox.simple_page import page_links
+from sandbox.package_files import file_addresses, name_of
 
 if TYPE_CHECKING:
+    from packaging.tags import Tag
     from packaging.version import Version
 
-__all__ = ["published_versions"]
-
-TIMEOUT_S = 10
+__all__ = ["Published", "PublishedFile", "published"]
 
 
-def published_versions(index: Index, package: str, *, python: tuple[int, int] | None = None) -> list[str]:
-    """Return the versions of a package, oldest first; with `python`, only those with a wheel for it on this machine.
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file, as its name tells; a source archive has no tags."""
 
-    Prereleases are left out. Empty when the index does not know the package, or can't be asked.
-    """
+    version: Version
+    tags: frozenset[Tag] = frozenset()
+
+
+@dataclass(frozen=True)
+class Published:
+    """The files of a package, without prereleases; none when the index does not know it, or can't be asked."""
+
+    files: tuple[PublishedFile, ...]
+
+    def of(self, specifier: str) -> Published:
+        """Return those whose version satisfies `specifier` (">=1,<2"; any for "", or for what is none)."""
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            wanted = SpecifierSet(specifier)
+        except InvalidSpecifier:
+            return self
+        return Published(tuple(file for file in self.files if file.version in wanted))
+
+    def usable(self, python: tuple[int, int] | None, *, sdists: bool) -> Published:
+        """Return the wheels for a Python such as (3, 11) on this machine, and with `sdists` the source archives."""
+        fitting = None if python is None else _tags(python)
+        return Published(
+            tuple(
+                file for file in self.files
+                if (file.tags and (fitting is None or not fitting.isdisjoint(file.tags))) or (sdists and not file.tags)
+            )
+        )  # fmt: skip
+
+    def versions(self) -> list[str]:
+        """Return the versions, oldest first."""
+        return [str(version) for version in sorted({file.version for file in self.files})]
+
+    def pythons(self) -> list[str]:
+        """Return the Pythons that have a wheel for this machine, such as "3.9" (or "2" for any of it), oldest first."""
+        from packaging.tags import platform_tags
+
+        here = {"any", *platform_tags()}
+        named = {
+            re.fullmatch(r"(?:cp|py)(\d)(\d*)", tag.interpreter)
+            for file in self.files for tag in file.tags if tag.platform in here
+        }  # fmt: skip
+        series = {(int(match[1]), int(match[2] or -1)) for match in named if match}
+        return [f"{major}" if minor < 0 else f"{major}.{minor}" for major, minor in sorted(series)]
+
+    def platforms(self) -> list[str]:
+        """Return the machines and systems that have a wheel, such as "macosx_11_0_arm64"."""
+        return sorted({tag.platform for file in self.files for tag in file.tags})
+
+
+def published(index: Index, package: str) -> Published:
+    """Return the files of a package."""
     from packaging import utils
 
     wanted = utils.canonicalize_name(package)
-    fitting = _tags(python) if python else None
-    found: set[Version] = set()
-    for file in _file_names(index, wanted):
+    found: dict[PublishedFile, None] = {}
+    for name in map(name_of, file_addresses(index, wanted)):
         try:
-            if not file.endswith(".whl"):
-                name, version = utils.parse_sdist_filename(file)
-                fits = fitting is None
+            if name.endswith(".whl"):
+                file_of, version, _, tags = utils.parse_wheel_filename(name)
             else:
-                name, version, _, tags = utils.parse_wheel_filename(file)
-                fits = fitting is None or not fitting.isdisjoint(map(str, tags))
+                (file_of, version), tags = utils.parse_sdist_filename(name), frozenset()
         except (utils.InvalidWheelFilename, utils.InvalidSdistFilename):
             continue
-        if fits and name == wanted and not version.is_prerelease:
-            found.add(version)
-    return [str(version) for version in sorted(found)]
+        if file_of == wanted and not version.is_prerelease:
+            found[PublishedFile(version, tags)] = None
+    return Published(tuple(found))
 
 
-def _file_names(index: Index, package: str) -> Iterator[str]:
-    """Yield the names of the files of a package, and perhaps of others."""
-    for place in (*(f"{url}/{package}/" for url in index.urls), *index.find_links):
-        try:
-            if not place.startswith("file://"):
-                yield from (_last_part(link) for link in page_links(index, place, TIMEOUT_S))
-                continue
-            path = Path(unquote(urlsplit(place).path))
-            page = path / "index.html" if path.is_dir() else path
-            if page.exists():
-                links = re.findall(r"href\s*=\s*[\"']([^\"']+)", page.read_text(errors="replace"))
-                yield from map(_last_part, links)
-            elif path.is_dir():
-                yield from (file.name for file in path.iterdir())
-        except (SandboxError, OSError):
-            continue
-
-
-def _last_part(link: str) -> str:
-    return unquote(urlsplit(link).path.rpartition("/")[2])
-
-
-def _tags(python: tuple[int, int]) -> frozenset[str]:
+def _tags(python: tuple[int, int]) -> frozenset[Tag]:
     from packaging import tags
 
     platforms = list(tags.platform_tags())
     interpreter = f"cp{python[0]}{python[1]}"
     return frozenset(
-        map(
-            str,
-            (
-                *tags.cpython_tags(python, abis=[interpreter], platforms=platforms),
-                *tags.compatible_tags(python, interpreter=interpreter, platforms=platforms),
-            ),
+        (
+            *tags.cpython_tags(python, abis=[interpreter], platforms=platforms),
+            *tags.compatible_tags(python, interpreter=interpreter, platforms=platforms),
         )
     )

@@ -31,11 +31,11 @@ class Fetched:
         """Return where a file goes. Raises `BuildFailed` for one that nobody asked for."""
         package = self._expected.pop(name, None)
         if package is not None:
-            return self._cache.receive(package.file.sha256, HashCheck(name, package.file.sha256), self._work)
+            return self._cache.receive(package.file.sha256, HashCheck(name, package.file.sha256), self._work, name=name)
         source = next((one for one in self._sources.values() if one.name not in self.built and is_of(name, one)), None)
         if source is not None:
             self.built[source.name] = name
-            return Incoming(self._wheels / name, _Anything(), self._work)
+            return Incoming(self._wheels / name, _Anything(), self._work, name=name)
         raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
 
     def check_complete(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.errors import InvalidRequest
+from sandbox.package_names import POPULAR
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -34,9 +35,9 @@ _OPERATOR = re.compile(r"\s*[<>=!~]")
 _ADDRESS = re.compile(r"://|^(?:\.{1,2}(?:/|$)|/|~)|^\w+\+|\.(?:whl|tar\.gz|tgz|tar\.bz2|zip)$", re.IGNORECASE)
 _HASH = re.compile(r"--hash[= ]sha256:([0-9a-fA-F]{64})")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[^\]]*\])?"
+_COMMAND = re.compile(r"^(?:python3? -m )?pip3? install\s+")
 # What people write for a requirement, and what they mean.
 _SLIPS = (
-    (r"^(?:python3? -m )?pip3? install\s+", ""),
     (r"^(?:import|from)\s+([A-Za-z0-9_]+).*$", r"\1"),
     (r"=>", ">="),
     (r"=<", "<="),
@@ -304,10 +305,11 @@ def _canonical(entry: str, where: str) -> str:
             hint="write the library's name, and put a library of your own into an index that pip is configured to use",
         )
     if requirement is None or requirement.url:
-        words = entry.split()
-        spaced = len(words) > 1 and nearest == "-".join(words)
-        several = f" Several libraries are separated by commas: {', '.join(words)}" if spaced else ""
-        hint = f"did you mean {nearest}?{several}" if nearest else "write a name and a constraint, as in pandas>=1.3,<2"
+        words = _COMMAND.sub("", entry).split()
+        hint = f"did you mean {nearest}?" if nearest else "write a name and a constraint, as in pandas>=1.3,<2"
+        # A name made of two is one that anybody may register.
+        if len(words) > 1 and nearest == "-".join(words) and nearest.lower() not in POPULAR:
+            hint = f"several libraries are separated by commas: {', '.join(words)}"
         raise InvalidRequest(f"{where}: {_shown(entry)} is not a requirement", hint=hint)
     extras = ",".join(sorted(map(canonicalize_name, requirement.extras)))
     specifier = ",".join(sorted(map(str, requirement.specifier)))
@@ -326,7 +328,7 @@ def _parsed(entry: str) -> Requirement | None:
 
 def _nearest(entry: str) -> str:
     """Return the requirement that `entry` was meant to be, or ''."""
-    bare = entry.strip(" \t\"'`;,")
+    bare = _COMMAND.sub("", entry.strip(" \t\"'`;,"))
     for candidate in (bare, *(re.sub(slip, meant, bare) for slip, meant in _SLIPS)):
         requirement = None if _ADDRESS.search(candidate) else _parsed(candidate)
         if requirement and not requirement.url:

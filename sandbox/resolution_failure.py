@@ -12,26 +12,20 @@ from dataclasses import dataclass
 
 from sandbox.errors import BuildFailed, clipped
 from sandbox.index import Index
-from sandbox.package_names import CALLED
+from sandbox.package_names import CALLED, POPULAR
 from sandbox.policy_model import Policy
-from sandbox.published import published_versions
+from sandbox.published import published
 
 __all__ = ["Failure", "explained", "last_lines", "named", "nearest"]
 
 LAST_LINES = 12
 SHOWN_NAMES = 5
+SHOWN_VERSIONS = 5
 # What is matched comes out of a sandbox: it is bounded, and so is every repetition, lest it take minutes.
 MAX_TEXT_CHARS = 8_000
 NAME = r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)"
 VERSIONS = r"(?:\[[\w,-]{0,100}\])?([=<>!~]\S{0,100}[^\s,.:])?"
 DOING = {"resolve": "resolving", "fetch": "fetching", "install": "installing"}
-POPULAR = (
-    "numpy", "pandas", "scipy", "scikit-learn", "scikit-image", "matplotlib", "seaborn", "statsmodels", "requests", "httpx", "aiohttp",
-    "beautifulsoup4", "lxml", "pillow", "opencv-python", "opencv-python-headless", "tensorflow", "torch", "torchvision", "keras",
-    "xgboost", "lightgbm", "joblib", "sympy", "networkx", "pyyaml", "python-dateutil", "pytz", "openpyxl", "xlrd", "sqlalchemy",
-    "psycopg2-binary", "pymongo", "redis", "paho-mqtt", "pyserial", "pymodbus", "asyncua", "influxdb-client", "pydantic", "jinja2",
-    "geopandas", "shapely", "pyproj", "polars", "pyarrow", "plotly", "cryptography", "paramiko", "websockets", "jsonschema",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,19 +113,27 @@ def _no_space(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
 
 def _unknown(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     name = match[1]
-    near = nearest(name, known=lambda candidate: bool(published_versions(failure.index, candidate)))
+    near = nearest(name, known=_known(failure))
     return (
         f"the package index knows no package named {name}{_required_by(failure, name)}",
         f"did you mean {near}?" if near else "check its spelling; packages are not always called as they are imported",
     )
 
 
+def _known(failure: Failure) -> Callable[[str], bool]:
+    """Return what tells whether the index has a file of a package."""
+    return lambda name: bool(published(failure.index, name).files)
+
+
 def _no_version(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     name, wanted = match[1], match[2] or ""
-    newest = published_versions(failure.index, name)[-5:]
+    every = published(failure.index, name)
+    newest = every.versions()[-SHOWN_VERSIONS:]
+    usable = every.usable(failure.python, sdists=failure.policy.build.allow_sdists).versions()[-SHOWN_VERSIONS:]
+    which = "" if usable[-1:] == newest[-1:] else f" that {_python(failure)} can use"
     return (
         f"no version of {name} satisfies {name}{wanted}{_required_by(failure, name)}",
-        f"the newest versions are {', '.join(newest)}" if newest else "loosen the version",
+        f"the newest versions{which} are {', '.join(usable)}" if usable else "loosen the version",
     )
 
 
@@ -141,32 +143,38 @@ def _required_by(failure: Failure, name: str) -> str:
     return f", which {match[1]} requires" if match else ""
 
 
+def _python(failure: Failure) -> str:
+    """Return the image's Python in words."""
+    return f"Python {'.'.join(map(str, failure.python)) if failure.python else 'of the image'}"
+
+
 def _nothing_fits(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     """Explain pip's `from versions: none`: no answer, no such package, or none of its files can be used."""
     if "Retrying (" in failure.text:
         return _unreachable(failure, match)
-    known = published_versions(failure.index, match[1])
-    return _no_wheel(failure, match) if known else _unknown(failure, match)
+    return _no_wheel(failure, match) if _known(failure)(match[1]) else _unknown(failure, match)
 
 
 def _no_wheel(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+    """Explain a package without a usable wheel by what the index has: the tools say little, and not always the truth."""
     name, wanted = match[1], match[2] or ""
-    series = ".".join(map(str, failure.python)) if failure.python else "the image's version"
-    pythons = [
-        f"{major}.{minor}"
-        for major, minor in re.findall(r"`cp(\d)(\d+)m?`", failure.text.partition("only found wheels")[2])
-    ]
-    platforms = re.search(r"available for [^\n]* platforms?: ([^\n]+)", failure.text)
-    has = f", only for Python {', '.join(pythons)}" if pythons else ""
-    has = f", only for {platforms[1].replace('`', '')}" if platforms else has
-    good = published_versions(failure.index, name, python=failure.python)[-5:]
+    every = published(failure.index, name)
+    asked = every.of(wanted)
+    wheels = asked.usable(None, sdists=False)
+    what = f"{name}{wanted} has no wheel for {_python(failure)} on this machine"
+    if pythons := wheels.pythons():
+        what += f", only for Python {', '.join(pythons)}"
+    elif platforms := wheels.platforms():
+        what += f", only for {', '.join(platforms[:SHOWN_NAMES])}"
+    elif asked.files:
+        what = f"{name}{wanted} has no wheel, only a source archive, whose build would run its code"
+    if meant := nearest(name, known=_known(failure), candidates=()):
+        return what, f"did you mean {meant}? That is what has the module {name}"
+    good = every.usable(failure.python, sdists=False).versions()[-SHOWN_VERSIONS:]
     advice = [f"ask for a version that has one: {', '.join(good)}"] if good else []
     advice += ["use an image with such a Python"] if pythons else []
     if not failure.policy.build.allow_sdists:
         advice.append("use a policy with build.allow_sdists = true, if it has a source archive")
-    what = f"{name}{wanted} has no wheel for Python {series} on this machine{has}"
-    if "Wheels are required for" in failure.text:
-        what = f"{name}{wanted} has no wheel, only a source archive, whose build would run its code"
     return what, "; or ".join(advice) or "ask for another version"
 
 
@@ -206,13 +214,15 @@ def _source(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
 
 
 def _refused(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
-    return (
-        f"{DOING[failure.step]} {failure.about} was refused a connection: {failure.refused[0]}",
-        f"policy {failure.policy.name!r} says in build.allow and build.allow_addresses where a build may connect to",
-    )
+    hint = f"policy {failure.policy.name!r} says in build.allow and build.allow_addresses where a build may connect to"
+    if failure.step == "fetch":
+        hint += "; if the index has moved, sandbox env lock --upgrade makes a lock with its addresses"
+    return f"{DOING[failure.step]} {failure.about} was refused a connection: {failure.refused[0]}", hint
 
 
 def _gone(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+    if match[1] == "403" and failure.refused:  # which is how the egress proxy answers
+        return _refused(failure, match)
     hint = "its file was removed; sandbox env lock --upgrade makes a new lock"
     if match[1] in ("401", "403"):
         hint = "put user name and password into the address in pip's configuration"
@@ -231,7 +241,7 @@ def _unreachable(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
         return _refused(failure, match)
     return (
         f"the package index can't be reached: {failure.reason}",
-        "check the network, and index-url and proxy of pip's configuration: pip config list",
+        "check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used",
     )
 
 
@@ -251,7 +261,7 @@ PATTERNS: tuple[tuple[str, Callable[[Failure, re.Match[str]], tuple[str, str]]],
     (rf"{NAME} was not found in the (?:package registry|provided package locations|cache)", _unknown),
     (rf"that satisfies the requirement {NAME}{VERSIONS}[^\n]*\(from versions: none\)", _nothing_fits),
     (rf"that satisfies the requirement {NAME}{VERSIONS}[^\n]*\(from versions: ", _no_version),
-    (rf"{NAME}{VERSIONS} has no (?:usable wheels|wheels with)", _no_wheel),
+    (rf"{NAME}{VERSIONS} ha(?:s|ve) no (?:usable wheels|wheels with)", _no_wheel),
     (rf"{NAME}{VERSIONS} has an invalid package format", _invalid),
     (rf"(?:there (?:is|are) no versions? of|only(?: the following versions of)?) {NAME}[^;]{{0,1000}}?\s(?:and|that)"
      rf"(?: you require|[^,;]{{0,200}}? depends? on) \1{VERSIONS}", _no_version),

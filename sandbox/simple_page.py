@@ -168,6 +168,6 @@ def _unreachable(shown: str, error: Exception) -> BuildFailed:
     system = re.search(r"\[Errno -?\d+\] ([A-Za-z ]{1,80})", str(error))
     return BuildFailed(
         f"the package index {shown} can't be reached: {system[1] if system else type(error).__name__}",
-        hint="check the network, and index-url and proxy of pip's configuration: pip config list",
+        hint="check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used",
         host=shown,
     )

@@ -6,6 +6,7 @@ Sandboxes never see the cache: a build is shown a directory of hard links to exa
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -56,15 +57,20 @@ class Incoming:
     """A file on its way into a cache: written to `work`, moved to its place only when the check agrees.
 
     `work` is a directory of the same file system that goes with the build: a sandbox can end in the middle of a file.
+    `name` is what the file is called in errors. Raises `BuildFailed` where there is no room.
     """
 
-    def __init__(self, target: Path, check: Stored, work: Path) -> None:
+    def __init__(self, target: Path, check: Stored, work: Path, *, name: str) -> None:
         self._target = target
         self._check = check
-        private_directory(target.parent)
-        fd, name = tempfile.mkstemp(dir=work, prefix=".incoming-")
+        self._name = name
+        try:
+            private_directory(target.parent)
+            fd, path = tempfile.mkstemp(dir=work, prefix=".incoming-")
+        except OSError as error:
+            raise no_room(target.parent, error, name) from None
         os.close(fd)
-        self._temporary = Path(name)
+        self._temporary = Path(path)
 
     def write(self, data: bytes, /) -> None:
         """Take the next piece. Raises `BuildFailed`, with nothing left behind."""
@@ -87,7 +93,7 @@ class Incoming:
             yield
         except OSError as error:
             self.discard()
-            raise no_room(self._target, error) from None
+            raise no_room(self._target.parent, error, self._name) from None
         except BaseException:
             self.discard()
             raise
@@ -97,10 +103,11 @@ class Incoming:
         self._temporary.unlink(missing_ok=True)
 
 
-def no_room(path: Path, error: OSError) -> BuildFailed:
-    """Return the error of a cache that can't be written."""
+def no_room(directory: Path, error: OSError, name: str) -> BuildFailed:
+    """Return the error of a directory that can't take what is called `name`."""
     return BuildFailed(
-        f"{path.parent} can't be written: {error.strerror}", hint="free some space there: sandbox env prune, or df -h"
+        f"{name} can't be kept: {directory} can't be written: {error.strerror}",
+        hint="free some space there: sandbox env prune, or df -h",
     )
 
 
@@ -121,6 +128,15 @@ class CachedFile:
     def created(self) -> float:
         """Return the time of its last use."""
         return self.last_used
+@contextlib.contextmanager
+def room_for(name: str, directory: Path) -> Iterator[None]:
+    """Tell of a disk that is full meanwhile what it has no room for. Raises `BuildFailed`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise no_room(directory, error, name) from None
 
 
 class FileCache:
@@ -143,9 +159,9 @@ class FileCache:
             return None
         return path
 
-    def receive(self, key: str, check: Stored, work: Path) -> Incoming:
+    def receive(self, key: str, check: Stored, work: Path, *, name: str) -> Incoming:
         """Return what takes a new file in; it is in `work` until it is complete."""
-        return Incoming(self.path(key), check, work)
+        return Incoming(self.path(key), check, work, name=name)
 
     def missing(self, keys: Iterable[str]) -> set[str]:
         """Return the keys that have no file."""

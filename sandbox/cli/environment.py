@@ -146,9 +146,11 @@ def list_command(obj: dict[str, Any], /, *, as_json: bool) -> None:
 def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) -> None:
     """Show what an environment is made of. ID may be its first characters."""
     with opened(obj) as (_, runner):
-        record = runner.environments().find(environment_id)
+        environments = runner.environments()
+        record = environments.find(environment_id)
+        egress = environments.store.egress(record.id)
     if as_json:
-        click.echo(json.dumps(asdict(record)))
+        click.echo(json.dumps({**asdict(record), "egress": egress}))
         return
     rows = {
         "id": record.id, "image": record.image, "base": f"{record.base} ({record.base_digest})", "lock": record.lock_hash,

@@ -38,6 +38,9 @@ import click
 from sandbox import __version__
 from sandbox.errors import EngineUnavailable, Internal, SandboxError
 
+# Of what a tool said about a failed build, this much is shown.
+SHOWN_LINES = 12
+SHOWN_CHARS = 300
 # Imported only when called: each command pays for what it needs.
 COMMANDS = {
     "config": "sandbox.cli.config:config",
@@ -102,6 +105,15 @@ def report(error: SandboxError) -> None:
     click.echo(printable(error.message), err=True)
     if error.hint:
         click.echo(f"  what to do: {printable(error.hint)}", err=True)
+    if said := said_by_tool(error.facts.get("output")):
+        click.echo(f"  what the tool said last:\n{printable(said)}", err=True)
+
+
+def said_by_tool(output: object) -> str:
+    """Return the last useful lines of a tool as a block, from the fact `output`: a text or a list of lines."""
+    lines = output.splitlines() if isinstance(output, str) else output if isinstance(output, list) else []
+    useful = [str(line)[:SHOWN_CHARS] for line in lines if str(line).strip()]
+    return "\n".join(f"    {line}" for line in useful[-SHOWN_LINES:])
 
 
 def printable(text: str) -> str:

@@ -52,11 +52,12 @@ async def get_environments(request: web.Request) -> web.Response:
 
 
 async def get_environment(request: web.Request) -> web.Response:
-    """Show one, with its lock."""
+    """Show one, with its lock and what was asked of the egress proxy to make it."""
     environments = request.app[STATE].runner.environments()
     record = await asyncio.to_thread(environments.find, request.match_info["id"])
     lock = await asyncio.to_thread(environments.lock_of, record)
-    return document({**listed(record), "lock": lock.as_toml()})
+    egress = await asyncio.to_thread(environments.store.egress, record.id)
+    return document({**listed(record), "lock": lock.as_toml(), "egress": egress})
 
 
 async def delete_environment(request: web.Request) -> web.Response:

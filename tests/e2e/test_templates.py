@@ -88,6 +88,24 @@ def test_ml_runs_again_without_any_index() -> None:
     assert other.returncode != 0, "the index was reached: the test proves nothing"
 
 
+def test_ml_runs_on_a_machine_without_any_lock_wheel_or_record_and_again_without_an_index(tmp_path: Path) -> None:
+    fresh = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
+    command = ("run", "--with", "pandas", "--with", "scikit-learn", "template:ml")
+    unreachable = document(*command, env=environment(**fresh, **UNREACHABLE))
+    assert unreachable["error"]["code"] == "build_failed", "something was there: the test proves nothing"
+    found = document(*command, env=environment(**fresh))
+    assert found["outcome"] == "succeeded", found
+    kept = {path for path in tmp_path.rglob("*") if path.suffix in {".whl", ".tree"} or path.parent.name == "environments"}
+    assert len([path for path in kept if path.suffix == ".whl"]) > 4
+    assert [path.stem for path in kept if path.suffix == ".json"] == [found["receipt"]["environment"]]
+    before = {path: path.stat().st_ctime_ns for path in kept if path.suffix == ".toml"}
+    again = document(*command, env=environment(**fresh, **UNREACHABLE))
+    assert again["outcome"] == "succeeded", again
+    assert again["result"] == found["result"]
+    assert again["receipt"]["environment"] == found["receipt"]["environment"]
+    assert {path: path.stat().st_ctime_ns for path in before} == before, "it was built again"
+
+
 def test_api_says_what_it_could_not_reach() -> None:
     found = document("template", "run", "api")
     assert found["outcome"] == "succeeded", found

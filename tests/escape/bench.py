@@ -14,7 +14,8 @@ import resource
 import socket
 import textwrap
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -200,6 +201,20 @@ class StrictWeakSandbox(WeakSandbox):
         Container._verify(self)
 
 
+@contextmanager
+def weakened(weaken: Weakening, kind: type[WeakSandbox] = WeakSandbox) -> Iterator[list[WeakSandbox]]:
+    """Have the product make such sandboxes instead of its own; give those that were made."""
+    made: list[WeakSandbox] = []
+
+    def make(engine: Engine, decided: spec.ContainerSpec) -> WeakSandbox:
+        made.append(kind(engine, decided, weaken))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sandbox.ready.Container", make)
+        yield made
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeakResult:
     """What a program reached in a weakened sandbox, and which controls verification found missing."""
@@ -355,12 +370,5 @@ class Bench:
 
     def _run_in(self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest) -> tuple[RunResult, WeakSandbox]:
         """Run a request on the product's own path, with another class in the place of `Container`."""
-        made: list[WeakSandbox] = []
-
-        def weakened(engine: Engine, decided: spec.ContainerSpec) -> WeakSandbox:
-            made.append(kind(engine, decided, weaken))
-            return made[-1]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sandbox.ready.Container", weakened)
+        with weakened(weaken, kind) as made:
             return asyncio.run(self.runner().run(request)), made[-1]

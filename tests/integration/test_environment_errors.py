@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
-import shutil
 import ssl
-import subprocess
 import uuid
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from sandbox.errors import BuildFailed, InvalidRequest
 from sandbox.lock import Lock
 from tests.command import environment, sandbox
+from tests.integration.certificates import certified
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, package_index, sdist, wheel
 
@@ -28,19 +28,6 @@ pytestmark = pytest.mark.podman
 def tiny(name: str, *versions: str, **options: object) -> list[tuple[str, bytes]]:
     """Return wheels of a package with one small module."""
     return [wheel(name, version, {f"{name}.py": f"VERSION = {version!r}\n"}, **options) for version in versions]  # type: ignore[arg-type]
-
-
-def certified(place: Path, name: str, *options: str | Path) -> tuple[Path, Path]:
-    """Return a new certificate and its key: an authority's, unless the options name who signs it."""
-    configuration, certificate, key = (place / f"{name}.{kind}" for kind in ("cnf", "pem", "key"))
-    configuration.write_text("[req]\ndistinguished_name = dn\n[dn]\n")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-config", configuration, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"basicConstraints=critical,CA:{'FALSE' if options else 'TRUE'}",
-         "-keyout", key, "-out", certificate, *options],
-        check=True, capture_output=True, timeout=30,
-    )  # fmt: skip
-    return certificate, key
 
 
 # ---- what is asked for
@@ -82,6 +69,23 @@ def test_a_wheel_for_another_python_is_named_with_the_versions_that_have_one(des
     )
     assert "ask for a version that has one: 0.9" in error.hint
     assert desk.build("old").lock.packages[0].version == "0.9"
+
+
+def test_wheels_for_other_pythons_are_named_also_beside_a_source_archive(desk: Desk, index: PackageIndex) -> None:
+    machine = f"linux_{platform.machine()}"
+    index.add(*tiny("late", "1.0"), sdist("late", "2.0"), *tiny("late", "2.0", tag=f"cp398-cp398-{machine}"),
+              *tiny("late", "2.0", tag=f"cp399-cp399-{machine}"))  # fmt: skip
+    error = desk.failure("late==2.0")
+    assert error.message.startswith("late==2.0 has no wheel for Python 3.")
+    assert error.message.endswith("on this machine, only for Python 3.98, 3.99")
+    assert desk.failure("late==3").hint.endswith("can use are 1.0")
+
+
+def test_a_module_s_name_that_has_only_a_source_archive_is_answered_with_the_package_s(desk: Desk, index: PackageIndex) -> None:
+    index.add(sdist("sklearn", "0.0"), sdist("sklearn", "0.1"), *tiny("scikit_learn", "1.0"))
+    error = desk.failure("sklearn")
+    assert error.message == "sklearn has no wheel, only a source archive, whose build would run its code"
+    assert error.hint.startswith("did you mean scikit-learn?")
 
 
 def test_a_wheel_for_another_system_is_named_with_it(desk: Desk, index: PackageIndex) -> None:
@@ -177,11 +181,43 @@ def test_an_index_that_sends_files_from_a_host_outside_the_policy_is_told(desk: 
     assert error.facts["refused"] == ["elsewhere.example.com:80 is not in the policy's build.allow"]
 
 
+def locked_elsewhere(desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, *archives: tuple[str, bytes]) -> str:
+    """Lock the package `moved` at another index, which is gone then; return the host that the lock names."""
+    with package_index() as former:
+        former.add(*archives)
+        monkeypatch.setenv("PIP_INDEX_URL", former.url)
+        assert desk.lock("moved") == ["moved==1.0"]
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+    return former.url.split("/")[2]
+
+
+def test_a_lock_whose_index_has_moved_is_fetched_from_the_index_of_now(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = tiny("moved", "1.0")
+    locked_elsewhere(desk, index, monkeypatch, *archives)
+    [(name, content)] = archives
+    index.add((name, wheel("moved", "1.0", {"moved.py": "VERSION = 'other'\n"})[1]))
+    assert desk.failure("moved").message.startswith(f"{name} has the hash sha256:")
+    index.add((name, content))
+    assert desk.value("import moved\nresult = moved.VERSION", "moved") == "1.0"
+    assert index.hits[f"/files/{name}"] >= 2
+
+
+def test_a_lock_whose_files_are_at_no_index_of_now_is_told_with_the_fix(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = locked_elsewhere(desk, index, monkeypatch, *tiny("moved", "1.0"))
+    index.add(*tiny("moved", "2.0"))
+    error = desk.failure("moved")
+    assert error.message.endswith(f"was refused a connection: {former} is not in the policy's build.allow")
+    assert "sandbox env lock --upgrade" in error.hint
+    assert desk.lock("moved", upgrade=True) == ["moved==2.0"]
+
+
 def test_a_certificate_that_is_not_trusted_is_told_with_the_bundle(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     other, _ = certified(tmp_path, "other")
     authority, signing = certified(tmp_path, "authority")
     certificate, key = certified(
@@ -263,6 +299,22 @@ def test_a_package_whose_build_calls_another_host_is_stopped_and_told(desk: Desk
     index.add(sdist("calls", "1.0", code=call))
     error = desk.failure("calls", policy="source")
     assert "calls-1.0.tar.gz was refused a connection: elsewhere.example.com:80" in error.message
+
+
+def test_every_connection_of_a_build_is_recorded_with_the_environment(desk: Desk, index: PackageIndex) -> None:
+    call = """import urllib.request
+    try:
+        urllib.request.urlopen('http://elsewhere.example.com/')
+    except OSError:
+        pass"""
+    index.add(sdist("asks", "1.0", code=call))
+    built = desk.build("asks", policy="source")
+    here = index.url.split("/")[2]
+    rows = desk.runner().environments().store.egress(built.id)
+    found = {(row["step"], f"{row['host']}:{row['port']}", row["allowed"]) for row in rows}
+    assert {("resolve", here, True), ("fetch", here, True), ("fetch", "elsewhere.example.com:80", False)} <= found
+    assert {row["reason"] for row in rows if not row["allowed"]} == {"elsewhere.example.com:80 is not in the policy's build.allow"}
+    assert all(row["connections"] for row in rows)
 
 
 def test_a_source_archive_that_does_not_build_is_told_with_the_reason(desk: Desk, index: PackageIndex) -> None:

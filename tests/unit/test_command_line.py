@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sandbox.cli import run
 from sandbox.cli.answer import answer_of
 from sandbox.cli.document import readable
-from sandbox.cli.main import cli, run_command
+from sandbox.cli.main import cli, report, run_command
 from sandbox.cli.screen import Screen, escaped
 from sandbox.document import as_document
-from sandbox.errors import EngineUnavailable, InvalidRequest
+from sandbox.errors import BuildFailed, EngineUnavailable, InvalidRequest
 from sandbox.models import Outcome, RunResult, SavedFile
 from sandbox.places import user_runtime_dir
 
@@ -168,3 +168,18 @@ def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "link"))
     with pytest.raises(EngineUnavailable):
         user_runtime_dir()
+
+
+def test_an_error_ends_with_the_last_useful_lines_of_the_tool(capsys: pytest.CaptureFixture[str]) -> None:
+    output = "\n".join(["first", *(f"line {number}" for number in range(11)), "", "\x1b[2Jlast" + "x" * 1_000])
+    report(BuildFailed("tiny can't be built", hint="ask for another", output=output))
+    sentence, hint, heading, *lines = capsys.readouterr().err.splitlines()
+    assert (sentence, hint) == ("sandbox: build_failed: tiny can't be built", "  what to do: ask for another")
+    assert heading == "  what the tool said last:"
+    assert lines[:-1] == [f"    line {number}" for number in range(11)]
+    assert lines[-1].startswith("    \\x1b[2Jlast")
+    assert len(lines[-1]) < 400
+    report(BuildFailed("tiny can't be built", output=["a list", "of lines"]))
+    assert capsys.readouterr().err.endswith("said last:\n    a list\n    of lines\n")
+    report(BuildFailed("tiny can't be built", output=""))
+    assert "said last" not in capsys.readouterr().err

@@ -56,8 +56,11 @@ def test_an_exception_opens_its_network_and_no_other() -> None:
 def test_no_exception_opens_cloud_metadata() -> None:
     allow = Allowlist((), addresses=(ip_network("0.0.0.0/0"), ip_network("::/0")))
     assert allow.address_problem("10.0.0.1") is None
-    for address in ("169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254"):
+    for address in ("169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "169.254.170.2", "168.63.129.16",
+                    "100.100.100.200", "::ffff:100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"):  # fmt: skip
         assert "metadata" in (allow.address_problem(address) or "")
+    for beside in ("100.100.100.201", "192.0.0.193", "fd20:ce::253"):
+        assert allow.address_problem(beside) is None
 
 
 def test_a_translated_address_needs_both_itself_and_what_it_stands_for() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sandbox.errors import BuildFailed, InvalidRequest
-from sandbox.lock import Lock, LockedFile, LockedPackage, from_pylock, target_tags
+from sandbox.lock import Lock, LockedFile, LockedPackage, from_pylock
 from sandbox.policy_file import parse
+from sandbox.wheel_tags import target_tags
 
 TAGS = target_tags((3, 11), ("glibc", 2, 36), "x86_64")
 A, B = "a" * 64, "b" * 64
@@ -280,15 +281,15 @@ def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (B, "c" * 64, r"pylock\.toml:\d+: the lock was changed"),
+        (B, "c" * 64, r"pylock\.toml:\d+: the lock was changed after it was made: the package six 1\.17\.0 is not the one"),
         ('requirements = [\n    "numpy",', 'requirements = [\n    "numpy<2",', "the lock was changed"),
         ('python = "3.11"', 'python = "3.12"', "the lock was changed"),
         ('python = "3.11"', 'python = "2.7"', "python: "),
-        ("1.17.0", "1.17.1", "the lock was changed"),
+        ("1.17.0", "1.17.1", "the lock was changed .* the package six 1.17.1 is not the one"),
         ("six-1.17.0-py2", "evil-1.17.0-py2", "package six 1.17.0 is not locked as it should be: .*another package"),
         ('name = "six"\n', 'name = "numpy"\n', "package numpy 1.17.0 is there twice"),
         ('name = "six"\n', 'name = "aaa"\n', "package aaa 1.17.0 is not locked"),
-        ('name = "six"\n', 'name = "six\n', r"pylock\.toml:11: "),
+        ('name = "six"\n', 'name = "six\n', r"pylock\.toml:11: in the package six: "),
         ("wheels = [{", "wheels = [{}, {", "package numpy 2.4.6 has 2 files"),
         ("https://", "https://user:s3cret@", "package numpy 2.4.6 .*user name or a password"),
         ("[tool.", "[tool.x.", "was not made by this program"),
@@ -304,6 +305,18 @@ def test_a_lock_edited_by_hand_is_refused(old: str, new: str, reason: str) -> No
         Lock.from_toml(text.replace(old, new))
     assert "s3cret" not in str(caught.value)
     assert caught.value.hint
+
+
+def test_a_package_that_was_taken_out_or_moved_is_named() -> None:
+    text = locked(NUMPY, SIX).as_toml()
+    numpy, six = text.index("[[packages]]"), text.rindex("[[packages]]")
+    end = text.index("[tool.")
+    with pytest.raises(InvalidRequest, match="changed after it was made: the package 'six' was taken out") as caught:
+        Lock.from_toml(text[:six] + text[end:])
+    assert caught.value.facts["package"] == "six"
+    with pytest.raises(InvalidRequest, match="the package numpy is there twice, or stands behind six") as caught:
+        Lock.from_toml(text[:numpy] + text[six:end] + text[numpy:six] + text[end:])
+    assert "Value error" not in caught.value.message
 
 
 def test_the_line_of_a_changed_lock_is_that_of_its_hash() -> None:

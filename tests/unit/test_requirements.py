@@ -73,9 +73,11 @@ def test_a_slip_is_answered_with_what_was_meant(entry: str, meant: str) -> None:
 
 
 def test_two_names_in_one_entry_are_told_how_to_be_two() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        parse_libraries("requests numpy")
-    assert "requests, numpy" in caught.value.hint
+    for entry in ("requests numpy", "pip install requests numpy"):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_libraries(entry)
+        assert "requests, numpy" in caught.value.hint
+        assert "requests-numpy" not in caught.value.hint, "a name that anybody may register"
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from packaging.tags import parse_tag
+from packaging.version import Version
 
 from sandbox import resolution_failure
 from sandbox.errors import BuildFailed
 from sandbox.index import Index
+from sandbox.published import Published, PublishedFile
 from sandbox.resolution_failure import Failure, explained, named, nearest
 from tests.unit import factory
 
 POLICY = factory.policy()
 UV = "error: No solution found when resolving dependencies\n  cause: "
-PUBLISHED = {"tiny": ["1.0", "2.0"], "old": ["0.9"], "pandas": ["3.0"]}
+LINUX = f"linux_{platform.machine()}"
+PUBLISHED = {
+    "tiny": ["1.0-py3-none-any", "2.0-py3-none-any"], "pandas": ["3.0-py3-none-any"], "scikit-learn": ["1.0-py3-none-any"],
+    "old": ["0.9-py3-none-any", f"1.0-cp39-cp39-{LINUX}"], "mac": ["1.0-py3-none-macosx_11_0_arm64"], "source": ["1.0"],
+    "sklearn": ["0.0"], "new": [f"1.0-cp311-cp311-{LINUX}", f"2.0-cp312-cp312-{LINUX}", f"2.0-cp313-cp313-{LINUX}", "2.0"],
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def index(monkeypatch: pytest.MonkeyPatch) -> None:
-    def published(_index: Index, package: str, *, python: object = None) -> list[str]:
-        return PUBLISHED.get(package, [])
+    def published(_index: Index, package: str) -> Published:
+        rows = [row.partition("-") for row in PUBLISHED.get(package, [])]
+        return Published(
+            tuple(
+                PublishedFile(Version(version), parse_tag(tags) if tags else frozenset()) for version, _, tags in rows
+            )
+        )
 
-    monkeypatch.setattr(resolution_failure, "published_versions", published)
+    monkeypatch.setattr(resolution_failure, "published", published)
 
 
 def told(text: str, step: str = "resolve", refused: Sequence[str] = ()) -> BuildFailed:
@@ -59,6 +73,13 @@ SENTENCES = [
     (f"{UV}Because source==1.0 has no usable wheels and only source==1.0 is available, we can conclude …\n"
      "hint: Wheels are required for `source` because building from source is disabled for all packages",
      "source==1.0 has no wheel, only a source archive, whose build would run its code", "build.allow_sdists = true"),
+    (f"{UV}Because new==2.0 has no usable wheels and you require new==2.0, we can conclude …\n"
+     "hint: Wheels are required for `new` because building from source is disabled for all packages",
+     "new==2.0 has no wheel for Python 3.11 on this machine, only for Python 3.12, 3.13", "ask for a version that has one: 1.0; or "),
+    (f"{UV}Because there is no version of new==9 and you require new==9, we can conclude …",
+     "no version of new satisfies new==9", "the newest versions that Python 3.11 can use are 1.0"),
+    (f"{UV}Because all versions of sklearn have no usable wheels and you require sklearn, we can conclude …",
+     "sklearn has no wheel, only a source archive", "did you mean scikit-learn? That is what has the module sklearn"),
     (f"{UV}Because all versions of dep depend on tiny<2 and you require dep, we can conclude that you require tiny<2.\n"
      "         And because you require tiny==2.0, we can conclude …",
      "these requirements can't be met together: Because all versions of dep depend on tiny<2 and you require dep", "loosen"),
@@ -126,12 +147,16 @@ def test_a_connection_that_was_refused_is_the_reason_of_what_could_not_be_reache
     refused = ["elsewhere.test:80 is not in the policy's build.allow"]
     for text in (
         "x-1.0.tar.gz: its build failed\nurllib.error.HTTPError: 403",
+        "x-1.0-py3-none-any.whl: the index answered 403 elsewhere.test:80 is not in the policy's build.allow",
         "error: Failed to fetch: http://index.test/x",
     ):
         error = told(text, step="fetch", refused=refused)
         assert error.message.endswith("was refused a connection: elsewhere.test:80 is not in the policy's build.allow")
         assert error.facts["refused"] == refused
         assert "build.allow" in error.hint
+        assert "env lock --upgrade" in error.hint
+    # The index's own word is another matter.
+    assert "put user name and password" in told("x-1.0.zip: the index answered 403 Forbidden", step="fetch").hint
     # A package may try as it likes: that it asked for another host does not explain a version that isn't there.
     unknown = told(f"{UV}Because panda was not found in the package registry and you require panda", refused=refused)
     assert "knows no package" in unknown.message

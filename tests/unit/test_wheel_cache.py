@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import BuildFailed
-from sandbox.wheel_cache import FileCache, HashCheck, Incoming
+from sandbox.wheel_cache import FileCache, HashCheck, Incoming, room_for
 
 CONTENT = b"a wheel, in pieces"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -28,7 +28,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def incoming(cache: FileCache, work: Path, sha256: str = SHA256) -> Incoming:
-    return cache.receive(sha256, HashCheck("six-1.0.whl", sha256), work)
+    return cache.receive(sha256, HashCheck("six-1.0.whl", sha256), work, name="six-1.0.whl")
 
 
 def everything(directory: Path) -> list[Path]:
@@ -82,11 +82,18 @@ def test_a_full_disk_is_an_error_that_says_so_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(BuildFailed, match="No space left") as caught:
+    with pytest.raises(BuildFailed, match=r"six-1\.0\.whl can't be kept: .*No space left") as caught:
         file.write(CONTENT)
     monkeypatch.undo()
     assert "sandbox env prune" in caught.value.hint
     assert everything(tmp_path) == []
+
+
+def test_a_disk_that_is_full_is_told_with_what_it_has_no_room_for(tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match=r"pandas can't be kept: .*No space left"), room_for("pandas", tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(PermissionError), room_for("pandas", tmp_path):
+        raise PermissionError(13, "Permission denied")
 
 
 def test_finding_a_file_notes_its_use(cache: FileCache, work: Path) -> None:
