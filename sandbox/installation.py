@@ -92,12 +92,20 @@ class Installer:
             raise Internal("the sandbox that resolved gave no lock", hint="report this") from None
         for path, inside in self._local:
             text = text.replace(f"file://{inside}/", f"{path.as_uri()}/")
-        return from_pylock(
+        lock = from_pylock(
             text.encode(errors="replace"),
             tags=tags,
             requirements=requirements,
             allow_sdists=ground.policy.build.allow_sdists,
         )
+        for package in lock.packages:
+            if not self._reaches(package.file.url):
+                raise BuildFailed(
+                    f"the resolution has {package.name} {package.version} at {package.file.url[:200]}, "
+                    "which is neither of the index nor in the policy's build.allow",
+                    hint=f"policy {ground.policy.name!r} says in build.allow where a build may connect to",
+                )
+        return lock
 
     async def fetch(self, packages: Sequence[LockedPackage], receive: Callable[[str, int], FileSink]) -> None:
         """Fetch the files of these packages into `receive`, and a wheel built of each source archive."""
@@ -193,10 +201,14 @@ class Installer:
         own = (*index.remote_hosts, *self._ground.file_hosts) if "@index" in build.allow else ()
         return (*(rule for rule in build.allow if rule != "@index"), *own)
 
+    def _reaches(self, url: str) -> bool:
+        """Tell whether a build may fetch an address: of a host that it may connect to, or below a local source."""
+        return bool(set(hosts_of([url])) & set(self._hosts())) or self._inside(url) != url
+
     def _address(self, package: LockedPackage) -> str:
         """Return where to fetch a file: a lock keeps its hash, and an index that has moved since has another address."""
         url = package.file.url
-        if set(hosts_of([url])) & set(self._hosts()) or self._inside(url) != url:
+        if self._reaches(url):
             return url
         found = file_addresses(self._ground.index, package.name)
         return next((address for address in found if name_of(address) == package.file.name), url)
