@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler, Middleware
+    from aiohttp import web
+    from aiohttp.web_request import BaseRequest
+
+    HandlesRequests = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Handling:
@@ -17,11 +19,10 @@ class Handling:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def middleware(self) -> Middleware:
-        """Return what notes each request."""
+    def around(self, handler: HandlesRequests) -> HandlesRequests:
+        """Return what handles requests likewise, and notes each."""
 
-        @web.middleware
-        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def noted(request: BaseRequest) -> web.StreamResponse:
             task = asyncio.current_task()
             if task is None:
                 raise RuntimeError
@@ -31,7 +32,7 @@ class Handling:
             finally:
                 self._tasks.discard(task)
 
-        return middleware
+        return noted
 
     async def settle(self, *, grace_s: float, end_s: float) -> int:
         """Wait until all have ended, at most `grace_s`; then end them, which may take `end_s`. Return how many were ended."""

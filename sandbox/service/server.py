@@ -72,13 +72,13 @@ async def serve(config: ServiceConfig, places: Places) -> None:
 async def accepting(served: web.Application, opened: socket.socket, *, idle_s: float = IDLE_S) -> AsyncIterator[None]:
     """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`."""
     handling = Handling()
-    served.middlewares.insert(0, handling.middleware())
     # A client that goes away cancels its request, and so its run.
     runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
     await runner.setup()
     try:
         if runner.server is None:
             raise Internal("the server was not set up")
+        runner.server.request_handler = handling.around(runner.server.request_handler)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Connections(runner.server, idle_s=idle_s), sock=opened, backlog=BACKLOG)
         try:
