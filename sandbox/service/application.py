@@ -13,7 +13,6 @@ from sandbox.errors import Internal, SandboxError
 from sandbox.service import catalogue, environments, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, translated
-from sandbox.service.handling import HANDLING, Handling, handled
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.state import CALLER, STATE, PolicyBook, State
 
@@ -54,9 +53,8 @@ def application(state: State, access: Access) -> web.Application:
     intake = Intake(
         largest_bytes=partial(largest_body_bytes, state.policies), budget_bytes=state.config.queue.bodies_mib << 20
     )
-    app = web.Application(middlewares=[handled, answered, identified(access, intake)])
+    app = web.Application(middlewares=[answered, identified(access, intake)])
     app[STATE] = state
-    app[HANDLING] = Handling()
     for method, path, handler in ROUTES:
         app.router.add_route(method, path, handler)
     return app

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
-
-from aiohttp import web
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aiohttp.typedefs import Handler
+    from aiohttp import web
+    from aiohttp.web_request import BaseRequest
+
+    HandlesRequests = Callable[[BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Handling:
-    """Knows the task of each request of an application, from its head to the end of its answer."""
+    """Knows the task of each request from its head to the end of its answer."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Know the present task during the block."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._tasks.add(task)
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
+    def around(self, handler: HandlesRequests) -> HandlesRequests:
+        """Return what handles requests likewise, and notes each."""
+
+        async def noted(request: BaseRequest) -> web.StreamResponse:
+            task = asyncio.current_task()
+            if task is None:
+                raise RuntimeError
+            self._tasks.add(task)
+            try:
+                return await handler(request)
+            finally:
+                self._tasks.discard(task)
+
+        return noted
 
     async def settle(self, *, grace_s: float, end_s: float) -> int:
         """Wait until all have ended, at most `grace_s`; then end them, which may take `end_s`. Return how many were ended."""
@@ -40,13 +45,3 @@ class Handling:
         if late:
             await asyncio.wait(late, timeout=end_s)
         return len(late)
-
-
-HANDLING = web.AppKey("handling", Handling)
-
-
-@web.middleware
-async def handled(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Have the application know the task of each request."""
-    with request.app[HANDLING].noted():
-        return await handler(request)

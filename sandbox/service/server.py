@@ -35,7 +35,7 @@ from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
 from sandbox.service.config_names import unknown_names
 from sandbox.service.connections import IDLE_S, Connections
-from sandbox.service.handling import HANDLING
+from sandbox.service.handling import Handling
 from sandbox.service.listen import BACKLOG, open_socket
 from sandbox.service.state import PolicyBook, State
 from sandbox.workspace import sweep
@@ -74,19 +74,21 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 @contextlib.asynccontextmanager
 async def accepting(served: web.Application, opened: socket.socket, *, idle_s: float = IDLE_S) -> AsyncIterator[None]:
     """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`."""
+    handling = Handling()
     # A client that goes away cancels its request, and so its run.
     runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
     await runner.setup()
     try:
         if runner.server is None:
             raise Internal("the server was not set up")
+        runner.server.request_handler = handling.around(runner.server.request_handler)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Connections(runner.server, idle_s=idle_s), sock=opened, backlog=BACKLOG)
         try:
             yield
         finally:
             server.close()
-            if ended := await served[HANDLING].settle(grace_s=SENT_S, end_s=STOP_GRACE_S):
+            if ended := await handling.settle(grace_s=SENT_S, end_s=STOP_GRACE_S):
                 LOG.warning("%d requests did not end in time and were ended", ended)
     finally:
         await runner.cleanup()

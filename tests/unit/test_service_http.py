@@ -24,7 +24,6 @@ from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
 from sandbox.service.config_model import ServiceConfig
 from sandbox.service.connections import more_descriptors, most_connections
-from sandbox.service.handling import HANDLING, Handling, handled
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi
 from sandbox.service.runs import listed_at_most
@@ -93,8 +92,7 @@ def play(
         here = Scene(str(tmp_path / "s"))
         intake = Intake(largest_bytes=lambda: 4 << 20, budget_bytes=budget_mib << 20, timeout_s=body_s)
         with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access:
-            app = web.Application(middlewares=[handled, answered, identified(access, intake)])
-            app[HANDLING] = Handling()
+            app = web.Application(middlewares=[answered, identified(access, intake)])
             metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
             app[STATE] = cast("State", SimpleNamespace(metrics=metrics))
             app.router.add_route("*", "/size", here.size)
