@@ -30,7 +30,7 @@ from sandbox.client_answers import (
     BuiltEnvironment,
     CodeCheck,
     Environment,
-    EnvironmentAndLock,
+    EnvironmentShown,
     Image,
     Policy,
     PolicyAndValues,
@@ -205,9 +205,9 @@ class Client:
         """Return the environments of the service's host, most recently used first."""
         return cast("list[Environment]", self.get("/v1/environments")["environments"])
 
-    def environment(self, name: str) -> EnvironmentAndLock:
+    def environment(self, name: str) -> EnvironmentShown:
         """Return one, by its id or the beginning of it, with its lock as TOML. Raises `NotFound`."""
-        return cast("EnvironmentAndLock", self.get(f"/v1/environments/{_part(name)}"))
+        return cast("EnvironmentShown", self.get(f"/v1/environments/{_part(name)}"))
 
     def remove_environment(self, name: str) -> str:
         """Remove one that no run uses, and return its id; for maintainers. Raises `NotFound`, `InvalidRequest`."""

@@ -58,10 +58,26 @@ class Environment(TypedDict):
     last_used: float
 
 
-class EnvironmentAndLock(Environment):
-    """The same with its lock, as TOML."""
+class BuildConnections(TypedDict):
+    """Connections that a step of a build asked the egress proxy for, alike in all but time; `last` is in seconds since 1970."""
+
+    step: str
+    host: str
+    port: int
+    allowed: bool
+    reason: str
+    address: str
+    connections: int
+    bytes_up: int
+    bytes_down: int
+    last: float
+
+
+class EnvironmentShown(Environment):
+    """The same with its lock, as TOML, and what its build asked the egress proxy for."""
 
     lock: str
+    egress: list[BuildConnections]
 
 
 class Policy(TypedDict):

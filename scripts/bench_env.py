@@ -1,9 +1,10 @@
 """Environments: this runner against pip and uv on the host, interleaved in one process run.
 
-Each round makes the same libraries available six times: by `pip install` and by `uv pip install` into a fresh virtual
+Each round makes the same libraries available seven times: by `pip install` and by `uv pip install` into a fresh virtual
 environment on the host (nothing cached; the virtual environment itself counts), by this runner from nothing, by this runner
-with wheels cached, the same when another environment has the same libraries (and so most of the layers), and by this
-runner when the environment is there, which is what every later run costs.
+with wheels cached (each with its tree, as every build leaves them), the same when another environment has the same libraries
+(and so most of the layers), by this runner when the environment is there, which is what every later run costs, and with wheels alone: what
+the first build costs on a new base image or under another [build] section, for which no tree counts.
 
 Nothing is deleted before the end: for minutes after many files were deleted, ext4 is several times as slow at making new
 ones. Each round has a cache of its own instead, and asks for the libraries in other words, which makes another environment.
@@ -101,6 +102,11 @@ class Ours:
         """Give a round its cache: empty, but for the verdict on the base image, which was admitted long ago."""
         shutil.copytree(places.cache_dir() / "images", self.scratch / f"round-{number}" / "cache" / "images")
 
+    def set_trees_aside(self, number: int) -> None:
+        """Take the installed trees out of a round's cache."""
+        trees = self.scratch / f"round-{number}" / "cache" / "trees"
+        trees.rename(trees.with_name("trees-aside"))
+
     def close(self) -> None:
         """Remove what was made."""
         for name in self.made:
@@ -111,7 +117,7 @@ class Ours:
 def measure(runs: int) -> dict[str, Any]:
     """Measure all of them, interleaved; return the times in seconds."""
     times: dict[str, list[float]] = {
-        name: [] for name in ("pip", "uv", "from nothing", "wheels cached", "beside another", "there already")
+        name: [] for name in ("pip", "uv", "from nothing", "wheels cached", "beside another", "there already", "wheels alone")
     }
     scratch = Path(tempfile.mkdtemp(prefix="bench-env-", dir=places.cache_dir()))
     ours = Ours(scratch)
@@ -122,6 +128,8 @@ def measure(runs: int) -> dict[str, Any]:
             times["wheels cached"].append(timed(lambda: ours.build(number, 2)))  # noqa: B023 - as above
             times["beside another"].append(timed(lambda: ours.build(number, 3, beside=2)))  # noqa: B023 - as above
             times["there already"].append(timed(lambda: ours.build(number, 3)))  # noqa: B023 - as above
+            ours.set_trees_aside(number)
+            times["wheels alone"].append(timed(lambda: ours.build(number, 4)))  # noqa: B023 - as above
             times["uv"].append(timed(lambda: host_install(scratch, with_uv=True)))
             times["pip"].append(timed(lambda: host_install(scratch, with_uv=False)))
     finally:

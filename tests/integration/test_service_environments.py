@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client
-from sandbox.client_answers import BuiltEnvironment, Environment, EnvironmentAndLock, Pruned, Stopped
+from sandbox.client_answers import BuildConnections, BuiltEnvironment, Environment, EnvironmentShown, Pruned, Stopped
 from sandbox.errors import BuildFailed, EngineUnavailable, NotFound, SandboxError
 from sandbox.index import VARIABLES
 from tests.integration.package_index import PackageIndex, package_index, wheel
@@ -73,8 +73,12 @@ def test_a_build_tells_its_steps_and_what_it_gave_is_listed_used_and_removed(cli
     assert set(row) == set(Environment.__annotations__)
     assert (row["id"], row["requirements"], row["packages"]) == (built["id"], ["greeting==1.0"], built["packages"])
     shown = client.environment(built["id"][:12])
-    assert set(shown) == set(EnvironmentAndLock.__annotations__)
-    assert {**row, "lock": shown["lock"]} == shown
+    assert set(shown) == set(EnvironmentShown.__annotations__)
+    assert {**row, "lock": shown["lock"], "egress": shown["egress"]} == shown
+    assert {(row["step"], row["host"], row["allowed"]) for row in shown["egress"]} == {
+        ("resolve", "127.0.0.1", True), ("fetch", "127.0.0.1", True),
+    }  # fmt: skip
+    assert all(set(row) == set(BuildConnections.__annotations__) for row in shown["egress"])
     assert "greeting" in shown["lock"]
     assert client.run(CODE, requirements=["greeting==1.0"], policy="local").value == "hello 1"
 
