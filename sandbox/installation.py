@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sandbox.errors import BuildFailed, Internal
 from sandbox.execution import Prepared
@@ -236,13 +236,23 @@ class Installer:
             user, at, host = urlsplit(url).netloc.rpartition("@")
             if at:
                 credentials[host] = user
+        urls = self._there(index.urls)
         return {
-            "urls": [self._inside(url) for url in index.urls],
-            "find_links": [self._inside(place) for place in index.find_links],
+            "urls": urls,
+            "find_links": self._there(index.find_links),
             "trusted_hosts": list(index.trusted_hosts),
-            "no_index": not index.urls,
+            "no_index": not urls,
             "credentials": credentials,
         }
+
+    def _there(self, places: Sequence[str]) -> list[str]:
+        """Return addresses as the sandbox knows them, without the local ones that are not there, which pip ignores and uv does not."""
+
+        def there(place: str) -> bool:
+            parts = urlsplit(place)
+            return parts.scheme not in ("", "file") or Path(unquote(parts.path)).exists()
+
+        return [self._inside(place) for place in places if there(place)]
 
     def _inside(self, place: str) -> str:
         """Return an address as the sandbox knows it: local directories are mounted elsewhere."""

@@ -67,6 +67,18 @@ def refused(*arguments: str | Path) -> str:
     return answer.stderr
 
 
+# ---- the index
+
+
+def test_local_sources_that_are_not_there_keep_nothing_from_being_installed(
+    library: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", f"{tmp_path}/wheels {tmp_path}/wheels/none {tmp_path}/no-wheels")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", (tmp_path / "no-index").as_uri())
+    assert f"{library}==1.0" in succeeded("lock", *asked)
+
+
 # ---- locks
 
 
