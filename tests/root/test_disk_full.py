@@ -55,12 +55,12 @@ def test_a_full_disk_is_named_with_the_fix_and_nothing_is_left(name: str, tmp_pa
 BUILD = """
 as_user() { setpriv --reuid sandbox --regid sandbox --init-groups env -i HOME="$home" XDG_RUNTIME_DIR="$run" PATH="$PATH" "$@"; }
 own() { mount -t tmpfs -o "size=$1,mode=0700,uid=$user,gid=$group" own "$2"; }
+cd /
 as_user podman save --quiet --output "$place/base.tar" localhost/sandbox-python:latest
 own "$cache_size" "$cache"
 own 64m "$home/.local/share/podman-sandbox-runner"
 own "$storage_size" "$home/.local/share/containers/storage"
 own 64m "$run"
-cd /
 as_user podman load --quiet --input "$place/base.tar" >/dev/null
 "$@"
 status=$?

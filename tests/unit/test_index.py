@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pwd
 import shutil
 import ssl
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import sandbox.simple_page
 from sandbox.errors import BuildFailed, InvalidRequest
 from sandbox.index import (
+    FIRST_PERSON,
     Index,
     as_pip_environment,
     default_url,
@@ -259,7 +261,9 @@ def test_far_apart_directories_are_offered_one_by_one(home: Path, tmp_path: Path
 
 def test_homes_and_the_root_are_never_offered(home: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(home)
-    for path in (home, home.parent, Path("/"), Path("/root"), Path("/home"), tmp_path / "link"):
+    lived_in = [Path(entry.pw_dir) for entry in pwd.getpwall() if entry.pw_uid >= FIRST_PERSON]
+    others = [Path("/"), Path("/root"), *lived_in, *(place.parent for place in lived_in)]
+    for path in (home, home.parent, tmp_path / "link", *others):
         if path.exists():
             with pytest.raises(InvalidRequest, match="can't be offered to a sandbox"):
                 _ = Index(urls=(), find_links=(path.as_uri(),)).local_paths
