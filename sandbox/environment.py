@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
@@ -262,7 +262,8 @@ class Environments:
         # First, so that what a killed process leaves is known: a lock without a record.
         self.store.write_environment_lock(identity, lock.as_toml())
         try:
-            record = environment_image.add(self._engine, written)
+            with storing(lock):
+                record = environment_image.add(self._engine, written)
             now = time.time()
             self.store.keep(
                 Record(
@@ -347,6 +348,15 @@ class Environments:
         if text is None:
             raise NotFound(f"the lock of {record.id[:12]} is gone", hint="build the environment again")
         return Lock.from_toml(text)
+
+
+@contextlib.contextmanager
+def storing(lock: Lock) -> Iterator[None]:
+    """Have Podman's refusal of an image name the libraries that it has. Raises `BuildFailed`."""
+    try:
+        yield
+    except BuildFailed as error:
+        raise BuildFailed(f"storing {named(lock.requirements)} failed: {error.message}", hint=error.hint, **error.facts) from None
 
 
 def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:

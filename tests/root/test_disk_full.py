@@ -106,7 +106,7 @@ def test_a_build_that_fills_the_disk_of_the_cache_names_the_package_and_leaves_n
 def test_a_build_that_fills_podman_s_storage_says_so_and_leaves_no_image() -> None:
     status, left, said = built("large", size_mib=64, storage_size="96m")
     assert status == 12, said
-    assert "build_failed: Podman could not add localhost/sandbox-environment:" in said
+    assert "build_failed: storing large failed: Podman could not add localhost/sandbox-environment:" in said
     assert "no space left on device" in said.lower()
     assert left[-1:] == ["localhost/sandbox-python"]
     assert "localhost/sandbox-environment" not in left
