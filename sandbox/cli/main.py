@@ -41,6 +41,7 @@ from sandbox.errors import EngineUnavailable, Internal, SandboxError
 # Of what a tool said about a failed build, this much is shown.
 SHOWN_LINES = 12
 SHOWN_CHARS = 300
+AGAIN_S = 0.01
 # Imported only when called: each command pays for what it needs.
 COMMANDS = {
     "config": "sandbox.cli.config:config",
@@ -125,8 +126,25 @@ def printable(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    sys.unraisablehook = interrupted_again
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     sys.exit(run_command(arguments, debug=debug))
+
+
+def interrupted_again(lost: sys.UnraisableHookArgs) -> None:
+    """Have a Ctrl-C come again that came while Python took an object apart, where it drops whatever is raised.
+
+    See https://docs.python.org/3/reference/datamodel.html#object.__del__. Everything else is reported as always.
+    """
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+        return
+    import threading
+
+    # Not here and now: what this hook raises is dropped, too. And to this thread: another's signal would not end its waiting.
+    again = threading.Timer(AGAIN_S, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    again.daemon = True
+    again.start()
 
 
 def run_command(arguments: list[str] | None, *, debug: bool) -> Any:

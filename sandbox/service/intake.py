@@ -1,4 +1,8 @@
-"""Takes the bodies of requests: each within its size and its time, and all that are held within a budget."""
+"""Takes the bodies of requests: each within its size and its time, and all that are held within a budget.
+
+Bodies that come at the same moment are taken in turns, a piece of one in each turn of the event loop: what else there
+is to answer goes on between them.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,7 @@ class Intake:
         self._largest_bytes = largest_bytes
         self._budget = Budget(budget_bytes)
         self._timeout_s = timeout_s
+        self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def body(self, request: web.Request, uid: int) -> AsyncIterator[Body]:
@@ -75,6 +80,8 @@ class Intake:
             self._check_size(part.size_bytes + len(piece))
             part.grow(part.size_bytes + len(piece))
             pieces.append(piece)
+            async with self._turn:
+                await asyncio.sleep(0)
         return await aside(part.size_bytes, lambda: b"".join(pieces))
 
     def _check_size(self, size_bytes: int) -> None:

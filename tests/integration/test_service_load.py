@@ -26,6 +26,7 @@ CLIENTS = 200
 PAD_CHARS = 150_000  # more than the buffers of a socket hold
 ENOUGH_S = 50.0
 HEALTH_S = 0.05
+CROWDS = 3
 CODE = "import time\nprint(payload['n'], flush=True)\ntime.sleep(0.05)\nresult = payload"
 
 Reader: TypeAlias = asyncio.StreamReader
@@ -184,19 +185,29 @@ def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(
     assert grown < 1.5 * mib * waiting
 
 
-def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
-    asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
-    fds, memory_mib = held(service), rss_mib(service.process.pid)
+def health_in_a_crowd(service: Service) -> float:
+    """Return how much longer the slowest answer to `/v1/health` takes among 200 clients than a bare server's, in seconds."""
     with looked_at(service.socket) as seen:
         ends = asyncio.run(crowd(service, CLIENTS))
     assert set(ends) == {"gone", "succeeded", "queue_full"}, ends
     assert ends["succeeded"] >= 20, ends
+    assert len(seen.service) >= 50, "there was too little to look at"
     health, bare = (statistics.quantiles(took, n=100) for took in (seen.service, seen.bare))
-    for name, found in (("health", health), ("a bare server", bare)):
-        print(f"{name}: p50, p90, p99 {', '.join(f'{1000 * found[part - 1]:.1f}' for part in (50, 90, 99))} ms of {len(seen.bare)}; {ends}")
+    for name, found, took in (("health", health, seen.service), ("a bare server", bare, seen.bare)):
+        shown = [*(found[part - 1] for part in (50, 90, 99)), max(took)]
+        print(f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}")
     assert health[49] < HEALTH_S
     # The rest of the machine is as busy as the service: what a server that does nothing takes meanwhile is not the service's.
     assert health[89] < HEALTH_S + bare[89]
+    return max(seen.service) - max(seen.bare)
+
+
+def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
+    asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
+    fds, memory_mib = held(service), rss_mib(service.process.pid)
+    # One answer may have met something else on the machine that the bare server did not: in one crowd of a few, none has.
+    slowest = [health_in_a_crowd(service) for _ in range(CROWDS)]
+    assert min(slowest) < HEALTH_S, slowest
     assert held(service) <= fds + 3
     print(f"memory: {memory_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after")
     assert rss_mib(service.process.pid) < memory_mib + 40

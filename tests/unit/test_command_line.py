@@ -6,6 +6,8 @@ import io
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,3 +185,36 @@ def test_an_error_ends_with_the_last_useful_lines_of_the_tool(capsys: pytest.Cap
     assert capsys.readouterr().err.endswith("said last:\n    a list\n    of lines\n")
     report(BuildFailed("tiny can't be built", output=""))
     assert "said last" not in capsys.readouterr().err
+
+
+INTERRUPTED = """if True:
+    import os, signal, sys, time
+    from sandbox.cli import main, run
+
+    class Closed:  # like a Popen that nobody waited for
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(100):
+                pass
+
+    def command(_path, **_options):
+        Closed()
+        print("taken apart", flush=True)
+        time.sleep(20)
+
+    run.read_text = command
+    main.main(["run", "-"])"""
+
+
+def test_an_interrupt_while_an_object_is_taken_apart_ends_the_command_and_shows_nothing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "taken apart\n", "")
+
+
+def test_what_else_goes_wrong_while_an_object_is_taken_apart_is_shown() -> None:
+    code = INTERRUPTED.replace("os.kill(os.getpid(), signal.SIGINT)", "1/0").replace("time.sleep(20)", "sys.exit(3)")
+    ended = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=False)
+    assert ended.returncode == 3
+    assert "ZeroDivisionError" in ended.stderr

@@ -8,8 +8,10 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,8 +24,9 @@ from sandbox.metrics import Live, Metrics
 from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
+from sandbox.service.budget import Part
 from sandbox.service.config_model import ServiceConfig
-from sandbox.service.connections import more_descriptors, most_connections
+from sandbox.service.connections import PIECE_BYTES, more_descriptors, most_connections
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi
 from sandbox.service.runs import listed_at_most
@@ -43,12 +46,15 @@ class Scene:
         self.path = path
         self.go = asyncio.Event()
         self.arrived = 0
+        self.turns = 0
+        self.arrived_in: list[int] = []
         self.kept: list[asyncio.Event] = []
         self.clients: list[asyncio.StreamWriter] = []
 
     async def size(self, request: web.Request) -> web.StreamResponse:
         """Answer with the size; a request with `?keep` leaves its body to a task that ends when the test says so."""
         self.arrived += 1
+        self.arrived_in.append(self.turns)
         if "keep" in request.query:
             end = asyncio.Event()
             self.kept.append(end)
@@ -61,6 +67,19 @@ class Scene:
     async def arrivals(self, count: int) -> None:
         while self.arrived < count:
             await asyncio.sleep(0.005)
+
+    @contextlib.asynccontextmanager
+    async def counted_turns(self) -> AsyncIterator[None]:
+        """Count the turns of the event loop meanwhile."""
+
+        async def count() -> None:
+            while True:
+                self.turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(count())
+        yield
+        task.cancel()
 
     def send(self, said: bytes) -> asyncio.Task[bytes]:
         """Open a connection, say this, and return everything that comes until its end."""
@@ -115,7 +134,7 @@ def play(
     [
         b"\x16\x03\x01\x00secret\r\n\r\n",
         b"nonsense secret\r\n\r\n",
-        GET + b"secret: " + b"a" * 100_000 + b"\r\n\r\n",
+        GET + b"secret: " + b"a" * 20_000 + b"\r\n\r\n",
         GET + b"secret\x00: b\r\n\r\n",
         POST + b"Content-Length: secret\r\n\r\n",
         GET + b"Expect: secret\r\nConnection: close\r\n\r\n",
@@ -334,6 +353,41 @@ def test_what_goes_on_without_its_client_is_still_counted(tmp_path: Path) -> Non
         assert (await here.answer(posted(MIB)))[0] == 200
 
     play(tmp_path, act)
+
+
+# ---- whose turn it is
+
+
+def test_bodies_that_come_at_once_are_taken_in_turns_of_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def grow(part: Part, size_bytes: int, grow: Callable[[Part, int], None] = Part.grow) -> None:
+        sizes.append(size_bytes - part.size_bytes)
+        grow(part, size_bytes)
+
+    monkeypatch.setattr(Part, "grow", grow)
+
+    async def act(here: Scene) -> None:
+        here.go.set()
+        async with here.counted_turns():
+            answers = await asyncio.gather(*(here.send(posted(MIB[: 200 << 10])) for _ in range(20)))
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+        assert len(set(here.arrived_in)) == 20, here.arrived_in  # never two requests in one turn
+        assert max(sizes) <= 2 * PIECE_BYTES
+        assert here.turns > len(sizes) >= 20 * 4  # nor two pieces
+
+    play(tmp_path, act)
+
+
+def test_what_is_there_once_the_service_is_up_is_not_looked_at_again_for_garbage() -> None:
+    code = """if True:
+        import gc
+        from sandbox.service.server import keep_what_is_there
+        before = len(gc.get_objects())
+        keep_what_is_there()
+        print(before, len(gc.get_objects()))"""
+    before, after = map(int, subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert after < before / 100
 
 
 # ---- how many runs are listed
