@@ -1,7 +1,7 @@
 """Where runs get cells from: warm containers, one or a few for each caller and node, image and policy.
 
 A warm container carries out one run at a time, so that its cgroup's limits are that run's, and has the next cell ready
-meanwhile. More of them are started while runs wait; idle ones retire; one that broke is replaced, and who waits for it
+meanwhile; it is free again when every process of the run is gone. More of them are started while runs wait; idle ones retire; one that broke is replaced, and who waits for it
 waits for the next. Whoever can't have a cell gets a container of its own, which holds more, and the receipt says why.
 """
 
@@ -29,11 +29,15 @@ FIRST_GUESS_MIB = 32.0
 
 @dataclass(frozen=True, kw_only=True)
 class CellLimits:
-    """`per_node` warm containers at most for one caller's node, `memory_mib` for all, retired when unused for `idle_s`."""
+    """`per_node` warm containers at most for one caller's node, `memory_mib` for all, retired when unused for `idle_s`.
+
+    The kernel takes milliseconds to end what a run has left, more where that has much memory, and never `gone_s`.
+    """
 
     memory_mib: float = 512.0
     per_node: int = 2
     idle_s: float = 300.0
+    gone_s: float = 10.0
 
 
 @dataclass(eq=False)
@@ -51,6 +55,7 @@ class Warm:
 class Group:
     """The warm containers that are alike; `waiting` are runs that wait for one of them to be free.
 
+    Of the `busy` ones, those in `ending` will be as soon as the last run's processes are gone.
     `why_not` is why no cell could be made, and until `not_before` nobody tries again.
     """
 
@@ -58,6 +63,7 @@ class Group:
     setting: Setting
     idle: list[Warm] = field(default_factory=list)
     busy: set[Warm] = field(default_factory=set)
+    ending: set[Warm] = field(default_factory=set)
     starting: int = 0
     waiting: deque[asyncio.Future[Warm]] = field(default_factory=deque)
     why_not: str = ""
@@ -241,19 +247,38 @@ class Cells:
             raise
 
     def _give_back(self, group: Group, warm: Warm, cell: Cell) -> None:
-        """End a cell; its container is free again, unless its cgroup has been at a limit."""
-        cell.end()
+        """End a cell; its container is free again when it is gone, unless its cgroup has been at a limit."""
+        cell.kill()
         warm.used = self._clock()
         events = cell.events
         if (events and (events.oom_kills or events.fork_failures)) or warm.used - warm.born > LIFE_S / 2:
-            group.busy.discard(warm)
-            self._retire(warm)
-            self._grow(group)
+            cell.end()
+            self._replace(group, warm)
+        else:
+            group.ending.add(warm)
+            self._in_background(self._emptied(group, warm, cell))
+
+    async def _emptied(self, group: Group, warm: Warm, cell: Cell) -> None:
+        """Wait for the end of a cell's processes, which count against the container's limits, and let the next in line have it."""
+        try:
+            await asyncio.wait_for(cell.wait_end(), self._limits.gone_s)
+        except asyncio.TimeoutError:
+            self._replace(group, warm)
         else:
             self._free(group, warm)
+        finally:
+            cell.end()
+
+    def _replace(self, group: Group, warm: Warm) -> None:
+        """Retire a container that has just had a run, and start another one for those who wait."""
+        group.busy.discard(warm)
+        group.ending.discard(warm)
+        self._retire(warm)
+        self._grow(group)
 
     def _free(self, group: Group, warm: Warm) -> None:
         """Let the next in line have a container; one of a group that was dropped is for those who waited before that."""
+        group.ending.discard(warm)
         while group.waiting:
             turn = group.waiting.popleft()
             if not turn.done():
@@ -275,9 +300,9 @@ class Cells:
     # ---- warm containers
 
     def _grow(self, group: Group) -> None:
-        """Start one more container where runs wait and none is on its way."""
-        waits = any(not turn.done() for turn in group.waiting)
-        if not waits or group.starting or self._closing or len(group.all) >= self._limits.per_node:
+        """Start one more container where runs wait that none on its way, or about to be free, is for."""
+        waiting = sum(not turn.done() for turn in group.waiting)
+        if waiting <= len(group.ending) or group.starting or self._closing or len(group.all) >= self._limits.per_node:
             return
         if self._room(FIRST_GUESS_MIB) or not group.all:
             group.starting += 1

@@ -27,7 +27,7 @@ DESCRIPTORS = 65_536
 DESCRIPTORS_SHARE = 2
 # A connection without a request is closed after so long; clients open another.
 IDLE_S = 75.0
-# What comes is read in pieces of so much, not asyncio's 256 KiB: many clients that send at once share the turns of the loop.
+# What comes is read in pieces of so much, not asyncio's 256 KiB: of many clients that send at once, none keeps the event loop long.
 PIECE_BYTES = 32 << 10
 BODY = json.dumps(
     {"error": {"code": "queue_full", "message": f"too many connections at once: yours, of which you may hold {PER_USER}, or everybody's",

@@ -1,7 +1,7 @@
 """Takes the bodies of requests: each within its size and its time, and all that are held within a budget.
 
-Bodies that come at the same moment are taken in turns, a piece of one in each turn of the event loop: what else there
-is to answer goes on between them.
+Of bodies that are complete at the same moment, one is handed on in each turn of the event loop: what else there is to
+answer goes on between them.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Intake:
             self._check_size(part.size_bytes + len(piece))
             part.grow(part.size_bytes + len(piece))
             pieces.append(piece)
-            async with self._turn:
-                await asyncio.sleep(0)
+        async with self._turn:
+            await asyncio.sleep(0)
         return await aside(part.size_bytes, lambda: b"".join(pieces))
 
     def _check_size(self, size_bytes: int) -> None:

@@ -252,6 +252,30 @@ def test_a_cell_that_floods_its_process_count_leaves_room_for_the_next(flow: Flo
     assert flow.value("import os\nresult = [os.fork() and os.wait()[1] for _ in range(1)] if True else 0") is not None
 
 
+FULL = program("""
+import os, time
+held = bytearray(b"x") * (4 << 20)
+for _ in range(payload["processes"]):
+    if os.fork() == 0:
+        for place in range(0, len(held), 4096):
+            held[place] = 1
+        time.sleep(60)
+if payload["too much"]:
+    time.sleep(0.3)
+    kept = []
+    while True: kept.append(bytearray(b"x") * (1 << 20))
+result = "all"
+""")
+
+
+def test_a_run_has_all_its_processes_while_those_of_the_run_before_are_ended(flow: Flow) -> None:
+    allowed = flow.bench.policy(flow.policy).limits.processes - 4
+    for _ in range(5):
+        ended = flow.run(FULL, payload={"processes": allowed, "too much": True})
+        assert ended.outcome is Outcome.OUT_OF_MEMORY
+        assert flow.value(FULL, payload={"processes": allowed, "too much": False}) == "all"
+
+
 def test_a_cell_that_takes_all_memory_leaves_the_next_its_own(flow: Flow) -> None:
     assert flow.run("kept = []\nwhile True: kept.append(bytearray(b'x') * (1 << 20))").outcome is Outcome.OUT_OF_MEMORY
     assert flow.value("result = len(bytearray(b'x') * (64 << 20))") == 64 << 20

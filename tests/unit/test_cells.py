@@ -24,6 +24,7 @@ class FakeCell:
 
     maker: FakeMaker
     living: bool = True
+    ended: bool = False
     events: CgroupEvents | None = None
     evidence: tuple[Any, ...] = ()
     marks: dict[str, float] = field(default_factory=lambda: {"begin": 0.0})
@@ -31,8 +32,15 @@ class FakeCell:
     def alive(self) -> bool:
         return self.living and self.maker.living
 
+    def kill(self) -> None:
+        self.living = False
+
+    async def wait_end(self) -> None:
+        await self.maker.world.emptied.wait()
+
     def end(self) -> None:
         self.living = False
+        self.ended = True
 
 
 @dataclass(eq=False)
@@ -90,6 +98,7 @@ class World:
     forbidden: bool = False
     fault: Exception | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)
     makers: list[FakeMaker] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
 
@@ -103,6 +112,7 @@ class World:
             yield cast("Ready", SimpleNamespace(sandbox=SimpleNamespace(evidence=()), proxy=None, asked=0.0))
 
         self.gate.set()
+        self.emptied.set()
         return Cells(make, container, CellLimits(**limits), clock=lambda: self.now)
 
     def alive(self) -> list[FakeMaker]:
@@ -178,6 +188,37 @@ async def test_a_container_carries_out_one_run_at_a_time_and_more_are_started_up
         end.set()
         await asyncio.gather(*runs)
         assert len(world.makers) == 2
+
+
+@trial
+async def test_a_container_is_free_once_what_the_last_run_left_is_gone_and_none_is_started_for_who_waits_for_that(world: World) -> None:
+    async with world.cells(per_node=3) as cells:
+        first = await run(cells, setting())
+        await settle()
+        world.emptied.clear()
+        await run(cells, setting())
+        waiting = [asyncio.create_task(run(cells, setting()))]
+        await settle()
+        assert (len(world.makers), waiting[0].done(), first.ended) == (1, False, True)
+        waiting.append(asyncio.create_task(run(cells, setting())))
+        await settle()
+        assert len(world.makers) == 2
+        world.emptied.set()
+        await asyncio.gather(*waiting)
+        await settle()
+        assert all(cell.ended for maker in world.makers for cell in maker.made[:-1])
+
+
+@trial
+async def test_a_container_whose_last_run_does_not_end_is_replaced(world: World) -> None:
+    async with world.cells(gone_s=0.05) as cells:
+        world.emptied.clear()
+        stuck = await run(cells, setting())
+        later = await run(cells, setting())
+        await settle()
+        assert not stuck.maker.living
+        assert stuck.ended
+        assert later.maker is not stuck.maker
 
 
 @trial
