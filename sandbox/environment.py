@@ -115,8 +115,8 @@ class Environments:
             return None
         try:
             return Lock.from_toml(text)
-        except InvalidRequest as error:
-            raise InvalidRequest(
+        except BuildFailed as error:
+            raise BuildFailed(
                 f"{self.store.lock_path(key)}: {error.message}",
                 hint="the lock was edited or damaged; sandbox env lock --upgrade makes a new one",
                 **error.facts,

@@ -13,12 +13,12 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from sandbox.errors import BuildFailed, InvalidRequest, SandboxError
+from sandbox.errors import BuildFailed
 from sandbox.models import Strict
 
 __all__ = ["Lock", "LockedFile", "LockedPackage", "from_pylock"]
@@ -40,7 +40,6 @@ Version = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9.
 FileName = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")]
 Requirement = Annotated[str, Field(max_length=10_000, pattern=r"^[ -~]+$")]
 Kind = Literal["wheel", "sdist"]
-Problem = TypeVar("Problem", bound=SandboxError)
 
 _CPYTHON = re.compile(r"\bcp(\d)(\d+)-")
 _ANEW = "make the lock anew: sandbox env lock --upgrade"
@@ -154,21 +153,24 @@ class Lock(Strict):
 
     @classmethod
     def from_toml(cls, text: str) -> Lock:
-        """Read what `as_toml` wrote. Raises `InvalidRequest` for anything else, with the line or the package."""
-        data = _parsed(text, InvalidRequest)
+        """Read what `as_toml` wrote. Raises `BuildFailed` for anything else, with the line or the package."""
+        data = _parsed(text)
         ours = _table(_table(data, "tool"), TOOL)
         if not ours:
-            raise InvalidRequest(
+            raise BuildFailed(
                 f"{FILE} has no table [tool.{TOOL}]: it was not made by this program",
                 hint="make one from the libraries: sandbox env lock",
             )
         packages = []
-        for entry in _entries(data, InvalidRequest):
-            files = _files(entry, InvalidRequest)
+        for entry in _entries(data):
+            # A resolution may have one: uv repeats a dependency's marker for the environment that it has resolved for.
+            if "marker" in entry:
+                raise _bad(entry, "depends on the machine: the lock was made for several")
+            files = _files(entry)
             if len(files) != 1:
-                raise _bad(entry, f"has {len(files)} files, and a lock names exactly one", InvalidRequest)
-            packages.append(_package(entry, *files[0], InvalidRequest))
-        lock = _lock(packages, ours.get("python"), ours.get("requirements"), InvalidRequest)
+                raise _bad(entry, f"has {len(files)} files, and a lock names exactly one")
+            packages.append(_package(entry, *files[0]))
+        lock = _lock(packages, ours.get("python"), ours.get("requirements"))
         if lock.hash != ours.get("hash"):
             line = text[: text.rfind(f"[tool.{TOOL}]")].count("\n") + 2
             raise _changed(lock, line, ours.get("packages"))
@@ -184,24 +186,24 @@ def from_pylock(text: bytes, *, tags: Sequence[str], requirements: Sequence[str]
     if len(text) > MAX_LOCK_BYTES:
         raise BuildFailed(f"the resolution has more than {MAX_LOCK_BYTES >> 20} MiB", hint="ask for fewer libraries")
     try:
-        data = _parsed(text.decode(), BuildFailed)
+        data = _parsed(text.decode())
     except UnicodeDecodeError:
         raise BuildFailed("the resolution is not UTF-8 text", hint="try again") from None
     order = {tag: position for position, tag in reversed(list(enumerate(tags)))}
     python = re.sub(r"^cp(\d)(\d+)-.*", r"\1.\2", tags[0])
-    packages = [_chosen(entry, order, python, allow_sdists=allow_sdists) for entry in _entries(data, BuildFailed)]
+    packages = [_chosen(entry, order, python, allow_sdists=allow_sdists) for entry in _entries(data)]
     packages.sort(key=lambda package: package.name)
-    lock = _lock(packages, python, list(requirements), BuildFailed)
+    lock = _lock(packages, python, list(requirements))
     _check_fulfilled(lock)
     return lock
 
 
-def _parsed(text: str, error: type[SandboxError]) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
     """Parse TOML, in time that its size bounds."""
     from sandbox.policy_file import parse
 
-    def invalid(line: int | str, reason: str) -> SandboxError:
-        return error(f"{FILE}:{line}: {_package_at(text, int(line))}{reason}", hint=_ANEW)
+    def invalid(line: int | str, reason: str) -> BuildFailed:
+        return BuildFailed(f"{FILE}:{line}: {_package_at(text, int(line))}{reason}", hint=_ANEW)
 
     if len(text) > MAX_LOCK_BYTES:
         raise invalid(1, f"has more than {MAX_LOCK_BYTES >> 20} MiB")
@@ -231,37 +233,34 @@ def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _entries(data: dict[str, Any], error: type[SandboxError]) -> list[dict[str, Any]]:
+def _entries(data: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the packages of a lock that we understand: version 1, and one environment."""
     entries = data.get("packages", [])
     if data.get("lock-version") != "1.0" or not isinstance(entries, list) or len(entries) > MAX_PACKAGES:
-        raise error(f"{FILE} is not a lock of version 1.0 with at most {MAX_PACKAGES} packages", hint=_ANEW)
+        raise BuildFailed(f"{FILE} is not a lock of version 1.0 with at most {MAX_PACKAGES} packages", hint=_ANEW)
     names = set()
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise error(f"{FILE} has a package without a name", hint=_ANEW)
+            raise BuildFailed(f"{FILE} has a package without a name", hint=_ANEW)
         if entry["name"] in names:
-            raise _bad(entry, "is there twice", error)
+            raise _bad(entry, "is there twice")
         names.add(entry["name"])
-        # uv repeats a dependency's marker for the one environment that it has resolved for: it holds there.
-        if "marker" in entry and error is InvalidRequest:
-            raise _bad(entry, "depends on the machine: the lock was made for several", error)
         if {"vcs", "directory", "archive"} & entry.keys():
-            raise _bad(entry, "does not come from a package index", error)
+            raise _bad(entry, "does not come from a package index")
     return entries
 
 
-def _files(entry: dict[str, Any], error: type[SandboxError]) -> list[tuple[Kind, dict[str, Any]]]:
+def _files(entry: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:
     wheels = entry.get("wheels", [])
     sdists = [entry["sdist"]] if "sdist" in entry else []
     if not isinstance(wheels, list) or len(wheels) > MAX_WHEELS:
-        raise _bad(entry, f"has no list of at most {MAX_WHEELS} wheels", error)
+        raise _bad(entry, f"has no list of at most {MAX_WHEELS} wheels")
     if not all(isinstance(file, dict) for file in (*wheels, *sdists)):
-        raise _bad(entry, "has a file that is not described by a table", error)
+        raise _bad(entry, "has a file that is not described by a table")
     return [*(("wheel", wheel) for wheel in wheels), *(("sdist", sdist) for sdist in sdists)]
 
 
-def _package(entry: dict[str, Any], kind: Kind, file: dict[str, Any], error: type[SandboxError]) -> LockedPackage:
+def _package(entry: dict[str, Any], kind: Kind, file: dict[str, Any]) -> LockedPackage:
     url = file.get("url")
     content = {
         "name": file.get("name") or (_last_part(url) if isinstance(url, str) else None),
@@ -273,22 +272,22 @@ def _package(entry: dict[str, Any], kind: Kind, file: dict[str, Any], error: typ
     try:
         return LockedPackage.model_validate({"name": entry["name"], "version": entry.get("version"), "file": content})
     except ValidationError as problem:
-        raise _bad(entry, f"is not locked as it should be: {_reason(problem)}", error) from None
+        raise _bad(entry, f"is not locked as it should be: {_reason(problem)}") from None
 
 
-def _lock(packages: list[LockedPackage], python: object, requirements: object, error: type[Problem]) -> Lock:
+def _lock(packages: list[LockedPackage], python: object, requirements: object) -> Lock:
     asked = tuple(requirements) if isinstance(requirements, list) else requirements
     try:
         return Lock.model_validate({"packages": tuple(packages), "python": python, "requirements": asked})
     except ValidationError as problem:
-        raise error(f"{FILE}: {_reason(problem)}", hint=_ANEW) from None
+        raise BuildFailed(f"{FILE}: {_reason(problem)}", hint=_ANEW) from None
 
 
 def _chosen(entry: dict[str, Any], order: dict[str, int], python: str, *, allow_sdists: bool) -> LockedPackage:
     """Return the package with its best file: the earliest tag, then the highest build number."""
     from packaging.utils import parse_wheel_filename
 
-    packages = [_package(entry, kind, file, BuildFailed) for kind, file in _files(entry, BuildFailed)]
+    packages = [_package(entry, kind, file) for kind, file in _files(entry)]
     ranked = []
     for package in (package for package in packages if package.file.kind == "wheel"):
         _, _, build, tags = parse_wheel_filename(package.file.name)
@@ -307,19 +306,19 @@ def _no_file(packages: list[LockedPackage], entry: dict[str, Any], python: str) 
     if not wheels:
         what = "has only a source archive" if packages else "has no file at all"
         return _bad(
-            entry, what, BuildFailed,
+            entry, what,
             hint="ask for a version that has a wheel, or use a policy with build.allow_sdists = true",
         )  # fmt: skip
     series = {(int(major), int(minor)) for name in wheels for major, minor in _CPYTHON.findall(name)}
     pythons = [f"{major}.{minor}" for major, minor in sorted(series)]
     if pythons and python not in pythons:
         return _bad(
-            entry, f"has no wheel for Python {python}, only for Python {', '.join(pythons)}", BuildFailed,
+            entry, f"has no wheel for Python {python}, only for Python {', '.join(pythons)}",
             hint="ask for another version of it, or use an image with such a Python", pythons=pythons,
         )  # fmt: skip
     platforms = sorted({name.removesuffix(".whl").rpartition("-")[2] for name in wheels})
     return _bad(
-        entry, f"has no wheel for this machine, only for {', '.join(platforms[:10])}", BuildFailed,
+        entry, f"has no wheel for this machine, only for {', '.join(platforms[:10])}",
         hint="ask for another version of it, or use an image with another system library", platforms=platforms,
     )  # fmt: skip
 
@@ -356,7 +355,7 @@ def _mark(package: LockedPackage) -> str:
     return f"{package.name} {hashlib.sha256(json.dumps(_locked(package)).encode()).hexdigest()[:MARK_CHARS]}"
 
 
-def _changed(lock: Lock, line: int, marks: object) -> InvalidRequest:
+def _changed(lock: Lock, line: int, marks: object) -> BuildFailed:
     """Return the error of a lock that is not what its hash says, with the first package that differs."""
     made = marks if isinstance(marks, list) else []
     edited = [package for package in lock.packages if _mark(package) not in made] if made else []
@@ -367,14 +366,14 @@ def _changed(lock: Lock, line: int, marks: object) -> InvalidRequest:
     elif gone:
         what = f"the package {min(gone)[:100]!a} was taken out"
     name = edited[0].name if edited else min(gone)[:100] if gone else None
-    return InvalidRequest(f"{FILE}:{line}: the lock was changed after it was made: {what}", hint=_ANEW, package=name)
+    return BuildFailed(f"{FILE}:{line}: the lock was changed after it was made: {what}", hint=_ANEW, package=name)
 
 
-def _bad(entry: dict[str, Any], what: str, error: type[Problem], *, hint: str = "", **facts: Any) -> Problem:
+def _bad(entry: dict[str, Any], what: str, *, hint: str = "", **facts: Any) -> BuildFailed:
     name = "".join(char if char.isprintable() else "?" for char in entry["name"][:100])
     version = entry.get("version")
     shown = f"{name} {version}" if isinstance(version, str) and re.fullmatch(r"[\w.!+-]{1,100}", version) else name
-    return error(f"the package {shown} {what}", hint=hint or _ANEW, package=name, **facts)
+    return BuildFailed(f"the package {shown} {what}", hint=hint or _ANEW, package=name, **facts)
 
 
 def _reason(problem: ValidationError) -> str:

@@ -23,7 +23,7 @@ from tests.integration.belongings import command_line, containers, monitors, orp
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
 
-AT_ONCE = 10
+AT_ONCE = 20
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_runs_that_go_on_end_as_they_would_when_podman_or_every_conmon_is_killed
     def go() -> None:
         with service.client() as client:
             try:
-                code = "import os, time\nprint(os.getuid(), flush=True)\ntime.sleep(12)\nresult = 1"
+                code = "import os, time\nprint(os.getuid(), flush=True)\ntime.sleep(15)\nresult = 1"
                 answers.append(client.run(code, on_event=lambda event: seen.append(event["text"]) if event["event"] == "stdout" else None).outcome)
             except SandboxError as error:
                 answers.append(error.code)

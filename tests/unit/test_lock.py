@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sandbox.errors import BuildFailed, InvalidRequest
+from sandbox.errors import BuildFailed
 from sandbox.lock import Lock, LockedFile, LockedPackage, from_pylock
 from sandbox.policy_file import parse
 from sandbox.wheel_tags import target_tags
@@ -301,7 +301,7 @@ def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
 def test_a_lock_edited_by_hand_is_refused(old: str, new: str, reason: str) -> None:
     text = locked(NUMPY, SIX, requirements=("numpy",)).as_toml()
     assert old in text
-    with pytest.raises(InvalidRequest, match=reason) as caught:
+    with pytest.raises(BuildFailed, match=reason) as caught:
         Lock.from_toml(text.replace(old, new))
     assert "s3cret" not in str(caught.value)
     assert caught.value.hint
@@ -311,17 +311,17 @@ def test_a_package_that_was_taken_out_or_moved_is_named() -> None:
     text = locked(NUMPY, SIX).as_toml()
     numpy, six = text.index("[[packages]]"), text.rindex("[[packages]]")
     end = text.index("[tool.")
-    with pytest.raises(InvalidRequest, match="changed after it was made: the package 'six' was taken out") as caught:
+    with pytest.raises(BuildFailed, match="changed after it was made: the package 'six' was taken out") as caught:
         Lock.from_toml(text[:six] + text[end:])
     assert caught.value.facts["package"] == "six"
-    with pytest.raises(InvalidRequest, match="the package numpy is there twice, or stands behind six") as caught:
+    with pytest.raises(BuildFailed, match="the package numpy is there twice, or stands behind six") as caught:
         Lock.from_toml(text[:numpy] + text[six:end] + text[numpy:six] + text[end:])
     assert "Value error" not in caught.value.message
 
 
 def test_the_line_of_a_changed_lock_is_that_of_its_hash() -> None:
     text = locked(NUMPY).as_toml().replace(A, B)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(BuildFailed) as caught:
         Lock.from_toml(text)
     line = int(caught.value.message.split(":")[1])
     assert text.splitlines()[line - 1].startswith("hash = ")
