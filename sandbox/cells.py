@@ -1,8 +1,9 @@
 """Where runs get cells from: warm containers, one or a few for each caller and node, image and policy.
 
 A warm container carries out one run at a time, so that its cgroup's limits are that run's, and has the next cell ready
-meanwhile; it is free again when every process of the run is gone. More of them are started while runs wait; idle ones retire; one that broke is replaced, and who waits for it
-waits for the next. Whoever can't have a cell gets a container of its own, which holds more, and the receipt says why.
+meanwhile; it is free again when every process of the run is gone. More of them are started while runs wait; idle ones
+retire; one that broke is replaced, and who waits for it waits for the next. Whoever can't have a cell gets a container
+of its own, which holds more, and the receipt says why.
 """
 
 from __future__ import annotations
