@@ -16,7 +16,7 @@ from dataclasses import replace
 from sandbox import kernel, spec, verify, verify_cell
 from sandbox.cell_filter import instructions, maker_profile
 from sandbox.cell_spec import DEVICES, SHARED, cell_of, maker_of
-from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
+from sandbox.enclosure import READY_TIMEOUT_S, Sandbox, readable
 from sandbox.errors import Internal, NotEnforceable
 from sandbox.preload import PreloadFailed, preload
 from sandbox.ready import ReadySandbox
@@ -129,13 +129,7 @@ def order(send: socket.socket) -> socket.socket:
 
 async def first_speaker(channel: socket.socket) -> int:
     """Return the host's id of the process that speaks first, without taking what it says. Raises `Internal` at the end."""
-    loop = asyncio.get_running_loop()
-    heard = loop.create_future()
-    loop.add_reader(channel.fileno(), lambda: None if heard.done() else heard.set_result(None))
-    try:
-        await heard
-    finally:
-        loop.remove_reader(channel.fileno())
+    await readable(channel.fileno())
     space = socket.CMSG_SPACE(CREDENTIALS.size)
     try:
         said, ancillary, _, _ = channel.recvmsg(1, space, socket.MSG_PEEK)

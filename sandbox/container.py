@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from sandbox import kernel, verify
 from sandbox.conmon import kill_left_over
-from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
+from sandbox.enclosure import READY_TIMEOUT_S, Sandbox, readable
 from sandbox.engine import Engine
 from sandbox.errors import EngineUnavailable, Internal, NotEnforceable, SandboxError
 from sandbox.spec import JOB_SOCKET, ContainerSpec
@@ -35,6 +35,14 @@ async def settled(work: Callable[[], Result]) -> Result:
         with contextlib.suppress(SandboxError):
             await task
         raise
+
+
+async def accepted(listener: socket.socket) -> socket.socket:
+    """Return the first connection to a socket that does not block."""
+    await readable(listener.fileno())
+    connection, _ = listener.accept()
+    connection.setblocking(False)  # noqa: FBT003 - takes it by position alone
+    return connection
 
 
 class Container(Sandbox):
@@ -100,7 +108,7 @@ class Container(Sandbox):
 
     async def _start_and_accept(self, listener: socket.socket) -> socket.socket:
         loop = asyncio.get_running_loop()
-        accepting = loop.create_task(loop.sock_accept(listener))
+        accepting = loop.create_task(accepted(listener))
         try:
             await settled(lambda: self._engine.start(self.container_id))
             self.mark("started")
@@ -116,7 +124,7 @@ class Container(Sandbox):
                     "the sandbox ended or hung before its harness reported",
                     hint="the image's python3 may be broken; try `sandbox image check` or another --image",
                 )
-            connection, _ = accepting.result()
+            connection = accepting.result()
         finally:
             if not accepting.done():
                 accepting.cancel()

@@ -22,6 +22,17 @@ from sandbox.wire import FrameReader
 READY_TIMEOUT_S = 60.0
 
 
+async def readable(descriptor: int) -> None:
+    """Return when there is something to read or to accept. Cancelled in that very moment, it is quiet: `loop.sock_accept` is not."""
+    loop = asyncio.get_running_loop()
+    seen = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if seen.done() else seen.set_result(None))
+    try:
+        await seen
+    finally:
+        loop.remove_reader(descriptor)
+
+
 class Sandbox:
     """One sandbox, for one run. `spec` is what was decided of it, `evidence` what was read back, `pid` the host's id of process 1.
 
@@ -131,15 +142,8 @@ class Sandbox:
 
     async def wait_end(self) -> None:
         """Return when process 1 has ended. Podman's own wait polls every 250 ms; a pidfd tells at once."""
-        if self._pidfd < 0:
-            return
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-        loop.add_reader(self._pidfd, lambda: None if ended.done() else ended.set_result(None))
-        try:
-            await ended
-        finally:
-            loop.remove_reader(self._pidfd)
+        if self._pidfd >= 0:
+            await readable(self._pidfd)
 
     def alive(self) -> bool:
         """Tell whether process 1 still lives: a pidfd becomes readable when its process ends."""
