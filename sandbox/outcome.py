@@ -67,6 +67,7 @@ def missing_library(error: ProgramError) -> str:
     return ""
 
 
+DOES_NOT_COMPILE = ("SyntaxError", "IndentationError", "TabError")
 LIMITS = {
     "output_limit": "the program printed more than limits.output_mib allows",
     "result_limit": "the result is larger than limits.result_mib allows",
@@ -93,6 +94,9 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         return Outcome.KILLED, f"the program was killed by {seen.signal_name or 'an unknown signal'}"
     if seen.error is not None:
         line = f" at line {seen.error.line}" if seen.error.line else ""
+        if seen.error.type in DOES_NOT_COMPILE:
+            column = f", column {seen.error.column}" if seen.error.line and seen.error.column else ""
+            return Outcome.FAILED, f"the program raised {seen.error.type}{line}{column}: {seen.error.message[:200]}"
         return Outcome.FAILED, f"the program raised {seen.error.type}{line}{missing_library(seen.error)}"
     if not finished:
         return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"

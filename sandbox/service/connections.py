@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import LineTooLong
 from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service.access import peer_of
 from sandbox.service.answers import error_answer, translated
+from sandbox.service.intake import BODY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -85,7 +86,10 @@ class Connections:
         self._per_user = per_user
         self._total = most_connections() if total is None else total
         # Bodies are taken as they are: a compressed one could grow a thousandfold.
-        self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "access_log": None, "auto_decompress": False,
+        # What is refused before its body came is read to its end, within the time that a body has: a connection that is closed
+        # while its client still sends is reset, and the client may never see the answer.
+        self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "lingering_time": BODY_TIMEOUT_S,
+                                         "access_log": None, "auto_decompress": False,
                                          "read_bufsize": PIECE_BYTES // 2}  # fmt: skip # it reads on to twice that
         self._users: dict[web.RequestHandler, int] = {}
 

@@ -47,6 +47,8 @@ def openapi() -> dict[str, Any]:
     run = schemas["RunBody"]["properties"]
     run["payload"] = {"description": "Any JSON; it reaches the program byte for byte."}
     run["message"] = {"type": "object", "description": "The whole message of the flow."}
+    run["files"] = {"type": "object", "additionalProperties": TEXT, "description": "Plain names, and their contents as base64."}
+    run["code"] = schemas["CheckBody"]["properties"]["code"] = TEXT
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
     for method, path, handler in ROUTES:

@@ -17,13 +17,13 @@ MAX_EXPLANATION_CHARS = 500
 MAX_PAYLOAD_BYTES = 65_536
 
 
-def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None) -> Row:
-    """Return the row of a run that was just asked for, under a policy that is not there (None) or keeps payloads, maybe."""
-    keeps = policy is not None and policy.history.payloads
+def new_row(live: LiveRun, wanted: RunRequest, policy: Policy) -> Row:
+    """Return the row of a run that was just asked for, whose code is no longer than its policy takes."""
+    keeps = policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
         policy=wanted.policy, requirements=", ".join(wanted.requirements),
-        preload=", ".join(preload_of(wanted, policy)) if policy is not None else "",
+        preload=", ".join(preload_of(wanted, policy)),
         payload=wanted.payload_json[:MAX_PAYLOAD_BYTES].decode(errors="replace") if keeps else "",
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),

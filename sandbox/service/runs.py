@@ -26,7 +26,7 @@ from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, gathered, large
-from sandbox.service.bodies import check_body, run_body, run_request
+from sandbox.service.bodies import check_body, check_program, code_of, run_body, run_request
 from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
@@ -46,11 +46,8 @@ NOTHING = RunRequest(code="")
 async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    data = request[BODY].take()
-    wanted, goes_on = await aside(len(data), partial(understood, data))
-    del data
-    caller.may_use(wanted.policy)
-    work = Work(state, caller, wanted, request[BODY].part)
+    wanted, policy, goes_on = await request[BODY].parsed(partial(understood, allowed=Allowed(state, caller)))
+    work = Work(state, caller, wanted, policy, request[BODY].part)
     del wanted  # whoever reads the answer slowly has nothing of the request kept meanwhile
     keep = partial(go_on, request) if goes_on else None
     if (kind := format_asked(request)) is not None:
@@ -71,12 +68,35 @@ def go_on(request: web.Request, task: asyncio.Task[Any]) -> None:
     request[BODY].keep_until(task)
 
 
-def understood(data: bytes) -> tuple[RunRequest, bool]:
-    """Return what a body asks for, and whether it is to go on without its client; nothing refers to the body any more."""
+class Allowed:
+    """The policies that a caller may use."""
+
+    def __init__(self, state: State, caller: Caller) -> None:
+        self._policies = state.policies
+        self._caller = caller
+
+    def all(self) -> list[Policy]:
+        """Return every policy that there is."""
+        return [loaded.policy for loaded in self._policies.all()]
+
+    def get(self, name: str) -> Policy:
+        """Return the policy of this name. Raises `AccessDenied`, `NotFound`."""
+        self._caller.may_use(name)
+        return self._policies.get(name).policy
+
+
+def understood(data: bytearray, *, allowed: Allowed) -> tuple[RunRequest, Policy, bool]:
+    """Return what a body asks for, under which policy, and whether it is to go on without its client.
+
+    Nothing of the result refers to the body. What the policy finds too long is looked at no further.
+    """
+    check_program(data, allowed.all())
     body = run_body(data)
-    asked = libraries(body.requirements, body.code, body.requires_python)
+    policy = allowed.get(body.policy)
+    code = code_of(body, policy)
+    asked = libraries(body.requirements, code, body.requires_python)
     body = msgspec.structs.replace(body, requirements=asked.libraries, requires_python=asked.python)
-    return run_request(body), body.wait_for_end
+    return run_request(body, code), policy, body.wait_for_end
 
 
 def libraries(named: tuple[str, ...], code: str, python: str = "") -> Declared:
@@ -94,8 +114,9 @@ class Cancelled(Exception):
 class Work:
     """One request on its way through the queue, the runner and the history; for one call of `carry_out` or `tell`."""
 
-    def __init__(self, state: State, caller: Caller, wanted: RunRequest, part: Part) -> None:
+    def __init__(self, state: State, caller: Caller, wanted: RunRequest, policy: Policy, part: Part) -> None:
         self.state = state
+        self.policy = policy
         self.part = part
         self.caller = caller
         self.wanted = wanted
@@ -118,7 +139,7 @@ class Work:
         Raises a `SandboxError`.
         """
         state, live = self.state, self.live
-        row = new_row(live, self.wanted, self._policy())
+        row = new_row(live, self.wanted, self.policy)
         state.live.add(live)
         try:
             result = await self._result(row, events)
@@ -139,13 +160,6 @@ class Work:
             state.live.ended(live)
         state.metrics.run_ended(live.policy, result)
         return await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
-
-    def _policy(self) -> Policy | None:
-        """Return the policy that was asked for, if it is there."""
-        try:
-            return self.state.policies.get(self.live.policy).policy
-        except SandboxError:
-            return None
 
     async def _result(self, row: Row, events: Events | None) -> RunResult:
         live = self.live
@@ -283,13 +297,19 @@ async def delete_run(request: web.Request) -> web.Response:
 async def post_check(request: web.Request) -> web.Response:
     """Tell whether code compiles on the Python that would run it, and which imports its libraries can't serve."""
     state, caller = request.app[STATE], request[CALLER]
-    body = check_body(request[BODY].take())
-    caller.may_use(body.policy)
-    asked = libraries(body.requirements, body.code)
-    wanted = RunRequest(
-        code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
-        requires_python=asked.python,
-    )  # fmt: skip
+    wanted = await request[BODY].parsed(partial(to_check, allowed=Allowed(state, caller)))
     async with state.live.errand(), state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
     return document(json.loads(found.model_dump_json()))
+
+
+def to_check(data: bytearray, *, allowed: Allowed) -> RunRequest:
+    """Return the request whose code is to be looked at. Raises as `understood` does."""
+    check_program(data, allowed.all())
+    body = check_body(data)
+    code = code_of(body, allowed.get(body.policy))
+    asked = libraries(body.requirements, code)
+    return RunRequest(
+        code=code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
+        requires_python=asked.python,
+    )  # fmt: skip

@@ -141,7 +141,6 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
                 metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts,
                 runner=Runner(
                     lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
-                    compiles=False,
                 ),
             )  # fmt: skip
             await asyncio.to_thread(tell_unknown_names, state)

@@ -13,7 +13,7 @@ from sandbox.service.bodies import PIECE_CHARS, run_body, run_request
 
 def content(text: str) -> bytes:
     """Return what a file's text decodes to."""
-    return run_request(run_body(json.dumps({"code": "1", "files": {"a": text}}).encode())).files["a"]
+    return run_request(run_body(json.dumps({"code": "1", "files": {"a": text}}).encode()), "1").files["a"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, PIECE_CHARS, *(PIECE_CHARS * 3 // 4 + more for more in (-1, 0, 1)), 300_000])
@@ -30,4 +30,4 @@ def test_what_is_no_base64_is_refused(text: str) -> None:
 
 def test_a_payload_is_taken_byte_for_byte() -> None:
     text = b'{"a": [1.10, 1e400,  "' + b"x" * 3_000_001 + b'"]}'
-    assert run_request(run_body(b'{"code": "1", "payload": ' + text + b"}")).payload_json == text
+    assert run_request(run_body(b'{"code": "1", "payload": ' + text + b"}"), "1").payload_json == text

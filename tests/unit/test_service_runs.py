@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.errors import EngineUnavailable, NotFound, PolicyDenied
+from sandbox.errors import EngineUnavailable, PolicyDenied
 from sandbox.execution import Follow
 from sandbox.metrics import Live, Metrics
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
@@ -30,8 +30,10 @@ from sandbox.service.events import Events
 from sandbox.service.live import LiveRuns
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
+from tests.unit.factory import policy
 
 WAIT_S = 20.0
+POLICY = policy()
 NDJSON = "application/x-ndjson"
 
 
@@ -103,15 +105,12 @@ class Scene:
         limits = AdmissionLimits(running=running, waiting=waiting, per_caller_running=running, per_caller_waiting=waiting, wait_s=WAIT_S)
         loop = asyncio.get_running_loop()
 
-        def missing(name: str) -> Any:
-            raise NotFound(name)
-
         def keep(run_id: str, files: Any) -> None:
             asyncio.run_coroutine_threadsafe(cast("Any", self.keep_files.wait()), loop).result(WAIT_S)
 
         self.state = cast("State", SimpleNamespace(
             config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
-            policies=SimpleNamespace(all=list, get=missing), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
+            policies=SimpleNamespace(all=list, get=lambda name: SimpleNamespace(policy=POLICY)), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
             history=SimpleNamespace(began=lambda row: None, ended=self.ended.append), artefacts=SimpleNamespace(keep=keep),
         ))  # fmt: skip
 
