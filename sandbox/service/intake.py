@@ -44,6 +44,10 @@ class Body:
         async with self.parsing:
             return await asyncio.to_thread(parse, data)
 
+    def drop(self) -> None:
+        """Keep no bytes any more."""
+        self.data = bytearray()
+
     def keep_until(self, task: asyncio.Task[Any]) -> None:
         """Let it count until a task is done, also when its request ends before, which gets another part for its answer."""
         kept, self.part = self.part, self.part.beside()
@@ -81,7 +85,7 @@ class Intake:
                     raise InvalidRequest("the request's body is broken", hint="send it again, as a whole") from None
             yield body
         finally:
-            body.data = bytearray()  # what refers to an error that was raised here refers to the body, too, for a while
+            body.drop()  # what refers to an error that was raised here refers to the body, too, for a while
             body.part.close()
 
     async def _read(self, request: web.Request, body: Body) -> None:
@@ -90,10 +94,12 @@ class Intake:
         announced_bytes = request.content_length or 0
         self._check_size(announced_bytes)
         part.check(announced_bytes)
-        async for piece in request.content.iter_any():
-            self._check_size(part.size_bytes + len(piece))
-            part.grow(part.size_bytes + len(piece))
-            body.data += piece
+        part.on_given_up = body.drop
+        with part.coming():
+            async for piece in request.content.iter_any():
+                self._check_size(part.size_bytes + len(piece))
+                part.grow(part.size_bytes + len(piece))
+                body.data += piece
         async with self._turn:
             await asyncio.sleep(0)
 
