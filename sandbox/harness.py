@@ -140,8 +140,9 @@ def compile_program(source: str, filename: str) -> CodeType:
     import _imp
     import warnings
 
+    code: CodeType
     kind, problem = SyntaxError, ""
-    place: tuple[int | str | None, ...] = (1, 1, "")
+    place: tuple[Any, ...] = (1, 1, "")
     with warnings.catch_warnings(record=True) as given:
         try:
             code = _compiled(source)
@@ -153,7 +154,7 @@ def compile_program(source: str, filename: str) -> CodeType:
             kind, problem, place = type(error), error.msg, _place(error, source)
     if problem:
         raise kind(problem, (filename, *place))
-    _imp._fix_co_filename(code, filename)
+    _imp._fix_co_filename(code, filename)  # type: ignore[attr-defined] # as importlib does with a cached module that was moved
     for warning in given:
         warnings.warn_explicit(warning.message, warning.category, filename, warning.lineno)
     return code
@@ -176,7 +177,7 @@ def _compiled(source: str) -> CodeType:
     return code
 
 
-def _place(error: SyntaxError, source: str) -> tuple[int | str | None, ...]:
+def _place(error: SyntaxError, source: str) -> tuple[Any, ...]:
     """Return where a program is wrong as SyntaxError takes it: line, column, that line's text, and the end where Python knows it."""
     line, end = error.lineno or 1, getattr(error, "end_lineno", None)
     columns = [error.offset or 1, getattr(error, "end_offset", None) or 0]
@@ -1357,9 +1358,9 @@ def _report_by_traceback() -> None:
 
     sys.excepthook = lambda _kind, error, _tb: report("", error)
     sys.unraisablehook = lambda found: report(f"{found.err_msg or 'Exception ignored in'}: {found.object!r}\n", found.exc_value)
-    _thread._excepthook = in_thread  # type: ignore[attr-defined] # where `threading` takes it from
+    setattr(_thread, "_excepthook", in_thread)  # noqa: B010 - where `threading` takes it from
     if "threading" in sys.modules:
-        sys.modules["threading"].excepthook = in_thread  # type: ignore[attr-defined]
+        setattr(sys.modules["threading"], "excepthook", in_thread)  # noqa: B010
 
 
 class _Nobody:

@@ -174,9 +174,9 @@ def check_body(body: Buffer) -> CheckBody:
     return _CHECK.decoded(body)
 
 
-def prune_body(body: Buffer) -> PruneBody:
+def prune_body(body: bytearray) -> PruneBody:
     """Return what a client wants removed. Raises `InvalidRequest`."""
-    return _PRUNE.decoded(body or b"{}")
+    return _PRUNE.decoded(body or bytearray(b"{}"))
 
 
 def code_of(body: RunBody | CheckBody, policy: Policy) -> str:

@@ -184,5 +184,5 @@ class _Refused(asyncio.Protocol):
         transport.write_eof()
         asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self._on_end(self)

@@ -22,12 +22,12 @@ from aiohttp import web
 
 from sandbox.errors import InvalidRequest
 from sandbox.metrics import Live, Metrics
+from sandbox.service import connections
 from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
 from sandbox.service.budget import Part
 from sandbox.service.config_model import ServiceConfig
-from sandbox.service import connections
 from sandbox.service.connections import LINGERING, PIECE_BYTES, more_descriptors, most_connections
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi

@@ -26,14 +26,14 @@ def whole(body: bytes) -> int:
 
 @given(TEXTS, st.dictionaries(TEXTS.filter(lambda name: name != "code"), st.one_of(TEXTS, st.none(), st.integers(), st.just([]), st.just({}))), st.booleans(),
        st.integers(2, 9))  # fmt: skip
-def test_the_length_of_a_text_is_what_a_parser_takes(code: str, others: dict[str, Any], ascii: bool, window: int) -> None:
+def test_the_length_of_a_text_is_what_a_parser_takes(code: str, others: dict[str, Any], plain: bool, window: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(outline, "WINDOW_BYTES", window)
-        written = json.dumps(code, ensure_ascii=ascii).encode()
+        written = json.dumps(code, ensure_ascii=plain).encode()
         assert text_bytes(bytearray(written + b',"'), 0, most_bytes=1 << 30) == len(written)
-        body = json.dumps({**others, "code": code, "z": [1]}, ensure_ascii=ascii).encode()
+        body = json.dumps({**others, "code": code, "z": [1]}, ensure_ascii=plain).encode()
         # A name with an escape in it is none that it knows: it may stop there, and finds nothing.
-        known = not any('"' in json.dumps(name)[1:-1] or "\\" in json.dumps(name, ensure_ascii=ascii) for name in others)
+        known = not any('"' in json.dumps(name)[1:-1] or "\\" in json.dumps(name, ensure_ascii=plain) for name in others)
         assert whole(body) == (len(written) if known else 0) or not known
 
 
