@@ -223,7 +223,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--save-files", metavar="DIR", help="Where files given to save_file() go."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
-        click.option("--no-service", is_flag=True, help="Run in this process, also when a service is running."),
+        click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
+                     help="Run in this process, also when a service is running or named. SANDBOX_NO_SERVICE=1 says the same."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
