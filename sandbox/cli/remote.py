@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
-from sandbox.client_calls import foreign, object_of
+from sandbox.cli.versions import tell_version
 from sandbox.client import Client, NoService, bytes_of, error_of, run_body
+from sandbox.client_calls import foreign, object_of
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
 from sandbox.request import syntax_error
@@ -42,7 +43,7 @@ def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | No
     if options["no_service"] or policy_dirs or is_path(options["policy"]):
         return None
     named = named_socket(os.environ)
-    client = Client(named)
+    client = Client(named, on_other_version=tell_version)
     try:
         listener = client.connect()
     except NoService as error:

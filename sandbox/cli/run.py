@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
@@ -211,7 +212,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file of JSON, or standard input."),
         click.option("--topic", default="", help="The message's topic."),
-        click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
+        click.option("--policy", default="default", show_default=True, shell_complete=completion.policies, help="Name or path of the policy."),
         click.option("--image", help="Image to run in; the policy's own by default."),
         click.option("--timeout", metavar="DURATION", help="Less time than the policy allows: 30s, 500ms, 2m."),
         click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
@@ -232,7 +233,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@click.argument("file", metavar="FILE|-|template:NAME")
+@click.argument("file", metavar="FILE|-|template:NAME", shell_complete=completion.scripts)
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
