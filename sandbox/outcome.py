@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from dataclasses import dataclass
 
+from sandbox.advice import advice
 from sandbox.models import Outcome, ProgramError
-from sandbox.package_names import package_of_module
 from sandbox.policy_model import Policy
 
 
@@ -54,19 +53,6 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     return decide_end(seen, policy, finished=finished, too_many=too_many)
 
 
-def missing_library(error: ProgramError) -> str:
-    """Return what to do about an import that failed, or an empty text. The program could have made the error up."""
-    module = re.fullmatch(r"No module named '([A-Za-z0-9_.]{1,80})'.*", error.message, re.DOTALL)
-    if error.type == "ModuleNotFoundError" and module:
-        return f"; to install it: --with {package_of_module(module[1])}"
-    shared = re.match(r"(lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]*): cannot open shared object file", error.message)
-    if error.type == "ImportError" and shared:
-        return (
-            f"; the image does not have {shared[1]} (instead of opencv-python, opencv-python-headless needs no screen)"
-        )
-    return ""
-
-
 DOES_NOT_COMPILE = ("SyntaxError", "IndentationError", "TabError")
 LIMITS = {
     "output_limit": "the program printed more than limits.output_mib allows",
@@ -97,7 +83,7 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         if seen.error.type in DOES_NOT_COMPILE:
             column = f", column {seen.error.column}" if seen.error.line and seen.error.column else ""
             return Outcome.FAILED, f"the program raised {seen.error.type}{line}{column}: {seen.error.message[:200]}"
-        return Outcome.FAILED, f"the program raised {seen.error.type}{line}{missing_library(seen.error)}"
+        return Outcome.FAILED, f"the program raised {seen.error.type}{line}{advice(seen.error, policy)}"
     if not finished:
         return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"
     if not seen.has_result:

@@ -25,13 +25,14 @@ from sandbox.service.outline import program_bytes
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-Body = TypeVar("Body")
+Body = TypeVar("Body", bound=msgspec.Struct)
+Value = TypeVar("Value")
 PIECE_CHARS = 64 << 10  # a multiple of four, so that each piece of base64 is whole
 # One byte of a text may be written in six, as \u0041.
 WRITTEN_BYTES = 6
 # In how many bytes a field may be written. What is longer is not even decoded, nor is a list or object of more texts.
 MAX_NAME_BYTES = 8 << 10
-MAX_FIELD_BYTES = {"topic": WRITTEN_BYTES << 16, "requirements": 256 << 10, "preload": 64 << 10, "env": 1 << 20, "secrets": 1 << 20}
+MAX_FIELD_BYTES = {"topic": WRITTEN_BYTES << 16, "requirements": 1 << 20, "preload": 64 << 10, "env": 1 << 20, "secrets": 1 << 20}
 MAX_TEXTS = 2_000
 # What is skipped, and stays as it came: looked at by who needs it, when its size is known to be right.
 UNPARSED = ("code", "payload", "message", "files")
@@ -110,20 +111,26 @@ _TEXT = msgspec.json.Decoder(str)
 _FILES = msgspec.json.Decoder(dict[str, str])
 
 
+def fields_of(kind: type[msgspec.Struct]) -> str:
+    """Return which fields a body has, as a hint."""
+    return f"its fields are {', '.join(kind.__struct_fields__)}"
+
+
 class Form(Generic[Body]):
     """Takes bodies of one kind apart: first into fields that nobody has decoded, then those of a sensible size as they are to be."""
 
     def __init__(self, kind: type[Body]) -> None:
-        self._names = tuple(field.name for field in msgspec.structs.fields(kind))  # type: ignore[arg-type]
+        self._names = tuple(field.name for field in msgspec.structs.fields(kind))
         outline = msgspec.defstruct(
             "Outline", [(name, msgspec.Raw, msgspec.Raw()) for name in self._names], forbid_unknown_fields=True, frozen=True
         )
         self._outline = msgspec.json.Decoder(outline)
         self._decoder = msgspec.json.Decoder(kind)
+        self._hint = fields_of(kind)
 
     def decoded(self, body: Buffer) -> Body:
         """Return what a body says. Raises `InvalidRequest` with the place in the body."""
-        outline = _decoded(self._outline, body)
+        outline = _decoded(self._outline, body, self._hint)
         fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
         small = []
         for name, written in fields:
@@ -133,16 +140,16 @@ class Form(Generic[Body]):
         skipped = {name: getattr(outline, name) for name, written in fields if written and name in UNPARSED}
         if "code" in skipped:  # which no body may lack
             small.append(b'"code":""')
-        return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small)), **skipped)  # type: ignore[type-var]
+        return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small), self._hint), **skipped)
 
 
 def check_written(name: str, written: memoryview, most_bytes: int) -> None:
     """Check that a field is short enough to be decoded, and has not too many texts. Raises `InvalidRequest`."""
     if len(written) > most_bytes:
-        raise InvalidRequest(f"`{name}` is too long: it has {len(written)} bytes, of at most {most_bytes}", hint="see docs/service.md")
+        raise InvalidRequest(f"`{name}` is too long: it has {len(written)} bytes, of at most {most_bytes}", hint="send less in it")
     pieces = range(0, len(written), PIECE_CHARS)
     if sum(bytes(written[start : start + PIECE_CHARS]).count(b'"') for start in pieces) > 2 * MAX_TEXTS:
-        raise InvalidRequest(f"`{name}` has more than {MAX_TEXTS} texts", hint="see docs/service.md")
+        raise InvalidRequest(f"`{name}` has more than {MAX_TEXTS} texts", hint="send fewer")
 
 
 _RUN = Form(RunBody)
@@ -185,7 +192,7 @@ def code_of(body: RunBody | CheckBody, policy: Policy) -> str:
     Raises `PolicyDenied`, `InvalidRequest`.
     """
     check_code_size(len(memoryview(body.code)) // WRITTEN_BYTES, policy, at_least=True)
-    code = _decoded(_TEXT, body.code, "`code`")
+    code = _decoded(_TEXT, body.code, "send the program's text", "`code`")
     check_code_size(len(code.encode(errors="surrogatepass")), policy)
     return code
 
@@ -207,12 +214,12 @@ def run_request(body: RunBody, code: str) -> RunRequest:
             code=code, filename=body.filename, payload_json=copied(body.payload), message_json=copied(body.message),
             topic=body.topic, node_id=body.node_id, policy=body.policy, image=body.image, requirements=body.requirements,
             requires_python=body.requires_python, preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
-            files={name: _content(name, text) for name, text in _decoded(_FILES, body.files, "`files`").items()},
+            files={name: _content(name, text) for name, text in _decoded(_FILES, body.files, "send names and contents as base64", "`files`").items()},
         )  # fmt: skip
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"`{place}`: {first['msg']}", hint="see docs/service.md") from None
+        raise InvalidRequest(f"`{place}`: {first['msg']}", hint=fields_of(RunBody)) from None
 
 
 def _content(name: str, text: str) -> bytes:
@@ -226,9 +233,9 @@ def _content(name: str, text: str) -> bytes:
         raise InvalidRequest(f"the file {name[:80]!r} is not base64", hint="encode its content as base64") from None
 
 
-def _decoded(decoder: msgspec.json.Decoder[Body], body: Buffer, what: str = "the request's body") -> Body:
+def _decoded(decoder: msgspec.json.Decoder[Value], body: Buffer, hint: str, what: str = "the request's body") -> Value:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         reason = str(error).replace("`$.", "`") or "nested too deeply"
-        raise InvalidRequest(f"{what} can't be read: {reason}", hint="see docs/service.md") from None
+        raise InvalidRequest(f"{what} can't be read: {reason}", hint=hint) from None
