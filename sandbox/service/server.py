@@ -35,7 +35,7 @@ from sandbox.service.admission import Admission
 from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
 from sandbox.service.config_names import unknown_names
-from sandbox.service.connections import IDLE_S, Connections
+from sandbox.service.connections import IDLE_S, Connections, most_connections
 from sandbox.service.handling import Handling
 from sandbox.service.listen import BACKLOG, open_socket
 from sandbox.service.state import PolicyBook, State
@@ -51,6 +51,10 @@ CLOSE_S = 0.5
 PRUNE_S = 3600.0
 SWEEP_S = 120.0
 SEEN_S = 7 * 86_400.0
+# Connections may take half of the service's descriptors. Of the other half, sandboxes that stand ready (4 each) and warm
+# containers of cells (8 each) take half at most.
+DESCRIPTORS_EACH_READY = 16
+DESCRIPTORS_EACH_WARM = 32
 
 
 async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[int] = ()) -> None:
@@ -119,11 +123,12 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
         limits = PoolLimits(
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
-            starters=config.pool.starters,
+            starters=config.pool.starters, most=most_connections() // DESCRIPTORS_EACH_READY,
         )  # fmt: skip
         making = partial(Maker, engine=engine, facts=facts, places=places)
         of_cells = CellLimits(
-            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s
+            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s,
+            most=most_connections() // DESCRIPTORS_EACH_WARM,
         )
         async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
             admission = Admission(config.queue.limits)
