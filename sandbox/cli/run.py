@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
@@ -197,7 +198,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file of JSON, or standard input."),
         click.option("--topic", default="", help="The message's topic."),
-        click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
+        click.option("--policy", default="default", show_default=True, shell_complete=completion.policies, help="Name or path of the policy."),
         click.option("--image", help="Image to run in; the policy's own by default."),
         click.option("--timeout", metavar="DURATION", help="Less time than the policy allows: 30s, 500ms, 2m."),
         click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
@@ -210,7 +211,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
-        click.option("--no-service", is_flag=True, help="Run in this process, also when a service is running."),
+        click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
+                     help="Run in this process, also when a service is running or named. SANDBOX_NO_SERVICE=1 says the same."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -218,7 +220,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@click.argument("file", metavar="FILE|-|template:NAME")
+@click.argument("file", metavar="FILE|-|template:NAME", shell_complete=completion.scripts)
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
