@@ -17,7 +17,18 @@ from typing import Any
 import pytest
 
 from sandbox.errors import AccessDenied
-from sandbox.service.access import MAX_GROUPS, NAMES_S, Access, Caller, Identity, Peer, decide, identify, peer_of, restricted
+from sandbox.service.access import (
+    MAX_GROUPS,
+    NAMES_S,
+    Access,
+    Caller,
+    Identity,
+    Peer,
+    decide,
+    identify,
+    peer_of,
+    restricted,
+)
 from sandbox.service.admission import Quota
 from sandbox.service.config_model import AccessRules, Restricted, Runners, ServiceConfig, Socket
 
