@@ -51,6 +51,7 @@ ANSWER_TIMEOUT_S = 3_600.0
 OPTIONAL: dict[str, Any] = {
     "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
     "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
+    "notify": None,
 }  # fmt: skip
 
 
