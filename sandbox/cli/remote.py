@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
+from sandbox.client_calls import foreign, object_of
 from sandbox.client import Client, NoService, bytes_of, error_of, run_body
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
@@ -106,9 +106,12 @@ class Going:
                 for line in lines:
                     kind, document = without_event(line)
                     if kind == "result":
-                        return answer_from(document)
+                        answer = answer_from(document)
+                        if answer.run_id != self._run_id:
+                            raise foreign(f"it is of the run {answer.run_id[:40]!r}, not of {self._run_id!r}")
+                        return answer
                     if kind != "file":  # the result has it, too
-                        self._take(kind, json.loads(document), output)
+                        self._take(kind, object_of(document), output)
         except EngineUnavailable:
             if not self._cancelled or self._run_id:
                 raise

@@ -19,6 +19,7 @@ from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
 from sandbox.cli.output import Output, reader_gone
+from sandbox.cli.saved import open_directory, save_files
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
 
@@ -170,42 +171,6 @@ def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:
         ) from None
 
 
-def open_directory(path: str | None) -> int | None:
-    """Open the directory for saved files before the run, so that a run is not wasted. Raises `InvalidRequest`."""
-    if path is None:
-        return None
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(13, f"user id {os.geteuid()} may not write there")
-    except OSError as error:
-        raise InvalidRequest(
-            f"--save-files {path} can't be used: {error.strerror}",
-            hint=f"name a directory that user id {os.geteuid()} may write",
-        ) from None
-    return fd
-
-
-def save_files(answer: Answer, fd: int) -> None:
-    """Write saved files below an open directory. Existing links are not followed: the old entry is replaced."""
-    for file in answer.files:
-        temporary = f".{os.urandom(16).hex()}.part"  # the program knows its run id, and not this
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(file.content)
-            os.rename(temporary, file.name, src_dir_fd=fd, dst_dir_fd=fd)
-        except OSError as error:
-            os.unlink(temporary, dir_fd=fd)
-            raise InvalidRequest(
-                f"the file {escaped(file.name)} can't be saved: {error.strerror}",
-                hint="name an empty directory with room for it",
-            ) from None
-
-
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `run` and `template run` share."""
     options = (
@@ -220,7 +185,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program; a bare NAME takes yours."),
         click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A variable of yours that is kept out of every record."),
         click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="A file that read_file(NAME) finds."),
-        click.option("--save-files", metavar="DIR", help="Where files given to save_file() go."),
+        click.option("--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others."),
+        click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
         click.option("--no-service", is_flag=True, help="Run in this process, also when a service is running."),
@@ -308,7 +274,7 @@ def conclude(answer: Answer, output: Output, directory: int | None, options: dic
         return READER_GONE
     output.finish(answer)
     if directory is not None:
-        save_files(answer, directory)
+        save_files(answer.files, directory, keep_names=options["keep_names"])
         os.close(directory)
     elif answer.files and not options["as_json"] and not options["quiet"]:
         names = ", ".join(escaped(file.name) for file in answer.files[:5])
