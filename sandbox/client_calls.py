@@ -322,6 +322,17 @@ def result(run_id: str, wait_s: float | None) -> Call[Result | None]:
     return Call(method="GET", path=f"/v1/runs/{part(run_id)}/result", read=read, prefer=prefer)
 
 
+def result_text(run_id: str, wait_s: float | None) -> Call[bytes | None]:
+    """Fetch the same as the JSON text that it came as."""
+    asked = result(run_id, wait_s)
+
+    def read(answer: Answer) -> bytes | None:
+        of_run(answer, run_id)
+        return None if answer.status == 202 else answer.body
+
+    return Call(method=asked.method, path=asked.path, read=read, prefer=asked.prefer)
+
+
 def recorded(run_id: str) -> Call[dict[str, Any]]:
     """Ask what the history knows of one run."""
     return Call(method="GET", path=f"/v1/runs/{part(run_id)}", read=lambda answer: of_run(answer, run_id))

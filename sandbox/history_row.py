@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 HISTORY = "history.sqlite"  # in the service's directory
@@ -93,6 +94,16 @@ COLUMNS = tuple(field.name for field in fields(Row))
 LARGE = ("payload", "output")
 FLAGS = ("warm", "detached")
 Values: TypeAlias = tuple[Any, ...]
+
+
+def public(row: Row, *, whole: bool) -> dict[str, Any]:
+    """Return what a client is told of a run: the `whole`, or what a list has."""
+    known = {name: value for name, value in asdict(row).items() if name not in LARGE}
+    if whole and row.payload:
+        known["payload"] = row.payload
+    if whole and row.output:
+        known["output"] = json.loads(row.output)
+    return known
 
 
 def row_of(values: Values) -> Row:

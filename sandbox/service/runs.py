@@ -7,7 +7,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sandbox.document import document_pieces, error_document
 from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
 from sandbox.execution import NOBODY, Follow
 from sandbox.history_reader import MAX_LISTED
-from sandbox.history_row import LARGE, Row
+from sandbox.history_row import Row, public
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import Progress
@@ -305,10 +305,7 @@ async def get_run(request: web.Request) -> web.Response:
         return document(queued.as_json())
     if row is None:
         raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
-    kept_too: dict[str, object] = {"payload": row.payload} if row.payload else {}
-    if row.output:
-        kept_too["output"] = json.loads(row.output)
-    return document(shown(row, state) | kept_too)
+    return document(shown(row, state, whole=True))
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
@@ -327,11 +324,10 @@ def may_see(caller: Caller, run: LiveRun) -> bool:
     return caller.may_maintain or run.caller_uid == caller.uid
 
 
-def shown(row: Row, state: State) -> dict[str, object]:
+def shown(row: Row, state: State, *, whole: bool = False) -> dict[str, object]:
     """Return what a client is told of a run; of one that goes on, its present step."""
     live = state.live.find(row.run_id, lambda _: True)
-    known = {name: value for name, value in asdict(row).items() if name not in LARGE}
-    return known | ({"state": live.step} if live and row.state != "ended" else {})
+    return public(row, whole=whole) | ({"state": live.step} if live and row.state != "ended" else {})
 
 
 async def delete_run(request: web.Request) -> web.Response:

@@ -131,12 +131,12 @@ def test_a_sweeper_without_descriptors_takes_nobody_for_dead(tmp_path: Path, mon
     kept = container(engine, str(one.uid), tmp_path)
     opens = os.open
 
-    def full(path: object, *rest: int, **more: int) -> int:
+    def full(path: Path, flags: int, mode: int = 0o777) -> int:
         if str(path).endswith(f"{one.uid}/lock"):
             raise OSError(24, "Too many open files")
-        return opens(path, *rest, **more)  # type: ignore[call-overload, no-any-return]
+        return opens(path, flags, mode)
 
-    monkeypatch.setattr(workspace.os, "open", full)
+    monkeypatch.setattr(os, "open", full)
     assert workspace.sweep(tmp_path, engine, everything=True) == 0
     assert one.directory.exists()
     assert engine.inspect(kept).id == kept
