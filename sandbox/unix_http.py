@@ -42,15 +42,14 @@ def why_not(path: str, number: int, said: str) -> tuple[str, str]:
     if number == errno.ENAMETOOLONG:
         return f"the path has more than {MAX_PATH_BYTES} bytes", other
     if number == errno.ECONNREFUSED:
-        with contextlib.suppress(OSError):
-            if not Path(path).is_socket():
-                return "it is not a socket", other
+        if not Path(path).is_socket():
+            return "it is not a socket", other
         return "the socket is there, and nobody listens", "start it: sandbox serve"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return said, f"start it: sandbox serve; if it listens elsewhere, {other}"
     if number == errno.EAGAIN:
         return "it takes no connection", "it has too much to do, or hangs: try again, or look at its log"
-    return said, "start it: sandbox serve"
+    return said, other
 
 
 def owned(path: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from sandbox.cli import completion
 from sandbox.cli.answer import answer_from
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.run import READER_GONE, conclude, parse_duration
@@ -69,7 +70,7 @@ def start(client: Client | None, fields: dict[str, Any], payload_json: bytes, op
 
 
 @click.command("result")
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @click.option("--wait", is_flag=True, help="Wait for the end of the run.")
 @click.option("--timeout", metavar="DURATION", help="Wait for it at most so long: 30s, 500ms, 2m.")
 @click.option("--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others.")

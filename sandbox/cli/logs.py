@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.past import past
 from sandbox.cli.runs import MAX_LISTED, full_id, json_option, spelled
 from sandbox.cli.screen import escaped
 
 
 @click.command("logs")
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @json_option
 def logs(*, run_id: str, as_json: bool) -> None:
     """Show what the history knows of RUN (its id, or the beginning of it), and what the run told: traceback, log records, the end of its output.

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from sandbox.cli.handover import leave_root
 from sandbox.cli.remote import NOBODY_THERE
+from sandbox.cli.versions import tell_version
 from sandbox.client import Client, NoService
 from sandbox.errors import NotFound
 
@@ -39,6 +40,9 @@ class OnDisk:
 
     def runs(self, **filters: Any) -> list[dict[str, Any]]:
         """Return runs, newest first."""
+        from sandbox.service.record import ending
+
+        ending(filters.get("outcome"))
         return [self._public(row, whole=False) for row in self._reader.list(**filters)]
 
     def recorded(self, run_id: str) -> dict[str, Any]:
@@ -61,7 +65,7 @@ class OnDisk:
 def past() -> Iterator[Past]:
     """Give what knows what ran; as root, that of the user `sandbox`. Raises `NoService` where nothing does, or a named service is not there."""
     leave_root(quiet=True)
-    with Client(timeout_s=TIMEOUT_S) as client:
+    with Client(timeout_s=TIMEOUT_S, on_other_version=tell_version) as client:
         try:
             client.connect()
         except NoService as error:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
@@ -72,20 +74,38 @@ def read_payload(text: str | None) -> bytes:
 
 def check_payload(data: bytes, text: str | None) -> None:
     """Raise `InvalidRequest`, with line and column, unless the payload is JSON."""
-    source = text if text is not None and text.startswith("@") else "--input"
+    file = text[1:] if text is not None and text.startswith("@") else None
+    source = "--input" if file is None else f"--input @{file}"
     try:
         json.loads(data, parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8") from None
+        raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint=as_file(file) or "save it as UTF-8") from None
     except RecursionError:
         raise InvalidRequest(f"{source} is nested too deeply", hint="send flatter data") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}",
-            hint="text needs quotes of its own: --input '\"hello\"'; a file is given as --input @FILE",
+            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}", hint=as_file(file) or as_text(text)
         ) from None
     except ValueError as error:
         raise InvalidRequest(f"{source} is not JSON: {error}", hint="send null or text instead") from None
+
+
+def as_file(file: str | None) -> str:
+    """Return how a file that is no JSON is given to the program; an empty text for a file of JSON with a mistake, and for none."""
+    if file is None:
+        return ""
+    if file.endswith((".json", ".geojson")):
+        return "correct it there: the payload is JSON"
+    name = Path(file).name
+    reading = f'pandas.read_csv("{name}"), or open("{name}")' if name.lower().endswith((".csv", ".tsv")) else f'open("{name}"), or read_file("{name}")'
+    return f"the payload is JSON; a file of another kind is given as it is: --file {shlex.quote(file)}, and the program reads it: {reading}"
+
+
+def as_text(text: str | None) -> str:
+    """Return how a text that is no JSON is written, or the file that it names."""
+    if text is not None and text != "-" and Path(text).is_file():
+        return f"to send what is in the file: --input {shlex.quote(f'@{text}')}" if text.endswith(".json") else as_file(text)
+    return "text needs quotes of its own: --input '\"hello\"'; a file of JSON is given as --input @data.json, any other as --file data.csv"
 
 
 def refuse_constant(name: str) -> None:
@@ -110,14 +130,16 @@ def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
 
 
 def read_files(values: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the content of NAME=PATH pairs."""
+    """Return the content of files given as NAME=PATH, or as PATH alone, whose last part is the name then."""
     found = {}
     for text in values:
         name, equals, path = text.partition("=")
-        if not equals or not name or not path:
-            raise InvalidRequest(f"--file {text!r} is not NAME=PATH", hint="for example --file data.csv=/srv/data.csv")
+        if not equals or ("/" in name and Path(text).exists()):
+            name, path = Path(text).name, text
+        if not name or not path:
+            raise InvalidRequest(f"--file {text!r} is neither PATH nor NAME=PATH", hint="for example --file data.csv, or --file data.csv=/srv/today.csv")
         if name in found:
-            raise InvalidRequest(f"--file {name} is given twice", hint="give each name once")
+            raise InvalidRequest(f"--file {name} is given twice", hint="give each name once: --file other.csv=PATH")
         found[name] = read_bytes(path, what="the file")
     return found
 
@@ -176,7 +198,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file of JSON, or standard input."),
         click.option("--topic", default="", help="The message's topic."),
-        click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
+        click.option("--policy", default="default", show_default=True, shell_complete=completion.policies, help="Name or path of the policy."),
         click.option("--image", help="Image to run in; the policy's own by default."),
         click.option("--timeout", metavar="DURATION", help="Less time than the policy allows: 30s, 500ms, 2m."),
         click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
@@ -184,13 +206,14 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--pids", type=click.IntRange(min=1), help="Fewer processes than the policy allows."),
         click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program; a bare NAME takes yours."),
         click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A variable of yours that is kept out of every record."),
-        click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="A file that read_file(NAME) finds."),
+        click.option("--file", "files", multiple=True, metavar="[NAME=]PATH", help="A file for the program, in its working directory: open(NAME) and read_file(NAME) find it."),
         click.option("--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others."),
         click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
         click.option("--detach", is_flag=True, help="Leave the run to the service, and print its id: `sandbox result` shows what came of it."),
-        click.option("--no-service", is_flag=True, help="Run in this process, also when a service is running."),
+        click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
+                     help="Run in this process, also when a service is running or named. SANDBOX_NO_SERVICE=1 says the same."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -198,7 +221,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@click.argument("file", metavar="FILE|-|template:NAME")
+@click.argument("file", metavar="FILE|-|template:NAME", shell_complete=completion.scripts)
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from sandbox import errors
 from sandbox.errors import SandboxError
 from sandbox.execution import digest
 from sandbox.history_row import SERVICE_ENDED, Row
@@ -16,6 +17,15 @@ from sandbox.service.live import LiveRun
 
 MAX_EXPLANATION_CHARS = 500
 MAX_PAYLOAD_BYTES = 65_536
+# What the history has as the outcome of a run: that of its program, or the code of the error that it ended with.
+ENDINGS = (*sorted(outcome.value for outcome in Outcome), *sorted(kind.code for kind in vars(errors).values() if hasattr(kind, "code")))
+
+
+def ending(text: str | None) -> str | None:
+    """Return the outcome that a client wants listed. Raises `InvalidRequest` for what no run can have."""
+    if text is not None and text not in ENDINGS:
+        raise InvalidRequest(f"no run ends as {text[:40]!r}", hint=f"outcomes, and codes of errors: {', '.join(ENDINGS)}")
+    return text
 
 
 def mask_of(wanted: RunRequest) -> Mask:

@@ -34,7 +34,7 @@ from sandbox.service.intake import BODY
 from sandbox.service.later import asked_of, failed, kept, started
 from sandbox.service.live import LiveRun
 from sandbox.service.prefer import Preferences
-from sandbox.service.record import ended_row, failed_row, mask_of, new_row
+from sandbox.service.record import ended_row, ending, failed_row, mask_of, new_row
 from sandbox.service.state import CALLER, STATE, State
 from sandbox.service.told import is_kept, told
 
@@ -277,7 +277,7 @@ async def get_runs(request: web.Request) -> web.Response:
     limit = listed_at_most(query.get("limit", str(USUALLY_LISTED)))
     rows = await asyncio.to_thread(
         state.history.list, caller=None if caller.may_maintain else caller.uid, node=query.get("node"),
-        outcome=query.get("outcome"), before=query.get("before"), limit=limit,
+        outcome=ending(query.get("outcome")), before=query.get("before"), limit=limit,
     )  # fmt: skip
     known = {row.run_id for row in rows}
     others = [

@@ -15,7 +15,9 @@ from tests.integration.service import served
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 180
 PROGRAM = """
-import asyncio, json, sys
+import sys
+at_start = set(sys.modules)
+import asyncio, json
 from importlib.metadata import distributions
 from sandbox.client import AsyncClient, Client, default_socket
 
@@ -28,7 +30,7 @@ async def other():
         return (await same.run("result = 5")).value
 
 found.append(asyncio.run(other()))
-outside = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"__main__", "sitecustomize"}
+outside = {name.partition(".")[0] for name in set(sys.modules) - at_start} - set(sys.stdlib_module_names)
 print(json.dumps([*found, sorted(outside), sorted({each.name for each in distributions()} - {"pip", "setuptools", "wheel"})]))
 """
 
