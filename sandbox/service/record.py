@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from sandbox import errors
-from sandbox.errors import SandboxError
+from sandbox.errors import InvalidRequest, SandboxError
 from sandbox.execution import digest
 from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.models import Outcome, RunRequest, RunResult

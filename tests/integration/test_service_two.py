@@ -14,7 +14,7 @@ from tests.integration.belongings import own_containers
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
 
-LONG = "import time\ntime.sleep(6)\nresult = 1"
+LONG = "import time\ntime.sleep(100)\nresult = 1"
 
 
 def second(home: Path, place: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -48,9 +48,10 @@ def test_a_second_service_on_the_first_one_s_history_is_refused_and_changes_noth
         assert "history.directory" in refused.stderr
         with service.client() as client:
             assert [row["state"] for row in client.runs(limit=1)] == ["running"]
+            client.cancel(client.runs(limit=1)[0]["run_id"])
             going.join(WAIT_S)
-            assert found == ["succeeded"]
-            assert [row["outcome"] for row in client.runs(limit=1)] == ["succeeded"]
+            assert found == ["cancelled"]
+            assert [row["outcome"] for row in client.runs(limit=1)] == ["cancelled"]
 
 
 def test_with_a_directory_of_its_own_it_serves_and_both_keep_what_is_theirs(
@@ -66,10 +67,11 @@ def test_with_a_directory_of_its_own_it_serves_and_both_keep_what_is_theirs(
             with beside.client() as client:
                 assert client.run("result = 2").value == 2
                 assert len(client.runs()) == 1
-            going.join(WAIT_S)
-            assert found == ["succeeded"]
         with service.client() as client:
-            assert [row["outcome"] for row in client.runs()] == ["succeeded"]
+            assert [row["state"] for row in client.runs()] == ["running"]
+            client.cancel(client.runs()[0]["run_id"])
+            going.join(WAIT_S)
+            assert found == ["cancelled"]
 
 
 def test_the_next_service_has_the_directory_at_once_after_sigkill(tmp_path: Path) -> None:
