@@ -36,9 +36,9 @@ class Mask:
     """Masks these values."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        forms = {form for value in values for own in _parts(value) for form in _forms(own)}
-        self._plain = sorted(form for form in forms if form)
-        encoded = {form for value in values for own in _parts(value) for form in _base64(own)}
+        parts = {part for value in values for part in _parts(value) if part}
+        self._plain = sorted(form for part in parts for form in _forms(part))
+        encoded = {form for part in parts for form in _base64(part)}
         self._plain += sorted(encoded)
         self._broken = [re.compile(BREAK.join(map(re.escape, form))) for form in sorted(encoded) if len(form) > UNBROKEN]
         # How far a form may reach into text that is cut off: broken lines have at least as many characters as breaks.
