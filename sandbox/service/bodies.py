@@ -17,7 +17,7 @@ from sandbox.aside import copied
 from sandbox.errors import InvalidRequest
 from sandbox.models import RunRequest, Tightening
 
-Body = TypeVar("Body")
+Body = TypeVar("Body", bound=msgspec.Struct)
 PIECE_CHARS = 64 << 10  # a multiple of four, so that each piece of base64 is whole
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]

@@ -73,6 +73,10 @@ def _socket_path(path: str) -> str:
     return path
 
 
+def _restricted_path(path: str | None) -> str | None:
+    return None if path is None else _socket_path(path)
+
+
 def _directory(path: str) -> str:
     if not path.startswith("/") or not path.isprintable():
         raise ValueError("must be an absolute path")
@@ -191,6 +195,28 @@ class AccessRules(Strict):
         "Without entries, the members of socket.group may run under every policy.",
         "tables, each with users and policies: [[access.runners]]",
     )
+
+
+class Restricted(Strict):
+    """A second socket, on which nobody is more than a caller: for the service's own user in a container, above all."""
+
+    path: Annotated[str | None, AfterValidator(_restricted_path)] = _key(
+        None, "The second socket; without it there is none. Its directory is its own, and may be shown to a container.", "an absolute path"
+    )
+    group: Annotated[str | None, AfterValidator(_group)] = _key(
+        None, "Its members reach the second socket. Without it, the service's own user and root alone do.", "a group's name"
+    )
+    policies: tuple[Annotated[str, AfterValidator(_granted)], ...] = _key(
+        (), 'Policies that whoever connects there may run under: names, or "*" for all.', "a list of names of policies"
+    )
+    max_running: int | None = _count(None, "Runs of each caller there at once; without it queue.per_caller_running.", low=1)
+    max_queued: int | None = _count(None, "Waiting runs of each caller there; without it queue.per_caller_waiting.")
+
+    @model_validator(mode="after")
+    def _path_needs_policies(self) -> Restricted:
+        if (self.path is None) != (not self.policies):
+            raise ConflictError("restricted.path and restricted.policies need each other", "restricted.policies")
+        return self
 
 
 class Queue(Strict):
@@ -330,6 +356,7 @@ class ServiceConfig(Strict):
 
     socket: Socket = Field(default_factory=Socket)
     access: AccessRules = Field(default_factory=AccessRules)
+    restricted: Restricted = Field(default_factory=Restricted)
     queue: Queue = Field(default_factory=Queue)
     pool: Pool = Field(default_factory=Pool)
     cells: Cells = Field(default_factory=Cells)
@@ -338,8 +365,16 @@ class ServiceConfig(Strict):
     stop: Stop = Field(default_factory=Stop)
     log: Log = Field(default_factory=Log)
 
+    @model_validator(mode="after")
+    def _sockets_are_apart(self) -> ServiceConfig:
+        other = self.restricted.path
+        if other is not None and os.path.dirname(os.path.normpath(other)) == os.path.dirname(os.path.normpath(self.socket.path)):  # noqa: PTH120
+            mistake = "restricted.path and socket.path are in one directory, and who is shown the one would be shown the other"
+            raise ConflictError(mistake, "restricted.path")
+        return self
+
     def effective(self) -> dict[str, Any]:
-        """Return every value that holds by its dotted key; only `socket.group` and `webhooks.key_file` may be None."""
+        """Return every value that holds by its dotted key; None for a group, a second socket or a key that is not there."""
         sections = self.model_dump(mode="json")
         values = {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
         return values | {

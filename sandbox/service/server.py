@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ from sandbox.service.admission import Admission
 from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
 from sandbox.service.config_model import History as Bounds
+from sandbox.service.config_model import Socket
 from sandbox.service.config_names import unknown_names
-from sandbox.service.connections import IDLE_S, Connections
+from sandbox.service.connections import IDLE_S, Connections, most_connections
 from sandbox.service.handling import Handling
-from sandbox.service.listen import BACKLOG, open_socket
+from sandbox.service.listen import BACKLOG, Listener, open_socket
 from sandbox.service.state import PolicyBook, State
 from sandbox.service.webhooks import Webhooks, key_of
 from sandbox.sole_service import sole_service
@@ -64,21 +65,28 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 
     `inherited` are the sockets that systemd handed over, see `systemd.listen_fds`.
     """
-    listener = open_socket(config.socket, inherited=inherited)
     access = Access(config, owner_uid=os.getuid())
-    try:
-        async with (
-            alone(config), running(config, places) as state, accepting(application(state, access), listener.socket)
-        ):
+    with contextlib.ExitStack() as held:
+        held.callback(access.close)
+        sockets = [listener.socket for listener in opened(config, inherited, held)]
+        async with alone(config), running(config, places) as state, accepting(application(state, access), *sockets):
             keep_what_is_there()
-            LOG.info("serving on %s", listener.socket.getsockname())
+            for listening in sockets:
+                LOG.info("serving on %s", listening.getsockname())
             systemd.notify(os.environ, "READY=1")
             await until_stopped(state)
             systemd.notify(os.environ, "STOPPING=1")
             await drained(state, config.stop.drain_s)
-    finally:
-        access.close()
-        listener.close()
+
+
+def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.ExitStack) -> Iterator[Listener]:
+    """Yield the service's sockets, which `held` closes: the one for everybody, and the restricted one where it is configured."""
+    restricted = config.restricted
+    for settings, fds in ((config.socket, inherited), (Socket(path=restricted.path, group=restricted.group) if restricted.path else None, ())):
+        if settings is not None:
+            listener = open_socket(settings, inherited=fds)
+            held.callback(listener.close)
+            yield listener
 
 
 @contextlib.asynccontextmanager
@@ -90,8 +98,8 @@ async def alone(config: ServiceConfig) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def accepting(served: web.Application, opened: socket.socket, *, idle_s: float = IDLE_S) -> AsyncIterator[None]:
-    """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`."""
+async def accepting(served: web.Application, *sockets: socket.socket, idle_s: float = IDLE_S) -> AsyncIterator[None]:
+    """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`. Each socket has connections of its own."""
     handling = Handling()
     # A client that goes away cancels its request, and so its run.
     runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
@@ -101,11 +109,16 @@ async def accepting(served: web.Application, opened: socket.socket, *, idle_s: f
             raise Internal("the server was not set up")
         runner.server.request_handler = handling.around(runner.server.request_handler)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Connections(runner.server, idle_s=idle_s), sock=opened, backlog=BACKLOG)
+        total = most_connections() // len(sockets)
+        servers = [
+            await loop.create_server(Connections(runner.server, total=total, idle_s=idle_s), sock=listening, backlog=BACKLOG)
+            for listening in sockets
+        ]
         try:
             yield
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             if ended := await handling.settle(grace_s=SENT_S, end_s=STOP_GRACE_S):
                 LOG.warning("%d requests did not end in time and were ended", ended)
     finally:
