@@ -73,7 +73,7 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
     with contextlib.ExitStack() as held:
         held.callback(access.close)
         sockets = [listener.socket for listener in opened(config, inherited, held)]
-        async with alone(config), running(config, places) as state, accepting(application(state, access), *sockets):
+        async with alone(config, str(sockets[0].getsockname())), running(config, places) as state, accepting(application(state, access), *sockets):
             keep_what_is_there()
             for listening in sockets:
                 LOG.info("serving on %s", listening.getsockname())
@@ -94,10 +94,10 @@ def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.Exi
 
 
 @contextlib.asynccontextmanager
-async def alone(config: ServiceConfig) -> AsyncIterator[None]:
-    """Be the one service that uses the history's directory, until the block ends. Raises `InvalidRequest`."""
+async def alone(config: ServiceConfig, socket: str) -> AsyncIterator[None]:
+    """Be the one service that uses the history's directory, until the block ends; it listens on `socket`. Raises `InvalidRequest`."""
     with contextlib.ExitStack() as held:
-        await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=config.socket.path))
+        await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=socket))
         yield
 
 
