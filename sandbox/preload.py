@@ -13,8 +13,9 @@ from typing import Any
 
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.errors import Internal
+from sandbox.family import family
 from sandbox.spec import ContainerSpec
-from sandbox.watchdog import Watchdog, family, measure
+from sandbox.watchdog import Watchdog, measure
 from sandbox.wire import ProtocolViolation, Ready, preload_frame, shaped
 
 
