@@ -28,13 +28,15 @@ LOCK_BYTES = 192
 WATCH_BYTES = 208
 # What waits in a pipe, in one made by default.
 PIPE_BYTES = 64 * KIB
-# A program has a few; what comes on top counts by what it may hold. The harness has four sockets.
+# A program has a few; what comes on top counts by what it may hold.
 FREE_PIPES = 16
 FREE_SOCKETS = 16
+# The harness's own, which nothing waits in for long.
+OWN_SOCKETS = 4
 # A TCP connection that was closed is remembered for a minute.
 CLOSED_BYTES = 256
 # SQLite holds up to a dozen for each connection; nothing common needs hundreds.
-MAX_LOCKS = 16_384
+MAX_LOCKS = 8_192
 # Looking at one takes the time of thousands of instructions, and nobody may buy time with them.
 MAX_DESCRIPTORS = 16_384
 PART_BYTES = 65_536
@@ -128,11 +130,13 @@ def descriptors(paths: Iterable[str]) -> Descriptors:
 def socket_bytes(path: str) -> int:
     """Return what a sandbox's sockets hold: what waits in those of the internet families, or more where many may hold it."""
     sockets = fields(f"{path}/net/sockstat", b"sockets", column=1)[b"sockets"]
-    closed = fields(f"{path}/net/sockstat", b"TCP", column=5)[b"TCP"]
+    closed_bytes = fields(f"{path}/net/sockstat", b"TCP", column=5)[b"TCP"] * CLOSED_BYTES
+    if sockets <= OWN_SOCKETS:
+        return closed_bytes
     # SO_SNDBUF takes up to this value, and the kernel doubles it: socket(7).
     largest = 2 * int(read("/proc/sys/net/core/wmem_max") or 0)
     waiting = sum(queued_bytes(read(f"{path}/net/{table}")) for table in TABLES)
-    return max(max(0, sockets - FREE_SOCKETS) * largest, waiting) + closed * CLOSED_BYTES
+    return max(max(0, sockets - FREE_SOCKETS) * largest, waiting) + closed_bytes
 
 
 def queued_bytes(table: bytes) -> int:

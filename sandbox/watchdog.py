@@ -22,6 +22,7 @@ from sandbox.kernel_memory import (
     KIB,
     MAPPING_BYTES,
     TASK_BYTES,
+    Descriptors,
     descriptors,
     read,
     socket_bytes,
@@ -143,26 +144,49 @@ def exact_private_bytes(processes: list[Member]) -> int:
     return total
 
 
-def measure(pid: int, *, places: tuple[str, ...], cap_bytes: int, mappings: Mappings | None = None) -> Usage:
-    """Measure the family of `pid`; `mappings` are what was seen of it before.
+@dataclass(kw_only=True)
+class Sight:
+    """What was seen of a sandbox, as of its last thorough look: that takes longer, and is of what grows more slowly."""
+
+    mappings: Mappings = field(default_factory=Mappings)
+    opened: Descriptors = field(default_factory=Descriptors)
+    socket_bytes: int = 0
+
+    def look(self, processes: list[Member], *, sockets: bool) -> None:
+        """Look at everything again."""
+        self.mappings.look(processes)
+        self.opened = descriptors(process.path for process in processes)
+        self.socket_bytes = socket_bytes(processes[0].path) if sockets else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Return what all this may take."""
+        return self.mappings.shared_bytes + self.mappings.kernel_bytes + self.opened.size_bytes + self.socket_bytes
+
+
+def measure(
+    pid: int, *, places: tuple[str, ...], cap_bytes: int, sight: Sight | None = None, thorough: bool = True
+) -> Usage:
+    """Measure the family of `pid`; `sight` is what was seen of it before, which stays as it is unless this look is `thorough`.
 
     The cheap sum counts a page once per process that maps it. Only when the family could be past the cap are pages
     shared out between their users (PSS), so that forked workers are not counted many times over.
     """
-    mappings = mappings or Mappings()
+    sight = sight or Sight()
     processes = members(pid)
     total = {name: sum(process.use[name] for process in processes) for name in processes[0].use}
-    tasks = total[b"Threads"]
-    opened = descriptors(process.path for process in processes)
-    mappings.look(processes)
-    first = processes[0].path
-    files = tmpfs_bytes(first, places) + (socket_bytes(first) if places else 0)
-    kernel = opened.size_bytes + mappings.kernel_bytes + total[b"VmPTE"] * KIB + tasks * TASK_BYTES
-    rest = mappings.shared_bytes + files + kernel
+    if thorough:
+        sight.look(processes, sockets=bool(places))
+    files = tmpfs_bytes(processes[0].path, places) + total[b"VmPTE"] * KIB + total[b"Threads"] * TASK_BYTES
     anonymous = (total[b"RssAnon"] + total[b"VmSwap"]) * KIB
+    rest, in_view = files + sight.held_bytes, total[b"RssShmem"] * KIB
+    if in_view > rest and not thorough:  # shared mappings that are new, or many processes that see one
+        sight.mappings.look(processes)
+        rest = files + sight.held_bytes
     if rest <= cap_bytes < anonymous + rest:
         anonymous = exact_private_bytes(processes)
-    return Usage(memory_bytes=anonymous + rest, tasks=tasks, excess=opened.excess or mappings.excess)
+    excess = sight.opened.excess or sight.mappings.excess
+    return Usage(memory_bytes=anonymous + rest, tasks=total[b"Threads"], excess=excess)
 
 
 def uncharged(pid: int) -> Usage:
@@ -184,9 +208,12 @@ class Watchdog:
         self._cap_bytes = cap_bytes
         self._kill = kill
         self._first_s, self._interval_s = (LONGEST_PAUSE_S, LONGEST_PAUSE_S) if cgroup else (FIRST_S, INTERVAL_S)
-        self._look = functools.partial(uncharged, pid) if cgroup else functools.partial(
-            measure, pid, places=places, cap_bytes=cap_bytes, mappings=Mappings()
-        )  # fmt: skip
+        sight = Sight()
+        self._look = (
+            (lambda _: uncharged(pid))
+            if cgroup
+            else (lambda thorough: measure(pid, places=places, cap_bytes=cap_bytes, sight=sight, thorough=thorough))
+        )
         self.exceeded = False
         self.excess = ""
         self.peak = NOTHING
@@ -194,10 +221,13 @@ class Watchdog:
     async def watch(self) -> None:
         """Measure at short intervals; kill once past the cap. Ends when cancelled or after the kill."""
         await asyncio.sleep(self._first_s)
+        thorough_s = time.perf_counter() + self._first_s
         while Path(f"/proc/{self._pid}").exists():
             began = time.perf_counter()
             # In a thread: what is slow to measure must not hold up the deadline and Ctrl-C.
-            usage = await asyncio.to_thread(self._look)
+            usage = await asyncio.to_thread(self._look, began >= thorough_s)
+            if began >= thorough_s:
+                thorough_s = time.perf_counter() + LONGEST_PAUSE_S
             self.peak = Usage(
                 memory_bytes=max(self.peak.memory_bytes, usage.memory_bytes), tasks=max(self.peak.tasks, usage.tasks)
             )

@@ -11,7 +11,7 @@ from sandbox.execution import Follow
 from sandbox.models import Outcome, RunResult
 from sandbox.spec import MIB
 from tests.escape.bench import SLOWER, Bench, value_of
-from tests.escape.test_kernel_memory import LOCKING
+from tests.escape.test_file_locks import LOCKING
 from tests.escape.test_memory import ATTACKS, CAP_MIB
 from tests.kernel.group import observe, own_service
 
@@ -116,11 +116,14 @@ def test_neighbours_and_engine_do_not_notice(bench: Bench, tight: str) -> None:
 
 # ---------------------------------------------------------------- locks of files
 
-LOCK = LOCKING + """
+LOCK = (
+    LOCKING
+    + """
 lock(payload, "all", files=1000)
 print("locked", flush=True)
 time.sleep(600)
 """
+)
 
 
 def test_the_kernel_charges_nobody_for_locks_of_files(
