@@ -34,6 +34,8 @@ LOCKS = {
         import ctypes
         reading, writing = os.pipe()
         def later():
+            while "zombie" not in open(f"/proc/{os.getpid()}/status").read():
+                time.sleep(0.01)
             lock(payload, "later", files=300)
             os.write(writing, b"x")
             time.sleep(60)

@@ -95,8 +95,10 @@ def test_a_process_that_is_gone_uses_nothing() -> None:
 # ---------------------------------------------------------------- whose first thread has ended
 
 HEADLESS = (
-    "import ctypes, threading\n"
-    "def later():\n    global held\n    held = bytearray(64 << 20)\n    print('ready', flush=True); input()\n"
+    "import ctypes, os, threading, time\n"
+    "def later():\n    global held\n"
+    "    while 'zombie' not in open(f'/proc/{{os.getpid()}}/status').read():\n        time.sleep(0.01)\n"
+    "    held = bytearray(64 << 20)\n    print('ready', flush=True); input()\n"
     "for _ in range({others}):\n    threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     "threading.Thread(target=later).start()\nctypes.CDLL(None).pthread_exit(None)"
 )
