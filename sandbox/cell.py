@@ -18,9 +18,9 @@ from sandbox.cell_filter import instructions, maker_profile
 from sandbox.cell_spec import DEVICES, SHARED, cell_of, maker_of
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox, readable
 from sandbox.errors import Internal, NotEnforceable
+from sandbox.family import family
 from sandbox.preload import PreloadFailed, preload
 from sandbox.ready import ReadySandbox
-from sandbox.watchdog import family
 from sandbox.wire import Failure, ProtocolViolation, encode, shaped
 from sandbox.workspace import Workspace
 

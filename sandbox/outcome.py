@@ -21,6 +21,7 @@ class Evidence:
     cancelled: bool = False
     timed_out: bool = False
     memory_exceeded: bool = False
+    memory_excess: str = ""
     processes_exceeded: bool = False
     ended: str | None = None
     exit_code: int | None = None
@@ -37,6 +38,8 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     if seen.cancelled and not seen.timed_out:
         return Outcome.CANCELLED, "the run was cancelled"
     if seen.memory_exceeded or seen.cause == "memory":
+        if seen.memory_excess:
+            return Outcome.OUT_OF_MEMORY, f"the program needed {seen.memory_excess}, which take memory of the kernel"
         return Outcome.OUT_OF_MEMORY, f"the program needed more than {limits.memory_mib} MiB (limits.memory_mib)"
     too_many = f"the program needed more than {limits.processes} processes and threads (limits.processes)"
     if seen.cause == "processes":

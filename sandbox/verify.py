@@ -264,7 +264,8 @@ def cgroup_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tuple[
         return "no cgroup v2 group", False
     if control == "memory":
         holds = group.memory_bytes is not None and group.memory_bytes <= spec.memory_bytes and group.swap_bytes == 0
-        return f"memory.max {group.memory_bytes}, memory.swap.max {group.swap_bytes}", holds
+        left_out = "locks of files, which it leaves out, are counted by a watchdog"
+        return f"memory.max {group.memory_bytes}, memory.swap.max {group.swap_bytes}; {left_out}", holds
     if control == "cpus":
         return f"cpu.max {group.cpus} CPUs", group.cpus is not None and group.cpus <= spec.cpus + 1e-6
     return (

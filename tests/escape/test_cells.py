@@ -17,8 +17,8 @@ import pytest
 
 from sandbox import library, verify_cell
 from sandbox.errors import NotEnforceable
+from sandbox.family import children, family
 from sandbox.models import ControlEvidence, Outcome, RunResult
-from sandbox.watchdog import children, family
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import SLOWER, Bench, CellRuns, value_of
 

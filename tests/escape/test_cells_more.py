@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from sandbox.family import children, family
 from sandbox.models import Outcome
-from sandbox.watchdog import children, family
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import Bench
 from tests.escape.test_cells import Flow, flow, policy, until, weakened
