@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sqlite3
-import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -127,7 +125,7 @@ class History:
         self._path = path.absolute()
         self._limits = limits
         self.warning = ""
-        _check_directory(private_directory(self._path.parent))
+        private_directory(self._path.parent)
         try:
             connection = self._open()
         except (sqlite3.Error, OSError) as error:
@@ -241,14 +239,6 @@ class History:
                 Path(f"{self._path}{ending}").rename(f"{moved}{ending}")
         self.warning = f"the history was damaged: it is kept as {moved}, and a new one has begun"
         return _connect(self._path)
-
-
-def _check_directory(directory: Path) -> None:
-    status = directory.stat()
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise EngineUnavailable(
-            f"the directory of the history, {directory}, is open to others", hint=f"chmod 0700 {directory}"
-        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

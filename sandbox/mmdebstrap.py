@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sandbox.apt_sources import host_sources, os_release, sources_for, transport_options, with_key_files
 from sandbox.errors import BuildFailed
+from sandbox.places import home
 
 HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMEOUT_S = 900.0
@@ -116,7 +117,7 @@ def _environment(chroots: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in proxies if name in os.environ}
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(Path.home()),
+        "HOME": str(home()),
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(chroots),
         **kept,

@@ -57,6 +57,7 @@ COMMANDS = {
     "stop": "sandbox.cli.runs:stop",
     "template": "sandbox.cli.template:template",
     "top": "sandbox.cli.top:top",
+    "uninstall": "sandbox.cli.uninstall:uninstall",
 }
 
 
