@@ -1,0 +1,101 @@
+"""Every command of every page, as an ordinary user in a fresh home on a fresh minimal root of each release."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from tests.docs.fresh_root import HOME, FreshRoot, fresh_root
+from tests.docs.pages import ENDINGS, ROOT, Block, blocks_of, pages, script
+
+RELEASES = ("bookworm", "trixie")
+PAGES = [page.relative_to(ROOT).as_posix() for page in pages()]
+LAST = "afterwards"  # what the pages say to do last
+LEFT_OUT = (".git", "build", "__pycache__", ".*_cache", ".hypothesis", "node_modules", ".venv")
+CHECKOUT = "podman-sandbox-runner"
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """How it went: what was printed, and for each command that failed its status, block and text."""
+
+    failed: list[str]
+    output: str
+    took_s: float
+
+
+def blocks(page: str) -> list[Block]:
+    return [block for block in blocks_of(page, (ROOT / page).read_text()) if block.followed]
+
+
+def follow(root: FreshRoot, name: str, wanted: list[Block]) -> Followed:
+    """Follow blocks in a new copy of the checkout."""
+    began = time.monotonic()
+    place = name.replace("/", "-").removesuffix(".md")
+    root.take(root.path / HOME / CHECKOUT, place)
+    files = f"/srv/{place}"
+    for block in wanted:
+        root.write(f"{files.lstrip('/')}/{block.line}{ENDINGS.get(block.language, '')}", block.text)
+    root.write(f"srv/{place}.sh", script(wanted, files))
+    root.write(f"srv/{place}.failed", "")
+    root.call("chmod", "0666", f"/srv/{place}.failed")
+    answer = root.login(f"cd ~/{place} && bash /srv/{place}.sh 9>/srv/{place}.failed </dev/null", timeout_s=TIMEOUT_S)
+    failed = (root.path / f"srv/{place}.failed").read_text().splitlines()
+    return Followed(failed=failed, output=answer.stdout, took_s=time.monotonic() - began)
+
+
+def follow_all(release: str, found: dict[tuple[str, str], Future[Followed]]) -> None:
+    """Follow every page in a root of its own, in order."""
+    with contextlib.ExitStack() as stack:
+        for page in (*PAGES, LAST):
+            future = found[release, page]
+            try:
+                if page == PAGES[0]:
+                    root = stack.enter_context(fresh_root(release))
+                    root.take(ROOT, CHECKOUT, leave_out=LEFT_OUT)
+                if page == LAST:
+                    wanted = [block for one in PAGES for block in blocks(one) if "run last" in block.marks]
+                else:
+                    wanted = [block for block in blocks(page) if "run last" not in block.marks]
+                future.set_result(follow(root, page, wanted))
+            except BaseException as error:  # noqa: BLE001 - the test that asks for it fails with it
+                future.set_exception(error)
+
+
+@pytest.fixture(scope="session")
+def followed(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[Followed]]]:
+    """Both releases at the same time, each in its own root."""
+    assert os.geteuid() == 0, "this tier runs as root: scripts/test as root includes it"
+    asked = {item.callspec.params["release"] for item in request.session.items if hasattr(item, "callspec")}
+    found: dict[tuple[str, str], Future[Followed]] = {(release, page): Future() for release in asked for page in (*PAGES, LAST)}
+    with ThreadPoolExecutor(len(asked)) as threads:
+        for release in sorted(asked):
+            threads.submit(follow_all, release, found)
+        yield found
+
+
+@pytest.mark.parametrize("page", [*PAGES, LAST])
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_command_of_the_page_succeeds(
+    release: str, page: str, followed: dict[tuple[str, str], Future[Followed]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = followed[release, page].result()
+    with capsys.disabled():
+        print(f"\n{release} {page}: {result.took_s:.0f} s", flush=True)
+    assert not result.failed, "\n".join([*result.failed, result.output[-20_000:]])
+
+
+def test_what_is_not_run_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """Listed here, so that it stays short."""
+    left_out = [block for page in PAGES for block in blocks_of(page, (ROOT / page).read_text()) if "not run" in block.marks]
+    with capsys.disabled():
+        for block in left_out:
+            print(f"\nnot run: {block.name}: {block.marks['not run']}", end="")
+    assert all(block.marks["not run"] for block in left_out)
