@@ -122,6 +122,7 @@ def _preloaded(modules: tuple[str, ...]) -> str:
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "isolation.per_run": {
         "container": "Each run gets a container of its own, which is thrown away afterwards.",
+        "auto": "Each run gets a container of its own; while a node's messages come faster than containers are made, they get cells of a warm one.",
         "cell": "Each run gets namespaces of its own in a warm container of its caller's node; they are gone with the run.",
     },
     "isolation.preload": _preloaded,
