@@ -91,15 +91,20 @@ def script(blocks: Iterable[Block], files: str) -> str:
     for block in blocks:
         lines += [f"block={shlex.quote(block.name)}", f"echo '@@ {block.name}'"]
         if before := block.marks.get("before"):
-            lines.append(before)
+            lines.append(waiting(before))
         lines += followed(block, files)
     return "\n".join([*lines, "trap - ERR", "kill $(jobs -p) 2>/dev/null; wait"]) + "\n"
+
+
+def waiting(text: str) -> str:
+    """Return shell text that goes on only once a service that it starts listens."""
+    return re.sub(r"^(sandbox serve &).*$", lambda found: f"{found[1]}\n{UNTIL_IT_LISTENS}", text, flags=re.MULTILINE)
 
 
 def followed(block: Block, files: str) -> list[str]:
     """Return the lines of shell that follow a block."""
     if block.language == "sh" and "save as" not in block.marks:
-        return [re.sub(r"^(sandbox serve &).*$", rf"\1\n{UNTIL_IT_LISTENS}", block.text, flags=re.MULTILINE)]
+        return [waiting(block.text)]
     file = f"{files}/{block.line}{ENDINGS.get(block.language, '')}"
     if name := block.marks.get("save as"):
         # The shell's own ~ counts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -17,8 +16,11 @@ from tests.docs.pages import ENDINGS, ROOT, Block, blocks_of, pages, script
 RELEASES = ("bookworm", "trixie")
 PAGES = [page.relative_to(ROOT).as_posix() for page in pages()]
 LAST = "afterwards"  # what the pages say to do last
+ROOTS = "root's installation"
+ORDER = (*PAGES, LAST, ROOTS)
 LEFT_OUT = (".git", "build", "__pycache__", ".*_cache", ".hypothesis", "node_modules", ".venv")
 CHECKOUT = "podman-sandbox-runner"
+RESULTS = ROOT / "build/test-results/docs"
 TIMEOUT_S = 600.0
 
 
@@ -36,7 +38,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def follow(root: FreshRoot, name: str, wanted: list[Block]) -> Followed:
-    """Follow blocks in a new copy of the checkout."""
+    """Follow blocks in a new copy of the checkout. What was printed stays in the results of the tests."""
     began = time.monotonic()
     place = name.replace("/", "-").removesuffix(".md")
     root.take(root.path / HOME / CHECKOUT, place)
@@ -47,26 +49,60 @@ def follow(root: FreshRoot, name: str, wanted: list[Block]) -> Followed:
     root.write(f"srv/{place}.failed", "")
     root.call("chmod", "0666", f"/srv/{place}.failed")
     answer = root.login(f"cd ~/{place} && bash /srv/{place}.sh 9>/srv/{place}.failed </dev/null", timeout_s=TIMEOUT_S)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{root.release}-{place}.txt").write_text(answer.stdout)
     failed = (root.path / f"srv/{place}.failed").read_text().splitlines()
+    return Followed(failed=failed, output=answer.stdout, took_s=time.monotonic() - began)
+
+
+# Where an ordinary user has no session, and none of the variables of one: as after `su -`.
+AS_ROOT = """
+cd /srv/checkout
+scripts/quickstart
+sandbox serve &
+for _ in $(seq 200); do [ ! -S "$(sandbox config socket)" ] || break; sleep 0.1; done
+sandbox run --input 1 template:environment --quiet
+su - reader -c 'rm -rf .local/share/containers .config/containers; sudo rm -rf /run/user/$(id -u)'
+su - reader -c 'sandbox config socket' | grep /tmp/podman-sandbox-runner-
+su - reader -c 'sandbox image bootstrap && sandbox doctor && sandbox template run simple'
+su - reader -c 'sandbox uninstall --dry-run && sandbox uninstall --yes' | grep 'stays: the program in /opt'
+test -x /usr/local/bin/sandbox
+[ ! -e "/tmp/podman-sandbox-runner-$(id -u reader)" ]
+sandbox uninstall --dry-run
+id sandbox
+sandbox uninstall --yes
+for path in /opt/podman-sandbox-runner /usr/local/bin/sandbox /var/lib/sandbox ; do [ ! -e "$path" ]; done
+left=$(grep -l sandbox: /etc/subuid /etc/subgid /etc/passwd; grep -lzs '^HOME=/var/lib/sandbox' /proc/[0-9]*/environ || true); [ -z "$left" ]
+"""
+
+
+def install_as_root(root: FreshRoot) -> Followed:
+    """Install as root where only root's home is, use that as another user, too, and take it away."""
+    began = time.monotonic()
+    root.call("cp", "-r", f"/{HOME}/{CHECKOUT}", "/srv/checkout")
+    root.call("chown", "-R", "root:", "/srv/checkout")
+    block = Block(page=ROOTS, line=0, language="sh", text=AS_ROOT, marks={})
+    root.write("srv/root.sh", script([block], "/srv"))
+    answer = root.call("bash", "-c", "bash /srv/root.sh 9>/srv/root.failed", timeout_s=TIMEOUT_S, check=False)
+    (RESULTS / f"{root.release}-root.txt").write_text(answer.stdout)
+    failed = (root.path / "srv/root.failed").read_text().splitlines()
     return Followed(failed=failed, output=answer.stdout, took_s=time.monotonic() - began)
 
 
 def follow_all(release: str, found: dict[tuple[str, str], Future[Followed]]) -> None:
     """Follow every page in a root of its own, in order."""
-    with contextlib.ExitStack() as stack:
-        for page in (*PAGES, LAST):
-            future = found[release, page]
-            try:
-                if page == PAGES[0]:
-                    root = stack.enter_context(fresh_root(release))
-                    root.take(ROOT, CHECKOUT, leave_out=LEFT_OUT)
-                if page == LAST:
-                    wanted = [block for one in PAGES for block in blocks(one) if "run last" in block.marks]
-                else:
-                    wanted = [block for block in blocks(page) if "run last" not in block.marks]
-                future.set_result(follow(root, page, wanted))
-            except BaseException as error:  # noqa: BLE001 - the test that asks for it fails with it
-                future.set_exception(error)
+    try:
+        with fresh_root(release) as root:
+            root.take(ROOT, CHECKOUT, leave_out=LEFT_OUT)
+            for page in PAGES:
+                found[release, page].set_result(follow(root, page, [block for block in blocks(page) if "run last" not in block.marks]))
+            last = [block for page in PAGES for block in blocks(page) if "run last" in block.marks]
+            found[release, LAST].set_result(follow(root, LAST, last))
+            found[release, ROOTS].set_result(install_as_root(root))
+    except BaseException as error:  # noqa: BLE001 - the tests that wait for the rest fail with it
+        for page in ORDER:
+            if not found[release, page].done():
+                found[release, page].set_exception(error)
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +110,14 @@ def followed(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], F
     """Both releases at the same time, each in its own root."""
     assert os.geteuid() == 0, "this tier runs as root: scripts/test as root includes it"
     asked = {item.callspec.params["release"] for item in request.session.items if hasattr(item, "callspec")}
-    found: dict[tuple[str, str], Future[Followed]] = {(release, page): Future() for release in asked for page in (*PAGES, LAST)}
+    found: dict[tuple[str, str], Future[Followed]] = {(release, page): Future() for release in asked for page in ORDER}
     with ThreadPoolExecutor(len(asked)) as threads:
         for release in sorted(asked):
             threads.submit(follow_all, release, found)
         yield found
 
 
-@pytest.mark.parametrize("page", [*PAGES, LAST])
+@pytest.mark.parametrize("page", ORDER)
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_command_of_the_page_succeeds(
     release: str, page: str, followed: dict[tuple[str, str], Future[Followed]], capsys: pytest.CaptureFixture[str]
