@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(?P<language>\S*)\s*$")
 COMMENT = re.compile(r"<!--\s*(?P<key>not run|run last|save as|run with|before)\s*(?::\s*(?P<value>.*?))?\s*-->", re.DOTALL)
 USUALLY = {"python": "sandbox run --quiet", "toml": "sandbox policy check"}
+END = "@@ the end"  # printed last: a script that a block breaks off is not followed
 # A reader takes longer to type the next line.
 UNTIL_IT_LISTENS = 'for _ in $(seq 200); do [ ! -S "$(sandbox config socket)" ] || break; sleep 0.1; done'
 ENDINGS = {"python": ".py", "toml": ".toml"}
@@ -89,11 +90,11 @@ def script(blocks: Iterable[Block], files: str) -> str:
         "trap 'printf \"%s\\t%s\\t%s\\n\" \"$?\" \"$block\" \"$BASH_COMMAND\" >&9' ERR",
     ]
     for block in blocks:
-        lines += [f"block={shlex.quote(block.name)}", f"echo '@@ {block.name}'"]
+        lines += [f"block={shlex.quote(block.name)}", f"echo {shlex.quote(f'@@ {block.name}')}"]
         if before := block.marks.get("before"):
             lines.append(waiting(before))
         lines += followed(block, files)
-    return "\n".join([*lines, "trap - ERR", "kill $(jobs -p) 2>/dev/null; wait"]) + "\n"
+    return "\n".join([*lines, "trap - ERR", "kill $(jobs -p) 2>/dev/null; wait", f"echo; echo '{END}'"]) + "\n"
 
 
 def waiting(text: str) -> str:

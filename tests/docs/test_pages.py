@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.docs.fresh_root import HOME, FreshRoot, fresh_root
-from tests.docs.pages import ENDINGS, ROOT, Block, blocks_of, pages, script
+from tests.docs.pages import END, ENDINGS, ROOT, Block, blocks_of, pages, script
 
 RELEASES = ("bookworm", "trixie")
 PAGES = [page.relative_to(ROOT).as_posix() for page in pages()]
@@ -49,10 +49,17 @@ def follow(root: FreshRoot, name: str, wanted: list[Block]) -> Followed:
     root.write(f"srv/{place}.failed", "")
     root.call("chmod", "0666", f"/srv/{place}.failed")
     answer = root.login(f"cd ~/{place} && bash /srv/{place}.sh 9>/srv/{place}.failed </dev/null", timeout_s=TIMEOUT_S)
+    return told(root, place, answer.stdout, began)
+
+
+def told(root: FreshRoot, place: str, output: str, began: float) -> Followed:
+    """Return how it went."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{root.release}-{place}.txt").write_text(answer.stdout)
+    (RESULTS / f"{root.release}-{place}.txt").write_text(output)
     failed = (root.path / f"srv/{place}.failed").read_text().splitlines()
-    return Followed(failed=failed, output=answer.stdout, took_s=time.monotonic() - began)
+    if not output.endswith(f"{END}\n"):
+        failed.append("it broke off before the end")
+    return Followed(failed=failed, output=output, took_s=time.monotonic() - began)
 
 
 # Where an ordinary user has no session, and none of the variables of one: as after `su -`.
@@ -84,9 +91,7 @@ def install_as_root(root: FreshRoot) -> Followed:
     block = Block(page=ROOTS, line=0, language="sh", text=AS_ROOT, marks={})
     root.write("srv/root.sh", script([block], "/srv"))
     answer = root.call("bash", "-c", "bash /srv/root.sh 9>/srv/root.failed", timeout_s=TIMEOUT_S, check=False)
-    (RESULTS / f"{root.release}-root.txt").write_text(answer.stdout)
-    failed = (root.path / "srv/root.failed").read_text().splitlines()
-    return Followed(failed=failed, output=answer.stdout, took_s=time.monotonic() - began)
+    return told(root, "root", answer.stdout, began)
 
 
 def follow_all(release: str, found: dict[tuple[str, str], Future[Followed]]) -> None:

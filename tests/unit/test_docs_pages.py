@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.docs.pages import blocks_of, pages, script
+from tests.docs.pages import END, blocks_of, pages, script
 
 PAGE = """# Title
 
@@ -61,8 +61,9 @@ def test_each_command_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path) ->
     for block in wanted:
         (tmp_path / f"{block.line}.py").write_text(block.text)
     (tmp_path / "page.sh").write_text(script(wanted, str(tmp_path)))
-    subprocess.run("bash page.sh 9>failed", shell=True, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run("bash page.sh 9>failed", shell=True, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
     told = [line.split("\t") for line in (tmp_path / "failed").read_text().splitlines()]
+    assert done.stdout.endswith(f"{END}\n")
     assert {(status, block) for status, block, _ in told} == {("1", "page.md:4"), ("3", "page.md:25")}
 
 
@@ -72,3 +73,9 @@ def test_every_block_of_a_page_says_what_it_is() -> None:
         for block in blocks_of(page.name, page.read_text()):
             assert block.language in known, f"{block.name}: a block without a language is not followed"
             assert block.marks.get("not run", "a reason"), f"{block.name}: not run, without a reason"
+
+
+def test_a_block_that_breaks_the_script_off_is_noticed(tmp_path: Path) -> None:
+    broken = [block for block in blocks_of("page's", "```sh\necho 'open\n```\n```sh\ntrue\n```\n") if block.followed]
+    done = subprocess.run(["bash", "-c", script(broken, "/")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    assert not done.stdout.endswith(f"{END}\n")
