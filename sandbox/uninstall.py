@@ -29,6 +29,11 @@ MARK = "Installed by the set-up of podman-sandbox-runner"  # scripts/setup write
 ACCOUNT_COMMENT = "Runs sandboxes"  # of the account that scripts/setup makes
 ACCOUNT = "sandbox"
 SYSTEM_COMMAND = Path("/usr/local/bin/sandbox")
+SYSTEM_SHARE = Path("/usr/local/share")
+BESIDE_COMMAND = (
+    "bash-completion/completions/sandbox", "fish/vendor_completions.d/sandbox.fish", "zsh/site-functions/_sandbox",
+    "man/man1/sandbox.1",
+)  # fmt: skip
 SYSTEM_PREFIX = Path("/opt") / places.NAME
 SYSTEM_CONFIG = Path("/etc") / places.NAME
 PODMAN_TIMEOUT_S = 120.0
@@ -82,9 +87,8 @@ def plan_of_user() -> Plan:
     result.add_directory(runtime if runtime.parent == places.SHARED else runtime / places.NAME)
     result.add_directory(places.below_home("XDG_CACHE_HOME", ".cache"))
     result.add_directory(places.config_dir())
-    for file in (*marked_files(), places.home() / ".local/bin/sandbox"):
-        if is_users(file, own_venv):
-            result.add(f"remove {file}", functools.partial(remove_file, file))
+    for command, share in ((SYSTEM_COMMAND, SYSTEM_SHARE), (places.home() / ".local/bin/sandbox", places.home() / ".local/share")):
+        add_command(result, command, share, own_venv)
     if data.is_dir():
         result.add(f"remove {data}: the program with its libraries, records of environments, the history",
                    functools.partial(remove_tree, data))  # fmt: skip
@@ -97,17 +101,28 @@ def plan_of_user() -> Plan:
     return result
 
 
-def marked_files() -> list[Path]:
-    """Return what the set-up lays outside of our own directories, for everyone's shells."""
-    return [SYSTEM_COMMAND]
+def add_command(result: Plan, command: Path, share: Path, venv: Path) -> None:
+    """Add the removal of a command of the installation in `venv`, and of what the set-up laid beside it for shells and man."""
+    if command.exists() and not is_users(command, venv):
+        if os.geteuid() == 0:
+            result.stays.append(f"{command}: it is not from root's installation")
+        return
+    beside = [share / name for name in BESIDE_COMMAND]
+    for file in (command, *(path for path in beside if is_marked(path))):
+        if file.exists():
+            result.add(f"remove {file}", functools.partial(remove_file, file))
+
+
+def is_marked(file: Path) -> bool:
+    """Tell whether the set-up wrote a file."""
+    with contextlib.suppress(OSError):
+        return MARK in file.read_text(errors="replace")
+    return False
 
 
 def is_users(file: Path, venv: Path) -> bool:
     """Tell whether the set-up wrote a file for the installation in `venv`."""
-    with contextlib.suppress(OSError):
-        text = file.read_text(errors="replace")
-        return MARK in text and f'"{venv}/bin/' in text
-    return False
+    return is_marked(file) and f'"{venv}/bin/' in file.read_text(errors="replace")
 
 
 def common_stays() -> list[str]:
@@ -181,11 +196,7 @@ def plan_of_root() -> Plan:
     if account is not None:
         add_account(result, account)
     result.add_directory(SYSTEM_CONFIG)
-    for file in marked_files():
-        if is_users(file, SYSTEM_PREFIX):
-            result.add(f"remove {file}", functools.partial(remove_file, file))
-        elif file.exists():
-            result.stays.append(f"{file}: it is not from root's installation")
+    add_command(result, SYSTEM_COMMAND, SYSTEM_SHARE, SYSTEM_PREFIX)
     result.add_directory(SYSTEM_PREFIX)
     result.stays += common_stays()
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(uninstall, "SYSTEM_COMMAND", tmp_path / "usr-local-bin-sandbox")
+    monkeypatch.setattr(uninstall, "SYSTEM_SHARE", tmp_path / "usr-local-share")
     (tmp_path / "run").mkdir(mode=0o700)
     for directory in ("run", ".cache", ".config", ".local/share"):
         (tmp_path / directory / places.NAME / "deep").mkdir(parents=True)
@@ -44,7 +46,12 @@ def test_a_users_installation_goes_and_everything_else_stays(home: Path) -> None
     own = home / ".local/share" / places.NAME / "venv"
     wrapper(home / "usr-local-bin-sandbox", own)
     wrapper(home / ".local/bin/sandbox", own)
+    for name in uninstall.BESIDE_COMMAND:
+        wrapper(home / "usr-local-share" / name, own)
+        (home / "usr-local-share" / name).with_name("of-others").touch()
     assert called("--yes")[0] == 0
+    assert {path.name for path in home.glob("usr-local-share/**/*") if path.is_file()} == {"of-others"}
+    shutil.rmtree(home / "usr-local-share")
     left = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
     assert left == [".cache", ".cache/other", ".config", ".config/other", ".local", ".local/bin", ".local/share",
                     ".local/share/other", "run", "run/other"]  # fmt: skip
@@ -68,8 +75,11 @@ def test_the_command_of_another_installation_stays(home: Path, whose: str) -> No
         file.write_text(f'#!/bin/sh\nexec "{home}/.local/share/{places.NAME}/venv/bin/python" -m sandbox\n')
     else:
         wrapper(file, Path("/opt/podman-sandbox-runner" if whose == "root's" else "/srv/other/.local/share/podman-sandbox-runner/venv"))
+    beside = home / "usr-local-share" / uninstall.BESIDE_COMMAND[0]
+    wrapper(beside, Path("/opt"))
     called("--yes")
     assert file.exists()
+    assert beside.exists()
 
 
 def test_without_an_answer_nothing_goes(home: Path) -> None:
