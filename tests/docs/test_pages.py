@@ -79,7 +79,8 @@ sandbox uninstall --dry-run
 id sandbox
 sandbox uninstall --yes
 for path in /opt/podman-sandbox-runner /usr/local/bin/sandbox /var/lib/sandbox ; do [ ! -e "$path" ]; done
-left=$(grep -l sandbox: /etc/subuid /etc/subgid /etc/passwd; grep -lzs '^HOME=/var/lib/sandbox' /proc/[0-9]*/environ || true); [ -z "$left" ]
+if grep -H ^sandbox: /etc/subuid /etc/subgid /etc/passwd; then false; fi
+if grep -lzs '^HOME=/var/lib/sandbox' /proc/[0-9]*/environ; then false; fi
 """
 
 
