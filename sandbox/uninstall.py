@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox import places, running
+from sandbox.engine import EXPORT_LABEL
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.host import subordinate_range
 from sandbox.image import ENVIRONMENTS, REPOSITORY
@@ -141,7 +142,7 @@ def common_stays() -> list[str]:
 def add_podman(result: Plan) -> None:
     """Add the end of our containers, our images, and Podman's pause process where no other container needs it."""
     try:
-        containers = podman_lines("ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}")
+        containers = [name for label in (RUN_LABEL, EXPORT_LABEL) for name in podman_lines("ps", "--all", "--quiet", "--filter", f"label={label}")]
         images = [name for name in podman_lines("images", "--format", "{{.Repository}}:{{.Tag}}") if is_our_image(name)]
         others = set(podman_lines("ps", "--quiet")) - set(containers)
     except SandboxError as error:
