@@ -44,19 +44,50 @@ def below_home(variable: str, usual: str, environ: Mapping[str, str] = os.enviro
 
 
 def user_runtime_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the user's runtime directory; looks at directories, and makes none.
+    """Return the user's runtime directory, not yet checked to be private.
 
     $XDG_RUNTIME_DIR where that is a directory of this user, else systemd's, else one in /tmp, as Podman has it: after
-    `su`, in cron and for users without a session the variable is missing, or another user's.
+    `su`, in cron and for users without a session the variable is missing, or another user's. Raises `EngineUnavailable`
+    where the one in /tmp is somebody else's: who asks may be a client, which would tell its secrets to a socket there.
     """
+    return session_runtime_path(environ) or _made(shared_runtime_path())
+
+
+def session_runtime_path(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the runtime directory that a session gave this user; None without any."""
     named = Path(environ.get("XDG_RUNTIME_DIR", ""))
     usual = RUN_USER / str(os.getuid())
-    return next(
-        (path for path in (named, usual) if path.is_absolute() and _is_own_directory(path)), SHARED / f"{NAME}-{os.getuid()}"
-    )
+    return next((path for path in (named, usual) if path.is_absolute() and is_own_directory(path)), None)
 
 
-def _is_own_directory(path: Path) -> bool:
+def shared_runtime_path() -> Path:
+    """Return the one for a user without a session, which need not be there."""
+    return SHARED / f"{NAME}-{os.getuid()}"
+
+
+def _made(path: Path) -> Path:
+    """Return the directory in /tmp, made where it is missing: once it is ours, the sticky bit keeps it ours."""
+    with contextlib.suppress(OSError):  # what is there instead is told below
+        path.mkdir(mode=0o700)
+    if not is_own_directory(path):
+        raise EngineUnavailable(
+            f"the runtime directory {path} does not belong to user id {os.getuid()}",
+            hint=f"as root: install -d -m 0700 -o {os.getuid()} -g {os.getgid()} {RUN_USER / str(os.getuid())}",
+        )
+    return _private(path)
+
+
+def _private(path: Path) -> Path:
+    mode = stat.S_IMODE(path.lstat().st_mode)
+    if mode & 0o077:
+        raise EngineUnavailable(
+            f"the runtime directory {path} is not private (mode {mode:04o})", hint=f"chmod 0700 {path}"
+        )
+    return path
+
+
+def is_own_directory(path: Path) -> bool:
+    """Tell whether `path` is a directory of this user, and no link to one."""
     try:
         status = path.lstat()
     except OSError:
@@ -65,26 +96,11 @@ def _is_own_directory(path: Path) -> bool:
 
 
 def user_runtime_dir() -> Path:
-    """Return the user's runtime directory, checked to be private; the one in /tmp is made where it is missing.
+    """Return the user's runtime directory, checked to be private.
 
-    Raises `EngineUnavailable` when it belongs to someone else or lets others in: the job sockets and Podman's own socket
-    lie there.
+    Raises `EngineUnavailable` when it lets others in: the job sockets and Podman's own socket lie there.
     """
-    path = user_runtime_path()
-    if path.parent == SHARED and path.name == f"{NAME}-{os.getuid()}":
-        with contextlib.suppress(OSError):  # what is there instead is told below
-            path.mkdir(mode=0o700)
-    if not _is_own_directory(path):
-        raise EngineUnavailable(
-            f"the runtime directory {path} does not belong to user id {os.getuid()}",
-            hint=f"as root: install -d -m 0700 -o {os.getuid()} -g {os.getgid()} {RUN_USER / str(os.getuid())}",
-        )
-    mode = stat.S_IMODE(path.lstat().st_mode)
-    if mode & 0o077:
-        raise EngineUnavailable(
-            f"the runtime directory {path} is not private (mode {mode:04o})", hint=f"chmod 0700 {path}"
-        )
-    return path
+    return _private(user_runtime_path())
 
 
 def private_directory(path: Path) -> Path:

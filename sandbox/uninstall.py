@@ -84,8 +84,10 @@ def plan_of_user() -> Plan:
             result.add(f"stop the service ({service.describe()})", functools.partial(running.stop, service))
     if Path(places.home(), ".local/share/containers").is_dir() and shutil.which("podman"):
         add_podman(result)
-    runtime = places.user_runtime_path()
-    result.add_directory(runtime if runtime.parent == places.SHARED else runtime / places.NAME)
+    session = places.session_runtime_path()
+    for runtime in (*([session / places.NAME] if session else []), places.shared_runtime_path()):
+        if places.is_own_directory(runtime):
+            result.add_directory(runtime)
     result.add_directory(places.below_home("XDG_CACHE_HOME", ".cache"))
     result.add_directory(places.config_dir())
     for command, share in ((SYSTEM_COMMAND, SYSTEM_SHARE), (places.home() / ".local/bin/sandbox", places.home() / ".local/share")):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import places, podman_program
+from sandbox.client import default_socket
 from sandbox.errors import EngineUnavailable
 
 OWN = Path(pwd.getpwuid(os.getuid()).pw_dir)
@@ -55,9 +56,7 @@ def test_without_any_a_private_one_is_made_which_clients_find_too(usual: Path, t
     usual.rmdir()
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     made = tmp_path / "shared" / f"podman-sandbox-runner-{os.getuid()}"
-    assert places.user_runtime_path() == made
-    assert not made.exists()
-    assert places.user_runtime_dir() == made == places.user_runtime_dir()
+    assert places.user_runtime_dir() == made == places.user_runtime_path()
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
@@ -66,7 +65,9 @@ def test_what_somebody_else_may_have_laid_in_the_shared_place_is_refused(
     usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     usual.rmdir()
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    for name in ("XDG_RUNTIME_DIR", "SANDBOX_SOCKET", "SANDBOX_SOCKET__PATH", "SANDBOX_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     laid = tmp_path / "shared" / f"podman-sandbox-runner-{os.getuid()}"
     if kind == "link":
         laid.symlink_to(tmp_path)
@@ -76,7 +77,7 @@ def test_what_somebody_else_may_have_laid_in_the_shared_place_is_refused(
         laid.mkdir(mode=0o755)
         laid.chmod(0o755)
     with pytest.raises(EngineUnavailable) as refused:
-        places.user_runtime_dir()
+        default_socket()
     assert refused.value.hint.startswith("chmod 0700" if kind == "open" else "as root: install -d -m 0700")
 
 
