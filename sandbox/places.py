@@ -144,7 +144,12 @@ def cache_dir() -> Path:
 
 def data_dir() -> Path:
     """Return our own directory for what is worth keeping: locks, records of environments, the history."""
-    return private_directory(below_home("XDG_DATA_HOME", ".local/share"))
+    return private_directory(usual_data_dir())
+
+
+def usual_data_dir() -> Path:
+    """Return where that directory is; looks at nothing."""
+    return below_home("XDG_DATA_HOME", ".local/share")
 
 
 def config_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -100,6 +100,9 @@ def plan_of_user() -> Plan:
     elif not Path(sys.prefix).is_relative_to(data):
         result.stays.append(f"the program in {sys.prefix}: remove it as it came, such as with "
                             f"{sys.prefix}/bin/python -m pip uninstall {places.NAME}")  # fmt: skip
+    unit = places.home() / ".config/systemd/user/podman-sandbox-runner.service"
+    if unit.exists():
+        result.stays.append(f"{unit}: it was not laid there by the set-up (systemctl --user disable {unit.stem}; rm {unit})")
     result.stays += common_stays()
     return result
 

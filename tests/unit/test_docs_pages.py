@@ -68,7 +68,7 @@ def test_each_command_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path) ->
 
 
 def test_every_block_of_a_page_says_what_it_is() -> None:
-    known = {"sh", "python", "toml", "json", "text", "mermaid", "ini", "html", "javascript", "http"}
+    known = {"sh", "python", "toml", "json", "text", "mermaid", "ini", "html", "js", "http"}
     for page in pages():
         for block in blocks_of(page.name, page.read_text()):
             assert block.language in known, f"{block.name}: a block without a language is not followed"
