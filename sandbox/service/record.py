@@ -11,6 +11,7 @@ from sandbox.execution import digest
 from sandbox.history import Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
+from sandbox.requirements import without_hashes
 from sandbox.runner import preload_of
 from sandbox.service.live import LiveRun
 
@@ -25,7 +26,7 @@ def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None) -> Row:
     keeps = policy is not None and policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
-        policy=wanted.policy, requirements=", ".join(wanted.requirements),
+        policy=wanted.policy, requirements=", ".join(map(without_hashes, wanted.requirements)),
         preload=", ".join(preload_of(wanted, policy)) if policy is not None else "",
         payload=wanted.payload_json[:MAX_PAYLOAD_BYTES].decode(errors="replace") if keeps else "",
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
