@@ -142,7 +142,7 @@ def run_request(body: RunBody) -> RunRequest:
 
 def fields_of(kind: type[msgspec.Struct]) -> str:
     """Return which fields a body has, as a hint."""
-    return f"its fields are {', '.join(kind.__struct_fields__)}"
+    return f"its fields are {', '.join(kind.__struct_fields__)}; GET /v1/openapi.json describes them"
 
 
 def _content(name: str, text: str) -> bytes:
