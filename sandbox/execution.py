@@ -211,6 +211,7 @@ class Execution:
                 tasks >= sandbox.spec.processes + sandbox.spec.own_processes or bool(events and events.fork_failures)
             ),
             ended="channel" if self._violation else said.ended if said else None,
+            violation=self._violation,
             exit_code=said.exit_code if said else None,
             signal_name=said.signal if said else None,
             error=self.collector.error,
@@ -229,7 +230,7 @@ class Execution:
             output_topic=collector.meta.output_topic if succeeded else None,
             additional_data_json=self._additional_data_json if succeeded else None,
             stdout=collector.stdout, stderr=collector.stderr, logs=tuple(collector.logs), files=collector.files,
-            warnings=tuple(collector.meta.warnings), error=collector.error,
+            warnings=collector.warnings, error=collector.error,
             exit_code=said.exit_code if said else None, signal=said.signal if said else None,
             peak_memory_mib=self._peak_mib(sandbox), cpu_s=said.cpu_s if said else None,
             durations=durations, egress=self._egress(), receipt=self._receipt(sandbox, outcome, durations),

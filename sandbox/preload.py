@@ -15,7 +15,8 @@ from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.errors import Internal
 from sandbox.spec import ContainerSpec
 from sandbox.watchdog import Watchdog, family, measure
-from sandbox.wire import ProtocolViolation, Ready, preload_frame, shaped
+from sandbox.wire import preload_frame
+from sandbox.wire_records import ProtocolViolation, Ready, shaped
 
 
 class PreloadFailed(Internal):

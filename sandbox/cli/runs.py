@@ -14,6 +14,7 @@ from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.client import Client
 from sandbox.errors import InvalidRequest, NotFound
+from sandbox.printable import printable
 
 TIMEOUT_S = 30.0
 ID_CHARS = 12
@@ -80,7 +81,7 @@ def logs(*, run_id: str, as_json: bool) -> None:
     width = max(map(len, found))
     for name, value in found.items():
         if value not in (None, "", []):
-            click.echo(f"{name:<{width}}  {escaped(spelled(name, value))}")
+            click.echo(f"{name:<{width}}  {printable(spelled(name, value))}")
     kept_too = "" if found.get("payload") else " payload,"
     click.echo(f"code,{kept_too} output and result are not kept", err=True)
 
