@@ -111,7 +111,7 @@ def _cuts(text: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _masked(piece: bytes) -> bytes:
-    """Return a piece whose escaped quotes end no string: characters that JSON can't have stand for escapes of `\\` and `"`."""
+    """Return a piece whose escaped quotes end no string: characters that JSON can't have stand for escapes of backslashes and quotes."""
     return piece.replace(b"\\\\", b"\0\0").replace(b'\\"', b"\0\1") if b"\\" in piece else piece
 
 

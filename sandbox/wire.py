@@ -219,7 +219,7 @@ class Collector:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the program is warned of, by the harness and by what was mended here."""
-        return (*self.meta.warnings, *self._mended)
+        return (*self.meta.warnings, *self._mended.values())
 
     def result_json(self) -> bytes | None:
         """Return the result in its one form (`sandbox.canonical`), or None when the program gave none."""
