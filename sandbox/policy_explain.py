@@ -271,7 +271,7 @@ def _mistake(details: Any, data: dict[str, Any], file: TomlFile, prefix: str) ->
         problem = str(details["ctx"]["error"])
     else:
         problem = f"must be {'true or ' if prefix else ''}{'a text' if entry else expectation(key)}"
-    hint = f"see {key} in docs/policies.md, or `sandbox policy schema`"
+    hint = f"`sandbox policy explain default` says what {key} means, and `sandbox policy schema` what every key may be"
     if isinstance(value, str) and key in KEYS and unit_of(key):
         unit = UNIT_WORDS.get(unit_of(key), unit_of(key))
         hint = f"write the number alone, without quotes or unit: {key} always counts {unit}"
@@ -289,7 +289,7 @@ def unknown_key(key: str, file: TomlFile) -> InvalidRequest:
     likely = by_last_part.get(bare) or (nearest[0] if nearest else by_last_part[last[0]] if last else "")
     return _at(
         file, key, f"there is no key {shown(key)[1:-1]}{f'; did you mean {likely}?' if likely else ''}",
-        "docs/policies.md lists every key, and `sandbox policy schema` prints them",
+        "`sandbox policy explain default` says what each key means, and `sandbox policy schema` prints them all",
     )  # fmt: skip
 
 
