@@ -47,9 +47,9 @@ LARGE_EXPONENT = b"e000"
 NUMBER = re.compile(rb"[-+.0-9eE]*")
 CONTROL = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xd8\x9c|\xe2\x80[\x8e\x8f\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 BEGINS = (b"\x7f", b"\xc2", b"\xd8\x9c", b"\xe2\x80", b"\xe2\x81")  # found faster than the pattern
-PAIR = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-ESCAPE = re.compile(PAIR + rb"|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
-UNIT = re.compile(PAIR + rb"|\\u.{4}|\\.|[^\\]+", re.DOTALL)
+HIGH, LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+HALF = re.compile(rb"%s(?!%s)|(?<!%s)%s" % (HIGH, LOW, HIGH, LOW))
+UNIT = re.compile(HIGH + LOW + rb"|\\u.{4}|\\.|[^\\]+", re.DOTALL)
 
 
 class NotCanonical(ValueError):
@@ -140,16 +140,20 @@ class _Look:
 
     def _characters(self, piece: bytes) -> bytes:
         if b"\\ud" in piece or b"\\uD" in piece:
-            mended = ESCAPE.sub(_without_half, piece)
-            self.replaced |= mended != piece
-            piece = mended
+            if b"\0" in piece:
+                raise NotCanonical("is no JSON")
+            mended, halves = HALF.subn(b"\xef\xbf\xbd", piece.replace(b"\\\\", b"\0\0"))
+            piece = mended.replace(b"\0\0", b"\\\\") if halves else piece
+            self.replaced |= halves > 0
         if piece.isascii():
             return piece.replace(b"\x7f", b"\\u007f") if b"\x7f" in piece else piece
         try:
             piece.decode()
         except UnicodeDecodeError:
             raise NotCanonical("is no UTF-8") from None
-        return CONTROL.sub(_escaped, piece) if any(begin in piece for begin in BEGINS) else piece
+        for char in set(CONTROL.findall(piece)) if any(begin in piece for begin in BEGINS) else ():
+            piece = piece.replace(char, b"\\u%04x" % ord(char.decode()))
+        return piece
 
     def _levels(self, brackets: bytes) -> None:
         """Count how deep the piece goes. Raises `NotCanonical`."""
@@ -195,14 +199,6 @@ class _Tight:
         parts[self._in_string :: 2] = [part.translate(None, WHITE) for part in parts[self._in_string :: 2]]
         self._in_string ^= (len(parts) - 1) & 1
         return b'"'.join(parts).replace(b"\0\1", b'\\"').replace(b"\0\0", b"\\\\")
-
-
-def _without_half(escape: re.Match[bytes]) -> bytes:
-    return b"\xef\xbf\xbd" if escape[1] else escape[0]
-
-
-def _escaped(char: re.Match[bytes]) -> bytes:
-    return b"\\u%04x" % ord(char[0].decode())
 
 
 def _is_json(text: bytes) -> bool:

@@ -31,6 +31,7 @@ from sandbox.wire import CANCEL, Collector, FileSink, Kept, Limits, ProtocolViol
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.4
 CHANNEL_CLOSE_S = 2.0
+HARDEST = 8  # so many times as long as copying it may it take to bring JSON into its form
 PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
 OnOutput = Callable[[str, bytes], None]
 
@@ -170,8 +171,9 @@ class Execution:
         collector = self.collector
         try:
             if not self._violation:
-                self._result_json = await aside(collector.size_bytes, collector.result_json)
-                self._additional_data_json = await aside(collector.size_bytes, collector.additional_data_json)
+                costs = collector.json_bytes * HARDEST
+                self._result_json = await aside(costs, collector.result_json)
+                self._additional_data_json = await aside(costs, collector.additional_data_json)
         except ProtocolViolation as violation:
             self._broken(sandbox, violation)
 

@@ -199,7 +199,12 @@ class Collector:
     @property
     def size_bytes(self) -> int:
         """How much it has taken, of everything."""
-        return self._output_bytes + self._files_bytes + sum(map(len, self._json.values()))
+        return self._output_bytes + self._files_bytes + self.json_bytes
+
+    @property
+    def json_bytes(self) -> int:
+        """How much of it is the result and the additional data."""
+        return sum(map(len, self._json.values()))
 
     @property
     def stdout(self) -> bytes:
@@ -323,7 +328,7 @@ class Collector:
     def _take_json(self, kind: str, body: bytes) -> None:
         self._advance(kind)
         self._json[kind] += body
-        if sum(map(len, self._json.values())) > self.limits.result_bytes:
+        if self.json_bytes > self.limits.result_bytes:
             raise ProtocolViolation("the sandbox sent a larger result than allowed")
 
     def _committed(self, kind: str) -> bytes | None:
