@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -180,7 +181,16 @@ def test_a_compact_large_text_takes_memory_in_proportion(text: bytes) -> None:
     subprocess.run([sys.executable, "-c", code], input=text, check=True, timeout=60)
 
 
-def test_others_have_their_turn_meanwhile() -> None:
+@pytest.fixture
+def patient() -> Iterator[None]:
+    """Have Python itself give nobody else a turn."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(20)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_others_have_their_turn_meanwhile(patient: None) -> None:
     text = b"[" + b'"\\ud800" ,' * 400_000 + b"1]"
     done = threading.Event()
 
@@ -195,4 +205,4 @@ def test_others_have_their_turn_meanwhile() -> None:
         time.sleep(0.0001)
         turns += 1
     thread.join()
-    assert turns > 30, "every few milliseconds"
+    assert turns > 10

@@ -258,6 +258,14 @@ def test_an_event_between_tokens_reaches_nobody(stage: Stage, end: bytes) -> Non
     assert {one["outcome"] for one in answers(stage)} == {"failed"}
 
 
+@pytest.mark.parametrize("size", [0, 200_000])
+def test_half_a_character_is_replaced_with_a_warning_at_every_size(stage: Stage, size: int) -> None:
+    stage.frames = spread(b'["%s","\\ud800"]' % (b"x" * size))
+    for one in answers(stage):
+        assert one["result"][1] == "\ufffd"
+        assert one["warnings"] == ["text that is not valid Unicode (a lone surrogate) had characters replaced (at result)"]
+
+
 @pytest.mark.control
 def test_control_without_the_one_form_the_forged_event_reaches_readers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire_records, "canonical", lambda text: Canonical(text, False))
