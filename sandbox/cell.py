@@ -21,7 +21,8 @@ from sandbox.errors import Internal, NotEnforceable
 from sandbox.family import family
 from sandbox.preload import PreloadFailed, preload
 from sandbox.ready import ReadySandbox
-from sandbox.wire import Failure, ProtocolViolation, encode, shaped
+from sandbox.wire import encode
+from sandbox.wire_records import Failure, ProtocolViolation, shaped
 from sandbox.workspace import Workspace
 
 # A warm container is replaced after so long; Podman's own end of it comes later, should we be gone.

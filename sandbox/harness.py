@@ -466,10 +466,10 @@ class Converter:
         self._warn("NaN or infinity became null: JSON has no such number")
         return None
 
-    def _inside(self, value: object) -> None:
+    def _inside(self, value: object, levels: int = 1) -> None:
         if id(value) in self.active:
             raise ValueError(f"{self._where()} contains itself: JSON cannot express a cycle")
-        if len(self.path) >= MAX_DEPTH:
+        if len(self.path) + levels > MAX_DEPTH:
             raise ValueError(f"{self._where()} is nested more than {MAX_DEPTH} levels deep")
 
     def _array(self, values: Iterable[Any], owner: object = None) -> list[Any]:
@@ -557,6 +557,7 @@ class Converter:
 
     def _buffer(self, value: bytes) -> dict[str, Any]:
         self._grow(2 * len(value))
+        self._inside(value, levels=2)
         return {"type": "Buffer", "data": list(value)}
 
     def _of_library(self, value: Any) -> tuple[bool, Any]:
@@ -803,7 +804,7 @@ def _location(error: BaseException, filename: str) -> tuple[int | None, int | No
         tb = tb.tb_next
     if found is None:
         if isinstance(error, SyntaxError) and error.filename == filename:
-            return error.lineno, error.offset
+            return _number(error.lineno), _number(error.offset)
         return None, None
     code = found.tb_frame.f_code
     positions = getattr(code, "co_positions", None)
@@ -813,6 +814,11 @@ def _location(error: BaseException, filename: str) -> tuple[int | None, int | No
 
     span = next(islice(positions(), found.tb_lasti // 2, None), (None, None, None, None))
     return found.tb_lineno, None if span[2] is None or span[0] != found.tb_lineno else span[2] + 1
+
+
+def _number(value: object) -> int | None:
+    """Return a line or a column that a program may have set itself, or None where it is none."""
+    return value if type(value) is int and 0 <= value < 1 << 31 else None
 
 
 def _traceback_text(error: BaseException, filename: str) -> str:
