@@ -140,7 +140,7 @@ def test_an_answer_that_can_t_be_read_is_a_clear_error_and_the_next_one_is_right
     client: Any, service: Said, body: bytes, call: Callable[[Any], object]
 ) -> None:
     service.answers = [said(body), said(b'{"n": 1}')]
-    with pytest.raises(Internal, match="the service's answer (can't be read|is not the one)") as caught:
+    with pytest.raises(Internal, match=r"the service's answer (can't be read|is not the one)") as caught:
         call(client)
     assert caught.value.hint
     assert client.get("/a") == {"n": 1}

@@ -101,14 +101,18 @@ def test_after_an_exception_in_the_middle_the_next_answer_is_its_own(service: Ec
     try:
         with Client(service.path, on_other_version=quiet) as client:
             for turn in range(20):
+                service.meanwhile = lambda payload: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 with pytest.raises(KeyboardInterrupt):
-                    service.meanwhile = lambda payload: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                    client.run("x", payload=f"lost {turn}")
-                    threading.Event().wait(WAIT_S)  # the signal came after the answer
+                    asked_and_waited(client, f"lost {turn}")
                 service.meanwhile = lambda payload: None
                 assert client.run("x", payload=turn).value == turn
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def asked_and_waited(client: Client, tag: str) -> None:
+    client.run("x", payload=tag)
+    threading.Event().wait(WAIT_S)  # where the signal comes after the answer
 
 
 def in_a_child(work: Callable[[], object]) -> Callable[[], int]:
@@ -182,11 +186,9 @@ def test_break_off_ends_streams_and_calls_of_all_threads_and_the_client_goes_on(
     service.meanwhile = meanwhile
 
     def waits(number: int) -> str:
+        asking = (lambda: client.run("x", payload=number)) if number % 2 else (lambda: list(client.stream("x", payload=number)))
         with pytest.raises(EngineUnavailable) as caught:
-            if number % 2:
-                client.run("x", payload=number)
-            else:
-                list(client.stream("x", payload=number))
+            asking()
         return str(caught.value)
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -264,7 +266,7 @@ def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(kind: str
         def serve() -> None:
             for turn in (b"0", b"1"):
                 connection, _ = listening.accept()
-                with connection:
+                with connection, contextlib.suppress(OSError):
                     connection.recv(65536)
                     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{"n":%s}' % turn)
                     sent.wait(WAIT_S)  # the first answer was read
