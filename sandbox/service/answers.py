@@ -130,5 +130,11 @@ def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
             http_status=405,
         )  # fmt: skip
     if isinstance(answer, web.HTTPNotFound):
-        return NotFound(f"there is nothing at {request.path[:200]!r}", hint="see docs/service.md")
-    return InvalidRequest(f"the request can't be served: {answer.reason}", hint="see docs/service.md")
+        return NotFound(f"there is nothing at {request.path[:200]!r}", hint=f"there are {', '.join(paths_of(request))}")
+    return InvalidRequest(f"the request can't be served: {answer.reason}", hint="mend its address, headers or body")
+
+
+def paths_of(request: BaseRequest) -> list[str]:
+    """Return what there is in the place of an address that leads nowhere."""
+    application = getattr(request, "app", None)
+    return sorted({resource.canonical for resource in application.router.resources()}) if application is not None else ["/v1/health"]

@@ -58,7 +58,7 @@ class Speaker(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             error = InvalidRequest("the head of the request has a line that is too long", hint="shorten its address or headers")
         elif status < 500:
-            error = InvalidRequest("what came is no HTTP/1.1 request, or a broken one", hint="see docs/service.md")
+            error = InvalidRequest("what came is no HTTP/1.1 request, or a broken one", hint="look at what the client sends; GET /v1/health is the smallest request")
         answer = error_answer(error)
         answer.force_close()
         return answer
