@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.client import Client
+from sandbox.client import AsyncClient, Client
 from sandbox.errors import EngineUnavailable, Internal
 from tests.unit.echoing import KINDS, WAIT_S, Echo, echoing
 
@@ -110,6 +111,35 @@ def test_after_an_exception_in_the_middle_the_next_answer_is_its_own(service: Ec
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_cancelled_task_leaves_its_answer_to_nobody(service: Echo) -> None:
+    service.names_requests = False
+    inside, go = threading.Event(), threading.Event()
+
+    def meanwhile(payload: Any) -> None:
+        if str(payload).startswith("lost"):
+            inside.set()
+            go.wait(WAIT_S)
+
+    service.meanwhile = meanwhile
+
+    async def work() -> None:
+        async with AsyncClient(service.path, on_other_version=quiet) as client:
+            for turn in range(5):
+                inside.clear()
+                go.clear()
+                doomed = asyncio.create_task(client.run("x", payload=f"lost {turn}"))
+                await asyncio.to_thread(inside.wait, WAIT_S)
+                doomed.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await doomed
+                next_one = asyncio.create_task(client.run("x", payload=turn))
+                await asyncio.sleep(0.02)  # it has asked, before the lost answer comes
+                go.set()
+                assert (await next_one).value == turn
+
+    asyncio.run(work())
+
+
 def asked_and_waited(client: Client, tag: str) -> None:
     client.run("x", payload=tag)
     threading.Event().wait(WAIT_S)  # where the signal comes after the answer
@@ -147,7 +177,8 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
     service.meanwhile = lambda payload: more.wait(WAIT_S)
     with Client(service.path, on_other_version=quiet) as client:
         events = client.stream("x", payload="ours")
-        assert next(events)["event"] == "accepted"
+        untouched = client.stream("x", payload="untouched")
+        assert next(events)["event"] == next(untouched)["event"] == "accepted"
         go, told = os.pipe()
 
         def work() -> None:
@@ -160,8 +191,9 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
         wait = in_a_child(work)
         assert next(events)["text"] == "ours", "the child has ended nothing"
         events.close()
+        untouched.close()
         more.set()
-        until(lambda: service.gone == ["ours"])  # although the child lives, which had the connection, too
+        until(lambda: sorted(service.gone) == ["ours", "untouched"])  # although the child lives, which has the connection, too
         os.write(told, b"x")
         assert wait() == 0
         os.close(go)
