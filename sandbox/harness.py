@@ -2138,12 +2138,21 @@ def _say_ready(connection: Connection, more: str = "") -> None:
     connection.put(b"R", ready.encode())
 
 
+def _close_project_ids() -> None:
+    """Where /proc can be written, write the one map of the user namespace that anyone may write, once. It is read back."""
+    try:
+        _write("/proc/self/projid_map", "0 0 1")
+    except OSError:
+        pass  # read-only, or written already
+
+
 def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None, bytes, bytearray]:
     """Say ready, and again after preparing where that is asked for.
 
     Return whether modules were preloaded, the program's process if it was forked, and the next frame. A process that is
     to make cells does so, and never returns.
     """
+    _close_project_ids()
     _say_ready(connection)
     _hide()
     kind, body = connection.read()
@@ -2238,13 +2247,12 @@ class Maker:
     # unshare(2): CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
     NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
     MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
-    TERMINALS = 16
     PR_CAPBSET_DROP, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 22, 2
     CAPABILITY_VERSION = 0x20080522
     SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
     def __init__(self, connection: Connection, app_dir: str, order: dict[str, Any]) -> None:
-        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered."""
+        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered, terminals."""
         import _signal as signal
         import ctypes
         import resource  # noqa: F401 - for the limits and the report
@@ -2255,6 +2263,7 @@ class Maker:
         self.app_dir = app_dir
         self.places: list[tuple[str, int, bool]] = [tuple(place) for place in order["places"]]
         self.limits: dict[str, int] = order["limits"]
+        self.terminals: str = order["terminals"]
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.errno = ctypes.get_errno
         self.ioctl = ioctl
@@ -2342,8 +2351,7 @@ class Maker:
         for place in self.files:
             self._mount("/dev/null", place, "", self.MS_BIND)
         if os.path.isdir("/dev/pts"):
-            options = f"newinstance,ptmxmode=0666,mode=0600,max={self.TERMINALS}"
-            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, options)
+            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, self.terminals)
         for device in self.devices:  # the host's own: writing to them is no change, but setting their times is
             self._mount("", device, "", self.MS_REMOUNT | self.MS_BIND | self.MS_RDONLY | self.MS_NOSUID | self.MS_NOEXEC)
         os.chdir(self.app_dir)

@@ -80,6 +80,7 @@ class ProcessFacts:
     status: dict[str, str]
     namespaces: dict[str, str]
     uid_map: tuple[tuple[int, int, int], ...]
+    projid_map: str
     limits: dict[str, str]
     mounts: tuple[Mount, ...]
     interfaces: tuple[str, ...]
@@ -208,6 +209,7 @@ def read_process(pid: int) -> ProcessFacts:
         status=read_status(pid),
         namespaces=read_namespaces(pid),
         uid_map=tuple((a, b, c) for a, b, c in maps),
+        projid_map=read_text(f"/proc/{pid}/projid_map"),
         limits=parse_limits(read_text(f"/proc/{pid}/limits")),
         mounts=parse_mounts(read_text(f"/proc/{pid}/mountinfo")),
         interfaces=tuple(line.partition(":")[0].strip() for line in net),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sandbox.errors import NotEnforceable
 from sandbox.models import Tightening
-from sandbox.spec import EXTRA_MASKS, PLACES_WRITABLE, plan_caps, spread
+from sandbox.kernel_files import MASKS
+from sandbox.spec import PLACES_WRITABLE, plan_caps, spread
 from tests.fake_engine import fake_info
 from tests.unit.factory import PLACE, container_spec, host, old_host, policy
 
@@ -51,7 +52,7 @@ def test_the_specification_is_json() -> None:
         ("remove", True),
         ("log_configuration", {"driver": "none"}),
         ("systemd", "false"),
-        ("mask", list(EXTRA_MASKS)),
+        ("mask", list(MASKS)),
         ("seccomp_profile_path", "/cache/s.json"),
     ],
 )
