@@ -337,8 +337,7 @@ def build(
         "env": environment(policy, python_path),
         "user": f"{place.uid}:{place.uid}",
         "seccomp_profile_path": str(place.seccomp_path),
-        "mounts": [*(mount_json(mount) for mount in tmpfs), *kernel_files.mounts(facts.engine.cgroup_version),
-                   *(bind_json(bind) for bind in binds)],
+        "mounts": [*map(mount_json, tmpfs), *kernel_files.mounts(facts.engine.cgroup_version), *map(bind_json, binds)],
         "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
                      (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0),
                       ("sigpending", QUEUED_SIGNALS))],

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from sandbox.kernel_files import MASKED_BY_PODMAN, MASKS
-from tests.escape.bench import CONTAINER_ROOT, UNMASKED, Bench, WeakResult, Weakening
+from tests.escape.bench import CONTAINER_ROOT, UNMASKED, Bench, Weakening, WeakResult
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # from 3.11 on it is in the library
 
 LISTED: dict[str, dict[str, list[str]]] = tomllib.loads(Path(__file__).with_name("kernel_files.toml").read_text())
 
