@@ -17,12 +17,12 @@ MASKED_BY_PODMAN = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_st
 MASKS = (
     # directories
     "/proc/asound", "/proc/bus", "/proc/driver", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/pressure",
-    "/proc/sys/dev", "/proc/tty",
+    "/proc/tty",
     # files
     "/proc/cmdline", "/proc/config.gz", "/proc/consoles", "/proc/crypto", "/proc/devices", "/proc/diskstats", "/proc/dma",
     "/proc/fb", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms", "/proc/key-users", "/proc/mdstat",
-    "/proc/misc", "/proc/modules", "/proc/mtrr", "/proc/partitions", "/proc/swaps", "/proc/sys/kernel/random/boot_id",
-    "/proc/version_signature",
+    "/proc/misc", "/proc/modules", "/proc/mtrr", "/proc/partitions", "/proc/swaps", "/proc/sys/dev/cdrom/info",
+    "/proc/sys/kernel/random/boot_id", "/proc/version_signature",
 )  # fmt: skip
 
 # A run can make so many pseudo-terminals; the machine has 3,072 for all containers. Source: kernel.pty.max, devpts's `max`.
