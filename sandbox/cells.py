@@ -3,7 +3,8 @@
 A warm container carries out one run at a time, so that its cgroup's limits are that run's, and has the next cell ready
 meanwhile; it is free again when every process of the run is gone. More of them are started while runs wait; idle ones
 retire; one that broke is replaced, and who waits for it waits for the next. Whoever can't have a cell gets a container
-of its own, which holds more, and the receipt says why.
+of its own, which holds more, and the receipt says why. Where the policy says "auto", so does a node whose messages come
+no faster than containers are made.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from sandbox.cell import LIFE_S, Cell, Maker, NoCells
 from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.pace import Paces
 from sandbox.ready import Ready, Setting, Source, instead
 
 CHECK_S = 5.0
@@ -26,6 +28,8 @@ ATTEMPTS = 3
 # What keeps a host from making cells may be a setting, or a count that is used up for a while.
 AGAIN_S = 60.0
 FIRST_GUESS_MIB = 32.0
+SLOW_ENOUGH = "the messages of this node come no faster than containers are made"
+STARTS = "the messages of this node come faster than containers are made, and its first cell is being made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +76,13 @@ class Group:
 
     @property
     def all(self) -> list[Warm]:
-        """Return every container that runs."""
+        """Every container that runs."""
         return [*self.idle, *self.busy]
 
     def fail(self, error: Exception) -> None:
         """Tell everybody who waits that there will be none."""
         while self.waiting:
-            turn = self.waiting.popleft()
-            if not turn.done():
+            if not (turn := self.waiting.popleft()).done():
                 turn.set_exception(error)
 
 
@@ -114,13 +117,16 @@ class Cells:
         containers: Source,
         limits: CellLimits,
         *,
+        start_s: Callable[[Setting], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`make` returns the maker of a setting, not started."""
+        """`make` returns the maker of a setting, not started; `start_s` is how long a container of one takes to start."""
         self._make = make
         self._containers = containers
         self._limits = limits
+        self._start_s = start_s
         self._clock = clock
+        self._paces = Paces()
         self._groups: OrderedDict[tuple[str, str], Group] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -146,23 +152,37 @@ class Cells:
 
     # ---- for runs
 
-    @contextlib.asynccontextmanager
-    async def source(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+    def source(self, setting: Setting, run_id: str) -> contextlib.AbstractAsyncContextManager[Ready]:
         """Give one run its sandbox: a cell where its policy says so and this host can. See `ready.Source`."""
-        if setting.policy.isolation.per_run != "cell" or not setting.owner:
-            async with self._containers(setting, run_id) as ready:
+        per_run = setting.policy.isolation.per_run
+        if per_run == "container" or not setting.owner:
+            return self._containers(setting, run_id)
+        return self._by_pace(setting, run_id) if per_run == "auto" else self._cell(setting, run_id)
+
+    @contextlib.asynccontextmanager
+    async def _by_pace(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+        """Give a run a cell while its node is too fast for containers, and no run waits for the first warm one."""
+        asked, start_s = self._clock(), self._start_s(setting)
+        pace = self._paces.of((setting.owner, setting.kind))
+        fast = pace.begins(asked, start_s)
+        in_cell = fast and self._at_hand(self._group(setting))
+        try:
+            async with self._cell(setting, run_id) if in_cell else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready:
                 yield ready
-            return
-        group, taken = self._group(setting), None
-        if self._clock() >= group.not_before:
-            try:
-                taken = await self._take(group)
-            except NoCells as refusal:
-                group.why_not, group.not_before = refusal.message, self._clock() + AGAIN_S
+        finally:
+            pace.ended(asked, self._clock(), start_s)
+
+    @contextlib.asynccontextmanager
+    async def _cell(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+        group = self._group(setting)
+        try:
+            taken = await self._take(group) if self._clock() >= group.not_before else None
+        except NoCells as refusal:
+            taken = None
+            group.why_not, group.not_before = refusal.message, self._clock() + AGAIN_S
         if taken is None:
             self._count["refused"] += 1
-            async with self._containers(setting, run_id) as ready:
-                ready.sandbox.evidence += (instead(group.why_not),)
+            async with self._container(setting, run_id, group.why_not) as ready:
                 yield ready
             return
         warm, cell = taken
@@ -170,6 +190,12 @@ class Cells:
             yield ReadyCell(sandbox=cell, asked=cell.marks["begin"])
         finally:
             self._give_back(group, warm, cell)
+
+    @contextlib.asynccontextmanager
+    async def _container(self, setting: Setting, run_id: str, why: str) -> AsyncIterator[Ready]:
+        async with self._containers(setting, run_id) as ready:
+            ready.sandbox.evidence += (instead(why),)
+            yield ready
 
     async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
         """Retire the warm containers whose setting is `unwanted`, each when its run has ended; wait for the idle ones."""
@@ -187,10 +213,7 @@ class Cells:
 
     def counts(self) -> CellCounts:
         """Return what there is now."""
-        containers = [warm for group in self._groups.values() for warm in group.all]
-        return CellCounts(
-            containers=len(containers), memory_mib=round(self._memory_mib(), 1), **self._count
-        )
+        return CellCounts(containers=len(self.makers()), memory_mib=round(self._memory_mib(), 1), **self._count)
 
     # ---- taking and giving back
 
@@ -251,8 +274,7 @@ class Cells:
         """End a cell; its container is free again when it is gone, unless its cgroup has been at a limit."""
         cell.kill()
         warm.used = self._clock()
-        events = cell.events
-        if (events and (events.oom_kills or events.fork_failures)) or warm.used - warm.born > LIFE_S / 2:
+        if ((events := cell.events) and (events.oom_kills or events.fork_failures)) or warm.used - warm.born > LIFE_S / 2:
             cell.end()
             self._replace(group, warm)
         else:
@@ -281,8 +303,7 @@ class Cells:
         """Let the next in line have a container; one of a group that was dropped is for those who waited before that."""
         group.ending.discard(warm)
         while group.waiting:
-            turn = group.waiting.popleft()
-            if not turn.done():
+            if not (turn := group.waiting.popleft()).done():
                 turn.set_result(warm)
                 return
         group.busy.discard(warm)
@@ -309,6 +330,13 @@ class Cells:
             group.starting += 1
             self._in_background(self._start(group))
 
+    def _at_hand(self, group: Group) -> bool:
+        """Tell whether a run of the group need not wait for its first container, which is started if need be."""
+        if not (group.all or group.starting) and self._clock() >= group.not_before:
+            group.starting += 1
+            self._in_background(self._start(group))
+        return bool(group.all) or self._clock() < group.not_before
+
     def _room(self, more_mib: float) -> bool:
         """Tell whether so much more fits the budget, after retiring what is idle and was used longest ago."""
         for group in self._groups.values():
@@ -317,9 +345,8 @@ class Cells:
         return self._memory_mib() + more_mib <= self._limits.memory_mib
 
     def _memory_mib(self) -> float:
-        groups = self._groups.values()
-        starting = sum(group.starting for group in groups) * FIRST_GUESS_MIB
-        return starting + sum(warm.memory_mib for group in groups for warm in group.all)
+        starting = sum(group.starting for group in self._groups.values()) * FIRST_GUESS_MIB
+        return starting + sum(warm.memory_mib for group in self._groups.values() for warm in group.all)
 
     async def _start(self, group: Group) -> None:
         maker = self._make(group.setting)

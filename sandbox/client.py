@@ -8,24 +8,22 @@
         for event in client.stream("print('hello')"):
             print(event)
 
-Errors are those of `sandbox.errors`, the same tree that the service raises: a program that fails is a result. Only the
-standard library is imported. A client is for one thread at a time; it keeps one connection for everything but streams,
-which have one of their own each.
+`AsyncClient` is the same for asyncio. Errors are those of `sandbox.errors`, the same tree that the service raises: a program
+that fails is a result. Only the standard library is imported. One client serves any number of threads, and processes that are
+forked: every call has a connection for itself while it lasts.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
-import json
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
-from urllib.parse import quote, urlencode
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from sandbox import client_calls as calls
 from sandbox.client_answers import (
     BuiltEnvironment,
     CodeCheck,
@@ -35,23 +33,36 @@ from sandbox.client_answers import (
     Policy,
     PolicyAndValues,
     Pruned,
+    SavedFile,
     Stopped,
     Template,
     TemplateAndCode,
 )
-from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
+from sandbox.client_calls import OPTIONAL, Answer, Call, Result, bytes_of, error_of, result_of, run_body
+from sandbox.errors import QueueFull
 from sandbox.service.config_file import named_socket, usual_socket
-from sandbox.unix_http import JSON, NDJSON, Connection, NoService, checked, error_of, gone, read
+from sandbox.unix_http import Connection, Connections, NoService, headers_of
 
-__all__ = ["Client", "NoService", "Result", "bytes_of", "default_socket", "error_of", "result_of", "run_body"]
+if TYPE_CHECKING:
+    from sandbox.async_client import AsyncClient
+
+__all__ = ["OPTIONAL", "AsyncClient", "Client", "NoService", "Result", "bytes_of", "default_socket", "error_of", "result_of", "run_body"]
 
 # Nothing that a service does by itself takes longer than a run may, with its wait for a turn before it.
 ANSWER_TIMEOUT_S = 3_600.0
-# Every other field of a run, with what the service takes when it is not sent.
-OPTIONAL: dict[str, Any] = {
-    "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
-    "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
-}  # fmt: skip
+# What the way takes beside the time that an answer is waited for at the service.
+WAY_S = 30.0
+
+T = TypeVar("T")
+
+
+def __getattr__(name: str) -> Any:
+    """Give `AsyncClient`, without importing asyncio for those who need none of it."""
+    if name != "AsyncClient":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sandbox.async_client import AsyncClient
+
+    return AsyncClient
 
 
 def default_socket() -> str:
@@ -62,59 +73,78 @@ def default_socket() -> str:
     return named_socket(os.environ) or usual_socket(os.environ)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run gave; `document` is the whole answer, as docs/service.md describes it."""
+def log_versions(version: str) -> None:
+    """Log, once in a process, that the service is of another version than this program."""
+    if version not in _LOGGED:
+        _LOGGED.add(version)
+        import logging
 
-    run_id: str
-    outcome: str
-    explanation: str
-    value: Any
-    stdout: str
-    stderr: str
-    files: dict[str, bytes]
-    document: dict[str, Any] = field(repr=False)
-
-    @property
-    def succeeded(self) -> bool:
-        """Tell whether the program gave a result."""
-        return self.outcome == "succeeded"
+        logging.getLogger("sandbox.client").warning("%s", calls.versions_differ(version))
 
 
-class Client:
-    """The service at one socket; a context manager. Nothing is connected before the first call.
+_LOGGED: set[str] = set()
 
-    `timeout_s` is the longest that it may be silent before a call gives up, in seconds (None: for ever); each call takes
-    one of its own. A call that gives up, or that is broken off, ends its run. What was asked is never asked twice.
-    """
 
-    def __init__(self, path: str | None = None, *, timeout_s: float | None = ANSWER_TIMEOUT_S) -> None:
+class ClientBase:
+    """What a client is told once, for all of its calls; see `Client`."""
+
+    def __init__(
+        self, path: str | None = None, *, timeout_s: float | None = ANSWER_TIMEOUT_S, retry_s: float = 0.0,
+        on_other_version: Callable[[str], None] = log_versions,
+    ) -> None:  # fmt: skip
         """Take the socket's path, or the place of this user's service."""
         self.path = path or default_socket()
         self.timeout_s = timeout_s
-        self._connection = Connection(self.path, timeout_s)
-        self._streams: set[Connection] = set()
+        self.retry_s = retry_s
+        self._on_other_version = on_other_version
+
+    def _heard(self, headers: Mapping[str, str]) -> None:
+        if (version := calls.other_version(headers)) is not None:
+            self._on_other_version(version)
+
+    def _silence(self, timeout_s: float | None) -> float | None:
+        return self.timeout_s if timeout_s is None else timeout_s
+
+    def _longer(self, timeout_s: float | None, wait_s: float | None) -> float | None:
+        """Return how long the service may be silent that was asked to wait."""
+        silence = self._silence(timeout_s)
+        return silence if silence is None or wait_s is None else max(silence, wait_s + WAY_S)
+
+
+class Client(ClientBase):
+    """The service at one socket; a context manager, safe for threads. Nothing is connected before the first call.
+
+    `timeout_s` is the longest that it may be silent before a call gives up, in seconds (None: for ever); each call takes
+    one of its own. A call that gives up, or that is broken off, ends its run. What was asked is never asked twice, but for what
+    the service refused because it had too much to do: `retry_s` is how long to go on asking that, at the times that it names.
+    `on_other_version` is called with the version of a service that is not ours.
+    """
+
+    def __init__(self, path: str | None = None, **options: Any) -> None:
+        """Take the socket's path, or the place of this user's service."""
+        super().__init__(path, **options)
+        self._connections = Connections(self.path)
 
     def __enter__(self) -> Client:
         """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the connection."""
+        """Close the connections."""
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the next call opens a new one."""
-        self._connection.close()
+        """Close the connections, those of calls that other threads wait for when they are answered; the next call opens a new one."""
+        self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream of this client, and so its run; for other threads, which may not close an iterator that waits."""
-        for stream in tuple(self._streams):
-            stream.break_off()
+        """End every stream and every other call of this client, and so its runs; for other threads than those that wait."""
+        self._connections.break_off()
 
     def connect(self) -> int:
         """Connect now, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
-        return self._connection.listener()
+        with self._connections.one(self.timeout_s) as connection:
+            return connection.listener()
 
     # ---- runs
 
@@ -136,14 +166,14 @@ class Client:
         gets every event as it happens (see `stream`). `options` are the other fields of a run: topic, message, node_id,
         policy, image, limits, env, secrets, filename, preload, wait_for_end.
         """
-        fields = {**options, "files": files or {}, "requirements": requirements}
+        fields = calls.fields_of(options, files, requirements)
         if on_event is None:
-            body = run_body(code, fields, payload=payload, payload_json=payload_json)
-            return result_of(json.loads(self.raw("POST", "/v1/runs", body, timeout_s=timeout_s)))
-        for event in self.stream(code, payload=payload, payload_json=payload_json, timeout_s=timeout_s, **fields):
-            if event["event"] == "result":
-                return result_of(event)
-            on_event(event)
+            return self._ask(calls.run(run_body(code, fields, payload=payload, payload_json=payload_json)), timeout_s)
+        with contextlib.closing(self.stream(code, payload=payload, payload_json=payload_json, timeout_s=timeout_s, **fields)) as events:
+            for event in events:
+                if event["event"] == "result":
+                    return result_of(event)
+                on_event(event)
         raise AssertionError  # a stream ends with a result, or raises
 
     def stream(
@@ -158,29 +188,45 @@ class Client:
         """
         return self.events("/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s)
 
+    def start(
+        self, code: str, *, payload: Any = None, payload_json: bytes | None = None, timeout_s: float | None = None, **options: Any
+    ) -> str:
+        """Have code run, and return the run's id at once; takes what `run` takes. `result` fetches its answer. Raises a `SandboxError`."""
+        return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
+
+    def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
+        """Return the answer of a run while it is kept, or None while the run goes on: at once, or when it has gone on for `wait_s` more.
+
+        Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
+        """
+        return self._ask(calls.result(run_id, wait_s), self._longer(timeout_s, wait_s))
+
     def cancel(self, run_id: str) -> None:
         """End a run. Raises `NotFound`."""
-        self.raw("DELETE", f"/v1/runs/{_part(run_id)}")
+        self._ask(calls.whole("DELETE", f"/v1/runs/{calls.part(run_id)}"))
 
     def runs(self, **filters: str | int) -> list[dict[str, Any]]:
         """Return runs, newest first; filters are node, outcome, before, limit."""
-        found: list[dict[str, Any]] = self.get(f"/v1/runs?{urlencode(filters)}")["runs"]
-        return found
+        return self._ask(calls.runs(filters))
 
     def recorded(self, run_id: str) -> dict[str, Any]:
         """Return what the history knows of one run. Raises `NotFound`."""
-        return self.get(f"/v1/runs/{_part(run_id)}")
+        return self._ask(calls.recorded(run_id))
 
     def file(self, run_id: str, name: str) -> bytes:
         """Return a file that a run saved, while it is kept. Raises `NotFound`."""
-        return self.raw("GET", f"/v1/runs/{_part(run_id)}/files/{_part(name)}")
+        return self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
+
+    def files(self, run_id: str) -> list[SavedFile]:
+        """Return which files that a run saved are kept. Raises `NotFound`."""
+        return cast("list[SavedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     def check(self, code: str, **options: Any) -> CodeCheck:
         """Tell whether code compiles where it would run, and which imports its libraries can't serve.
 
         `options` are filename, policy, image, requirements.
         """
-        return cast("CodeCheck", self.post("/v1/check", {"code": code, **options}))
+        return cast("CodeCheck", self._ask(calls.check(code, options)))
 
     # ---- environments
 
@@ -192,60 +238,65 @@ class Client:
 
         `on_event` gets the steps as they happen: dicts with `event` `progress`, as in `stream`. `options` are policy, image.
         """
-        body = {"requirements": list(requirements), **options}
+        call = calls.build(requirements, options)
         if on_event is None:
-            return cast("BuiltEnvironment", self.post("/v1/environments", body, timeout_s=timeout_s))
-        for event in self.events("/v1/environments", _body(body), timeout_s=timeout_s):
-            if event["event"] == "result":
-                return cast("BuiltEnvironment", {name: value for name, value in event.items() if name != "event"})
-            on_event(event)
+            return cast("BuiltEnvironment", self._ask(call, timeout_s))
+        with contextlib.closing(self.events(call.path, call.body or b"", timeout_s=timeout_s)) as events:
+            for event in events:
+                if event["event"] == "result":
+                    return cast("BuiltEnvironment", {name: value for name, value in event.items() if name != "event"})
+                on_event(event)
         raise AssertionError  # as above
 
     def environments(self) -> list[Environment]:
         """Return the environments of the service's host, most recently used first."""
-        return cast("list[Environment]", self.get("/v1/environments")["environments"])
+        return cast("list[Environment]", self._ask(calls.listed("/v1/environments", "environments")))
 
     def environment(self, name: str) -> EnvironmentShown:
         """Return one, by its id or the beginning of it, with its lock as TOML. Raises `NotFound`."""
-        return cast("EnvironmentShown", self.get(f"/v1/environments/{_part(name)}"))
+        return cast("EnvironmentShown", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     def remove_environment(self, name: str) -> str:
         """Remove one that no run uses, and return its id; for maintainers. Raises `NotFound`, `InvalidRequest`."""
-        return str(json.loads(self.raw("DELETE", f"/v1/environments/{_part(name)}"))["removed"])
+        return self._ask(calls.removed(name))
 
     # ---- what one may use, and how things are
 
     def policies(self) -> list[Policy]:
         """Return the policies that the caller may use."""
-        return cast("list[Policy]", self.get("/v1/policies")["policies"])
+        return cast("list[Policy]", self._ask(calls.listed("/v1/policies", "policies")))
 
     def policy(self, name: str) -> PolicyAndValues:
         """Return one with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
-        return cast("PolicyAndValues", self.get(f"/v1/policies/{_part(name)}"))
+        return cast("PolicyAndValues", self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
 
     def templates(self) -> list[Template]:
         """Return the built-in scripts."""
-        return cast("list[Template]", self.get("/v1/templates")["templates"])
+        return cast("list[Template]", self._ask(calls.listed("/v1/templates", "templates")))
 
     def template(self, name: str) -> TemplateAndCode:
         """Return one with its code and its sample payload. Raises `NotFound`."""
-        return cast("TemplateAndCode", self.get(f"/v1/templates/{_part(name)}"))
+        return cast("TemplateAndCode", self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
 
     def images(self) -> list[Image]:
         """Return the images of the service's host, without environments."""
-        return cast("list[Image]", self.get("/v1/images")["images"])
+        return cast("list[Image]", self._ask(calls.listed("/v1/images", "images")))
 
     def health(self) -> dict[str, Any]:
         """Return how the service is."""
-        return self.get("/v1/health")
+        return self._ask(calls.document("/v1/health"))
 
     def doctor(self) -> dict[str, Any]:
         """Return what the service's host can enforce: `usable`, `capabilities`, `policies`."""
-        return self.get("/v1/doctor")
+        return self._ask(calls.document("/v1/doctor"))
 
     def metrics(self) -> str:
         """Return the counters, in Prometheus's text format."""
-        return self.raw("GET", "/v1/metrics").decode()
+        return self._ask(calls.whole("GET", "/v1/metrics")).decode(errors="replace")
+
+    def document(self) -> dict[str, Any]:
+        """Return the description of the whole interface, as OpenAPI."""
+        return self._ask(calls.document("/v1/openapi.json"))
 
     # ---- maintenance
 
@@ -254,101 +305,80 @@ class Client:
     ) -> Pruned:
         """Remove environments and cached files by age, last use and size; for maintainers. Raises `InvalidRequest`, `AccessDenied`."""
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
-        return cast("Pruned", self.post("/v1/maintenance/prune", limits))
+        return cast("Pruned", self._ask(calls.pruned(limits)))
 
     def stop_all(self) -> Stopped:
         """End all runs, builds and checks, and retire all ready sandboxes; for maintainers. Raises `AccessDenied`."""
-        return cast("Stopped", self.post("/v1/maintenance/stop-all", {}))
+        return cast("Stopped", self._ask(calls.posted("/v1/maintenance/stop-all", {})))
 
     # ---- the wire
 
     def get(self, path: str, *, timeout_s: float | None = None) -> dict[str, Any]:
         """Return a document. Raises a `SandboxError`."""
-        found: dict[str, Any] = json.loads(self.raw("GET", path, timeout_s=timeout_s))
-        return found
+        return self._ask(calls.document(path), timeout_s)
 
     def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
         """Send a document, and return the one that comes back. Raises a `SandboxError`."""
-        found: dict[str, Any] = json.loads(self.raw("POST", path, _body(body), timeout_s=timeout_s))
-        return found
+        return self._ask(calls.posted(path, body), timeout_s)
 
     def raw(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None) -> bytes:
         """Return the body of an answer. Raises a `SandboxError` for everything but success."""
-        connection = self._connection
-        connection.refresh(self.timeout_s if timeout_s is None else timeout_s)
-        try:
-            response = connection.answer(method, path, body, accept=JSON)
-            return checked(response, read(response, connection.timeout))
-        except BaseException as error:
-            if not isinstance(error, SandboxError) or isinstance(error, EngineUnavailable):
-                connection.close()  # broken off in the middle: what is left of this answer would be taken for the next one
-            raise
+        return self._ask(Call(method=method, path=path, read=lambda answer: answer.body, body=body), timeout_s)
 
     def events(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[dict[str, Any], None, None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
+        told = calls.Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
-                event = json.loads(line)
-                if event["event"] == "error":
-                    raise error_of(event["error"])
+                event = told.event(line)
                 yield event
                 if event["event"] == "result":
                     return
-        raise gone(EOFError(), timeout_s)
+        raise calls.gone(EOFError(), timeout_s)
 
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
         """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
 
         Closing the iterator closes the connection, and so ends the run.
         """
-        connection = Connection(self.path, self.timeout_s if timeout_s is None else timeout_s)
-        self._streams.add(connection)
-        try:
-            response = connection.answer("POST", path, body, accept=NDJSON)
-            if response.status != http.client.OK:
-                checked(response, read(response, connection.timeout))
-            while line := read(response, connection.timeout, line=True):
+        with self._stream(path, body, self._silence(timeout_s)) as (connection, response):
+            while line := connection.line(response):
                 yield line
-        finally:
-            self._streams.discard(connection)
-            connection.close()
 
+    @contextlib.contextmanager
+    def _stream(self, path: str, body: bytes, timeout_s: float | None) -> Iterator[tuple[Connection, http.client.HTTPResponse]]:
+        deadline = time.monotonic() + self.retry_s
+        while True:
+            with self._connections.one(timeout_s) as connection:
+                response = connection.answer("POST", path, body, accept=calls.NDJSON)
+                self._heard(headers_of(response))
+                if response.status == http.client.OK:
+                    yield connection, response
+                    return
+                answer = connection.whole(response)
+            self._refused(answer, deadline)
 
-def _part(name: str) -> str:
-    """Return a name as one part of a path."""
-    return quote(name, safe="")
+    def _ask(self, call: Call[T], timeout_s: float | None = None) -> T:
+        """Return what a call gives, on a connection of its own. Raises a `SandboxError`."""
+        deadline = time.monotonic() + self.retry_s
+        while True:
+            answer = self._answer(call, self._silence(timeout_s))
+            if answer.status != QueueFull.http_status:
+                return calls.understood(call, answer)
+            self._refused(answer, deadline)
 
+    def _answer(self, call: Call[Any], timeout_s: float | None) -> Answer:
+        with self._connections.one(timeout_s) as connection:
+            response = connection.answer(call.method, call.path, call.body, accept=calls.JSON, prefer=call.prefer)
+            answer = connection.whole(response)
+        self._heard(answer.headers)
+        return answer
 
-def _body(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
-
-
-def run_body(code: str, fields: Mapping[str, Any], *, payload: Any = None, payload_json: bytes | None = None) -> bytes:
-    """Return the body of a request to run code; `fields` are the other fields, with `files` as bytes.
-
-    A payload's text can't put other fields beside itself: what it may add comes before ours, and the last one counts.
-    Raises `InvalidRequest` for what JSON has no form for.
-    """
-    named = {**(OPTIONAL if payload_json is not None else {}), **fields, "code": code}
-    named["files"] = {name: base64.b64encode(content).decode() for name, content in named.get("files", {}).items()}
-    try:
-        text = json.dumps(payload, allow_nan=False).encode() if payload_json is None else payload_json
-        return b'{"payload": ' + text + b", " + json.dumps(named).encode()[1:]
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the request has no form as JSON: {error}", hint="send what the json module takes") from None
-
-
-def result_of(document: Mapping[str, Any]) -> Result:
-    """Return a run's answer as an object."""
-    files = {file["name"]: base64.b64decode(file["content_base64"]) for file in document["files"]}
-    return Result(
-        run_id=document["run_id"], outcome=document["outcome"], explanation=document["explanation"],
-        value=document["result"], stdout=document["stdout"], stderr=document["stderr"], files=files,
-        document={name: value for name, value in document.items() if name != "event"},
-    )  # fmt: skip
-
-
-def bytes_of(event: Mapping[str, Any]) -> bytes:
-    """Return what a program wrote, from its event: exactly, also where it is no text."""
-    exact = event.get("base64")
-    return base64.b64decode(exact) if exact is not None else str(event["text"]).encode()
+    def _refused(self, answer: Answer, deadline: float) -> None:
+        """Wait where it makes sense to ask again. Raises the `SandboxError` that the answer is where it does not."""
+        try:
+            calls.succeeded(answer)
+        except QueueFull as error:
+            if (pause := calls.pause_s(error, deadline - time.monotonic())) is None:
+                raise
+            time.sleep(pause)

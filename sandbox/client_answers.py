@@ -31,6 +31,13 @@ class CodeCheck(TypedDict):
     imports: list[str]
 
 
+class SavedFile(TypedDict):
+    """A file that a run saved, while it is kept."""
+
+    name: str
+    size_bytes: int
+
+
 class BuiltEnvironment(TypedDict):
     """An environment that was asked for; `packages` are `name==version`."""
 

@@ -107,10 +107,10 @@ class Engine(Protocol):
         of the image then. The archive's directory also takes temporary files of the engine.
         """
 
-    def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
+    def push(self, name: str, destination: str, *, work_dir: Path) -> str:
         """Send an image to a registry, as `destination` (`registry/repository:tag`); return its digest there.
 
-        `work_dir` takes temporary files as large as the image. Raises `ImageUnavailable` with the registry's reason.
+        What registries.conf says of the registry holds, as for a pull. `work_dir` takes temporary files as large as the image. Raises `ImageUnavailable` with the registry's reason.
         """
 
     def tag(self, image_id: str, repository: str, tag: str) -> None:

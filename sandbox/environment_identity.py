@@ -14,6 +14,7 @@ from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.image import ENVIRONMENT_CHARS, ENVIRONMENTS, AdmittedImage
 from sandbox.lock import Lock, LockedPackage
 from sandbox.policy_model import Policy
+from sandbox.requirements import without_hashes
 from sandbox.seccomp import SeccompProfile
 from sandbox.tree import TreeLimits
 
@@ -106,7 +107,7 @@ def package_of(requirement: str) -> str:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    return canonicalize_name(Requirement(requirement.partition(" --hash")[0]).name)
+    return canonicalize_name(Requirement(without_hashes(requirement)).name)
 
 
 def tree_limits(policy: Policy) -> TreeLimits:

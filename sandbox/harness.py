@@ -65,6 +65,9 @@ MAX_MESSAGE_CHARS = 8_192
 MAX_TOPIC_CHARS = 2_048
 MAX_WARNINGS = 20
 MAX_WARNING_CHARS = 300
+MAX_LOOKED_AT = 200  # files and directories that a program may have left
+SHOWN_LEFT = 5
+PASSING = (".pyc", ".tmp", ".lock", "-journal", "-wal", "-shm")
 MAX_DEPTH = 100
 MAX_ITERATOR_ITEMS = 1_000_000
 MAX_EXACT_INT = 2**53
@@ -897,6 +900,7 @@ class Helpers:
         self._channel = channel
         self._app_dir = app_dir
         self._started = started
+        self.saved = False
 
     def log(self, message: object, level: str = "info") -> None:
         """Add a record to the run's log; levels are debug, info, warning and error."""
@@ -917,6 +921,7 @@ class Helpers:
         problem = name_problem(name)
         if problem:
             raise ValueError(f"save_file: the name {clean(repr(name), 80)} {problem}")
+        self.saved = True
         path = os.path.join(self._app_dir, name)
         if content is None:
             self._send_existing(name, path)
@@ -1033,6 +1038,8 @@ class Program:
         self.app_dir = app_dir
         self.filename: str = job["filename"]
         self.pid = os.getpid()
+        self.given = set(os.listdir(app_dir))
+        self.helpers: Helpers | None = None
         # Address space to give back when memory runs out, so that the error can still be told.
         self.reserve = _address_space(RESERVE_BYTES)
 
@@ -1100,7 +1107,7 @@ class Program:
             raise TypeError(f"the message must be a JSON object, not {_type_name(message)}")
         message["payload"] = payload
         message.setdefault("topic", job["topic"])
-        helpers = Helpers(self.channel, self.app_dir, started)
+        helpers = self.helpers = Helpers(self.channel, self.app_dir, started)
         # Preloaded modules may hold on to the main module that they have seen.
         module = sys.modules["__main__"] if job["preloaded"] else type(sys)("__main__")
         module.__dict__.update(
@@ -1128,6 +1135,21 @@ class Program:
         except ValueError as error:
             raise ValueError(f"the {part} is not valid JSON: {error}") from None
 
+    def _left_behind(self) -> list[str]:
+        """Return a warning of files that the program wrote and did not save, if it never saved any."""
+        if self.helpers is None or self.helpers.saved:
+            return []
+        try:
+            found = sorted(_files_below(self.app_dir, self.given))
+        except Exception:  # noqa: BLE001 - the program may have changed anything; its result does not depend on this
+            return []
+        if not found:
+            return []
+        content = f", read_file({found[0]!r}, binary=True)" if "/" in found[0] else ""
+        advice = f"save_file({os.path.basename(found[0])!r}{content}) hands one over"
+        more = ", ..." if len(found) > SHOWN_LEFT else ""
+        return [f"files end with the run unless they are saved: {advice} (left: {', '.join(found[:SHOWN_LEFT])}{more})"]
+
     def _send_error(self, error: BaseException) -> None:
         self.channel.send(b"X", error_record(error, self.filename))
 
@@ -1148,6 +1170,7 @@ class Program:
                 if not isinstance(topic, str):
                     warnings.append(f"output_topic is a {_type_name(topic)} and became text")
                 meta["output_topic"] = clean(str(topic), MAX_TOPIC_CHARS)
+            warnings += self._left_behind()
             meta["warnings"] = [clean(text, MAX_WARNING_CHARS) for text in warnings[:MAX_WARNINGS]]
             self.channel.send(b"M", _record(meta, ()))
         except ResultTooLargeError:
@@ -1157,6 +1180,26 @@ class Program:
             self._send_error(error)
             return 1
         return 0
+
+
+def _files_below(top: str, given: set[str]) -> Iterator[str]:
+    """Yield the files below `top` that may be meant for somebody, among the first that are there. No link is followed."""
+    looked = 0
+    directories = [""]
+    while directories:
+        directory = directories.pop()
+        with os.scandir(os.path.join(top, directory)) as entries:
+            for entry in entries:
+                looked += 1
+                if looked > MAX_LOOKED_AT:
+                    return
+                name = os.path.join(directory, entry.name)
+                if name in given or entry.name.startswith((".", "_")) or not name.isprintable():
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    directories.append(name)
+                elif entry.is_file(follow_symlinks=False) and not name.endswith(PASSING):
+                    yield name
 
 
 def _address_space(size: int) -> Any:

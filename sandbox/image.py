@@ -127,7 +127,7 @@ def ensure(engine: Engine, reference: str, *, policy_pull: Literal["missing", "n
     try:
         return engine.pull(name)
     except ImageUnavailable as error:
-        raise ImageUnavailable(error.message, hint=_at_hand(engine), available=_names(engine)) from None
+        raise ImageUnavailable(error.message, hint=error.hint or _at_hand(engine), available=_names(engine)) from None
 
 
 def admit(engine: Engine, record: ImageRecord, *, cache_dir: Path) -> AdmittedImage:

@@ -16,9 +16,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sandbox.errors import BuildFailed, InvalidRequest
+from sandbox.netrc_logins import logins
 from sandbox.simple_page import PORTS, PageLinks, hosts_of, page_links
 
-__all__ = ["Index", "as_pip_environment", "discover_file_hosts", "environment_for_handover", "read_index"]
+__all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "discover_file_hosts", "environment_for_handover", "read_index"]
 
 VARIABLES = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_CERT", "PIP_TRUSTED_HOST",
@@ -27,6 +28,10 @@ VARIABLES = (
 BUNDLES = ("etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt")
 MAX_HOSTS = 32
 FIRST_PERSON = 1000
+LOGIN_HINT = (
+    "check user name and password: in the address in pip's configuration (https://USER:PASSWORD@HOST/simple), or in ~/.netrc "
+    "(machine HOST login USER password PASSWORD); both of the user who installs, which is the service's own where one runs"
+)
 ARCHIVES = (".whl", ".tar.gz", ".zip")
 # Of an index on disk, this much is looked at to learn where its files lie.
 MAX_LOCAL_PAGES = 200
@@ -91,9 +96,10 @@ def read_index(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -
     urls = (
         [] if no_index else [settings.get("index-url") or default_url(), *settings.get("extra-index-url", "").split()]
     )
+    with_login = logins(environ, home)
     return Index(
-        urls=tuple(dict.fromkeys(_as_url(url, home).rstrip("/") for url in urls)),
-        find_links=tuple(dict.fromkeys(_as_url(url, home) for url in settings.get("find-links", "").split())),
+        urls=tuple(dict.fromkeys(with_login(_as_url(url, home).rstrip("/")) for url in urls)),
+        find_links=tuple(dict.fromkeys(with_login(_as_url(url, home)) for url in settings.get("find-links", "").split())),
         certificate=_certificate(settings.get("cert", ""), environ, home, root),
         trusted_hosts=tuple(dict.fromkeys(settings.get("trusted-host", "").split())),
     )

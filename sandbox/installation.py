@@ -28,6 +28,7 @@ from sandbox.package_files import file_addresses, name_of
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.ready import Egress, Setting
+from sandbox.requirements import without_hashes
 from sandbox.resolution_failure import DOING, Failure, explained, last_lines, named
 from sandbox.seccomp import SeccompProfile
 from sandbox.simple_page import hosts_of
@@ -80,7 +81,7 @@ class Installer:
     async def resolve(self, requirements: Sequence[str]) -> Lock:
         """Resolve to a lock. Raises `BuildFailed` in the words of who asked."""
         ground = self._ground
-        self._on_progress(Progress(step="resolving", text=", ".join(requirements)))
+        self._on_progress(Progress(step="resolving", text=", ".join(map(without_hashes, requirements))))
         said = await self._step(
             {"step": "resolve", "requirements": list(requirements), "sdists": ground.policy.build.allow_sdists},
             online=True, subject=requirements,

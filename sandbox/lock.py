@@ -18,15 +18,17 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from sandbox.allowed_hashes import AllowedHashes
 from sandbox.errors import BuildFailed
 from sandbox.models import Strict
+from sandbox.requirements import without_hashes
 
 __all__ = ["Lock", "LockedFile", "LockedPackage", "from_pylock"]
 
 TOOL = "podman-sandbox-runner"
 FILE = "pylock.toml"
 MAX_LOCK_BYTES = 2 << 20
-MAX_LINE_CHARS = 16_384
+MAX_LINE_CHARS = 65_536
 # TOML readers take time that grows with the square of a dotted key.
 MAX_DOTS = 5
 MAX_PACKAGES = 1_000
@@ -38,7 +40,7 @@ MARK_CHARS = 16
 Name = Annotated[str, Field(max_length=100, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 Version = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")]
 FileName = Annotated[str, Field(max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")]
-Requirement = Annotated[str, Field(max_length=10_000, pattern=r"^[ -~]+$")]
+Requirement = Annotated[str, Field(max_length=50_000, pattern=r"^[ -~]+$")]  # with hundreds of hashes
 Kind = Literal["wheel", "sdist"]
 
 _CPYTHON = re.compile(r"\bcp(\d)(\d+)-")
@@ -191,7 +193,8 @@ def from_pylock(text: bytes, *, tags: Sequence[str], requirements: Sequence[str]
         raise BuildFailed("the resolution is not UTF-8 text", hint="try again") from None
     order = {tag: position for position, tag in reversed(list(enumerate(tags)))}
     python = re.sub(r"^cp(\d)(\d+)-.*", r"\1.\2", tags[0])
-    packages = [_chosen(entry, order, python, allow_sdists=allow_sdists) for entry in _entries(data)]
+    hashes = AllowedHashes(requirements)
+    packages = [_chosen(entry, order, python, hashes, allow_sdists=allow_sdists) for entry in _entries(data)]
     packages.sort(key=lambda package: package.name)
     lock = _lock(packages, python, list(requirements))
     _check_fulfilled(lock)
@@ -283,11 +286,11 @@ def _lock(packages: list[LockedPackage], python: object, requirements: object) -
         raise BuildFailed(f"{FILE}: {_reason(problem)}", hint=_ANEW) from None
 
 
-def _chosen(entry: dict[str, Any], order: dict[str, int], python: str, *, allow_sdists: bool) -> LockedPackage:
-    """Return the package with its best file: the earliest tag, then the highest build number."""
+def _chosen(entry: dict[str, Any], order: dict[str, int], python: str, hashes: AllowedHashes, *, allow_sdists: bool) -> LockedPackage:
+    """Return the package with its best file among those whose hashes are allowed: the earliest tag, then the highest build number."""
     from packaging.utils import parse_wheel_filename
 
-    packages = [_package(entry, kind, file) for kind, file in _files(entry)]
+    packages = hashes.among([_package(entry, kind, file) for kind, file in _files(entry)])
     ranked = []
     for package in (package for package in packages if package.file.kind == "wheel"):
         _, _, build, tags = parse_wheel_filename(package.file.name)
@@ -329,20 +332,13 @@ def _check_fulfilled(lock: Lock) -> None:
 
     found = {package.name: package for package in lock.packages}
     for text in lock.requirements:
-        bare, *hashes = text.split(" --hash=sha256:")
-        wanted = Requirement(bare)
+        wanted = Requirement(without_hashes(text))
         package = found.get(wanted.name)
         if wanted.marker:
             continue
         if package is None or not wanted.specifier.contains(package.version, prereleases=True):
             what = f"{package.name} {package.version}" if package else "nothing"
-            raise BuildFailed(f"the resolution has {what} for {bare}", hint="try again; the resolution is not kept")
-        if hashes and package.file.sha256 not in hashes:
-            raise BuildFailed(
-                f"the file {package.file.name} has none of the hashes that {bare} allows: it has {package.file.sha256}",
-                hint="correct the hashes, or find out who changed the file",
-                package=package.name,
-            )
+            raise BuildFailed(f"the resolution has {what} for {wanted}", hint="try again; the resolution is not kept")
 
 
 def _locked(package: LockedPackage) -> tuple[str, ...]:

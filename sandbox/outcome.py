@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from dataclasses import dataclass
 
+from sandbox.advice import advice
 from sandbox.models import Outcome, ProgramError
-from sandbox.package_names import package_of_module
 from sandbox.policy_model import Policy
 
 
@@ -54,19 +53,6 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     return decide_end(seen, policy, finished=finished, too_many=too_many)
 
 
-def missing_library(error: ProgramError) -> str:
-    """Return what to do about an import that failed, or an empty text. The program could have made the error up."""
-    module = re.fullmatch(r"No module named '([A-Za-z0-9_.]{1,80})'.*", error.message, re.DOTALL)
-    if error.type == "ModuleNotFoundError" and module:
-        return f"; to install it: --with {package_of_module(module[1])}"
-    shared = re.match(r"(lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]*): cannot open shared object file", error.message)
-    if error.type == "ImportError" and shared:
-        return (
-            f"; the image does not have {shared[1]} (instead of opencv-python, opencv-python-headless needs no screen)"
-        )
-    return ""
-
-
 LIMITS = {
     "output_limit": "the program printed more than limits.output_mib allows",
     "result_limit": "the result is larger than limits.result_mib allows",
@@ -93,7 +79,7 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         return Outcome.KILLED, f"the program was killed by {seen.signal_name or 'an unknown signal'}"
     if seen.error is not None:
         line = f" at line {seen.error.line}" if seen.error.line else ""
-        return Outcome.FAILED, f"the program raised {seen.error.type}{line}{missing_library(seen.error)}"
+        return Outcome.FAILED, f"the program raised {seen.error.type}{line}{advice(seen.error, policy)}"
     if not finished:
         return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"
     if not seen.has_result:

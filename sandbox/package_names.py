@@ -18,7 +18,10 @@ CALLED = {
     "serial": "pyserial", "usb": "pyusb", "jwt": "pyjwt", "crypto": "pycryptodome", "attr": "attrs", "mqtt": "paho-mqtt",
     "paho": "paho-mqtt", "modbus": "pymodbus", "opcua": "asyncua", "mysqldb": "mysqlclient", "psycopg2": "psycopg2-binary",
     "git": "gitpython", "magic": "python-magic", "docx": "python-docx", "pptx": "python-pptx", "telegram": "python-telegram-bot",
-    "googleapiclient": "google-api-python-client", "fitz": "pymupdf",
+    "googleapiclient": "google-api-python-client", "fitz": "pymupdf", "websocket": "websocket-client", "zmq": "pyzmq", "openssl": "pyopenssl",
+    "nacl": "pynacl", "jose": "python-jose", "slugify": "python-slugify", "snap7": "python-snap7", "ruamel": "ruamel.yaml", "grpc": "grpcio",
+    "faiss": "faiss-cpu", "discord": "discord.py", "influxdb_client": "influxdb-client", "flask_cors": "flask-cors", "ldap": "python-ldap",
+    "can": "python-can", "bluetooth": "pybluez", "smbus": "smbus2", "gi": "pygobject", "pkg_resources": "setuptools", "distutils": "setuptools",
 }  # fmt: skip
 
 
@@ -26,3 +29,9 @@ def package_of_module(module: str) -> str:
     """Return the name of the package that a module most likely comes from."""
     top = module.partition(".")[0]
     return CALLED.get(top.lower(), top)
+
+
+def is_popular(module: str) -> bool:
+    """Tell whether the package of a module is one that many know by name."""
+    top = module.partition(".")[0].lower()
+    return top in CALLED or top.replace("_", "-") in POPULAR

@@ -23,6 +23,7 @@ from sandbox.engine import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecor
 from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
 from sandbox.podman_program import last_line, missing_podman, scrubbed_environment
 from sandbox.podman_service import PodmanService
+from sandbox.registry_advice import registry_advice
 
 if TYPE_CHECKING:
     from podman.api.client import APIClient
@@ -167,7 +168,7 @@ class PodmanEngine:
             ) from None
         if answer.returncode != 0:
             reason = last_line(answer.stderr)
-            hint = self._space_hint(reason, temporary) or "run `sandbox doctor`"
+            hint = self._space_hint(reason, temporary) or registry_advice(reason) or "run `sandbox doctor`"
             raise otherwise(f"Podman could not {doing}: {reason}", hint=hint)
         return answer.stdout
 
@@ -264,7 +265,8 @@ class PodmanEngine:
         lines = [json.loads(line) for line in response.text.splitlines() if line.startswith("{")]
         reason = next((str(line["error"]) for line in lines if line.get("error")), "")
         if response.status_code != 200 or reason:
-            raise ImageUnavailable(f"{reference} can't be pulled: {reason or reason_of(response)}")
+            reason = reason or reason_of(response)
+            raise ImageUnavailable(f"{reference} can't be pulled: {reason}", hint=registry_advice(reason))
         return self.image(reference)
 
     def load(self, archive: Path) -> ImageRecord:
@@ -282,13 +284,13 @@ class PodmanEngine:
         )
         return self.image(printed.strip())
 
-    def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
+    def push(self, name: str, destination: str, *, work_dir: Path) -> str:
         """Send an image to a registry; see the protocol."""
+        # Without --tls-verify, Podman asks registries.conf(5) whether this registry is insecure, as it does for a pull.
         with tempfile.TemporaryDirectory(dir=work_dir, prefix="push-") as place:
             digest = Path(place, "digest")
             self._program(
-                "push", "--quiet", "--format", "v2s2", f"--tls-verify={str(tls_verify).lower()}",
-                "--digestfile", str(digest), name, f"docker://{destination}",
+                "push", "--quiet", "--format", "v2s2", "--digestfile", str(digest), name, f"docker://{destination}",
                 temporary=Path(place), otherwise=ImageUnavailable, doing=f"push {name} to {destination}",
             )  # fmt: skip
             return digest.read_text().strip()

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied, SandboxError
+from sandbox.policy_advice import opening
 from sandbox.policy_explain import shown, unknown_key, validated
 from sandbox.policy_file import NAME, TomlFile, exists, policy_directories, read_toml, shipped_directory
 from sandbox.policy_model import BUILT_IN, KEYS, ConflictError, Policy, PolicyDocument, Sections
@@ -70,7 +71,7 @@ def load_policy(name_or_path: str, *, directories: Sequence[Path]) -> LoadedPoli
     origins = dict.fromkeys(values, BUILT_IN)
     for child, parent in reversed(list(zip(chain, [*chain[1:], None], strict=True))):
         if parent is not None:
-            _check_extension(child, parent, values, opened)
+            _check_extension(child, parent, values, opened, directories)
         values |= child.values
         origins |= {key: child.file.at(key) for key in child.values}
         opened = child.open
@@ -184,20 +185,26 @@ def _layer(path: Path) -> _Layer:
 # ---- extending -----------------------------------------------------------------------------------
 
 
-def _check_extension(child: _Layer, parent: _Layer, inherited: dict[str, Any], opened: dict[str, Any]) -> None:
+def _check_extension(
+    child: _Layer, parent: _Layer, inherited: dict[str, Any], opened: dict[str, Any], directories: Sequence[Path]
+) -> None:
+    def advice(key: str, value: Any) -> str:
+        bound = value if _reaches(key, value, inherited[key]) else True  # of two names, none is the looser one
+        return opening(
+            key, bound, parent=parent.name, file=parent.file, opened=key in opened, any_open=bool(opened), directories=directories
+        )
+
     for key, value in child.values.items():
         if ORDER[key](value, inherited[key]) or (key in opened and _reaches(key, opened[key], value)):
             continue
         if key in opened:
             why = f"lets a child go to {shown(opened[key])} at most"
-            hint = f"tighten it, or raise the bound in {parent.file.at(f'open.{key}')}"
         else:
             why = f"sets {shown(inherited[key])} and does not mark the key as open"
-            hint = f"tighten it, or write {key} = {shown(value)} under [open] in {parent.file.path}"
         raise PolicyDenied(
             f"{child.file.at(key)}: {key} = {shown(value)} is not as tight as policy {parent.name!r} wants, which "
             f"{why}",
-            hint=hint, key=key, asked=value, allowed=opened.get(key, inherited[key]),
+            hint=f"tighten it, or {advice(key, value)}", key=key, asked=value, allowed=opened.get(key, inherited[key]),
         )  # fmt: skip
     for key, bound in child.open.items():
         if key in opened and (opened[key] is True or (bound is not True and _reaches(key, opened[key], bound))):
@@ -205,7 +212,7 @@ def _check_extension(child: _Layer, parent: _Layer, inherited: dict[str, Any], o
         why = f"opens it to {shown(opened[key])} at most" if key in opened else "keeps it closed"
         raise PolicyDenied(
             f"{child.file.at(f'open.{key}')}: [open] offers {key} = {shown(bound)}, but policy {parent.name!r} {why}",
-            hint=f"remove the line, or open the key in {parent.file.path}",
+            hint=f"remove the line, or {advice(key, bound)}",
             key=key,
         )
 

@@ -122,6 +122,7 @@ def _preloaded(modules: tuple[str, ...]) -> str:
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "isolation.per_run": {
         "container": "Each run gets a container of its own, which is thrown away afterwards.",
+        "auto": "Each run gets a container of its own; while a node's messages come faster than containers are made, they get cells of a warm one.",
         "cell": "Each run gets namespaces of its own in a warm container of its caller's node; they are gone with the run.",
     },
     "isolation.preload": _preloaded,
@@ -270,7 +271,7 @@ def _mistake(details: Any, data: dict[str, Any], file: TomlFile, prefix: str) ->
         problem = str(details["ctx"]["error"])
     else:
         problem = f"must be {'true or ' if prefix else ''}{'a text' if entry else expectation(key)}"
-    hint = f"see {key} in docs/policies.md, or `sandbox policy schema`"
+    hint = f"`sandbox policy explain default` says what {key} means, and `sandbox policy schema` what every key may be"
     if isinstance(value, str) and key in KEYS and unit_of(key):
         unit = UNIT_WORDS.get(unit_of(key), unit_of(key))
         hint = f"write the number alone, without quotes or unit: {key} always counts {unit}"
@@ -288,7 +289,7 @@ def unknown_key(key: str, file: TomlFile) -> InvalidRequest:
     likely = by_last_part.get(bare) or (nearest[0] if nearest else by_last_part[last[0]] if last else "")
     return _at(
         file, key, f"there is no key {shown(key)[1:-1]}{f'; did you mean {likely}?' if likely else ''}",
-        "docs/policies.md lists every key, and `sandbox policy schema` prints them",
+        "`sandbox policy explain default` says what each key means, and `sandbox policy schema` prints them all",
     )  # fmt: skip
 
 

@@ -124,9 +124,9 @@ class Policy(Sections):
                 "hosts",
                 "network.mode", "network.allow",
             )  # fmt: skip
-        if self.isolation.per_run == "cell" and self.network.mode != "none":
+        if self.isolation.per_run != "container" and self.network.mode != "none":
             raise ConflictError(
-                f"isolation.per_run is cell, but network.mode is {self.network.mode}: a way out is for one container alone",
+                f"isolation.per_run is {self.isolation.per_run}, but network.mode is {self.network.mode}: a way out is for one container alone",
                 "isolation.per_run", "network.mode",
             )  # fmt: skip
         if self.build.installed_mib + BUILD_SPARE_MIB > self.build.memory_mib:

@@ -75,7 +75,7 @@ def _ranked(*tightest_first: str) -> Order:
 # For every key: is the first value at least as tight as the second?
 ORDER: dict[str, Order] = {
     **{key: _lower for key in KEYS if range_of(key) != (None, None)},
-    "isolation.per_run": _ranked("container", "cell"),
+    "isolation.per_run": _ranked("container", "auto", "cell"),
     "isolation.preload": _anything,  # imported now or later, under the same limits
     "filesystem.exec": _off,
     "network.mode": _ranked("none", "allowlist"),

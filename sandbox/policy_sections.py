@@ -113,7 +113,7 @@ Networks = tuple[Annotated[str, AfterValidator(_network)], ...]
 class Isolation(Strict):
     """How runs are kept apart."""
 
-    per_run: Literal["container", "cell"] = _key("container", "What each run gets for itself alone.")
+    per_run: Literal["container", "auto", "cell"] = _key("container", "What each run gets for itself alone.")
     preload: tuple[Annotated[str, AfterValidator(_module)], ...] = _key(
         (), "Modules that the service has imported in sandboxes before a run gets them.", example=("numpy", "pandas")
     )

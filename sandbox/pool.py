@@ -1,8 +1,8 @@
 """Sandboxes started ahead of need: verified, harness ready, libraries preloaded, never yet used.
 
-A shelf holds the ready sandboxes of one kind (image, policy, preloaded modules). How many follows from how often runs
-ask for that kind and from how long a start takes; together they stay inside a memory budget. Runs go first: nothing is
-started ahead of need while a run waits for a sandbox of its own.
+A shelf holds the ready sandboxes of one kind (image, policy, preloaded modules). How many, and how many are started at
+once, follows from how fast runs ask for that kind and from how long a start takes; together they stay inside a memory
+budget. Runs go first: nothing is started ahead of need while a run waits for a sandbox of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from sandbox.ready import ReadySandbox, Setting
 
 # Podman's own end of a sandbox that waits, should we be gone: longer than any stays on its shelf.
 SPARE_S = 60.0
+# The rate of a kind is that of its last runs: a flow that begins is seen after a few messages, one that ended within seconds.
 RATE_WINDOW_S = 10.0
+RATE_RUNS = 16
 FIRST_GUESS_START_S = 0.5
 FIRST_GUESS_MIB = 24.0
 FAILED_PAUSE_S = 5.0
@@ -31,7 +33,10 @@ GRACE_S = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLimits:
-    """`per_kind` ready sandboxes at most, `memory_mib` for all of them, retired when their kind is unused for `idle_s`."""
+    """`per_kind` ready sandboxes at most, `memory_mib` for all of them, retired when their kind is unused for `idle_s`.
+
+    `starters` of them at most are started at once.
+    """
 
     memory_mib: float = 512.0
     per_kind: int = 4
@@ -56,8 +61,14 @@ class Shelf:
         """Return how many should be ready: one while the kind is in use, and twice what is asked for while one starts."""
         if not self.asked or now - self.asked[-1] > limits.idle_s or now - self.failed_at < FAILED_PAUSE_S:
             return 0
-        recent = sum(1 for moment in self.asked if now - moment <= RATE_WINDOW_S)
-        return min(limits.per_kind, 1 + int(2 * recent / RATE_WINDOW_S * self.start_s))
+        return min(limits.per_kind, 1 + int(2 * self.meanwhile(now)))
+
+    def meanwhile(self, now: float) -> float:
+        """Return how many runs ask for the kind, at its present rate, while one sandbox of it starts."""
+        recent = [moment for moment in list(self.asked)[-RATE_RUNS:] if now - moment <= RATE_WINDOW_S]
+        if len(recent) < 2:
+            return 0.0
+        return (len(recent) - 1) * self.start_s / max(now - recent[0], self.start_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +147,11 @@ class Pool:
         """Have a sandbox of this kind ready soon, as if a run had asked for one."""
         self._shelf(setting).asked.append(self._clock())
         self._changed.set()
+
+    def start_s(self, setting: Setting) -> float:
+        """Return how long a sandbox of this kind takes to start, in seconds, by those that were started last."""
+        shelf = self._shelves.get(setting.kind)
+        return shelf.start_s if shelf is not None else FIRST_GUESS_START_S
 
     async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
         """Retire every ready sandbox whose setting is `unwanted`, and wait until they are gone."""
@@ -255,9 +271,9 @@ class Pool:
 
     def _next(self) -> Shelf | None:
         """Return the shelf that most lacks a sandbox, or None. While a run starts its own, nothing is started ahead."""
-        if self._cold or self._closing:
-            return None
         now = self._clock()
+        if self._cold or self._closing or self._enough_starting(now):
+            return None
         short = [
             (shelf.wanted(now, self._limits) - len(shelf.waiting) - shelf.starting, number, shelf)
             for number, shelf in enumerate(self._shelves.values())
@@ -266,6 +282,11 @@ class Pool:
         if missing <= 0 or shelf is None:
             return None
         return shelf if self._fits(shelf, more_mib=shelf.memory_mib) else None
+
+    def _enough_starting(self, now: float) -> bool:
+        """Tell whether as many are being started at once as the rate of all runs asks for: each takes time of theirs."""
+        starting = sum(shelf.starting for shelf in self._shelves.values())
+        return starting >= max(1, math.ceil(sum(shelf.meanwhile(now) for shelf in self._shelves.values())))
 
     def _fits(self, shelf: Shelf, *, more_mib: float) -> bool:
         """Tell whether so much more fits the budget, after retiring what waits of kinds that were used longer ago."""

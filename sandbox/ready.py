@@ -199,7 +199,7 @@ def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
     @contextlib.asynccontextmanager
     async def source(setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
         async with containers(setting, run_id) as ready:
-            if setting.policy.isolation.per_run == "cell":
+            if setting.policy.isolation.per_run != "container":
                 ready.sandbox.evidence += (instead("without the service there is no warm one to make a cell in"),)
             yield ready
 

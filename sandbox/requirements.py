@@ -1,14 +1,15 @@
 """Which libraries somebody asks for: a field, a `requirements.txt`, a `pyproject.toml` or a script's own header.
 
 All four become the same thing: sorted, canonical requirements such as `pandas<2,>=1.3` or
-`uvicorn[standard]; python_version < "3.12"`; the latter two also say which Pythons they are for. Only names that an index resolves are taken: an address, a path or a
+`uvicorn[standard]; python_version < "3.12"`, the first two with the sha256 hashes that stand behind them; the latter two also say
+which Pythons they are for. Only names that an index resolves are taken: an address, a path or a
 repository would reach around the index, its hashes and the policy. No I/O.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.errors import InvalidRequest
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-__all__ = ["Declared", "check_python", "parse_libraries", "parse_pyproject", "parse_requirements_txt", "parse_script"]
+__all__ = ["Declared", "check_python", "parse_libraries", "parse_pyproject", "parse_requirements_txt", "parse_script", "without_hashes"]
 
-MAX_REQUIREMENTS = 200
+MAX_REQUIREMENTS = 1_000  # as many as a lock may have: what is exported from one can be asked for
 MAX_REQUIREMENT_CHARS = 200
-MAX_TEXT_CHARS = 256 * 1024
+MAX_TEXT_CHARS = 1 << 20  # a hash for each file of a few hundred libraries
+MAX_TOML_CHARS = 256 << 10
 # TOML readers take time that grows with the square of a dotted key, and with a table's name times its keys.
 MAX_TOML_LINE_CHARS = 2_000
 MAX_TOML_HEADER_CHARS = 200
-MAX_HASHES = 100
+MAX_HASHES = 500
 MAX_PATCH = 99
 
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
@@ -34,6 +36,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _OPERATOR = re.compile(r"\s*[<>=!~]")
 _ADDRESS = re.compile(r"://|^(?:\.{1,2}(?:/|$)|/|~)|^\w+\+|\.(?:whl|tar\.gz|tgz|tar\.bz2|zip)$", re.IGNORECASE)
 _HASH = re.compile(r"--hash[= ]sha256:([0-9a-fA-F]{64})")
+_HASHES = " --hash=sha256:"
+_INCLUDED = re.compile(r"(?:-r|--requirement)(?:\s*=\s*|\s*)(\S.*)")
+HASHED_HINT = (
+    "write the hashes of all libraries, also of those that others need, or of none; "
+    "uv pip compile --generate-hashes, pip-compile --generate-hashes and sandbox env export --format requirements do"
+)
+# What uv would install other files for: we don't follow it, and must not seem to.
+_UV_CHOICES = {
+    "sources", "index", "index-url", "extra-index-url", "default-index", "find-links", "no-index", "exclude-newer", "exclude-newer-package",
+    "constraint-dependencies", "override-dependencies", "prerelease", "resolution", "index-strategy", "pip",
+}  # fmt: skip
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[^\]]*\])?"
 _COMMAND = re.compile(r"^(?:python3? -m )?pip3? install\s+")
 # What people write for a requirement, and what they mean.
@@ -58,7 +71,7 @@ _OPTION_HINTS = {
     **dict.fromkeys(("--no-index", "--trusted-host"), _INDEX_HINT),
     **dict.fromkeys(("--no-binary", "--only-binary", "--prefer-binary"), _BINARY_HINT),
     "--pre": "name the version that you want instead, for example pandas>=3.0rc1",
-    "--require-hashes": "remove it: every file is checked against a hash in any case",
+    "--require-hashes": "write it on a line of its own, in a requirements file",
     "--hash": "write --hash=sha256:… with 64 hexadecimal digits; other digests are not taken",
 }  # fmt: skip
 
@@ -73,32 +86,51 @@ class Declared(NamedTuple):
 def parse_libraries(text: str) -> tuple[str, ...]:
     """Return the requirements of a field: one per line or separated by commas, `#` begins a comment.
 
-    A comma before an operator belongs to the constraint, so `pandas>=1.3,<2, numpy` are two.
+    A comma before an operator belongs to the constraint, so `pandas>=1.3,<2, numpy` are two. Hashes are those of
+    `parse_requirements_txt`, whose answer is read as it is.
     Raises `InvalidRequest` with the line and, where one is near, the form that was meant.
     """
     _check_text(text, "the libraries")
     return _collected(
-        _canonical(entry.strip(), f"libraries, line {number}")
+        _with_hashes(entry.strip(), f"libraries, line {number}")
         for number, line in enumerate(text.split("\n"), 1)
         for entry in _split(_COMMENT.sub("", line))
         if entry.strip()
     )
 
 
-def parse_requirements_txt(text: str, *, name: str = "requirements.txt") -> tuple[str, ...]:
+def parse_requirements_txt(
+    text: str, *, name: str = "requirements.txt", include: Callable[[str], tuple[str, ...]] | None = None
+) -> tuple[str, ...]:
     """Return the requirements of a file in pip's format; sha256 hashes stay, as ` --hash=sha256:…` behind each.
 
-    Raises `InvalidRequest` with file and line, also for every option: a file can't choose an index.
+    `include` gives those of a file that `-r` names. Raises `InvalidRequest` with file and line, also for every other option: a file can't
+    choose an index.
     """
     _check_text(text, name)
-    return _collected(
-        _with_hashes(line, f"{name}:{number}") for number, line in _logical_lines(text.removeprefix("\ufeff"))
-    )
+    found: list[str] = []
+    hashed = ""
+    for number, line in _logical_lines(text.removeprefix("\ufeff")):
+        where = f"{name}:{number}"
+        if line == "--require-hashes":
+            hashed = where
+        elif include is not None and (other := _INCLUDED.fullmatch(line)):
+            found += include(other[1])
+        else:
+            found.append(_with_hashes(line, where))
+    if hashed and (bare := next((one for one in found if _HASHES not in one), None)):
+        raise InvalidRequest(f"{hashed}: --require-hashes is asked for, and {bare} has no hash", hint=HASHED_HINT)
+    return _collected(found)
+
+
+def without_hashes(requirement: str) -> str:
+    """Return a requirement for people."""
+    return requirement.partition(_HASHES)[0]
 
 
 def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
     """Return `dependencies` and `requires-python` of the table `[project]`. Raises `InvalidRequest`."""
-    _check_text(text, name)
+    _check_text(text, name, MAX_TOML_CHARS)
     table = _toml(text, name, 1)
     project = table.get("project")
     if "lock-version" in table:
@@ -117,6 +149,7 @@ def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
             f"{name} says that its dependencies are dynamic: only running its build would tell them",
             hint="list them in a requirements.txt, or write them into dependencies of [project]",
         )
+    _check_uv(table, text, name, 1)
     return _declared(project, text, name, 1)
 
 
@@ -145,8 +178,10 @@ def parse_script(code: str) -> Declared | None:
             hint='begin each of its lines with "# " and close it with a line that is just # ///',
         )
     text = "\n".join(line[2:] for line in lines[first:closing])
-    _check_text(text, "the script's header")
-    return _declared(_toml(text, "script", first + 1), text, "script", first + 1)
+    _check_text(text, "the script's header", MAX_TOML_CHARS)
+    table = _toml(text, "script", first + 1)
+    _check_uv(table, text, "script", first + 1)
+    return _declared(table, text, "script", first + 1)
 
 
 def check_python(required: str, python: tuple[int, int] | None, image: str) -> None:
@@ -166,11 +201,9 @@ def check_python(required: str, python: tuple[int, int] | None, image: str) -> N
     )
 
 
-def _check_text(text: str, what: str) -> None:
-    if len(text) > MAX_TEXT_CHARS:
-        raise InvalidRequest(
-            f"{what} take more than {MAX_TEXT_CHARS // 1024} KiB", hint="list the libraries, and nothing else"
-        )
+def _check_text(text: str, what: str, limit: int = MAX_TEXT_CHARS) -> None:
+    if len(text) > limit:
+        raise InvalidRequest(f"{what} take more than {limit // 1024} KiB", hint="list the libraries, and nothing else")
     if found := _CONTROL.search(text.replace("\r\n", "\n")):
         line = text.count("\n", 0, found.start()) + 1
         raise InvalidRequest(
@@ -251,6 +284,20 @@ def _declared(table: dict[str, Any], text: str, name: str, first_line: int) -> D
             f"{at('dependencies')}: dependencies is not a list of texts", hint='write dependencies = ["pandas>=1.3"]'
         )
     return Declared(_collected(_canonical(entry.strip(), at(entry)) for entry in entries), str(python))
+
+
+def _check_uv(table: dict[str, Any], text: str, name: str, first_line: int) -> None:
+    """Refuse what [tool.uv] says of where files come from: taking others in silence would be the wrong answer."""
+    tool = table.get("tool")
+    uv = tool.get("uv") if isinstance(tool, dict) else None
+    for key in uv if isinstance(uv, dict) else ():
+        if key in _UV_CHOICES:
+            at = re.search(rf"^\s*(?:\[+\s*tool\s*\.\s*uv\s*\.\s*)?{re.escape(key)}\b", text, re.MULTILINE)
+            line = first_line + text.count("\n", 0, at.end() if at else 0)
+            raise InvalidRequest(
+                f"{name}:{line}: {key} of [tool.uv] is not followed here: libraries come from the index that pip is configured to use",
+                hint="remove it; or have uv choose, and give its choice: uv export --format requirements-txt > requirements.txt, --requirements requirements.txt",
+            )
 
 
 def _constraint(required: object, where: str) -> SpecifierSet:

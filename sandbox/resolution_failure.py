@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sandbox.errors import BuildFailed, clipped
-from sandbox.index import Index
+from sandbox.index import LOGIN_HINT, Index
 from sandbox.package_names import CALLED, POPULAR
 from sandbox.policy_model import Policy
 from sandbox.published import published
+from sandbox.requirements import HASHED_HINT, without_hashes
 
 __all__ = ["Failure", "explained", "last_lines", "named", "nearest"]
 
@@ -84,7 +85,7 @@ def shortened(text: str) -> str:
 def named(subject: Sequence[str]) -> str:
     """Return a list of libraries for a sentence: the first few of them."""
     more = len(subject) - SHOWN_NAMES
-    return ", ".join(subject[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(without_hashes, subject[:SHOWN_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def last_lines(text: str, count: int = LAST_LINES) -> str:
@@ -192,6 +193,18 @@ def _hash(_failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     )
 
 
+def _unhashed(_failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+    return "some libraries have hashes, and others that are needed have none", HASHED_HINT
+
+
+def _login(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+    """Explain an index that wants another login, or any; the egress proxy's refusal is a 403, too."""
+    if failure.refused:
+        return _refused(failure, match)
+    hosts = ", ".join(failure.index.remote_hosts[:SHOWN_NAMES]) or "of pip's configuration"
+    return f"the package index {hosts} refuses access to {failure.about} ({match[0][:40]})", LOGIN_HINT
+
+
 def _invalid(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     """Explain what uv finds while resolving."""
     details = failure.text.partition("was invalid:")[2]
@@ -225,7 +238,7 @@ def _gone(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
         return _refused(failure, match)
     hint = "its file was removed; sandbox env lock --upgrade makes a new lock"
     if match[1] in ("401", "403"):
-        hint = "put user name and password into the address in pip's configuration"
+        hint = LOGIN_HINT
     return f"the package index does not give {failure.about}: {match[1]} {match[2]}".rstrip(), hint
 
 
@@ -257,6 +270,8 @@ _OTHER = "ask for another version, or another package"
 PATTERNS: tuple[tuple[str, Callable[[Failure, re.Match[str]], tuple[str, str]]], ...] = (
     (r"No space left on device|os error 28|Errno 28", _no_space),
     (r"No module named pip|no such option: --(?:report|dry-run)", _no_tool),
+    (r"Hashes are required in --require-hashes mode", _unhashed),
+    (r"40[13] (?:Unauthorized|Forbidden)|\b40[13] Client Error|HTTP error 40[13]|40[13] Error, Credentials not correct", _login),
     (r"invalid peer certificate|certificate verify failed|UnknownIssuer|CERTIFICATE_VERIFY_FAILED|SSLError", _tls),
     (rf"{NAME} was not found in the (?:package registry|provided package locations|cache)", _unknown),
     (rf"that satisfies the requirement {NAME}{VERSIONS}[^\n]*\(from versions: none\)", _nothing_fits),

@@ -112,6 +112,7 @@ def _page_links(index: Index, url: str, timeout_s: float) -> list[str]:
         # Not checking a trusted host's certificate is what pip was told to do.
         warnings.filterwarnings("ignore", message="Unverified HTTPS request")
         session.max_redirects = MAX_REDIRECTS
+        session.trust_env = False  # the index has its login already, and ~/.netrc may have others for whom it redirects to
         try:
             with session.get(url, headers={"Accept": ACCEPT}, timeout=timeout_s, verify=verify, stream=True) as answer:
                 if answer.status_code == 404:
@@ -159,8 +160,11 @@ def _links_of(body: bytes, kind: str, url: str, shown: str) -> list[str]:
 
 
 def _refused(shown: str, status: int) -> BuildFailed:
-    hint = "put user name and password into its address in pip's configuration" if status in (401, 403) else "try again"
-    return BuildFailed(f"the package index {shown} answers with HTTP status {status}", hint=hint, host=shown)
+    from sandbox.index import LOGIN_HINT
+
+    if status in (401, 403):
+        return BuildFailed(f"the package index {shown} refuses access: it answers with HTTP status {status}", hint=LOGIN_HINT, host=shown)
+    return BuildFailed(f"the package index {shown} answers with HTTP status {status}", hint="try again", host=shown)
 
 
 def _unreachable(shown: str, error: Exception) -> BuildFailed:

@@ -127,7 +127,7 @@ def cold(runs: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"runner": [], "podman_rest": [], "sandbox_run": [], "podman_run": []}
     script = work.directory / "trivial.py"
     script.write_text(CODE)
-    sandbox = [str(Path(sys.executable).with_name("sandbox")), "run", str(script), "--quiet"]
+    sandbox = [str(Path(sys.executable).with_name("sandbox")), "run", str(script), "--quiet", "--no-service"]  # a service has warm sandboxes
     try:
         runner = Runner(
             lambda: engine, facts,

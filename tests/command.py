@@ -20,8 +20,15 @@ NO_SERVICE = "/run/no-service.sock"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return the caller's environment with changes."""
-    return {**os.environ, "SANDBOX_SOCKET": NO_SERVICE, **changes}
+    """Return the caller's environment with changes; unless they name a socket, runs happen in the command's own process."""
+    own = {} if "SANDBOX_SOCKET" in changes else {"SANDBOX_SOCKET": NO_SERVICE, "SANDBOX_NO_SERVICE": "1"}
+    return {**os.environ, **own, **changes}
+
+
+def without_socket(**changes: str) -> dict[str, str]:
+    """Return the caller's environment with changes, in which no variable says where a service is or that none is wanted."""
+    found = environment(**changes)
+    return {name: value for name, value in found.items() if name not in ("SANDBOX_SOCKET", "SANDBOX_SOCKET__PATH", "SANDBOX_NO_SERVICE")}
 
 
 def sandbox(

@@ -130,7 +130,7 @@ class FakeEngine:
             labels=config["config"]["Labels"], architecture=config["architecture"], layers=tuple(config["rootfs"]["diff_ids"]),
         )  # fmt: skip
 
-    def push(self, name: str, destination: str, *, work_dir: Path, tls_verify: bool = True) -> str:
+    def push(self, name: str, destination: str, *, work_dir: Path) -> str:
         self.image(name)
         raise ImageUnavailable(f"the fake can't push {name} to {destination}: there is no registry")
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sandbox import host
+from sandbox.cli.colour import marked
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.doctor import Report, examine
@@ -74,12 +75,12 @@ def show(report: Report) -> None:
     for row in report.capabilities:
         mark, colour = MARKS[row.status]
         click.echo(f"{row.name:<{width}}  ", nl=False)
-        click.secho(f"{mark:<8}", nl=False, fg=colour)
+        marked(f"{mark:<8}", nl=False, fg=colour)
         click.echo(f"  {escaped(row.detail)}")
         if row.fix:
             click.echo(f"{'':<{width}}            to mend: {escaped(row.fix)}")
     click.echo()
     for name, why in report.policies.items():
         click.echo(f"policy {name}: ", nl=False)
-        click.secho("can run" if not why else "can't run", nl=False, fg="green" if not why else "red")
+        marked("can run" if not why else "can't run", nl=False, fg="green" if not why else "red")
         click.echo(f": {escaped(why)}" if why else "")

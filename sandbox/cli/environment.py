@@ -23,6 +23,7 @@ from sandbox.cli.run import parse_size
 from sandbox.cli.screen import escaped
 from sandbox.cli.session import Session, session
 from sandbox.errors import InvalidRequest, SandboxError
+from sandbox.requirements import without_hashes
 
 if TYPE_CHECKING:
     from sandbox.lock import Lock
@@ -135,7 +136,7 @@ def list_command(obj: dict[str, Any], /, *, as_json: bool) -> None:
     for record in records:
         used_days = (time.time() - record.last_used) / DAY_S
         used = "today" if used_days < 1 else f"{used_days:.0f} day(s) ago"
-        asked = escaped(", ".join(record.requirements))
+        asked = escaped(", ".join(map(without_hashes, record.requirements)))
         click.echo(f"{record.id[:SHOWN_ID]}  {record.size_bytes // MIB:>5} MiB  used {used:<14}  {asked}")
 
 
@@ -154,7 +155,7 @@ def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) 
         return
     rows = {
         "id": record.id, "image": record.image, "base": f"{record.base} ({record.base_digest})", "lock": record.lock_hash,
-        "build policy": record.build_hash, "asked for": ", ".join(record.requirements),
+        "build policy": record.build_hash, "asked for": ", ".join(map(without_hashes, record.requirements)),
         "size": f"{record.size_bytes // MIB} MiB beyond the base image",
         "packages": f"\n{'':14}".join(record.packages),
     }  # fmt: skip

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.files import MAX_TEXT_BYTES, read_text
+from sandbox.cli.files import MAX_TEXT_BYTES, read_bytes
+from sandbox.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sandbox.requirements import Declared
+
+MAX_DEPTH = 10
+# The longer ones first: UTF-32's begins with UTF-16's.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+CODING = re.compile(rb"[ \t\f]*#.*?coding[:=][ \t]*([-\w.]{1,40})")
 
 
 def library_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,10 +53,33 @@ def requirements_of(options: dict[str, Any], *, code: str = "") -> Declared:
     return Declared(tuple(sorted(libraries)), ",".join(dict.fromkeys(one.python for one in found if one.python)))
 
 
-def read_requirements(path: str) -> Declared:
-    """Return the requirements of one file, by its name."""
+def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
+    """Return the requirements of one file, by its name. A requirements.txt may name others (-r), beside itself, as for pip."""
     from sandbox.requirements import Declared, parse_pyproject, parse_requirements_txt
 
-    text = read_text(path, what="the requirements file", max_bytes=MAX_TEXT_BYTES)
+    if len(above) > MAX_DEPTH or path in above:
+        raise InvalidRequest(f"{above[-1]} leads to {path} again, or deeper than {MAX_DEPTH} files", hint="name each file once")
+    text = decoded(read_bytes(path, what="the requirements file", max_bytes=MAX_TEXT_BYTES), path)
     name = Path(path).name
-    return parse_pyproject(text, name=name) if name.endswith(".toml") else Declared(parse_requirements_txt(text, name=name))
+    if name.endswith(".toml"):
+        return parse_pyproject(text, name=name)
+
+    def include(other: str) -> tuple[str, ...]:
+        return read_requirements(os.path.normpath(Path(path).parent / other), (*above, path)).libraries
+
+    return Declared(parse_requirements_txt(text, name=name, include=include))
+
+
+def decoded(data: bytes, path: str) -> str:
+    """Return the text of a requirements file in the encoding that its first bytes or lines name, as pip finds it; else UTF-8.
+
+    Windows PowerShell writes UTF-16. Raises `InvalidRequest`.
+    """
+    mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", "utf-8"))
+    named = None if mark else next(filter(None, map(CODING.match, data.split(b"\n", 2)[:2])), None)
+    try:
+        return data[len(mark) :].decode(named[1].decode() if named else encoding)
+    except (UnicodeDecodeError, LookupError):
+        raise InvalidRequest(
+            f"the requirements file {path} is not {named[1].decode() if named else encoding.upper()} text", hint="save it as UTF-8"
+        ) from None

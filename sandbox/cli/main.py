@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -36,6 +37,8 @@ from typing import Any
 import click
 
 from sandbox import __version__
+from sandbox.cli import completion
+from sandbox.cli.colour import marked, wanted
 from sandbox.errors import EngineUnavailable, Internal, SandboxError
 
 # Of what a tool said about a failed build, this much is shown.
@@ -44,6 +47,7 @@ SHOWN_CHARS = 300
 AGAIN_S = 0.01
 # Imported only when called: each command pays for what it needs.
 COMMANDS = {
+    "completion": "sandbox.cli.completion:completion",
     "config": "sandbox.cli.config:config",
     "doctor": "sandbox.cli.doctor:doctor",
     "env": "sandbox.cli.environment:environment",
@@ -102,7 +106,7 @@ def cli(ctx: click.Context, *, policy_dirs: tuple[Path, ...], debug: bool) -> No
 
 def report(error: SandboxError) -> None:
     """Print one error for its reader."""
-    click.secho(f"sandbox: {error.code}: ", err=True, nl=False, fg="red")
+    marked(f"sandbox: {error.code}: ", err=True, nl=False, fg="red")
     click.echo(printable(error.message), err=True)
     if error.hint:
         click.echo(f"  what to do: {printable(error.hint)}", err=True)
@@ -126,6 +130,8 @@ def printable(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    if completion.asked():
+        sys.exit(completion.answer())
     sys.unraisablehook = interrupted_again
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     sys.exit(run_command(arguments, debug=debug))
@@ -151,7 +157,7 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
     """Run one command line; return its exit status."""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return cli(args=arguments, standalone_mode=False, prog_name="sandbox", obj={"own_process": True}) or 0
+        return cli(args=arguments, standalone_mode=False, prog_name="sandbox", obj={"own_process": True}, color=wanted(os.environ)) or 0
     except SandboxError as error:
         if debug:
             traceback.print_exc()
@@ -161,7 +167,7 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
         return end.exit_code
     except click.ClickException as error:
         error.show()
-        if "--debug" in getattr(error, "message", ""):
+        if isinstance(error, click.NoSuchOption) and error.option_name == "--debug":
             click.echo("  --debug goes before the command: sandbox --debug run …", err=True)
         return 2
     except (click.Abort, KeyboardInterrupt):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.colour import marked
 from sandbox.cli.progress import Steps
 from sandbox.cli.screen import Screen, escaped, escaped_json
 
@@ -131,14 +132,14 @@ class Output:
         for warning in () if self._quiet else answer.warnings:
             click.echo(f"sandbox: warning: {escaped(warning)}", err=True)
         if answer.explanation:
-            click.secho(f"sandbox: {answer.outcome}: ", err=True, nl=False, fg="red")
+            marked(f"sandbox: {answer.outcome}: ", err=True, nl=False, fg="red")
             click.echo(escaped(answer.explanation), err=True)
         elif sys.stderr.isatty() and not self._quiet and answer.receipt is not None:
             controls = answer.receipt.controls
             fallback = sum(control.status == "fallback" for control in controls)
             note = f", {fallback} by a fallback" if fallback else ""
             total_s = answer.durations.total_ms / 1000
-            click.secho(f"· succeeded in {total_s:.2f} s, {len(controls)} controls proven{note}", err=True, dim=True)
+            marked(f"· succeeded in {total_s:.2f} s, {len(controls)} controls proven{note}", err=True, dim=True)
 
 
 def reader_gone() -> None:

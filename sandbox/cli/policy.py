@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
@@ -52,7 +53,7 @@ def _summary(name: str, path: Path, directories: list[Path]) -> dict[str, str]:
 
 
 @policy.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.policies)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the origin of each value and the hash.")
 @click.pass_obj
 def show(obj: dict[str, Any], *, name: str, as_json: bool) -> None:
@@ -78,7 +79,7 @@ def _document(loaded: LoadedPolicy) -> dict[str, Any]:
 
 
 @policy.command("explain")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.policies)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @click.pass_obj
 def explain_(obj: dict[str, Any], *, name: str, as_json: bool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
+from sandbox.cli.colour import marked, wanted
 from sandbox.cli.screen import escaped
 from sandbox.progress import Progress
 
@@ -36,7 +38,7 @@ class Steps:
             self._line(progress)
         elif progress.total_bytes and self._bar is None:
             self._bar = click.progressbar(
-                length=progress.total_bytes, label="  ", file=sys.stderr, show_pos=False, item_show_func=lambda _: self._position()
+                length=progress.total_bytes, label="  ", file=sys.stderr, show_pos=False, color=wanted(os.environ), item_show_func=lambda _: self._position()
             )  # fmt: skip
             self._bar.__enter__()
         if self._bar is not None and progress.done_bytes is not None:
@@ -46,7 +48,7 @@ class Steps:
 
     def _line(self, progress: Progress) -> None:
         what = escaped(progress.text) if progress.text and progress.step not in ("image", "storing") else ""
-        click.secho(f"· {SAID[progress.step]}{' ' + what if what else ''}", err=True, dim=True)
+        marked(f"· {SAID[progress.step]}{' ' + what if what else ''}", err=True, dim=True)
 
     def _position(self) -> str:
         return f"{self._done_bytes / MIB:.1f} of {self._bar.length / MIB:.1f} MiB" if self._bar is not None else ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import signal
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
+from sandbox.cli.versions import tell_version
 from sandbox.client import Client, NoService, bytes_of, error_of, run_body
+from sandbox.client_calls import foreign, object_of
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
 from sandbox.request import syntax_error
@@ -36,18 +37,19 @@ NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED}
 def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | None:
     """Return a connected client of the service that a run can go to; None when this process carries it out.
 
-    A service knows policies by name, those that it has itself. Raises `NoService` for a socket of ours that does not work,
-    `NotFound` or `InvalidRequest` for a configuration that can't be read.
+    A service knows policies by name, those that it has itself. Raises `NoService` for one that is named and can't be had, and
+    for a socket of ours that does not work; `NotFound` or `InvalidRequest` for a configuration that can't be read.
     """
     if options["no_service"] or policy_dirs or is_path(options["policy"]):
         return None
     named = named_socket(os.environ)
-    client = Client(named)
+    client = Client(named, on_other_version=tell_version)
     try:
         listener = client.connect()
     except NoService as error:
-        if error.reason in NOBODY_THERE or not is_ours(client.path):
+        if not named and (error.reason in NOBODY_THERE or not is_ours(client.path)):
             return None
+        error.hint += "; or run it in this process, without the service: --no-service"
         raise
     # In a directory that others can write, somebody else could listen where our service would. Who names a socket trusts it.
     if listener in (0, os.geteuid()) or named:
@@ -106,9 +108,12 @@ class Going:
                 for line in lines:
                     kind, document = without_event(line)
                     if kind == "result":
-                        return answer_from(document)
+                        answer = answer_from(document)
+                        if answer.run_id != self._run_id:
+                            raise foreign(f"it is of the run {answer.run_id[:40]!r}, not of {self._run_id!r}")
+                        return answer
                     if kind != "file":  # the result has it, too
-                        self._take(kind, json.loads(document), output)
+                        self._take(kind, object_of(document), output)
         except EngineUnavailable:
             if not self._cancelled or self._run_id:
                 raise

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
 from sandbox.cli.output import Output, reader_gone
+from sandbox.cli.saved import open_directory, save_files
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
 
@@ -71,20 +74,38 @@ def read_payload(text: str | None) -> bytes:
 
 def check_payload(data: bytes, text: str | None) -> None:
     """Raise `InvalidRequest`, with line and column, unless the payload is JSON."""
-    source = text if text is not None and text.startswith("@") else "--input"
+    file = text[1:] if text is not None and text.startswith("@") else None
+    source = "--input" if file is None else f"--input @{file}"
     try:
         json.loads(data, parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint="save it as UTF-8") from None
+        raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint=as_file(file) or "save it as UTF-8") from None
     except RecursionError:
         raise InvalidRequest(f"{source} is nested too deeply", hint="send flatter data") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}",
-            hint="text needs quotes of its own: --input '\"hello\"'; a file is given as --input @FILE",
+            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}", hint=as_file(file) or as_text(text)
         ) from None
     except ValueError as error:
         raise InvalidRequest(f"{source} is not JSON: {error}", hint="send null or text instead") from None
+
+
+def as_file(file: str | None) -> str:
+    """Return how a file that is no JSON is given to the program; an empty text for a file of JSON with a mistake, and for none."""
+    if file is None:
+        return ""
+    if file.endswith((".json", ".geojson")):
+        return "correct it there: the payload is JSON"
+    name = Path(file).name
+    reading = f'pandas.read_csv("{name}"), or open("{name}")' if name.lower().endswith((".csv", ".tsv")) else f'open("{name}"), or read_file("{name}")'
+    return f"the payload is JSON; a file of another kind is given as it is: --file {shlex.quote(file)}, and the program reads it: {reading}"
+
+
+def as_text(text: str | None) -> str:
+    """Return how a text that is no JSON is written, or the file that it names."""
+    if text is not None and text != "-" and Path(text).is_file():
+        return f"to send what is in the file: --input {shlex.quote(f'@{text}')}" if text.endswith(".json") else as_file(text)
+    return "text needs quotes of its own: --input '\"hello\"'; a file of JSON is given as --input @data.json, any other as --file data.csv"
 
 
 def refuse_constant(name: str) -> None:
@@ -109,14 +130,16 @@ def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
 
 
 def read_files(values: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the content of NAME=PATH pairs."""
+    """Return the content of files given as NAME=PATH, or as PATH alone, whose last part is the name then."""
     found = {}
     for text in values:
         name, equals, path = text.partition("=")
-        if not equals or not name or not path:
-            raise InvalidRequest(f"--file {text!r} is not NAME=PATH", hint="for example --file data.csv=/srv/data.csv")
+        if not equals or ("/" in name and Path(text).exists()):
+            name, path = Path(text).name, text
+        if not name or not path:
+            raise InvalidRequest(f"--file {text!r} is neither PATH nor NAME=PATH", hint="for example --file data.csv, or --file data.csv=/srv/today.csv")
         if name in found:
-            raise InvalidRequest(f"--file {name} is given twice", hint="give each name once")
+            raise InvalidRequest(f"--file {name} is given twice", hint="give each name once: --file other.csv=PATH")
         found[name] = read_bytes(path, what="the file")
     return found
 
@@ -170,48 +193,12 @@ def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:
         ) from None
 
 
-def open_directory(path: str | None) -> int | None:
-    """Open the directory for saved files before the run, so that a run is not wasted. Raises `InvalidRequest`."""
-    if path is None:
-        return None
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(13, f"user id {os.geteuid()} may not write there")
-    except OSError as error:
-        raise InvalidRequest(
-            f"--save-files {path} can't be used: {error.strerror}",
-            hint=f"name a directory that user id {os.geteuid()} may write",
-        ) from None
-    return fd
-
-
-def save_files(answer: Answer, fd: int) -> None:
-    """Write saved files below an open directory. Existing links are not followed: the old entry is replaced."""
-    for file in answer.files:
-        temporary = f".{os.urandom(16).hex()}.part"  # the program knows its run id, and not this
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd
-        )
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(file.content)
-            os.rename(temporary, file.name, src_dir_fd=fd, dst_dir_fd=fd)
-        except OSError as error:
-            os.unlink(temporary, dir_fd=fd)
-            raise InvalidRequest(
-                f"the file {escaped(file.name)} can't be saved: {error.strerror}",
-                hint="name an empty directory with room for it",
-            ) from None
-
-
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `run` and `template run` share."""
     options = (
         click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file of JSON, or standard input."),
         click.option("--topic", default="", help="The message's topic."),
-        click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
+        click.option("--policy", default="default", show_default=True, shell_complete=completion.policies, help="Name or path of the policy."),
         click.option("--image", help="Image to run in; the policy's own by default."),
         click.option("--timeout", metavar="DURATION", help="Less time than the policy allows: 30s, 500ms, 2m."),
         click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
@@ -219,11 +206,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--pids", type=click.IntRange(min=1), help="Fewer processes than the policy allows."),
         click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program; a bare NAME takes yours."),
         click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A variable of yours that is kept out of every record."),
-        click.option("--file", "files", multiple=True, metavar="NAME=PATH", help="A file that read_file(NAME) finds."),
-        click.option("--save-files", metavar="DIR", help="Where files given to save_file() go."),
+        click.option("--file", "files", multiple=True, metavar="[NAME=]PATH", help="A file for the program, in its working directory: open(NAME) and read_file(NAME) find it."),
+        click.option("--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others."),
+        click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
-        click.option("--no-service", is_flag=True, help="Run in this process, also when a service is running."),
+        click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
+                     help="Run in this process, also when a service is running or named. SANDBOX_NO_SERVICE=1 says the same."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -231,7 +220,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("run", context_settings={"ignore_unknown_options": False})
-@click.argument("file", metavar="FILE|-|template:NAME")
+@click.argument("file", metavar="FILE|-|template:NAME", shell_complete=completion.scripts)
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
@@ -308,7 +297,7 @@ def conclude(answer: Answer, output: Output, directory: int | None, options: dic
         return READER_GONE
     output.finish(answer)
     if directory is not None:
-        save_files(answer, directory)
+        save_files(answer.files, directory, keep_names=options["keep_names"])
         os.close(directory)
     elif answer.files and not options["as_json"] and not options["quiet"]:
         names = ", ".join(escaped(file.name) for file in answer.files[:5])

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
+from sandbox.cli.versions import tell_version
 from sandbox.client import Client
 from sandbox.errors import InvalidRequest, NotFound
 
@@ -29,7 +31,7 @@ Row = dict[str, Any]
 def connected() -> Iterator[Client]:
     """Give a client of this user's service; as root, of the one that the user `sandbox` has."""
     leave_root(quiet=True)
-    with Client(timeout_s=TIMEOUT_S) as client:
+    with Client(timeout_s=TIMEOUT_S, on_other_version=tell_version) as client:
         client.connect()
         yield client
 
@@ -53,7 +55,7 @@ def ps(*, as_json: bool) -> None:
 
 @click.command("runs")
 @click.option("--node", help="Only runs of this node.")
-@click.option("--outcome", help="Only runs with this outcome, or this code of an error.")
+@click.option("--outcome", shell_complete=completion.outcomes, help="Only runs with this outcome, or this code of an error.")
 @click.option("--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="At most so many.")
 @json_option
 def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) -> None:
@@ -68,7 +70,7 @@ def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) ->
 
 
 @click.command("logs")
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @json_option
 def logs(*, run_id: str, as_json: bool) -> None:
     """Show what the history knows of RUN: its id, or the beginning of it. Payloads are kept where the policy asks for it, code and output never."""
@@ -86,7 +88,7 @@ def logs(*, run_id: str, as_json: bool) -> None:
 
 
 @click.command("stop")
-@click.argument("run_id", metavar="[RUN]", required=False)
+@click.argument("run_id", metavar="[RUN]", required=False, shell_complete=completion.runs_that_go_on)
 @click.option("--all", "everything", is_flag=True, help="End every run, build and check, and retire every sandbox that stands ready.")
 @json_option
 def stop(*, run_id: str | None, everything: bool, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sandbox import templates
+from sandbox.cli import completion
 from sandbox.cli.run import run_options, run_template
 
 
@@ -25,7 +26,7 @@ def list_command() -> None:
 
 
 @template.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.templates)
 @click.option("--data", is_flag=True, help="Print the sample payload instead of the script.")
 def show_command(name: str, *, data: bool) -> None:
     """Print the script NAME."""
@@ -34,7 +35,7 @@ def show_command(name: str, *, data: bool) -> None:
 
 
 @template.command("run")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.templates)
 @run_options
 @click.pass_obj
 def run_command(obj: dict[str, Any], /, *, name: str, **options: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -41,8 +42,8 @@ class Pace:
 @click.command("top")
 @json_option
 def top(*, as_json: bool) -> None:
-    """Show how the service is, again every second until Ctrl-C; once where standard output is no terminal."""
-    live = sys.stdout.isatty() and not as_json
+    """Show how the service is, again every second until Ctrl-C; once where standard output is no terminal, or a dumb one."""
+    live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
     pace = Pace()
     with connected() as client, contextlib.suppress(KeyboardInterrupt):
         while True:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from sandbox import __version__
 from sandbox.document import error_document
 from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFull, SandboxError
 
@@ -17,10 +19,25 @@ if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
 
 JSON = "application/json"
+SERVER = f"podman-sandbox-runner/{__version__}"
+REQUEST_ID = "X-Request-Id"
+NAMED = re.compile(r"[!-~]{1,128}")
 PIECE_BYTES = 256 << 10
 # A client may keep us waiting for so long; what it takes at this rate costs it nothing.
 WRITE_TIMEOUT_S = 30.0
 LEAST_RATE = 1 << 20  # bytes a second
+
+
+async def signed(request: BaseRequest, response: web.StreamResponse) -> None:
+    """Have an answer say who gives it, and to which request: by the id that its client chose, if it did."""
+    sign(request, response)
+
+
+def sign(request: BaseRequest, response: web.StreamResponse) -> None:
+    """Say it in the headers of an answer that has not begun."""
+    response.headers["Server"] = SERVER
+    if NAMED.fullmatch(named := request.headers.get(REQUEST_ID, "")):
+        response.headers[REQUEST_ID] = named
 
 
 def document(value: object, *, status: int = 200) -> web.Response:
@@ -113,5 +130,11 @@ def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
             http_status=405,
         )  # fmt: skip
     if isinstance(answer, web.HTTPNotFound):
-        return NotFound(f"there is nothing at {request.path[:200]!r}", hint="see docs/service.md")
-    return InvalidRequest(f"the request can't be served: {answer.reason}", hint="see docs/service.md")
+        return NotFound(f"there is nothing at {request.path[:200]!r}", hint=f"there are {', '.join(paths_of(request))}")
+    return InvalidRequest(f"the request can't be served: {answer.reason}", hint="mend its address, headers or body")
+
+
+def paths_of(request: BaseRequest) -> list[str]:
+    """Return what there is in the place of an address that leads nowhere."""
+    application = getattr(request, "app", None)
+    return sorted({resource.canonical for resource in application.router.resources()}) if application is not None else ["/v1/health"]

@@ -12,7 +12,7 @@ from aiohttp import web
 from sandbox.errors import Internal, SandboxError
 from sandbox.service import catalogue, environments, maintenance, runs
 from sandbox.service.access import Access
-from sandbox.service.answers import error_answer, translated
+from sandbox.service.answers import error_answer, signed, translated
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.state import CALLER, STATE, PolicyBook, State
 
@@ -54,6 +54,7 @@ def application(state: State, access: Access) -> web.Application:
         largest_bytes=partial(largest_body_bytes, state.policies), budget_bytes=state.config.queue.bodies_mib << 20
     )
     app = web.Application(middlewares=[answered, identified(access, intake)])
+    app.on_response_prepare.append(signed)
     app[STATE] = state
     for method, path, handler in ROUTES:
         app.router.add_route(method, path, handler)

@@ -130,7 +130,12 @@ def run_request(body: RunBody) -> RunRequest:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"`{place}`: {first['msg']}", hint="see docs/service.md") from None
+        raise InvalidRequest(f"`{place}`: {first['msg']}", hint=fields_of(RunBody)) from None
+
+
+def fields_of(kind: type[msgspec.Struct]) -> str:
+    """Return which fields a body has, as a hint."""
+    return f"its fields are {', '.join(kind.__struct_fields__)}"
 
 
 def _content(name: str, text: str) -> bytes:
@@ -149,4 +154,4 @@ def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         reason = str(error).replace("`$.", "`") or "nested too deeply"
-        raise InvalidRequest(f"the request's body can't be read: {reason}", hint="see docs/service.md") from None
+        raise InvalidRequest(f"the request's body can't be read: {reason}", hint=fields_of(decoder.type)) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sandbox import templates
+from sandbox import __version__, templates
 from sandbox.doctor import examine
 from sandbox.engine import ImageRecord
 from sandbox.errors import AccessDenied, SandboxError
@@ -90,6 +90,8 @@ async def get_health(request: web.Request) -> web.Response:
         {
             "status": "stopping" if state.admission.draining else "degraded" if problems or broken else "ok",
             "problems": problems,
+            "version": __version__,
+            "since": round(state.began, 3),
             "uptime_s": round(time.time() - state.began, 1),
             "runs": {"running": counts.running, "waiting": counts.waiting},
             "pool": asdict(state.pool.counts()),

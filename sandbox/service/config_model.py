@@ -56,8 +56,12 @@ def _usual_socket() -> str:
     return usual_socket(os.environ)
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _two_per_core() -> int:
-    return 2 * len(os.sched_getaffinity(0))
+    return 2 * _cores()
 
 
 def _socket_path(path: str) -> str:
@@ -217,7 +221,10 @@ class Pool(Strict):
         4, "Ready sandboxes of one kind: same environment, policy and preloaded modules.", "sandboxes"
     )
     idle_s: float = _seconds(300.0, "A ready sandbox that nobody needed for so many seconds is removed.", low=1)
-    starters: int = _count(1, "Sandboxes that may be starting ahead of need at the same time.", "sandboxes", low=1)
+    starters: int = _count(
+        _cores, "Sandboxes that may be starting ahead of need at the same time, while runs come that fast; without it one per core.",
+        "sandboxes", low=1,
+    )  # fmt: skip
     warm_seen: int = _count(
         2, "Kinds of runs that were asked for most often in the last week, and are made ready when the service starts.", "kinds"
     )

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service.access import peer_of
-from sandbox.service.answers import error_answer, translated
+from sandbox.service.answers import SERVER, error_answer, sign, translated
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -34,8 +34,8 @@ BODY = json.dumps(
                "hint": "close those that are not in use, then try again", "facts": {}}}
 ).encode()  # fmt: skip
 REFUSAL = (
-    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+    b"HTTP/1.1 429 Too Many Requests\r\nServer: %s\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (SERVER.encode(), len(BODY), BODY)
 )
 
 
@@ -58,7 +58,7 @@ class Speaker(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             error = InvalidRequest("the head of the request has a line that is too long", hint="shorten its address or headers")
         elif status < 500:
-            error = InvalidRequest("what came is no HTTP/1.1 request, or a broken one", hint="see docs/service.md")
+            error = InvalidRequest("what came is no HTTP/1.1 request, or a broken one", hint="look at what the client sends; GET /v1/health is the smallest request")
         answer = error_answer(error)
         answer.force_close()
         return answer
@@ -69,6 +69,8 @@ class Speaker(web.RequestHandler):
         """Send an answer; one that the library gave before any of our code saw the request gets the shape of ours."""
         if isinstance(resp, web.HTTPException):
             resp = error_answer(translated(resp, request))
+        if not resp.prepared:
+            sign(request, resp)
         return await super().finish_response(request, resp, start_time)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from sandbox import errors
 from sandbox.errors import SandboxError
 from sandbox.execution import digest
 from sandbox.history import Row
@@ -15,6 +16,8 @@ from sandbox.service.live import LiveRun
 
 MAX_EXPLANATION_CHARS = 500
 MAX_PAYLOAD_BYTES = 65_536
+# What the history has as the outcome of a run: that of its program, or the code of the error that it ended with.
+ENDINGS = (*sorted(outcome.value for outcome in Outcome), *sorted(kind.code for kind in vars(errors).values() if hasattr(kind, "code")))
 
 
 def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None) -> Row:

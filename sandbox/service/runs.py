@@ -31,7 +31,7 @@ from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
 from sandbox.service.live import LiveRun
-from sandbox.service.record import ended_row, failed_row, new_row
+from sandbox.service.record import ENDINGS, ended_row, failed_row, new_row
 from sandbox.service.state import CALLER, STATE, State
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ async def get_runs(request: web.Request) -> web.Response:
     limit = listed_at_most(query.get("limit", str(USUALLY_LISTED)))
     rows = await asyncio.to_thread(
         state.history.list, caller=None if caller.may_maintain else caller.uid, node=query.get("node"),
-        outcome=query.get("outcome"), before=query.get("before"), limit=limit,
+        outcome=ending(query.get("outcome")), before=query.get("before"), limit=limit,
     )  # fmt: skip
     known = {row.run_id for row in rows}
     others = [
@@ -226,6 +226,13 @@ async def get_runs(request: web.Request) -> web.Response:
     ]  # fmt: skip
     first = [] if "before" in query or "outcome" in query else others
     return document({"runs": [*first, *(shown(row, state) for row in rows)]})
+
+
+def ending(text: str | None) -> str | None:
+    """Return the outcome that a client wants listed. Raises `InvalidRequest` for what no run can have."""
+    if text is not None and text not in ENDINGS:
+        raise InvalidRequest(f"no run ends as {text[:40]!r}", hint=f"outcomes, and codes of errors: {', '.join(ENDINGS)}")
+    return text
 
 
 def listed_at_most(text: str) -> int:

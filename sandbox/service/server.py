@@ -125,7 +125,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         of_cells = CellLimits(
             memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s
         )
-        async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells) as cells:
+        async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
             admission = Admission(config.queue.limits)
             artefacts = Artefacts(
                 places.data_dir / "files", max_bytes=config.history.files_mib << 20, age_s=config.history.files_age_s
@@ -221,7 +221,7 @@ async def warm(state: State) -> None:
         request = RunRequest(code="", policy=policy, requirements=requirements, preload=modules)
         try:
             async with state.runner.setting(request) as setting:
-                if setting.policy.isolation.per_run == "container":
+                if setting.policy.isolation.per_run != "cell":
                     state.pool.warm(setting)
         except SandboxError as error:
             LOG.error("no sandbox is kept ready for policy %s: %s", policy, error)

@@ -146,13 +146,13 @@ def test_a_planted_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "report.txt").symlink_to(victim)
-    (out / "hard").hardlink_to(victim)
-    (tmp_path / "script.py").write_text("save_file('report.txt', 'new')\nsave_file('hard', 'new')\nresult = 1")
+    (out / "hard.txt").hardlink_to(victim)
+    (tmp_path / "script.py").write_text("save_file('report.txt', 'new')\nsave_file('hard.txt', 'new')\nresult = 1")
     answer = saved(tmp_path / "script.py", out)
     assert answer.returncode == 0, answer.stderr
     assert victim.read_text() == "untouched"
     assert not (out / "report.txt").is_symlink()
-    assert (out / "report.txt").read_text() == (out / "hard").read_text() == "new"
+    assert (out / "report.txt").read_text() == (out / "hard.txt").read_text() == "new"
 
 
 def test_a_directory_in_the_way_is_an_error_and_nothing_is_left_half(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_a_directory_in_the_way_is_an_error_and_nothing_is_left_half(tmp_path: P
 
 
 def test_saved_files_are_not_executable_and_belong_to_the_caller(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text("save_file('tool', '#!/bin/sh')\nresult = 1")
+    (tmp_path / "script.py").write_text("save_file('tool.txt', '#!/bin/sh')\nresult = 1")
     assert saved(tmp_path / "script.py", tmp_path / "out").returncode == 0
-    status = (tmp_path / "out" / "tool").stat()
+    status = (tmp_path / "out" / "tool.txt").stat()
     assert status.st_mode & 0o6111 == 0
     assert status.st_uid == os.getuid()
 
@@ -176,9 +176,31 @@ def test_saved_files_are_not_executable_and_belong_to_the_caller(tmp_path: Path)
 def test_a_name_like_our_own_temporary_one_does_no_harm(tmp_path: Path) -> None:
     # A program knows the id of its run, from which the command makes the name that it writes to first.
     (tmp_path / "script.py").write_text(
-        "save_file(f'.{execution_id}.part', 'first')\nsave_file('second', 'second')\nresult = 1"
+        "save_file(f'.{execution_id}.part', 'first')\nsave_file('second.txt', 'second')\nresult = 1"
     )
     answer = saved(tmp_path / "script.py", tmp_path / "out")
     assert b"Traceback" not in answer.stderr
     assert answer.returncode == 0, answer.stderr
-    assert (tmp_path / "out" / "second").read_text() == "second"
+    assert (tmp_path / "out" / "second.txt").read_text() == "second"
+
+
+ACTIVE = [".bashrc", ".profile", "-rf", "--help", "sitecustomize.py", "conftest.py", "Makefile", "authorized_keys", "autorun.inf", "a*.csv", "CON.txt"]
+
+
+def test_names_that_programs_of_the_host_act_upon_get_others_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"for name in {ACTIVE}: save_file(name, name)\nsave_file('data.csv', 'x')\nresult = 1")
+    answer = saved(tmp_path / "script.py", tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    kept = sorted(os.listdir(tmp_path / "out"))
+    assert kept == sorted(["data.csv", *(f"saved-{name.replace('*', '_')}.saved" for name in ACTIVE)])
+    for name in ACTIVE:
+        assert f"{name} was saved as saved-".encode() in answer.stderr
+    # The control: asked for, they keep their names, and a shell that goes through the directory is told options by one.
+    subprocess.run(
+        [sys.executable, "-m", "sandbox", "run", str(tmp_path / "script.py"), "--save-files", str(tmp_path / "own"), "--keep-names"],
+        capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert sorted(os.listdir(tmp_path / "own")) == sorted([*ACTIVE, "data.csv"])
+    for directory, listed in (("own", False), ("out", True)):
+        shown = subprocess.run(["sh", "-c", "ls *"], cwd=tmp_path / directory, capture_output=True, text=True, check=False, timeout=60)
+        assert ("data.csv" in shown.stdout and "Usage" not in shown.stdout) is listed

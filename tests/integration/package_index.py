@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import io
@@ -97,6 +98,7 @@ class PackageIndex:
         self.files: dict[str, bytes] = {}
         self.hashes: dict[str, str] = {}
         self.redirects: dict[str, str] = {}
+        self.login: str | None = None  # "user:password", which then every request needs
         self.hits: Counter[str] = Counter()
         self.holds: dict[str, tuple[threading.Event, threading.Event]] = {}
         self.url = ""
@@ -134,6 +136,11 @@ class PackageIndex:
         return f"<!DOCTYPE html><html><body>{'<br>'.join(links)}</body></html>".encode()
 
 
+def basic(login: str) -> str:
+    """Return the header with which a client logs in."""
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
+
+
 def normal(name: str) -> str:
     """Return a package's name in the one spelling of PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -152,7 +159,9 @@ def handler(index: PackageIndex) -> type[BaseHTTPRequestHandler]:
                 asked, let_go = index.holds[path]
                 asked.set()
                 let_go.wait()
-            if path in index.redirects:
+            if index.login is not None and self.headers.get("Authorization") != basic(index.login):
+                self.answer(401, b"", **{"WWW-Authenticate": 'Basic realm="index"'})
+            elif path in index.redirects:
                 self.answer(302, b"", Location=index.redirects[path])
             elif path.startswith("/files/") and (content := index.files.get(path.removeprefix("/files/"))) is not None:
                 self.answer(200, content)

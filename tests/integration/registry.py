@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,19 @@ def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     pytest.fail("the registry did not open its port")
+
+
+@contextmanager
+def insecure(prefix: str) -> Iterator[None]:
+    """Have this user's registries.conf(5) say meanwhile that what begins with `prefix` is insecure."""
+    directory = Path.home() / ".config/containers/registries.conf.d"
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"sandbox-tests-{uuid.uuid4().hex}.conf"
+    file.write_text("\n".join(["[[registry]]", f'prefix = "{prefix}"', f'location = "{prefix}"', "insecure = true", ""]))
+    try:
+        yield
+    finally:
+        file.unlink()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from sandbox.podman_engine import PodmanEngine
 from sandbox.tree import Kind, encode_header
 from tests import archive as archives
 from tests.command import sandbox
-from tests.integration.registry import Registry
+from tests.integration.registry import Registry, insecure
 
 pytestmark = pytest.mark.podman
 BASE = f"{REPOSITORY}:latest"
@@ -140,9 +140,8 @@ def test_a_registry_that_nobody_vouches_for_gets_no_image(
     with pytest.raises(ImageUnavailable, match="certificate"):
         engine.push(added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path)
     # The control: only the certificate was missing.
-    assert engine.push(
-        added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path, tls_verify=False
-    ).startswith("sha256:")
+    with insecure(registry.address):
+        assert engine.push(added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path).startswith("sha256:")
 
 
 ADDING = """

@@ -12,7 +12,7 @@ import pytest
 from sandbox.image import REPOSITORY
 from tests.command import environment, sandbox
 from tests.integration.package_index import package_index, wheel
-from tests.integration.registry import Registry, podman, untag
+from tests.integration.registry import Registry, insecure, podman, untag
 
 pytestmark = pytest.mark.podman
 
@@ -77,6 +77,24 @@ def test_an_environment_travels_through_a_registry(registry: Registry, built: tu
     assert ran.stdout.strip() == "delivered", ran.stderr
     images = subprocess.run(["podman", "images"], capture_output=True, text=True, check=True, timeout=60).stdout
     assert "team/courier" not in images
+
+
+def test_a_registry_that_registries_conf_calls_insecure_is_one_for_push_and_pull(
+    registry: Registry, built: tuple[str, Path], policy: Path
+) -> None:
+    """Nobody vouches for its certificate: only what Podman's configuration says makes the difference, for this prefix alone."""
+    target, other = f"{registry.address}/lax/courier:1", f"{registry.address}/strict/courier:1"
+    assert sandbox("env", "push", built[0], target).returncode == 11
+    with insecure(f"{registry.address}/lax"):
+        pushed = sandbox("env", "push", built[0], target)
+        assert pushed.returncode == 0, pushed.stderr
+        refused = sandbox("env", "push", built[0], other)
+        assert refused.returncode == 11
+        assert "certificate" in refused.stderr
+        assert "insecure = true" in refused.stderr
+        pulled = sandbox("env", "pull", pushed.stdout.strip(), "--policy", policy)
+        assert pulled.returncode == 0, pulled.stderr
+    assert sandbox("env", "pull", target, "--policy", policy).returncode == 11
 
 
 def test_a_pull_by_a_wrong_digest_is_refused(registry: Registry, built: tuple[str, Path], policy: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,10 @@ NODE: dict[str, Any] = {"policy": "cells", "node_id": "flow-7/python"}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with served(tmp_path_factory.mktemp("service"), SANDBOX_CELLS__PER_NODE="2") as running:
+    home = tmp_path_factory.mktemp("service")
+    (home / "policies").mkdir()
+    (home / "policies" / "paced.toml").write_text('extends = "default"\n[isolation]\nper_run = "auto"\n')
+    with served(home, SANDBOX_CELLS__PER_NODE="2") as running:
         yield running
     assert left_behind() == []
 
@@ -164,3 +168,20 @@ def test_after_sigkill_of_the_service_no_maker_and_no_cell_lives(tmp_path_factor
         until(lambda: not any(map(command_line, alive)))
     with served(home) as service, service.client() as client:
         assert client.run("result = 1", **NODE).value == 1
+
+
+def test_by_pace_a_fast_node_gets_cells_and_one_with_pauses_containers(client: Client) -> None:
+    fast = [client.run("result = payload", payload=n, policy="paced", node_id="fast") for n in range(40)]
+    assert [result.value for result in fast] == list(range(40))
+    got = [isolation(result) for result in fast]
+    assert got[:8] == ["container"] * 8
+    assert sum("net" in mechanism for mechanism in got[8:]) >= 20, got
+    (row,) = (row for row in fast[0].document["receipt"]["controls"] if row["control"] == "isolation")
+    assert "no faster than containers are made" in row["evidence"]
+    slow = [paused(client, n) for n in range(10)]
+    assert slow == ["container"] * 10
+
+
+def paused(client: Client, number: int) -> str:
+    time.sleep(0.6)
+    return isolation(client.run("result = payload", payload=number, policy="paced", node_id="slow"))

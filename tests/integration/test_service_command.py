@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.command import COMMAND, document, environment, left_behind, sandbox
+from tests.command import COMMAND, document, environment, left_behind, sandbox, without_socket
 from tests.integration.service import Service, served
 from tests.integration.test_service import until
 from tests.unit.test_client import Served
@@ -184,8 +184,7 @@ def test_the_service_is_found_at_its_usual_place(script: Path, service: Service)
         place = Path(runtime) / "podman-sandbox-runner"
         place.mkdir(mode=0o700)
         (place / "service.sock").symlink_to(service.socket)
-        variables = environment(XDG_RUNTIME_DIR=runtime)
-        del variables["SANDBOX_SOCKET"]
+        variables = without_socket(XDG_RUNTIME_DIR=runtime)
         assert sandbox("run", script, env=variables).stdout == "1\n"
     assert asked(service) == before + 1
 
@@ -193,8 +192,7 @@ def test_the_service_is_found_at_its_usual_place(script: Path, service: Service)
 def test_the_service_is_found_where_its_configuration_has_it_listen(script: Path, tmp_path: Path, service: Service) -> None:
     file = tmp_path / "service.toml"
     file.write_text(f'[socket]\npath = "{service.socket}"\n')
-    variables = environment(SANDBOX_CONFIG=str(file))
-    del variables["SANDBOX_SOCKET"]
+    variables = without_socket(SANDBOX_CONFIG=str(file))
     before = asked(service)
     assert sandbox("run", script, env=variables).stdout == "1\n"
     assert asked(service) == before + 1
@@ -221,20 +219,74 @@ def test_a_policy_of_the_caller_s_own_stays_in_this_process(
     assert asked(service) == before + 1
 
 
-@pytest.mark.parametrize("place", ["absent", "dead", "file", "closed/service.sock"])
-def test_where_no_service_can_be_asked_the_run_happens_here_and_nothing_is_said(script: Path, place: str) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        path = os.path.join(directory, place)
-        if place == "dead":
-            with socket.socket(socket.AF_UNIX) as dead:
-                dead.bind(path)
-        if place == "file":
-            Path(path).touch()
-        closed = Path(directory) / "closed"  # as the directory of somebody else is
-        closed.mkdir(mode=0)
-        answer = sandbox("run", script, env=environment(SANDBOX_SOCKET=path))
-        closed.chmod(0o700)
-    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "1\n", "")
+PLACES = {
+    "absent": ("No such file or directory", "start it: sandbox serve"),
+    "file/s": ("Not a directory", "start it: sandbox serve"),
+    "dead": ("nobody listens", "start it: sandbox serve"),
+    "file": ("it is not a socket", "name the socket of a service"),
+    "directory": ("it is not a socket", "name the socket of a service"),
+    "closed/service.sock": ("Permission denied", "ask whoever runs the service"),
+    "shut": ("Permission denied", "its owner, for access"),
+    "x" * 200: ("more than 107 bytes", "name the socket of a service"),
+    "loop": ("Too many levels of symbolic links", "name the socket of a service"),
+}
+
+
+@pytest.fixture
+def places() -> Iterator[Path]:
+    """Give a directory with every kind of place where no service can be had."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as shut:
+        directory = Path(name)
+        dead.bind(f"{name}/dead")
+        shut.bind(f"{name}/shut")
+        shut.listen()
+        (directory / "shut").chmod(0)
+        (directory / "file").touch()
+        (directory / "directory").mkdir()
+        (directory / "loop").symlink_to("loop")
+        (directory / "closed").mkdir(mode=0)  # as the directory of somebody else is
+        yield directory
+        (directory / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("named_by", ["variable", "setting", "file"])
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place[:12])
+def test_a_named_service_that_can_t_be_had_is_an_error_and_nothing_runs_here_instead(
+    script: Path, places: Path, tmp_path: Path, place: str, named_by: str
+) -> None:
+    (tmp_path / "service.toml").write_text(f'[socket]\npath = "{places / place}"\n')
+    variables = {
+        "variable": environment(SANDBOX_SOCKET=str(places / place)),
+        "setting": without_socket() | {"SANDBOX_SOCKET__PATH": str(places / place)},
+        "file": without_socket(SANDBOX_CONFIG=str(tmp_path / "service.toml")),
+    }[named_by]
+    why, hint = PLACES[place]
+    answers = [sandbox(*command, env=variables) for command in (["run", script], ["template", "run", "api"])]
+    for answer in answers:
+        assert (answer.returncode, answer.stdout) == (13, "")
+        assert why in answer.stderr
+        assert hint in answer.stderr
+        assert ("sandbox serve" in answer.stderr) == ("sandbox serve" in hint), "what would not help is not advised"
+        assert "--no-service" in answer.stderr
+
+
+def test_without_the_service_it_runs_here_where_that_is_said(script: Path, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    for answer in (
+        sandbox("run", script, "--no-service", env=environment(SANDBOX_SOCKET=absent)),
+        sandbox("run", script, env=environment(SANDBOX_SOCKET=absent) | {"SANDBOX_NO_SERVICE": "1"}),
+    ):
+        assert (answer.returncode, answer.stdout, answer.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.parametrize("place", ["absent", "file", "shut", "x" * 200], ids=lambda place: place[:12])
+@pytest.mark.parametrize("command", [["ps"], ["runs"], ["logs", "f" * 32], ["stop", "--all"], ["top"]], ids=lambda command: command[0])
+def test_commands_about_the_service_say_the_same_of_it(places: Path, place: str, command: list[str]) -> None:
+    why, hint = PLACES[place]
+    answer = sandbox(*command, env=environment(SANDBOX_SOCKET=str(places / place)))
+    assert (answer.returncode, answer.stdout) == (13, "")
+    assert why in answer.stderr
+    assert hint in answer.stderr
 
 
 def test_a_socket_of_ours_that_refuses_us_is_an_error(script: Path, service: Service, with_service: dict[str, str]) -> None:
@@ -321,13 +373,6 @@ def test_top_without_a_terminal_is_one_look(script: Path, with_service: dict[str
     assert found["health"]["status"] == "ok"
     assert found["ended_runs"] > 0
     assert found["last"][0]["outcome"] == "succeeded"
-
-
-@pytest.mark.parametrize("command", [["ps"], ["runs"], ["logs", "f" * 32], ["stop", "--all"], ["top"]])
-def test_without_a_service_the_command_that_starts_one_is_named(tmp_path: Path, command: list[str]) -> None:
-    answer = sandbox(*command, env=environment(SANDBOX_SOCKET=str(tmp_path / "absent")))
-    assert (answer.returncode, answer.stdout) == (13, "")
-    assert "start it: sandbox serve" in answer.stderr
 
 
 # ---- the client library

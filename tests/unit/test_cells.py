@@ -15,7 +15,10 @@ from sandbox.cell import LIFE_S, Cell, Maker, NoCells
 from sandbox.cells import CellLimits, Cells
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.kernel import CgroupEvents
+from sandbox.pace import MAX_NODES, Paces
 from sandbox.ready import Ready, Setting
+
+START_S = 0.3
 
 
 @dataclass(eq=False)
@@ -101,6 +104,7 @@ class World:
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     makers: list[FakeMaker] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
+    evidence: dict[str, list[str]] = field(default_factory=dict)
 
     def cells(self, **limits: Any) -> Cells:
         def make(setting: Setting) -> Maker:
@@ -109,11 +113,13 @@ class World:
         @contextlib.asynccontextmanager
         async def container(_setting: Setting, run_id: str) -> AsyncIterator[Ready]:
             self.containers.append(run_id)
-            yield cast("Ready", SimpleNamespace(sandbox=SimpleNamespace(evidence=()), proxy=None, asked=0.0))
+            sandbox = SimpleNamespace(evidence=())
+            yield cast("Ready", SimpleNamespace(sandbox=sandbox, proxy=None, asked=0.0))
+            self.evidence[run_id] = [row.evidence for row in sandbox.evidence]
 
         self.gate.set()
         self.emptied.set()
-        return Cells(make, container, CellLimits(**limits), clock=lambda: self.now)
+        return Cells(make, container, CellLimits(**limits), start_s=lambda _: START_S, clock=lambda: self.now)
 
     def alive(self) -> list[FakeMaker]:
         return [maker for maker in self.makers if maker.living]
@@ -446,3 +452,84 @@ async def test_at_the_end_nothing_is_left(world: World) -> None:
         world.gate.set()
     assert all(maker.disposed for maker in world.makers)
     assert not any(cell.living for maker in world.makers for cell in maker.made)
+
+
+# ---- by pace
+
+
+async def messages(world: World, cells: Cells, count: int, *, take_s: float, pause_s: float, node: str = "1000/node") -> list[str]:
+    """Carry out messages one after the other, and return what each got."""
+    got = []
+    for number in range(count):
+        before = len(world.containers)
+        async with cells.source(setting(node, per_run="auto"), f"{node}-{number}"):
+            world.now += take_s
+        await settle()
+        world.now += pause_s
+        got.append("container" if len(world.containers) > before else "cell")
+    return got
+
+
+@trial
+async def test_a_node_that_is_faster_than_containers_are_made_gets_cells_and_the_receipt_says_which(world: World) -> None:
+    async with world.cells() as cells:
+        got = await messages(world, cells, 20, take_s=0.1, pause_s=0.05)
+        # After eight that were fast, the first warm container is started, and nobody waits for it.
+        assert got == ["container"] * 9 + ["cell"] * 11
+        assert ["come no faster than" in world.evidence[f"1000/node-{n}"][0] for n in range(9)] == [True] * 8 + [False]
+        assert "its first cell is being made" in world.evidence["1000/node-8"][0]
+
+
+@trial
+async def test_a_node_with_pauses_stays_in_containers(world: World) -> None:
+    async with world.cells() as cells:
+        assert await messages(world, cells, 30, take_s=0.1, pause_s=START_S) == ["container"] * 30
+        assert not world.makers
+
+
+@trial
+async def test_many_long_programs_at_once_are_not_fast(world: World) -> None:
+    async with world.cells() as cells, contextlib.AsyncExitStack() as held:
+        for number in range(30):
+            await held.enter_async_context(cells.source(setting(per_run="auto"), f"long-{number}"))
+            world.now += 0.001
+        world.now += 10
+        await held.aclose()
+        assert await messages(world, cells, 1, take_s=0.1, pause_s=0) == ["container"]
+
+
+@trial
+async def test_a_node_that_became_slow_goes_back_to_containers_and_one_in_between_does_not_change_each_time(world: World) -> None:
+    async with world.cells() as cells:
+        await messages(world, cells, 12, take_s=0.01, pause_s=0.01)
+        assert await messages(world, cells, 20, take_s=0.01, pause_s=1.5 * START_S) == ["cell"] * 20
+        slow = await messages(world, cells, 20, take_s=0.01, pause_s=3 * START_S)
+        assert slow[-12:] == ["container"] * 12
+        assert "cell" in slow, "not at the first pause"
+        await messages(world, cells, 12, take_s=0.01, pause_s=0.01)
+        world.now += 60
+        assert await messages(world, cells, 1, take_s=0.01, pause_s=0) == ["container"], "at once after a long one"
+
+
+@trial
+async def test_the_pace_of_one_node_is_not_that_of_another(world: World) -> None:
+    async with world.cells() as cells:
+        await messages(world, cells, 12, take_s=0.01, pause_s=0.01)
+        assert await messages(world, cells, 4, take_s=0.01, pause_s=0.01, node="1000/other") == ["container"] * 4
+
+
+@trial
+async def test_by_pace_a_host_without_cells_gives_containers_and_says_why(world: World) -> None:
+    world.forbidden = True
+    async with world.cells() as cells:
+        assert await messages(world, cells, 20, take_s=0.01, pause_s=0.01) == ["container"] * 20
+        assert "no namespaces here" in world.evidence["1000/node-19"][0]
+
+
+def test_paces_of_many_nodes_take_no_more_and_more_memory() -> None:
+    paces = Paces()
+    first = paces.of("first")
+    for number in range(3 * MAX_NODES):
+        paces.of(number)
+        assert paces.of("first") is first, "it is in use"
+    assert len(paces) == MAX_NODES

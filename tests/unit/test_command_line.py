@@ -18,6 +18,7 @@ from sandbox.cli import run
 from sandbox.cli.answer import answer_of
 from sandbox.cli.document import readable
 from sandbox.cli.main import cli, report, run_command
+from sandbox.cli.saved import save_files
 from sandbox.cli.screen import Screen, escaped
 from sandbox.document import as_document
 from sandbox.errors import BuildFailed, EngineUnavailable, InvalidRequest
@@ -104,13 +105,13 @@ def test_saved_files_do_not_follow_a_planted_link(tmp_path: Path) -> None:
     victim.write_text("precious")
     target = tmp_path / "out"
     target.mkdir()
-    (target / "report").symlink_to(victim)
+    (target / "report.txt").symlink_to(victim)
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-    run.save_files(answer_of(result(files=(SavedFile(name="report", content=b"new"),))), fd)
+    save_files(answer_of(result(files=(SavedFile(name="report.txt", content=b"new"),))).files, fd)
     os.close(fd)
     assert victim.read_text() == "precious"
-    assert (target / "report").read_bytes() == b"new"
-    assert not (target / "report").is_symlink()
+    assert (target / "report.txt").read_bytes() == b"new"
+    assert not (target / "report.txt").is_symlink()
 
 
 def test_an_unexpected_error_is_one_sentence_without_traceback(

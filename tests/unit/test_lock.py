@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sandbox.errors import BuildFailed
 from sandbox.lock import Lock, LockedFile, LockedPackage, from_pylock
 from sandbox.policy_file import parse
+from sandbox.requirements import parse_libraries, parse_requirements_txt
 from sandbox.wheel_tags import target_tags
 
 TAGS = target_tags((3, 11), ("glibc", 2, 36), "x86_64")
@@ -249,6 +250,45 @@ def test_what_was_asked_for_is_accepted(requirement: str) -> None:
     assert locked(NUMPY, requirements=(requirement,)).requirements == (requirement,)
 
 
+@pytest.mark.parametrize("marker", ["", '; python_version >= "3.8"', '; python_version < "3.8"'])
+def test_a_hash_counts_whatever_marker_stands_before_it(marker: str) -> None:
+    with pytest.raises(BuildFailed, match="has none of the hashes"):
+        locked(SIX, requirements=(f"six==1.17.0{marker} --hash=sha256:{A}",))
+
+
+def test_hashes_for_other_versions_do_not_count() -> None:
+    lines = (f"six==1.16.0 --hash=sha256:{B}", f'six==1.17.0; python_version >= "3.8" --hash=sha256:{A}')
+    with pytest.raises(BuildFailed, match="has none of the hashes"):
+        locked(SIX, requirements=lines)
+
+
+def test_of_several_files_one_with_an_allowed_hash_is_taken() -> None:
+    c = "c" * 64
+    both = package("six", "1.17.0", wheel("six-1.17.0-cp311-cp311-linux_x86_64.whl", sha256=A), wheel("six-1.17.0-py3-none-any.whl", sha256=c))
+    assert locked(both).packages[0].file.sha256 == A
+    assert locked(both, requirements=(f"six --hash=sha256:{c}",)).packages[0].file.sha256 == c
+
+
+def test_one_hash_makes_hashes_binding_for_every_package_as_in_pip() -> None:
+    with pytest.raises(BuildFailed, match=r"the package six 1\.17\.0 is needed and has no hash") as caught:
+        locked(NUMPY, SIX, requirements=(f"numpy --hash=sha256:{A}",))
+    assert "--generate-hashes" in caught.value.hint
+    assert len(locked(NUMPY, SIX, requirements=(f"numpy --hash=sha256:{A}", f"six --hash=sha256:{B}")).packages) == 2
+
+
+def test_what_is_exported_for_pip_can_be_asked_for() -> None:
+    lock = locked(NUMPY, SIX)
+    asked = parse_requirements_txt(lock.as_requirements_txt())
+    assert parse_libraries("\n".join(asked)) == asked
+    assert locked(NUMPY, SIX, requirements=asked).packages == lock.packages
+
+
+def test_a_lock_with_hundreds_of_hashes_is_read_again() -> None:
+    many = " ".join(f"--hash=sha256:{number:064x}" for number in range(499))
+    lock = locked(SIX, requirements=parse_requirements_txt(f"six==1.17.0 {many} --hash=sha256:{B}"))
+    assert Lock.from_toml(lock.as_toml()) == lock
+
+
 def test_the_hash_is_of_the_files_not_of_the_mirror() -> None:
     lock = locked(NUMPY, SIX, requirements=("numpy",))
     mirrored = locked(
@@ -267,7 +307,7 @@ def test_the_hash_is_of_the_files_not_of_the_mirror() -> None:
 
 
 def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
-    asked = ("numpy>=2", 'tomli; python_version < "3.11"', f"six --hash=sha256:{B}")
+    asked = (f"numpy>=2 --hash=sha256:{A}", 'tomli; python_version < "3.11"', f"six --hash=sha256:{B}", f"x --hash=sha256:{B}")
     source = package("x", "1.0", sdist="x-1.0.tar.gz")
     lock = locked(NUMPY, SIX, source, requirements=asked, allow_sdists=True)
     text = lock.as_toml()

@@ -61,3 +61,9 @@ def test_explanations_name_the_limit_and_the_key() -> None:
     limits = policy().limits
     assert f"{limits.timeout_s:g} s (limits.timeout_s)" in decide(Evidence(timed_out=True), policy())[1]
     assert f"{limits.memory_mib} MiB (limits.memory_mib)" in decide(Evidence(memory_exceeded=True), policy())[1]
+
+
+def test_the_explanation_of_an_exception_ends_with_what_to_do() -> None:
+    error = ProgramError(type="ModuleNotFoundError", message="No module named 'pandas'", line=2)
+    explanation = decide(Evidence(ended="exited", exit_code=1, error=error), policy())[1]
+    assert explanation == "the program raised ModuleNotFoundError at line 2; to install it: --with pandas"

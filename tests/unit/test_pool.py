@@ -288,8 +288,39 @@ async def test_modules_are_preloaded_ahead_of_need_only_and_those_that_can_not_b
         async with pool.source(kind, "first"):
             pass
         await settle()
+        world.now += 60
         async with pool.source(kind, "second"):
             pass
         await settle()
         assert [sandbox.setting.preload for sandbox in world.begun] == [(), ("numpy", "absent"), ("numpy",)]
         assert pool.counts().kinds == 1
+
+
+@trial
+async def test_as_many_start_at_once_as_the_pace_of_runs_asks_for(world: World) -> None:
+    async with world.pool(starters=3, per_kind=4) as pool:
+        pool.warm(setting("slow"))
+        await settle()
+        world.gate.clear()
+        world.begun.clear()
+        for kind in ("slow", "other"):
+            pool.warm(setting(kind))
+            await settle()
+        assert len(world.begun) == 1, "one at a time is enough for what comes now and then"
+        for _ in range(6):
+            pool.warm(setting("fast"))
+            world.now += 0.1
+        await settle()
+        assert len(world.begun) == 3
+        world.gate.set()
+        await settle()
+
+
+@trial
+async def test_a_flow_that_begins_is_followed_within_a_few_messages(world: World) -> None:
+    async with world.pool(per_kind=4) as pool:
+        for _ in range(4):
+            await use(pool, "a")
+            world.now += 0.1
+        await settle()
+        assert pool.counts().ready >= 2

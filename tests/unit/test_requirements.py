@@ -126,9 +126,58 @@ def test_control_characters_are_refused(char: str) -> None:
 def test_size_and_number_are_bounded() -> None:
     many = "\n".join(f"library-{number}" for number in range(MAX_REQUIREMENTS))
     assert len(parse_libraries(many)) == MAX_REQUIREMENTS
-    for text, reason in ((f"{many}\none-more", "more than 200"), ("x" * 201, "200 characters"), ("#" * 300_000, "KiB")):
+    for text, reason in ((f"{many}\none-more", "more than 1000"), ("x" * 201, "200 characters"), ("#" * 1_100_000, "KiB")):
         with pytest.raises(InvalidRequest, match=reason):
             parse_libraries(text)
+
+
+def test_a_field_takes_the_hashes_of_a_file() -> None:
+    lines = f"numpy==1.26.4 --hash=sha256:{B} --hash=sha256:{A.upper()}, six\ntomli==2.0.1; python_version < '3.11' --hash=sha256:{A}"
+    once = parse_libraries(lines)
+    assert once == (
+        f"numpy==1.26.4 --hash=sha256:{A} --hash=sha256:{B}", "six", f'tomli==2.0.1; python_version < "3.11" --hash=sha256:{A}',
+    )  # fmt: skip
+    assert parse_libraries("\n".join(once)) == parse_requirements_txt("\n".join(once)) == once
+
+
+@pytest.mark.parametrize("option", ["--hash=md5:0123", f"--hash=sha256:{A}0", "--hash=", "--index-url=https://example.org/simple"])
+def test_a_field_takes_no_other_option(option: str) -> None:
+    with pytest.raises(InvalidRequest, match="libraries, line 1: the option"):
+        parse_libraries(f"six {option}")
+
+
+def test_required_hashes_are_required_of_every_line() -> None:
+    hashed = f"six==1.17.0 --hash=sha256:{A}\n"
+    assert parse_requirements_txt(f"--require-hashes\n{hashed}") == parse_requirements_txt(hashed)
+    with pytest.raises(InvalidRequest, match=r"needs\.txt:1: --require-hashes is asked for, and numpy has no hash"):
+        parse_requirements_txt(f"--require-hashes\n{hashed}numpy\n", name="needs.txt")
+
+
+@pytest.mark.parametrize("line", ["-r other.txt", "-rother.txt", "--requirement other.txt", "--requirement=other.txt"])
+def test_another_file_is_included_where_files_can_be_read(line: str) -> None:
+    asked: list[str] = []
+
+    def include(name: str) -> tuple[str, ...]:
+        asked.append(name)
+        return ("six",)
+
+    assert parse_requirements_txt(f"numpy\n{line}\n", include=include) == ("numpy", "six")
+    assert asked == ["other.txt"]
+
+
+UV = ('sources = { six = { index = "own" } }', 'exclude-newer = "2020-01-01"', '[[tool.uv.index]]\nurl = "https://own.test/simple"')
+
+
+@pytest.mark.parametrize("choice", [*UV, "[tool.uv.sources]\nsix = {}", "[tool.uv.pip]\nno-index = true"])
+def test_what_uv_is_told_about_sources_is_refused_and_not_passed_over(choice: str) -> None:
+    text = f'[project]\ndependencies = ["six"]\n[tool.uv]\n{choice}\n'
+    with pytest.raises(InvalidRequest, match=r"^pyproject\.toml:4: .*\[tool\.uv\] is not followed") as caught:
+        parse_pyproject(text)
+    assert "uv export" in caught.value.hint
+    header = "".join(f"# {line}\n" for line in f'dependencies = ["six"]\n[tool.uv]\n{choice}'.split("\n"))
+    with pytest.raises(InvalidRequest, match=r"^script:4: "):
+        parse_script(f"# /// script\n{header}# ///\n")
+    assert parse_pyproject('[project]\ndependencies = ["six"]\n[tool.uv]\npackage = false\n').libraries == ("six",)
 
 
 @given(st.text(alphabet=" \n\t,;#\\-@[]()<>=!~'\"/.:+abz019", max_size=200))

@@ -156,7 +156,7 @@ def test_a_connection_that_was_refused_is_the_reason_of_what_could_not_be_reache
         assert "build.allow" in error.hint
         assert "env lock --upgrade" in error.hint
     # The index's own word is another matter.
-    assert "put user name and password" in told("x-1.0.zip: the index answered 403 Forbidden", step="fetch").hint
+    assert "user name and password" in told("x-1.0.zip: the index answered 403 Forbidden", step="fetch").hint
     # A package may try as it likes: that it asked for another host does not explain a version that isn't there.
     unknown = told(f"{UV}Because panda was not found in the package registry and you require panda", refused=refused)
     assert "knows no package" in unknown.message
@@ -192,3 +192,23 @@ def test_the_nearest_name_is_one_that_the_index_has(name: str, near: str | None)
 def test_many_libraries_are_named_by_the_first_few() -> None:
     assert named([f"p{number}" for number in range(7)]) == "p0, p1, p2, p3, p4 and 2 more"
     assert named(["one"]) == "one"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x Because six was not found in the package registry and you require six, we can conclude that your requirements are "
+        "unsatisfiable.\nhint: An index URL (http://index.test/simple) could not be queried due to a lack of valid authentication "
+        "credentials (401 Unauthorized).",
+        "x six was not found in the package registry\nhint: An index URL (http://index.test/simple) returned a 403 Forbidden error.",
+        "ERROR: HTTP error 401 while getting http://index.test/six",
+        "WARNING: 401 Error, Credentials not correct for http://index.test/simple/six/\n"
+        "ERROR: Could not find a version that satisfies the requirement six (from versions: none)",
+    ],
+)
+def test_an_index_that_wants_a_login_is_not_a_matter_of_spelling(text: str) -> None:
+    error = told(text)
+    assert "refuses access" in error.message
+    assert "spelling" not in str(error)
+    assert "user name and password" in error.hint
+    assert "netrc" in error.hint

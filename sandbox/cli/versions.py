@@ -1,0 +1,16 @@
+"""Saying that the service is of another version than this program: once in a command, however often it asks."""
+
+from __future__ import annotations
+
+import functools
+
+import click
+
+from sandbox.cli.screen import escaped
+from sandbox.client_calls import versions_differ
+
+
+@functools.cache
+def tell_version(version: str) -> None:
+    """Say that the service has this version, and what to do."""
+    click.echo(f"sandbox: warning: {escaped(versions_differ(version[:40]))}", err=True)

@@ -1,0 +1,369 @@
+"""What clients ask of the service, and how answers are read: everything of a client but waiting, for `Client` and `AsyncClient` alike.
+
+An answer that can't be read is `Internal`, whatever is wrong with it: no JSON, nested too deeply, not the shape, another run's.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+from sandbox import __version__, errors
+from sandbox.errors import EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+REQUEST_ID, RUN_ID, PREFER = "X-Request-Id", "X-Run-Id", "Prefer"
+PROGRAM = "podman-sandbox-runner"
+LATER = "respond-async"
+# What `error_of` passes on as facts may not be called like an error's own arguments.
+TAKEN = ("self", "message", "hint")
+# Every other field of a run, with what the service takes when it is not sent.
+OPTIONAL: dict[str, Any] = {
+    "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
+    "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
+}  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run gave; `document` is the whole answer, as docs/service.md describes it."""
+
+    run_id: str
+    outcome: str
+    explanation: str
+    value: Any
+    stdout: str
+    stderr: str
+    files: dict[str, bytes]
+    document: dict[str, Any] = field(repr=False)
+
+    @property
+    def succeeded(self) -> bool:
+        """Tell whether the program gave a result."""
+        return self.outcome == "succeeded"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer; the names of `headers` are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def document(self) -> dict[str, Any]:
+        """Return its JSON object. Raises `Internal`."""
+        return object_of(self.body)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Answer], T]
+    body: bytes | None = None
+    prefer: str = ""
+
+
+# ---- answers
+
+
+def object_of(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that a text is. Raises `Internal`."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise unreadable(error) from None
+    if not isinstance(found, dict):
+        raise unreadable(TypeError(f"it is no object but {type(found).__name__}"))
+    return found
+
+
+def unreadable(error: BaseException) -> Internal:
+    """Return the error of an answer that came whole and can't be read."""
+    why = str(error) or type(error).__name__
+    if isinstance(error, (RecursionError, KeyError)):
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else f"it has no {error}"
+    return Internal(f"the service's answer can't be read: {why}", hint="have the program give a plainer result; if it is plain, report this")
+
+
+def foreign(what: str) -> Internal:
+    """Return the error of an answer that is not the one to what was asked."""
+    return Internal(f"the service's answer is not the one to this request: {what}", hint="ask again on a new connection; report this")
+
+
+def understood(call: Call[T], answer: Answer) -> T:
+    """Return what a call gives. Raises the `SandboxError` of every answer but success, and `Internal` for one that can't be read."""
+    try:
+        return call.read(succeeded(answer))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise unreadable(error) from None
+
+
+def succeeded(answer: Answer) -> Answer:
+    """Return a successful answer. Raises the `SandboxError` of every other."""
+    if 200 <= answer.status < 300:
+        return answer
+    try:
+        said = error_of(json.loads(answer.body)["error"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError):
+        raise Internal(f"the service answered {answer.status} without saying why", hint="look at its log") from None
+    if isinstance(said, QueueFull) and (seconds := answer.headers.get("retry-after", "")).isdecimal():
+        said.facts.setdefault("retry_after_s", int(seconds))
+    raise said
+
+
+def error_of(body: Mapping[str, Any]) -> SandboxError:
+    """Return an error of the service as the exception that it was there; its `facts` may have a `run_id`."""
+    kinds = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+    kind = kinds.get(str(body.get("code")), Internal)
+    facts = {str(name): value for name, value in dict(body.get("facts") or {}).items() if name not in TAKEN}
+    if body.get("run_id"):
+        facts["run_id"] = body["run_id"]
+    error: SandboxError = kind(str(body.get("message", "")), hint=str(body.get("hint", "")), **facts)
+    return error
+
+
+def gone(error: Exception, timeout_s: float | None) -> EngineUnavailable:
+    """Return the error of a service that went away, or fell silent, in the middle."""
+    if isinstance(error, TimeoutError):
+        silent = f"for {timeout_s:g} s" if timeout_s is not None else "for too long"
+        return EngineUnavailable(f"the service said nothing {silent}", hint="look at its log, or allow more time")
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return EngineUnavailable(f"the service went away before it answered: {reason}", hint="look at its log, then try again")
+
+
+def check_request_id(headers: Mapping[str, str], asked: str) -> None:
+    """Raise `Internal` for an answer to another request. A service before 0.2 names none."""
+    if (named := headers.get(REQUEST_ID.lower())) is not None and named != asked:
+        raise foreign("it names another request")
+
+
+def other_version(headers: Mapping[str, str]) -> str | None:
+    """Return the version of the service that answered, unless it is ours, or not told."""
+    name, _, version = headers.get("server", "").partition("/")
+    return version if name == PROGRAM and version and version != __version__ else None
+
+
+def versions_differ(version: str) -> str:
+    """Return what to tell of a service of another version than this program."""
+    return (
+        f"the service is version {version}, this program is {__version__}; "
+        "install the same on both sides, then restart the service: it goes on as what it was when it began"
+    )
+
+
+def pause_s(error: QueueFull, left_s: float) -> float | None:
+    """Return how long to wait before asking again what was refused; None where the time that is left doesn't allow it.
+
+    Not all at once: others were refused at the same moment.
+    """
+    try:
+        seconds = max(0.0, float(error.facts.get("retry_after_s", 1)))
+    except (TypeError, ValueError):
+        seconds = 1.0
+    return min(seconds * random.uniform(1, 1.25), left_s) if seconds <= left_s else None  # noqa: S311 - no secret
+
+
+class Told:
+    """What one stream tells, event by event: of one run, in the one order that there is."""
+
+    def __init__(self) -> None:
+        self._run_id: str | None = None
+
+    def event(self, line: bytes) -> dict[str, Any]:
+        """Return an event. Raises its `SandboxError`, and `Internal` for what is none, or not of this run."""
+        event = object_of(line)
+        kind = event.get("event")
+        if not isinstance(kind, str):
+            raise unreadable(TypeError("an event has no name"))
+        if kind == "accepted":
+            if self._run_id is not None or not isinstance(event.get("run_id"), str):
+                raise foreign("a run is accepted twice, or has no id")
+            self._run_id = event["run_id"]
+        elif kind == "result":
+            self.check(event.get("run_id"))
+        elif kind == "error":
+            try:
+                error = error_of(event["error"])
+            except (ValueError, LookupError, TypeError, AttributeError) as broken:
+                raise unreadable(broken) from None
+            if "run_id" in error.facts and self._run_id is not None:
+                self.check(error.facts["run_id"])
+            raise error
+        return event
+
+    def check(self, run_id: object) -> None:
+        """Raise `Internal` unless this is the run that was accepted (None: neither has an id, as with builds)."""
+        if run_id != self._run_id:
+            raise foreign(f"it is of the run {str(run_id)[:40]!r}, not of {self._run_id!r}")
+
+
+def result_of(document: Mapping[str, Any]) -> Result:
+    """Return a run's answer as an object. Raises `Internal`."""
+    try:
+        texts = {name: document[name] for name in ("run_id", "outcome", "explanation", "stdout", "stderr")}
+        if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+            raise TypeError(f"{wrong[0]} is no text")
+        return Result(
+            **texts, value=document["result"],
+            files={file["name"]: base64.b64decode(file["content_base64"], validate=True) for file in document["files"]},
+            document={name: value for name, value in document.items() if name != "event"},
+        )  # fmt: skip
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise unreadable(error) from None
+
+
+def bytes_of(event: Mapping[str, Any]) -> bytes:
+    """Return what a program wrote, from its event: exactly, also where it is no text. Raises `Internal`."""
+    try:
+        exact = event.get("base64")
+        return base64.b64decode(exact, validate=True) if exact is not None else str(event["text"]).encode()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise unreadable(error) from None
+
+
+# ---- requests
+
+
+def body_of(fields: Mapping[str, Any]) -> bytes:
+    """Return the body of a request. Raises `InvalidRequest` for what JSON has no form for."""
+    try:
+        return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request has no form as JSON: {error}", hint="send what the json module takes") from None
+
+
+def run_body(code: str, fields: Mapping[str, Any], *, payload: Any = None, payload_json: bytes | None = None) -> bytes:
+    """Return the body of a request to run code; `fields` are the other fields, with `files` as bytes.
+
+    A payload's text can't put other fields beside itself: what it may add comes before ours, and the last one counts.
+    Raises `InvalidRequest` for what JSON has no form for.
+    """
+    named = {**(OPTIONAL if payload_json is not None else {}), **fields, "code": code}
+    try:
+        named["files"] = {name: base64.b64encode(content).decode() for name, content in (named.get("files") or {}).items()}
+        text = json.dumps(payload, allow_nan=False).encode() if payload_json is None else payload_json
+        return b'{"payload": ' + text + b", " + json.dumps(named).encode()[1:]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the request has no form as JSON: {error}", hint="send what the json module takes") from None
+
+
+def part(name: str) -> str:
+    """Return a name as one part of a path."""
+    return quote(name, safe="")
+
+
+def document(path: str) -> Call[dict[str, Any]]:
+    """Ask for a document."""
+    return Call(method="GET", path=path, read=Answer.document)
+
+
+def listed(path: str, name: str) -> Call[list[Any]]:
+    """Ask for the list that a document has under a name."""
+
+    def read(answer: Answer) -> list[Any]:
+        found = answer.document()[name]
+        if not isinstance(found, list):
+            raise TypeError(f"{name} is no list")
+        return found
+
+    return Call(method="GET", path=path, read=read)
+
+
+def posted(path: str, fields: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """Send a document, and take the one that comes back."""
+    return Call(method="POST", path=path, read=Answer.document, body=body_of(fields))
+
+
+def run(body: bytes) -> Call[Result]:
+    """Run code and wait for its end."""
+
+    def read(answer: Answer) -> Result:
+        found = result_of(answer.document())
+        if (named := answer.headers.get(RUN_ID.lower(), found.run_id)) != found.run_id:
+            raise foreign(f"it is of the run {found.run_id[:40]!r}, not of {named!r}")
+        return found
+
+    return Call(method="POST", path="/v1/runs", read=read, body=body)
+
+
+def start(body: bytes) -> Call[str]:
+    """Have code run, and wait for nothing but its id."""
+
+    def read(answer: Answer) -> str:
+        run_id = answer.document()["run_id"]
+        if not isinstance(run_id, str):
+            raise TypeError("the run's id is no text")
+        return run_id
+
+    return Call(method="POST", path="/v1/runs", read=read, body=body, prefer=LATER)
+
+
+def result(run_id: str, wait_s: float | None) -> Call[Result | None]:
+    """Fetch the answer of a run that was started; None while it goes on."""
+
+    def read(answer: Answer) -> Result | None:
+        found = of_run(answer, run_id)
+        return None if answer.status == 202 else result_of(found)
+
+    prefer = "" if wait_s is None else f"wait={-int(-wait_s // 1)}"  # whole seconds (RFC 7240), rounded up
+    return Call(method="GET", path=f"/v1/runs/{part(run_id)}/result", read=read, prefer=prefer)
+
+
+def recorded(run_id: str) -> Call[dict[str, Any]]:
+    """Ask what the history knows of one run."""
+    return Call(method="GET", path=f"/v1/runs/{part(run_id)}", read=lambda answer: of_run(answer, run_id))
+
+
+def of_run(answer: Answer, run_id: str) -> dict[str, Any]:
+    """Return a document about one run. Raises `Internal` where it is about another."""
+    found = answer.document()
+    if found["run_id"] != run_id:
+        raise foreign(f"it is of the run {str(found['run_id'])[:40]!r}, not of {run_id[:40]!r}")
+    return found
+
+
+def whole(method: str, path: str) -> Call[bytes]:
+    """Ask for something that is no document, or whose document says nothing more."""
+    return Call(method=method, path=path, read=lambda answer: answer.body)
+
+
+def runs(filters: Mapping[str, str | int]) -> Call[list[dict[str, Any]]]:
+    """Ask for runs."""
+    return listed(f"/v1/runs?{urlencode(filters)}", "runs")
+
+
+def build(requirements: Iterable[str], options: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """Install libraries ahead of need."""
+    return posted("/v1/environments", {"requirements": list(requirements), **options})
+
+
+def check(code: str, options: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """Ask whether code compiles, and what its imports lack."""
+    return posted("/v1/check", {"code": code, **options})
+
+
+def removed(name: str) -> Call[str]:
+    """Remove an environment."""
+    return Call(method="DELETE", path=f"/v1/environments/{part(name)}", read=lambda answer: str(answer.document()["removed"]))
+
+
+def pruned(limits: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    """Remove environments and cached files by age, last use and size."""
+    return posted("/v1/maintenance/prune", limits)
+
+
+def fields_of(options: Mapping[str, Any], files: Mapping[str, bytes] | None, requirements: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a run beside code and payload."""
+    return {**options, "files": files or {}, "requirements": requirements}

@@ -1,0 +1,152 @@
+"""One client for many, at a real service: each caller gets the answer to its own run; who goes away ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from sandbox import __version__
+from sandbox.client import AsyncClient, Client
+from sandbox.errors import EngineUnavailable, QueueFull
+from tests.command import left_behind
+from tests.integration.service import Service, served
+from tests.integration.test_service import until
+from tests.unit.echoing import KINDS
+
+THREADS = 8
+TURNS = 8
+ECHO = "print(payload)\nresult = payload"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with served(tmp_path_factory.mktemp("service")) as running:
+        yield running
+    assert left_behind() == []
+
+
+@pytest.fixture(params=KINDS)
+def client(request: pytest.FixtureRequest, service: Service) -> Iterator[Any]:
+    with KINDS[request.param](service.socket) as connected:
+        yield connected
+
+
+def test_threads_with_one_client_get_each_their_own_runs_streams_and_errors(client: Any) -> None:
+    def work(number: int) -> list[str]:
+        chance, done = random.Random(number), []
+        for turn in range(TURNS):
+            tag, way = f"<{number}-{turn}>", chance.choice(["run", "stream", "left", "hasty", "other"])
+            if way == "run":
+                found = client.run(ECHO, payload=tag)
+                assert (found.value, found.stdout) == (tag, f"{tag}\n")
+            elif way == "stream":
+                events = list(client.stream(ECHO, payload=tag))
+                assert "".join(event["text"] for event in events if event["event"] == "stdout") == f"{tag}\n"
+                assert events[-1]["result"] == tag
+            elif way == "left":
+                with contextlib.closing(client.stream(f"import time\n{ECHO}\ntime.sleep(60)", payload=tag, node_id=tag)) as stream:
+                    assert next(event for event in stream if event["event"] == "stdout")["text"] == f"{tag}\n"
+            elif way == "hasty":
+                with pytest.raises(EngineUnavailable):
+                    client.run("import time\ntime.sleep(60)", payload=tag, node_id=tag, timeout_s=chance.random() / 5)
+            else:
+                assert client.runs(node=tag) == []
+            done.append(way)
+        return done
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        done = [way for ways in threads.map(work, range(THREADS)) for way in ways]
+    assert set(done) == {"run", "stream", "left", "hasty", "other"}
+    until(lambda: client.health()["runs"] == {"running": 0, "waiting": 0})
+
+
+def test_a_cancelled_task_ends_its_run_and_no_other(service: Service) -> None:
+    async def work() -> tuple[Any, str]:
+        async with AsyncClient(service.socket) as client:
+            doomed = asyncio.create_task(client.run("import time\ntime.sleep(60)", node_id="doomed"))
+            other = asyncio.create_task(client.run("import time\ntime.sleep(2)\nresult = payload", payload="mine", node_id="other"))
+            while [row["state"] for row in await client.runs(node="doomed")] != ["running"]:
+                await asyncio.sleep(0.02)
+            doomed.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await doomed
+            while not (rows := await client.runs(node="doomed")) or not rows[0]["outcome"]:
+                await asyncio.sleep(0.02)
+            return (await other).value, rows[0]["outcome"]
+
+    assert asyncio.run(work()) == ("mine", "cancelled")
+
+
+def test_one_async_client_works_in_one_event_loop_after_the_other(service: Service) -> None:
+    client = AsyncClient(service.socket)
+    assert [asyncio.run(client.run("result = payload", payload=n)).value for n in range(3)] == [0, 1, 2]
+    asyncio.run(client.close())
+
+
+def test_what_the_service_refuses_for_too_much_is_asked_again_until_all_are_done(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(tmp_path_factory.mktemp("small"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAITING="1", SANDBOX_QUEUE__PER_CALLER_WAITING="1") as small:
+        with ThreadPoolExecutor(THREADS) as threads, Client(small.socket) as plain:
+            with pytest.raises(QueueFull):
+                list(threads.map(lambda n: plain.run("result = payload", payload=n), range(THREADS)))
+        with ThreadPoolExecutor(THREADS) as threads, Client(small.socket, retry_s=120) as patient:
+            found = threads.map(lambda n: patient.run("result = payload", payload=n).value, range(THREADS))
+            assert list(found) == list(range(THREADS))
+
+
+# ---- what every answer says
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "GET /v1/health HTTP/1.1\r\n{}\r\n",
+        "GET /nothing HTTP/1.1\r\n{}\r\n",
+        "PUT /v1/runs HTTP/1.1\r\n{}\r\n",
+        'POST /v1/runs HTTP/1.1\r\n{}Content-Length: 14\r\n\r\n{{"code": "x="}}',
+        "POST /v1/runs HTTP/1.1\r\n{}Accept: application/x-ndjson\r\nContent-Length: 20\r\n\r\n" + '{{"code": "result=1"}}',
+        "POST /v1/runs HTTP/1.1\r\n{}Content-Length: 2\r\n\r\n{{}}",
+    ],
+)
+def test_every_answer_names_the_service_and_the_request(service: Service, request_text: str) -> None:
+    head = head_of_answer(service, request_text.format("Host: x\r\nX-Request-Id: mine-1\r\n"))
+    assert head["server"] == f"podman-sandbox-runner/{__version__}"
+    assert head["x-request-id"] == "mine-1"
+
+
+@pytest.mark.parametrize("named", ["", "x" * 129, "a b", "\xe4"])
+def test_an_id_that_is_none_is_not_repeated(service: Service, named: str) -> None:
+    assert "x-request-id" not in head_of_answer(service, f"GET /v1/health HTTP/1.1\r\nHost: x\r\nX-Request-Id: {named}\r\n\r\n")
+
+
+def test_what_is_no_http_is_answered_by_name_too(service: Service) -> None:
+    assert head_of_answer(service, "hello\r\n\r\n")["server"] == f"podman-sandbox-runner/{__version__}"
+
+
+def head_of_answer(service: Service, text: str) -> dict[str, str]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(service.socket)
+        connection.sendall(text.encode("latin-1"))
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = connection.recv(65536)
+            assert more
+            data += more
+    lines = data.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
+    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_health_says_the_version_and_since_when(service: Service) -> None:
+    with service.client() as client:
+        first, second = client.health(), client.health()
+    assert first["version"] == __version__
+    assert first["since"] == second["since"] < first["since"] + first["uptime_s"] + 1
+    assert json.loads(json.dumps(first["since"])) > 1_700_000_000

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+import pytest
+
+from sandbox.cli.libraries import read_requirements
+from sandbox.errors import InvalidRequest, NotFound
+
+TEXT = "# ce qu'il faut: déjà\r\nsix==1.17.0\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXT.encode(), TEXT.encode("utf-8-sig"), TEXT.encode("utf-16"), codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"), b"# -*- coding: latin-1 -*-\n" + TEXT.encode("latin-1"), b"\n# coding=cp1252\n" + TEXT.encode("cp1252"),
+    ],
+)  # fmt: skip
+def test_a_file_is_read_in_the_encodings_that_pip_reads(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "requirements.txt").write_bytes(data)
+    assert read_requirements(str(tmp_path / "requirements.txt")).libraries == ("six==1.17.0",)
+
+
+@pytest.mark.parametrize("data", [b"six # \xe9\n", b"# coding: nonsense\nsix\n", codecs.BOM_UTF16_LE + b"s"])
+def test_a_file_in_no_encoding_is_told_so(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "requirements.txt").write_bytes(data)
+    with pytest.raises(InvalidRequest, match="is not .* text"):
+        read_requirements(str(tmp_path / "requirements.txt"))
+
+
+def test_files_include_others_that_lie_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "requirements.txt").write_text("-r more/base.txt\nsix\n")
+    (tmp_path / "more" / "base.txt").write_text("--requirement=../last.txt\nnumpy\n")
+    (tmp_path / "last.txt").write_text("pandas\n")
+    assert read_requirements(str(tmp_path / "requirements.txt")).libraries == ("numpy", "pandas", "six")
+
+
+def test_files_in_a_circle_and_files_that_are_not_there_are_errors(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("-r b.txt\n")
+    with pytest.raises(NotFound, match=r"b\.txt does not exist"):
+        read_requirements(str(first))
+    second.write_text("-r a.txt\n")
+    with pytest.raises(InvalidRequest, match="again"):
+        read_requirements(str(first))
