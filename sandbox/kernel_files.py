@@ -17,10 +17,10 @@ MASKED_BY_PODMAN = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_st
 MASKS = (
     # directories
     "/proc/asound", "/proc/bus", "/proc/driver", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/pressure",
-    "/proc/tty",
+    "/proc/tty", "/proc/xen",
     # files
-    "/proc/cmdline", "/proc/config.gz", "/proc/consoles", "/proc/crypto", "/proc/devices", "/proc/diskstats", "/proc/dma",
-    "/proc/fb", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms", "/proc/key-users", "/proc/mdstat",
+    "/proc/bootconfig", "/proc/cmdline", "/proc/config.gz", "/proc/consoles", "/proc/crypto", "/proc/devices",
+    "/proc/diskstats", "/proc/dma", "/proc/fb", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms", "/proc/key-users", "/proc/mdstat",
     "/proc/misc", "/proc/modules", "/proc/mtrr", "/proc/partitions", "/proc/swaps", "/proc/sys/dev/cdrom/info",
     "/proc/sys/kernel/random/boot_id", "/proc/version_signature",
 )  # fmt: skip

@@ -214,3 +214,38 @@ def test_podmans_own_sys_tells_of_the_host(with_podmans_own: WeakResult) -> None
     weak = with_podmans_own.value
     assert {"block", "class", "kernel", "module"} <= set(weak["sys"])
     assert len(not_listed(weak["told"], "harmless")) > 100
+
+
+WRITES = """
+    import errno
+    found = {}
+    values = {"setgroups": "deny", "projid_map": "0 0 1", "uid_map": "0 0 1", "gid_map": "0 0 1", "loginuid": "0", "comm": "other",
+              "oom_score_adj": "1000", "timerslack_ns": "1", "coredump_filter": "0", "clear_refs": "1", "autogroup": "5",
+              "sched": "0", "timens_offsets": "monotonic 1 0", "attr/current": "x", "attr/exec": "x", "task/self/comm": "other"}
+    for name, value in values.items():
+        path = f"/proc/self/{name}".replace("task/self", "task/" + __import__("os").readlink("/proc/thread-self").split("/")[-1])
+        try:
+            with open(path, "wb", buffering=0) as file:
+                file.write(value.encode())
+            found[name] = "ok"
+        except OSError as error:
+            found[name] = errno.errorcode[error.errno]
+    result = [found, open("/proc/self/comm").read().strip() == "other"]
+"""
+
+
+def test_a_program_can_write_no_map_label_or_setting_of_its_own_process(bench: Bench) -> None:
+    found, renamed = bench.value(WRITES)
+    # ENOENT: not every kernel has each file. EACCES: of another owner.
+    assert set(found.values()) <= {"EROFS", "EACCES", "ENOENT"}
+    assert {found[name] for name in ("projid_map", "comm", "timerslack_ns", "oom_score_adj")} == {"EROFS"}
+    assert not renamed
+
+
+@pytest.mark.control
+def test_podmans_own_proc_takes_settings_and_the_map_of_project_ids_is_written_already(bench: Bench) -> None:
+    weak = bench.run_weakened(WRITES, own_mount("/proc"))
+    found, renamed = weak.value
+    assert found["comm"] == found["timerslack_ns"] == found["oom_score_adj"] == "ok"
+    assert renamed
+    assert found["projid_map"] == "EPERM", "process 1 wrote it first"
