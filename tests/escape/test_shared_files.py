@@ -6,9 +6,10 @@ devices, the harness and the host's processors are not. The threat model names w
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,31 +20,36 @@ from sandbox.kernel_files import SYSTEM_DEVICES, TERMINALS
 from sandbox.models import Outcome, RunResult
 from sandbox.spec import LIB_DIR
 from tests.escape.attacks import needs_known_architecture, program
-from tests.escape.bench import SLOWER, UNCONFINED, Bench, Weakening
-
-HOLD_S = 3 * SLOWER
+from tests.escape.bench import UNCONFINED, Bench, Weakening
 
 
 @contextmanager
-def at_the_same_time(run: Callable[..., RunResult]) -> Iterator[None]:
-    """Have a program run that prints "held" and then waits; it must still be there at the end."""
-    held, results = threading.Event(), []
-    thread = threading.Thread(target=lambda: results.append(run(follow=Follow(output=lambda *_: held.set()))))
+def at_the_same_time(bench: Bench, code: str, **fields: Any) -> Iterator[None]:
+    """Have a program of another node run, which waits when it has done its work; it is cancelled at the end, and not before."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    results: list[RunResult] = []
+    cancel, held = asyncio.Event(), threading.Event()
+
+    def said(*_: object) -> None:
+        loops.append(asyncio.get_running_loop())
+        held.set()
+
+    def work() -> None:
+        waiting = f"{code}\nprint('held', flush=True)\nimport time\ntime.sleep(600)"
+        request = bench.request(waiting, node_id="first", **fields)
+        results.append(bench.carry_out(request, follow=Follow(output=said), cancel=cancel))
+
+    thread = threading.Thread(target=work)
     thread.start()
     try:
         while not held.wait(0.1):
             assert thread.is_alive(), results
         yield
-        assert thread.is_alive(), "the first program ended before the second was asked"
     finally:
+        if loops:
+            loops[0].call_soon_threadsafe(cancel.set)
         thread.join()
-    assert results[0].outcome is Outcome.SUCCEEDED, results[0]
-
-
-def holder(bench: Bench, code: str, **fields: Any) -> Callable[..., RunResult]:
-    """Return a run of a program of another node, which waits when it has done its work."""
-    waiting = f"{code}\nprint('held', flush=True)\nimport time\ntime.sleep({HOLD_S})"
-    return lambda **options: bench.carry_out(bench.request(waiting, node_id="first", **fields), **options)
+    assert results[0].outcome is Outcome.CANCELLED, "it ended before the second was asked"
 
 
 # ---------------------------------------------------------------- locks
@@ -111,7 +117,7 @@ SHARED = (
 
 def test_only_the_listed_files_carry_a_lock_from_one_sandbox_to_another(bench: Bench) -> None:
     policy = bench.policy_with(limits__open_files=1024)
-    with at_the_same_time(holder(bench, TAKE, policy=policy)):
+    with at_the_same_time(bench, TAKE, policy=policy):
         seen = bench.value(TRY, node_id="second", policy=policy)
     assert seen["tried"] > 200
     assert [path for path in seen["taken"] if not path.startswith(SHARED)] == []
@@ -239,7 +245,7 @@ MORE_TERMINALS = Weakening(
 
 
 def test_a_sandbox_that_takes_all_terminals_takes_none_of_another(bench: Bench) -> None:
-    with at_the_same_time(holder(bench, COUNT)):
+    with at_the_same_time(bench, COUNT):
         assert bench.value(COUNT, node_id="second") == TERMINALS
 
 
