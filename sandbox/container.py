@@ -172,6 +172,7 @@ class Container(Sandbox):
         seen = verify.Observed(
             process=process, own_namespaces=kernel.read_namespaces("self"), oci=self.oci,
             kernel_files=frozenset(filter(os.path.exists, (*MASKED_BY_PODMAN, *MASKS))),
+            project_ids=bool(kernel.read_text("/proc/self/projid_map").strip()),
         )  # fmt: skip
         self.evidence = verify.compare(self.spec, seen)
 

@@ -47,6 +47,10 @@ class Mount(NamedTuple):
                 return int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2]]
         return None
 
+    def number(self, name: str) -> int | None:
+        """Return a number among the file system's options, None when it is not there."""
+        return next((int(option.split("=")[1]) for option in self.super_options if option.startswith(f"{name}=")), None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CgroupEvents:

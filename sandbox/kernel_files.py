@@ -20,9 +20,9 @@ MASKS = (
     "/proc/tty", "/proc/xen",
     # files
     "/proc/bootconfig", "/proc/cmdline", "/proc/config.gz", "/proc/consoles", "/proc/crypto", "/proc/devices",
-    "/proc/diskstats", "/proc/dma", "/proc/fb", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms", "/proc/key-users", "/proc/mdstat",
-    "/proc/misc", "/proc/modules", "/proc/mtrr", "/proc/partitions", "/proc/swaps", "/proc/sys/dev/cdrom/info",
-    "/proc/sys/kernel/random/boot_id", "/proc/version_signature",
+    "/proc/diskstats", "/proc/dma", "/proc/fb", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms",
+    "/proc/key-users", "/proc/mdstat", "/proc/misc", "/proc/modules", "/proc/mtrr", "/proc/partitions", "/proc/swaps",
+    "/proc/sys/dev/cdrom/info", "/proc/sys/kernel/random/boot_id", "/proc/version_signature",
 )  # fmt: skip
 
 # A run can make so many pseudo-terminals; the machine has 3,072 for all containers. Source: kernel.pty.max, devpts's `max`.

@@ -35,13 +35,15 @@ RESERVED_ANNOTATIONS = re.compile(
 class Observed:
     """Everything that was read back. `own_namespaces` are the runner's; `oci` is the runtime's config.json.
 
-    `kernel_files` are those of the masked paths that this kernel has.
+    `kernel_files` are those of the masked paths that this kernel has. `project_ids` tells whether the runner's own user
+    namespace has any, without which none below it can map one.
     """
 
     process: ProcessFacts
     own_namespaces: dict[str, str]
     oci: dict[str, Any]
     kernel_files: frozenset[str]
+    project_ids: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def check_project_ids(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     closed = bool(proc) and all(mount.read_only for mount in proc)
     evidence = f"/proc is {'read-only' if closed else 'writable'}, the map is {'written' if written else 'empty'}"
     yield proven("project ids", "a map that nobody can write", "read-only /proc" if closed else "user namespace", evidence,
-                 holds=closed or written)  # fmt: skip
+                 holds=closed or written or not seen.project_ids)  # fmt: skip
 
 
 def check_network(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -224,17 +226,17 @@ def check_masks(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
 
 
 def is_mask(mount: Mount) -> bool:
-    """Tell whether a mount hides what is below it: the runtime puts /dev/null over files, an empty tmpfs over directories."""
-    return mount.root == "/null" or mount.kind == "tmpfs"
+    """Tell whether a mount over a kernel file hides it: runtimes put /dev/null, a tmpfs or an empty directory there, never its like."""
+    return mount.kind not in ("proc", "sysfs")
 
 
 def check_terminals(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     """Pseudo-terminals of its own, and few: all containers of the machine take theirs from one number."""
     del spec
-    options = [option for mount in seen.process.mounts if mount.kind == "devpts" for option in mount.super_options]
-    found = [int(option.removeprefix("max=")) for option in options if option.startswith("max=")]
-    yield proven("pseudo-terminals", f"{TERMINALS} at most", "mount", f"max={found}" if found else "no bound",
-                 holds=bool(found) and max(found) <= TERMINALS)  # fmt: skip
+    bounds = [mount.number("max") for mount in seen.process.mounts if mount.kind == "devpts"]
+    holds = bool(bounds) and all(bound is not None and bound <= TERMINALS for bound in bounds)
+    evidence = f"a devpts with at most {', '.join(map(str, bounds))}" if bounds else "no devpts"
+    yield proven("pseudo-terminals", f"{TERMINALS} at most", "mount", evidence, holds=holds)
 
 
 def check_rlimits(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:

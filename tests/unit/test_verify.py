@@ -205,6 +205,7 @@ DIFFERENCES = [
     ("project ids", with_mount(GOOD, mount("/.proc", "rw,nosuid,nodev,noexec", "proc"))),
     ("pseudo-terminals", with_mount(GOOD, mount("/dev/pts", "rw", "devpts", super_options="rw,mode=600"))),
     ("pseudo-terminals", with_mount(GOOD, mount("/dev/pts", "rw", "devpts", super_options="rw,max=17"))),
+    ("pseudo-terminals", with_mount(GOOD, mount("/dev/pts/more", "rw", "devpts", super_options="rw,mode=600"))),
     ("pseudo-terminals", changed(GOOD, mounts=tuple(m for m in GOOD.process.mounts if m.kind != "devpts"))),
     ("open files", with_limit(GOOD, "Max open files", "1048576 1048576")),
     ("core dumps", with_limit(GOOD, "Max core file size", "unlimited unlimited")),
@@ -233,6 +234,8 @@ def test_a_proc_that_can_be_written_is_taken_where_the_map_of_project_ids_is_wri
         compare(maker, with_mount(GOOD, proc))
     row = next(row for row in compare(maker, changed(with_mount(GOOD, proc), projid_map="0 0 1")) if row.control == "project ids")
     assert row.mechanism == "user namespace"
+    # Where the runner's own namespace has no project ids, nobody below can map one.
+    assert compare(maker, dataclasses.replace(with_mount(GOOD, proc), project_ids=False))
 
 
 LIMITS = GOOD.process.cgroup
