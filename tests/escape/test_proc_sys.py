@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sandbox.kernel_files import MASKED_BY_PODMAN, MASKS
-from tests.escape.bench import CONTAINER_ROOT, UNMASKED, Bench, Weakening, WeakResult
+from tests.escape.bench import CONTAINER_ROOT, UNMASKED, Bench, WeakResult, podmans_own
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,15 +109,6 @@ PAYLOAD = {"single": SINGLE, "masked": MASKED}
 NOTHING = (0, "ENOENT", "EACCES", "EPERM", "EIO")
 
 
-def own_mount(destination: str) -> Weakening:
-    """Return a weakening that leaves one mount to Podman, as it is without ours."""
-
-    def apply(podman: dict[str, Any]) -> None:
-        podman["mounts"] = [mount for mount in podman["mounts"] if not mount["destination"].startswith(destination)]
-
-    return Weakening(name=f"Podman's own {destination}", controls=frozenset({"mounts"}), apply=apply)
-
-
 def not_listed(paths: list[str], section: str) -> list[str]:
     patterns = [pattern for group in LISTED[section].values() for pattern in group]
     return [path for path in paths if not any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
@@ -136,7 +127,7 @@ def as_root(bench: Bench) -> WeakResult:
 
 @pytest.fixture(scope="module")
 def with_podmans_own(bench: Bench) -> WeakResult:
-    return bench.run_weakened(PROBE, own_mount("/proc") + own_mount("/sys") + UNMASKED, payload=PAYLOAD)
+    return bench.run_weakened(PROBE, podmans_own("/proc") + podmans_own("/sys") + UNMASKED, payload=PAYLOAD)
 
 
 def test_no_file_of_proc_or_sys_can_be_opened_for_writing(seen: dict[str, Any]) -> None:
@@ -194,7 +185,7 @@ def test_even_container_root_finds_settings_read_only(as_root: WeakResult) -> No
 @pytest.mark.host_only
 @pytest.mark.control
 def test_without_masks_the_files_are_readable_and_root_changes_settings(bench: Bench) -> None:
-    weak = bench.run_weakened(PROBE, CONTAINER_ROOT + UNMASKED + own_mount("/proc"), payload=PAYLOAD)
+    weak = bench.run_weakened(PROBE, CONTAINER_ROOT + UNMASKED + podmans_own("/proc"), payload=PAYLOAD)
     assert weak.value["masked"]["/proc/interrupts"] == 1000
     assert weak.value["masked"]["/proc/cmdline"] not in NOTHING
     assert weak.value["own sysctl"] == "ok"
@@ -244,7 +235,7 @@ def test_a_program_can_write_no_map_label_or_setting_of_its_own_process(bench: B
 
 @pytest.mark.control
 def test_podmans_own_proc_takes_settings_and_the_map_of_project_ids_is_written_already(bench: Bench) -> None:
-    weak = bench.run_weakened(WRITES, own_mount("/proc"))
+    weak = bench.run_weakened(WRITES, podmans_own("/proc"))
     found, renamed = weak.value
     assert found["comm"] == found["timerslack_ns"] == found["oom_score_adj"] == "ok"
     assert renamed
