@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import re
 from pathlib import Path
@@ -97,8 +98,10 @@ def test_every_way_to_be_tighter_is_told() -> None:
     part = TEXT[TEXT.index("## Extending") : TEXT.index("```toml\n[open]")]
     for key, annotation in ((key, KEYS[key].annotation) for key in KEYS):
         if get_origin(annotation) is Literal:
-            tight, loose = sorted(get_args(annotation), key=lambda value: not all(ORDER[key](value, other) for other in get_args(annotation)))
-            assert re.search(rf'`"{tight}"` for\s+`"{loose}"`', part), key
+            values = get_args(annotation)
+            tightest_first = sorted(values, key=lambda value: sum(not ORDER[key](value, other) for other in values))
+            for tight, loose in itertools.pairwise(tightest_first):
+                assert re.search(rf'`"{tight}"` for\s+`"{loose}"`', part), key
     alone = {key for key, order in ORDER.items() if order.__name__ in ("_anything", "_same")}
     assert alone == {"isolation.preload", "images.default", "seccomp.profile"}
     assert all(f"`{key}`" in part for key in alone)

@@ -23,10 +23,13 @@ from sandbox.sole_service import sole_service
 
 with sole_service(Path(sys.argv[1]), socket="/run/one.sock"):
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    read, write = os.pipe()
     forked = os.fork()
     if not forked:
+        os.write(write, b"x")  # by now it has closed what it had of the lock
         time.sleep(60)
         os._exit(0)
+    os.read(read, 1)
     print(child.pid, forked, flush=True)
     time.sleep(60)
 """
