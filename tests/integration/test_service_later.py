@@ -63,13 +63,16 @@ def test_a_detached_run_is_shown_later_as_run_shows_it(service: Service, tmp_pat
 
 
 def test_while_it_goes_on_the_status_says_so_and_a_run_that_fails_has_its_own(service: Service, tmp_path: Path) -> None:
-    run_id = command(service, "run", "--detach", script(tmp_path, "import time\ntime.sleep(4)\nraise SystemExit(3)"))[1].strip()
+    run_id = command(service, "run", "--detach", script(tmp_path, "import time\ntime.sleep(100)"))[1].strip()
     for options in ((), ("--timeout", "500ms")):
         status, out, said = command(service, "result", run_id, *options)
         assert (status, out.strip(), "goes on" in said) == (75, "", True)
     status, out, _ = command(service, "result", run_id, "--json")
     assert (status, json.loads(out)["state"]) == (75, "running")
-    assert command(service, "result", run_id, "--wait")[0] == 1
+    assert command(service, "stop", run_id)[0] == 0
+    assert command(service, "result", run_id, "--wait")[0] == 130
+    failed = command(service, "run", "--detach", script(tmp_path, "raise SystemExit(3)"))[1].strip()
+    assert command(service, "result", failed, "--wait")[0] == 1
     assert command(service, "result", "f" * 32)[0] == 2
 
 
@@ -105,7 +108,7 @@ def test_a_failed_run_s_output_is_there_tomorrow_without_its_secrets_and_without
     variables = {name: value for name, value in os.environ.items() if name != "SANDBOX_SOCKET"} | nowhere
     without_service = sandbox("logs", failed.run_id[:10], env=variables)
     assert (without_service.returncode, without_service.stdout, without_service.stderr) == with_service
-    assert "--- stderr\nwith [secret]" in without_service.stdout
+    assert "--- stderr\n  with [secret]" in without_service.stdout
     assert len(json.loads(sandbox("runs", "--json", env=variables).stdout)["runs"]) == 3
     assert sandbox("logs", failed.run_id, env={**variables, "SANDBOX_SOCKET": "/run/other.sock"}).returncode == 13, "a named service must be there"
 
