@@ -1141,7 +1141,7 @@ class Program:
             return []
         try:
             found = sorted(_files_below(self.app_dir, self.given))
-        except Exception:  # noqa: BLE001 - the program may have changed anything; its result does not depend on this
+        except Exception:
             return []
         if not found:
             return []

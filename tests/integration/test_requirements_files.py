@@ -38,7 +38,7 @@ class Place:
         """Return what a run answers through the service, and in a process of its own."""
         script = self.home / "script.py"
         script.write_text(CODE)
-        asked = ("run", script, "--policy", "local", "--requirements", requirements, *more)
+        asked: tuple[str | Path, ...] = ("run", script, "--policy", "local", "--requirements", requirements, *more)
         config = str(self.home / "config")
         return [
             document(*asked, env=environment(SANDBOX_SOCKET=socket, XDG_CONFIG_HOME=config, XDG_DATA_HOME=str(self.home / kept)))

@@ -182,6 +182,22 @@ def test_wrong_variable_is_named(file: Path, name: str, text: str, message: str)
     assert any(message in mistake for mistake in mistakes(file, "", {name: text}))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('restricted.path = "/run/r/service.sock"', "restricted.path and restricted.policies need each other"),
+        ('restricted.policies = ["default"]', "restricted.path and restricted.policies need each other"),
+        ('socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/s/b.sock", policies = ["default"]}', "are in one directory"),
+        ('socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/x/../s/b.sock", policies = ["default"]}', "are in one directory"),
+        ('restricted.path = "relative"', "must be an absolute path"),
+    ],
+)
+def test_a_second_socket_has_policies_and_a_directory_of_its_own(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=message):
+        load_config(file, {})
+
+
 def test_variable_without_a_section_is_somebody_elses(file: Path) -> None:
     assert load(file, "", {"SANDBOX_USER": "x", "SANDBOX_CONFIG": "x", "OTHER__KEY": "x"}).config == ServiceConfig()
 
