@@ -31,6 +31,7 @@ from sandbox.wire import CANCEL, Collector, FileSink, Kept, Limits, ProtocolViol
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.4
 CHANNEL_CLOSE_S = 2.0
+HARDEST = 8  # so many times as long as copying it may it take to bring JSON into its form
 PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
 OnOutput = Callable[[str, bytes], None]
 
@@ -181,8 +182,9 @@ class Execution:
         collector = self.collector
         try:
             if not self._violation:
-                self._result_json = await aside(collector.size_bytes, collector.result_json)
-                self._additional_data_json = await aside(collector.size_bytes, collector.additional_data_json)
+                costs = collector.json_bytes * HARDEST
+                self._result_json = await aside(costs, collector.result_json)
+                self._additional_data_json = await aside(costs, collector.additional_data_json)
         except ProtocolViolation as violation:
             self._broken(sandbox, violation)
 
@@ -223,6 +225,7 @@ class Execution:
                 tasks >= sandbox.spec.processes + sandbox.spec.own_processes or bool(events and events.fork_failures)
             ),
             ended="channel" if self._violation else said.ended if said else None,
+            violation=self._violation,
             exit_code=said.exit_code if said else None,
             signal_name=said.signal if said else None,
             error=self.collector.error,
@@ -241,7 +244,7 @@ class Execution:
             output_topic=collector.meta.output_topic if succeeded else None,
             additional_data_json=self._additional_data_json if succeeded else None,
             stdout=collector.stdout, stderr=collector.stderr, logs=tuple(collector.logs), files=collector.files,
-            warnings=tuple(collector.meta.warnings), error=collector.error,
+            warnings=collector.warnings, error=collector.error,
             exit_code=said.exit_code if said else None, signal=said.signal if said else None,
             peak_memory_mib=self._peak_mib(sandbox), cpu_s=said.cpu_s if said else None,
             durations=durations, egress=self._egress(), receipt=self._receipt(sandbox, outcome, durations),

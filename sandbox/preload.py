@@ -16,7 +16,8 @@ from sandbox.errors import Internal
 from sandbox.family import family
 from sandbox.spec import ContainerSpec
 from sandbox.watchdog import Watchdog, measure
-from sandbox.wire import ProtocolViolation, Ready, preload_frame, shaped
+from sandbox.wire import preload_frame
+from sandbox.wire_records import ProtocolViolation, Ready, shaped
 
 
 class PreloadFailed(Internal):
