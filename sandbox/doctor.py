@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +146,7 @@ def seccomp_row() -> Capability:
         name="seccomp",
         status="missing",
         detail="the kernel has no seccomp filter",
-        fix="as root: apt-get install linux-image-amd64 && reboot (the distribution's kernel has it)",
+        fix="as root: apt-get install linux-image-$(dpkg --print-architecture) && reboot (the distribution's kernel has it)",
     )
 
 
@@ -162,8 +164,8 @@ def storage_row(facts: HostFacts) -> Capability:
         return Capability(name="storage", status="ok", detail=f"overlay at {facts.engine.graph_root}")
     return Capability(
         name="storage", status="fallback", detail=f"{driver}: works, but each sandbox costs a copy of its image",
-        fix="mkdir -p ~/.config/containers && printf '[storage]\\ndriver = \"overlay\"\\n' > ~/.config/containers/storage.conf"
-            " && podman system reset, then: sandbox image bootstrap",
+        fix='write driver = "overlay" under [storage] in ~/.config/containers/storage.conf; then: podman system reset, which removes all images, '
+            "containers and volumes of this user; then: sandbox image bootstrap",
     )  # fmt: skip
 
 
@@ -215,14 +217,14 @@ def libraries_row() -> Capability:
     from sandbox.installation import tools
 
     try:
-        index = read_index(os.environ, Path.home()).public()
+        index = read_index(os.environ, places.home()).public()
     except SandboxError as error:
         return Capability(name="libraries", status="missing", detail=error.message, fix=error.hint)
     sources = ", ".join((*index.urls, *index.find_links)) or "no source at all"
     if tools():
         return Capability(name="libraries", status="ok", detail=f"uv, from {sources}")
     return Capability(name="libraries", status="fallback", detail=f"uv is missing: the image's own pip, from {sources}",
-                      fix="python3 -m pip install uv, in the environment of this program")  # fmt: skip
+                      fix=f"{shlex.quote(sys.executable)} -m pip install uv")  # fmt: skip
 
 
 def image_row(*, present: bool) -> Capability:

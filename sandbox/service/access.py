@@ -24,11 +24,12 @@ from sandbox.policy_file import NAME
 from sandbox.policy_model import ANY
 from sandbox.remembered import Remembered
 from sandbox.service.admission import Quota
-from sandbox.service.config_model import AccessRules, Runners, ServiceConfig
+from sandbox.service.config_model import AccessRules, Restricted, Runners, ServiceConfig
 
 UCRED = struct.Struct("=iII")
 SO_PEERGROUPS = 59  # Linux 4.13; the socket module doesn't name it
 MAX_GROUPS = 256  # what getsockopt of the socket module has room for
+RESTRICTED = 1 << 32  # above every number of a user: callers of the second socket share no runs with those of the first
 # Names of users and groups are looked up again after so long, at the latest.
 NAMES_S = 20.0
 
@@ -122,8 +123,11 @@ class Access:
         peer = replace(peer_of(connection), pid=0)  # the names follow from the other numbers
         loop = asyncio.get_running_loop()
         ask = partial(loop.run_in_executor, self._threads, self._names, peer)
+        identity = await self._identities.get(peer, ask)
+        if connection.getsockname() == self._config.restricted.path:
+            return restricted(identity, self._config.restricted, usual=self._config.queue.limits.quota)
         return decide(
-            await self._identities.get(peer, ask), self._config.access, owner_uid=self._owner_uid,
+            identity, self._config.access, owner_uid=self._owner_uid,
             socket_group=self._config.socket.group, usual=self._config.queue.limits.quota,
         )  # fmt: skip
 
@@ -189,6 +193,16 @@ def decide(
         hint=_way_in(identity, access, socket_group),
         user=identity.user,
     )
+
+
+def restricted(identity: Identity, rules: Restricted, *, usual: Quota) -> Caller:
+    """Return what whoever came by the second socket may do. It is somebody else than the same user on the first one."""
+    quota = Quota(
+        running=usual.running if rules.max_running is None else rules.max_running,
+        waiting=usual.waiting if rules.max_queued is None else rules.max_queued,
+    )
+    apart = replace(identity, uid=identity.uid | RESTRICTED, user=f"{identity.user} (restricted)")
+    return _caller(apart, quota, policies=rules.policies, may_maintain=False)
 
 
 def _caller(identity: Identity, quota: Quota, *, policies: tuple[str, ...], may_maintain: bool) -> Caller:

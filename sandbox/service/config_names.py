@@ -37,6 +37,7 @@ def unknown_names(config: ServiceConfig, policies: Collection[str]) -> list[Unkn
 def _policies(config: ServiceConfig, known: Collection[str]) -> Iterator[UnknownName]:
     runners = list(enumerate(config.access.runners, 1))
     named = [(f"policies in entry {n} of access.runners", name) for n, entry in runners for name in entry.policies]
+    named += [("restricted.policies", name) for name in config.restricted.policies]
     named += [(f"policy in entry {n} of pool.warm", kind.policy) for n, kind in enumerate(config.pool.warm, 1)]
     for place, name in named:
         if name != ANY and name not in known:
@@ -46,8 +47,9 @@ def _policies(config: ServiceConfig, known: Collection[str]) -> Iterator[Unknown
 
 
 def _accounts(config: ServiceConfig) -> Iterator[UnknownName]:
-    if config.socket.group is not None and not _group_exists(config.socket.group):
-        yield UnknownName(message=f"socket.group: there is no group {shown(config.socket.group)} on this host", error=True)
+    for key, group in (("socket.group", config.socket.group), ("restricted.group", config.restricted.group)):
+        if group is not None and not _group_exists(group):
+            yield UnknownName(message=f"{key}: there is no group {shown(group)} on this host", error=True)
     named = [("access.maintainers", name) for name in config.access.maintainers]
     runners = list(enumerate(config.access.runners, 1))
     named += [(f"users in entry {n} of access.runners", name) for n, entry in runners for name in entry.users]

@@ -10,8 +10,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -21,24 +22,31 @@ from sandbox.cell import Maker
 from sandbox.cells import CellCounts, CellLimits, Cells
 from sandbox.errors import Internal, SandboxError
 from sandbox.history import History, Retention
+from sandbox.history_row import HISTORY
 from sandbox.host import probe
+from sandbox.keeping import Keeping
 from sandbox.metrics import Live, Metrics, Shelved
 from sandbox.models import RunRequest
-from sandbox.places import private_directory
 from sandbox.podman_engine import PodmanEngine
 from sandbox.pool import Pool, PoolCounts, PoolLimits
 from sandbox.ready import Places, ReadySandbox
+from sandbox.requirements import parse_libraries
+from sandbox.results import Results
 from sandbox.runner import Runner
 from sandbox.service import systemd
 from sandbox.service.access import Access
 from sandbox.service.admission import Admission
 from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
+from sandbox.service.config_model import History as Bounds
+from sandbox.service.config_model import Socket
 from sandbox.service.config_names import unknown_names
-from sandbox.service.connections import IDLE_S, Connections
+from sandbox.service.connections import IDLE_S, Connections, most_connections
 from sandbox.service.handling import Handling
-from sandbox.service.listen import BACKLOG, open_socket
+from sandbox.service.listen import BACKLOG, Listener, open_socket
 from sandbox.service.state import PolicyBook, State
+from sandbox.service.webhooks import Webhooks, key_of
+from sandbox.sole_service import sole_service
 from sandbox.workspace import sweep
 
 LOG = logging.getLogger("sandbox.service")
@@ -51,6 +59,10 @@ CLOSE_S = 0.5
 PRUNE_S = 3600.0
 SWEEP_S = 120.0
 SEEN_S = 7 * 86_400.0
+# Connections may take half of the service's descriptors. Of the other half, sandboxes that stand ready (4 each) and warm
+# containers of cells (8 each) take half at most.
+DESCRIPTORS_EACH_READY = 16
+DESCRIPTORS_EACH_WARM = 32
 
 
 async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[int] = ()) -> None:
@@ -58,24 +70,41 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 
     `inherited` are the sockets that systemd handed over, see `systemd.listen_fds`.
     """
-    listener = open_socket(config.socket, inherited=inherited)
     access = Access(config, owner_uid=os.getuid())
-    try:
-        async with running(config, places) as state, accepting(application(state, access), listener.socket):
+    with contextlib.ExitStack() as held:
+        held.callback(access.close)
+        sockets = [listener.socket for listener in opened(config, inherited, held)]
+        async with alone(config, str(sockets[0].getsockname())), running(config, places) as state, accepting(application(state, access), *sockets):
             keep_what_is_there()
-            LOG.info("serving on %s", listener.socket.getsockname())
+            for listening in sockets:
+                LOG.info("serving on %s", listening.getsockname())
             systemd.notify(os.environ, "READY=1")
             await until_stopped(state)
             systemd.notify(os.environ, "STOPPING=1")
             await drained(state, config.stop.drain_s)
-    finally:
-        access.close()
-        listener.close()
+
+
+def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.ExitStack) -> Iterator[Listener]:
+    """Yield the service's sockets, which `held` closes: the one for everybody, and the restricted one where it is configured."""
+    restricted = config.restricted
+    for settings, fds in ((config.socket, inherited), (Socket(path=restricted.path, group=restricted.group) if restricted.path else None, ())):
+        if settings is not None:
+            listener = open_socket(settings, inherited=fds)
+            held.callback(listener.close)
+            yield listener
 
 
 @contextlib.asynccontextmanager
-async def accepting(served: web.Application, opened: socket.socket, *, idle_s: float = IDLE_S) -> AsyncIterator[None]:
-    """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`."""
+async def alone(config: ServiceConfig, socket: str) -> AsyncIterator[None]:
+    """Be the one service that uses the history's directory, until the block ends; it listens on `socket`. Raises `InvalidRequest`."""
+    with contextlib.ExitStack() as held:
+        await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=socket))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def accepting(served: web.Application, *sockets: socket.socket, idle_s: float = IDLE_S) -> AsyncIterator[None]:
+    """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`. Each socket has connections of its own."""
     handling = Handling()
     # A client that goes away cancels its request, and so its run.
     runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
@@ -85,11 +114,16 @@ async def accepting(served: web.Application, opened: socket.socket, *, idle_s: f
             raise Internal("the server was not set up")
         runner.server.request_handler = handling.around(runner.server.request_handler)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Connections(runner.server, idle_s=idle_s), sock=opened, backlog=BACKLOG)
+        total = most_connections() // len(sockets)
+        servers = [
+            await loop.create_server(Connections(runner.server, total=total, idle_s=idle_s), sock=listening, backlog=BACKLOG)
+            for listening in sockets
+        ]
         try:
             yield
         finally:
-            server.close()
+            for server in servers:
+                server.close()
             if ended := await handling.settle(grace_s=SENT_S, end_s=STOP_GRACE_S):
                 LOG.warning("%d requests did not end in time and were ended", ended)
     finally:
@@ -99,14 +133,18 @@ async def accepting(served: web.Application, opened: socket.socket, *, idle_s: f
 @contextlib.asynccontextmanager
 async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]:
     """Bring up everything behind the socket, and take it down again."""
+    key = await asyncio.to_thread(key_of, config.webhooks.key_file)
     facts = await asyncio.to_thread(probe, places.runtime_dir)
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir)
     with contextlib.ExitStack() as held:
         held.callback(engine.close)
         gone = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
         history = History(
-            private_directory(places.data_dir) / "history.sqlite",
-            Retention(age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20),
+            Path(config.history.directory) / HISTORY,
+            Retention(
+                age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20,
+                output_age_s=config.history.output_age_days * 86_400, output_bytes=config.history.output_mib << 20,
+            ),
         )
         held.callback(history.close)
         if history.warning:
@@ -119,17 +157,16 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
         limits = PoolLimits(
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
-            starters=config.pool.starters,
+            starters=config.pool.starters, most=most_connections() // DESCRIPTORS_EACH_READY,
         )  # fmt: skip
         making = partial(Maker, engine=engine, facts=facts, places=places)
         of_cells = CellLimits(
-            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s
+            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s,
+            most=most_connections() // DESCRIPTORS_EACH_WARM,
         )
         async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
             admission = Admission(config.queue.limits)
-            artefacts = Artefacts(
-                places.data_dir / "files", max_bytes=config.history.files_mib << 20, age_s=config.history.files_age_s
-            )
+            artefacts, results = kept_for_callers(config.history)
             live = Live(
                 running=lambda: admission.counts().running,
                 waiting=lambda: admission.counts().waiting,
@@ -138,10 +175,10 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             )
             state = State(
                 config=config, facts=facts, engine=engine, policies=policies, pool=pool, cells=cells, history=history,
-                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts,
+                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts, results=results,
+                webhooks=Webhooks(config.webhooks.allowed, key=key),
                 runner=Runner(
                     lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
-                    compiles=False,
                 ),
             )  # fmt: skip
             await asyncio.to_thread(tell_unknown_names, state)
@@ -157,6 +194,15 @@ def keep_what_is_there() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def kept_for_callers(bounds: Bounds) -> tuple[Artefacts, Results]:
+    """Return what is kept of runs beside the history: their files, and results that are fetched later."""
+    place = Path(bounds.directory)
+    return (
+        Artefacts(Keeping(place / "files", max_bytes=bounds.files_mib << 20, age_s=bounds.files_age_s)),
+        Results(Keeping(place / "results", max_bytes=bounds.results_mib << 20, age_s=bounds.results_age_s)),
+    )
 
 
 def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
@@ -198,6 +244,7 @@ async def prune(state: State) -> None:
         if gone:
             LOG.info("%d runs left the history", gone)
         await asyncio.to_thread(state.artefacts.prune)
+        await asyncio.to_thread(state.results.prune)
         await asyncio.sleep(PRUNE_S)
 
 
@@ -218,8 +265,9 @@ async def warm(state: State) -> None:
     named = [(kind.policy, kind.requirements, kind.preload or None) for kind in state.config.pool.warm]
     often = await asyncio.to_thread(seen_often, state)
     for policy, requirements, modules in dict.fromkeys((*named, *often)):
-        request = RunRequest(code="", policy=policy, requirements=requirements, preload=modules)
         try:
+            asked = parse_libraries("\n".join(requirements))
+            request = RunRequest(code="", policy=policy, requirements=asked, preload=modules)
             async with state.runner.setting(request) as setting:
                 if setting.policy.isolation.per_run != "cell":
                     state.pool.warm(setting)
@@ -231,11 +279,14 @@ def seen_often(state: State) -> list[tuple[str, tuple[str, ...], tuple[str, ...]
     """Return what was run most often: policy, libraries, modules. Of environments, those that are still there."""
     store = state.runner.environments().store
     kinds = state.history.often(state.config.pool.warm_seen, since=time.time() - SEEN_S)
-    known = [
-        kind for kind in kinds
-        if kind.policy in state.policies.names() and (not kind.environment or store.record(kind.environment) is not None)
-    ]  # fmt: skip
-    return [(kind.policy, split(kind.requirements), split(kind.preload)) for kind in known]
+    found = []
+    for kind in kinds:
+        environment = store.record(kind.environment) if kind.environment else None
+        if kind.policy in state.policies.names() and (not kind.environment or environment is not None):
+            # The history has no hashes; the environment knows exactly what it was asked for.
+            requirements = environment.requirements if environment is not None else split(kind.requirements)
+            found.append((kind.policy, requirements, split(kind.preload)))
+    return found
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -270,3 +321,5 @@ async def drained(state: State, drain_s: float) -> None:
         LOG.warning("%d runs did not end in time and are cancelled", state.live.cancel_all())
         await state.admission.wait_empty(STOP_GRACE_S)
     await state.live.wait_kept(STOP_GRACE_S)
+    if given_up := await state.webhooks.settle(SENT_S):
+        LOG.warning("%d webhooks were not sent in time and are given up", given_up)

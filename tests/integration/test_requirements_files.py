@@ -38,7 +38,7 @@ class Place:
         """Return what a run answers through the service, and in a process of its own."""
         script = self.home / "script.py"
         script.write_text(CODE)
-        asked = ("run", script, "--policy", "local", "--requirements", requirements, *more)
+        asked: tuple[str | Path, ...] = ("run", script, "--policy", "local", "--requirements", requirements, *more)
         config = str(self.home / "config")
         return [
             document(*asked, env=environment(SANDBOX_SOCKET=socket, XDG_CONFIG_HOME=config, XDG_DATA_HOME=str(self.home / kept)))
@@ -132,6 +132,13 @@ def test_a_file_of_windows_and_the_files_that_it_names_are_taken_by_both(place: 
 def test_a_refusal_in_a_stream_is_the_same_error(place: Place) -> None:
     with Client(place.socket) as client, pytest.raises(BuildFailed, match="has none of the hashes"):
         client.run(CODE, policy="local", requirements=[f"tiny==1.0 --hash=sha256:{ZERO}"], on_event=lambda _: None)
+
+
+def test_hashes_are_not_in_the_history(place: Place) -> None:
+    lines = [f"tiny==1.0 --hash=sha256:{place.hash_of('tiny')}"]
+    with Client(place.socket) as client:
+        run_id = client.run("result = 1", policy="local", requirements=lines).run_id
+        assert client.recorded(run_id)["requirements"] == "tiny==1.0"
 
 
 def test_hashes_are_not_in_what_is_shown_to_people(place: Place, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_file_that_hides_a_library_is_told_so() -> None:
     ("path", "said"),
     [
         ("data.csv", "--file data.csv;"), ("./data.csv", "--file data.csv;"), ("/app/data.csv", "--file data.csv;"),
-        ("/home/ada/data.csv", "--file data.csv=/home/ada/data.csv, and the program opens data.csv"),
+        ("/srv/ada/data.csv", "--file data.csv=/srv/ada/data.csv, and the program opens data.csv"),
         ("in/data.csv", "--file data.csv=in/data.csv"),
     ],
 )  # fmt: skip

@@ -26,7 +26,7 @@ def test_a_file_is_read_in_the_encodings_that_pip_reads(tmp_path: Path, data: by
 @pytest.mark.parametrize("data", [b"six # \xe9\n", b"# coding: nonsense\nsix\n", codecs.BOM_UTF16_LE + b"s"])
 def test_a_file_in_no_encoding_is_told_so(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "requirements.txt").write_bytes(data)
-    with pytest.raises(InvalidRequest, match="is not .* text"):
+    with pytest.raises(InvalidRequest, match=r"is not .* text"):
         read_requirements(str(tmp_path / "requirements.txt"))
 
 

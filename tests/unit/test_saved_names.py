@@ -12,7 +12,7 @@ from sandbox.harness import name_problem
 
 @pytest.mark.parametrize(
     "name",
-    ["chart.png", "data.csv", "2026-11-28 report (final).pdf", "model.pkl", "a.tar.gz", "données.csv", "données.csv", "報告.xlsx", "x_1+2=3,4@5.json",
+    ["chart.png", "data.csv", "2026-11-28 report (final).pdf", "model.pkl", "a.tar.gz", "donne\u0301es.csv", "donn\u00e9es.csv", "報告.xlsx", "x_1+2=3,4@5.json",
      "page.html", "weights.h5", "Con text.txt", "हिन्दी.txt", "a.b.c.parquet"],
 )  # fmt: skip
 def test_names_of_data_are_kept(name: str) -> None:

@@ -17,9 +17,20 @@ from typing import Any
 import pytest
 
 from sandbox.errors import AccessDenied
-from sandbox.service.access import MAX_GROUPS, NAMES_S, Access, Caller, Identity, Peer, decide, identify, peer_of
+from sandbox.service.access import (
+    MAX_GROUPS,
+    NAMES_S,
+    Access,
+    Caller,
+    Identity,
+    Peer,
+    decide,
+    identify,
+    peer_of,
+    restricted,
+)
 from sandbox.service.admission import Quota
-from sandbox.service.config_model import AccessRules, Runners, ServiceConfig, Socket
+from sandbox.service.config_model import AccessRules, Restricted, Runners, ServiceConfig, Socket
 
 OWNER = 1500
 USUAL = Quota(running=4, waiting=100)
@@ -42,6 +53,24 @@ def refused(identity: Identity, rules: AccessRules | None = None, *, group: str 
 
 def runners(*users: str, policies: tuple[str, ...] = ("default",), running: int | None = None) -> Runners:
     return Runners(users=users, policies=policies, max_running=running)
+
+
+# ---- the second socket ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uid", [0, OWNER, 2000])
+def test_on_the_second_socket_nobody_is_more_than_a_caller_under_the_policies_named(uid: int) -> None:
+    rules = Restricted(path="/run/r/s.sock", policies=("default",), max_running=2)
+    caller = restricted(who("x", uid=uid), rules, usual=USUAL)
+    caller.may_use("default")
+    for policy in ("strict", "/etc/x.toml"):
+        with pytest.raises(AccessDenied):
+            caller.may_use(policy)
+    with pytest.raises(AccessDenied):
+        caller.must_maintain()
+    assert caller.quota == Quota(running=2, waiting=USUAL.waiting)
+    assert caller.uid > 0xFFFF_FFFF  # nobody's number on the first socket: its runs are not theirs
+    assert caller.name == "x (restricted)"
 
 
 # ---- without [access] ----------------------------------------------------------------------------

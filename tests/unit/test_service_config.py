@@ -101,10 +101,10 @@ def test_relative_name_is_taken_from_the_working_directory(file: Path, monkeypat
 # ---- values --------------------------------------------------------------------------------------
 
 
-def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     values = ServiceConfig().effective()
-    assert values["socket.path"] == "/run/user/7/podman-sandbox-runner/service.sock"
+    assert values["socket.path"] == f"{tmp_path}/podman-sandbox-runner/service.sock"
     assert (values["socket.mode"], values["socket.group"]) == ("0600", None)
     assert values["queue.running"] == values["queue.per_caller_running"] == 2 * len(os.sched_getaffinity(0))
 
@@ -180,6 +180,22 @@ def test_variable_may_hold_tables(file: Path) -> None:
 )  # fmt: skip
 def test_wrong_variable_is_named(file: Path, name: str, text: str, message: str) -> None:
     assert any(message in mistake for mistake in mistakes(file, "", {name: text}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('restricted.path = "/run/r/service.sock"', "restricted.path and restricted.policies need each other"),
+        ('restricted.policies = ["default"]', "restricted.path and restricted.policies need each other"),
+        ('socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/s/b.sock", policies = ["default"]}', "are in one directory"),
+        ('socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/x/../s/b.sock", policies = ["default"]}', "are in one directory"),
+        ('restricted.path = "relative"', "must be an absolute path"),
+    ],
+)
+def test_a_second_socket_has_policies_and_a_directory_of_its_own(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=message):
+        load_config(file, {})
 
 
 def test_variable_without_a_section_is_somebody_elses(file: Path) -> None:
@@ -350,9 +366,9 @@ def test_without_a_path_in_the_configuration_the_usual_place_is_meant(
 ) -> None:
     file.write_text(text)
     monkeypatch.setenv("SANDBOX_CONFIG", str(file))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/own")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(file.parent))
     monkeypatch.delenv("SANDBOX_SOCKET", raising=False)
-    assert default_socket() == "/run/own/podman-sandbox-runner/service.sock" == ServiceConfig().socket.path
+    assert default_socket() == f"{file.parent}/podman-sandbox-runner/service.sock" == ServiceConfig().socket.path
 
 
 def test_a_client_is_told_of_a_configuration_that_can_t_be_read(file: Path, tmp_path: Path) -> None:
