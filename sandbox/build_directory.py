@@ -45,8 +45,10 @@ def sweep_builds(builds: Path) -> None:
     for directory in builds.iterdir():
         try:
             fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             shutil.rmtree(directory, ignore_errors=True)
+            continue
+        except OSError:  # without descriptors left, say, nobody can tell
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,6 +27,7 @@ TAKEN = ("self", "message", "hint")
 OPTIONAL: dict[str, Any] = {
     "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
     "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
+    "notify": None,
 }  # fmt: skip
 
 T = TypeVar("T")
@@ -319,6 +320,17 @@ def result(run_id: str, wait_s: float | None) -> Call[Result | None]:
 
     prefer = "" if wait_s is None else f"wait={-int(-wait_s // 1)}"  # whole seconds (RFC 7240), rounded up
     return Call(method="GET", path=f"/v1/runs/{part(run_id)}/result", read=read, prefer=prefer)
+
+
+def result_text(run_id: str, wait_s: float | None) -> Call[bytes | None]:
+    """Fetch the same as the JSON text that it came as."""
+    asked = result(run_id, wait_s)
+
+    def read(answer: Answer) -> bytes | None:
+        of_run(answer, run_id)
+        return None if answer.status == 202 else answer.body
+
+    return Call(method=asked.method, path=asked.path, read=read, prefer=asked.prefer)
 
 
 def recorded(run_id: str) -> Call[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What ran: one row per run in an SQLite file, bounded in age and size.
 
-A payload is in it where the policy asks for that; code, output and secrets never are.
+A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for that; code, results
+and secrets never are.
 
 `began` and `ended` return at once, whatever the disk does (`sandbox.history_writer`). Everything else waits for the disk:
 call it in a worker thread.
@@ -14,118 +15,56 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from sandbox.errors import EngineUnavailable, clipped
-from sandbox.history_writer import Values, Writer, damaged
+from sandbox.fair_share import Piece, going
+from sandbox.history_reader import Reader
+from sandbox.history_row import COLUMNS, LARGE, MIGRATIONS, SERVICE_ENDED, Row, Values
+from sandbox.history_writer import Writer, damaged
 from sandbox.places import private_directory
 
 READ_WAITS_S = 1.0
 FLUSH_WAITS_S = 10.0
-MAX_LISTED = 500
 WAL_BYTES = 4 << 20
-
-# Each brings the file from one version of the schema to the next; `PRAGMA user_version` counts those that were applied.
-# One that was released never changes: add another.
-MIGRATIONS: list[tuple[str, ...]] = [
-    (
-        """CREATE TABLE runs (
-            number INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, caller INTEGER NOT NULL, caller_name TEXT NOT NULL,
-            received REAL NOT NULL, state TEXT NOT NULL, node_id TEXT NOT NULL, policy TEXT NOT NULL,
-            policy_hash TEXT NOT NULL, image TEXT NOT NULL, environment TEXT NOT NULL, requirements TEXT NOT NULL,
-            code_hash TEXT NOT NULL, outcome TEXT NOT NULL, explanation TEXT NOT NULL, started REAL, ended REAL,
-            queue_ms REAL, environment_ms REAL, sandbox_ms REAL, program_ms REAL, total_ms REAL, warm INTEGER NOT NULL,
-            peak_memory_mib REAL, cpu_s REAL, payload_bytes INTEGER NOT NULL, result_bytes INTEGER NOT NULL,
-            output_bytes INTEGER NOT NULL, files_bytes INTEGER NOT NULL
-        )""",
-        "CREATE INDEX runs_of_caller ON runs (caller, number)",
-        "CREATE INDEX runs_of_node ON runs (node_id, number)",
-        "CREATE INDEX open_runs ON runs (number) WHERE state <> 'ended'",
-    ),
-    ("ALTER TABLE runs ADD COLUMN preload TEXT NOT NULL DEFAULT ''",),
-    ("ALTER TABLE runs ADD COLUMN payload TEXT NOT NULL DEFAULT ''",),
-]
+# What a disk that hangs keeps waiting in memory is bounded: beyond so many rows, they come without payload and output.
+WAITING_WHOLE = 256
+# Pruned each time that so much of what is allowed came in, and not only now and then.
+PRUNED_AFTER = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """How long runs stay in the history, and how large its file may get. Runs that go on always stay."""
+    """How long runs stay in the history, and how large its file may get. Runs that go on always stay.
+
+    Of that, `output_bytes` are for what runs told, which is kept for `output_age_s`.
+    """
 
     age_s: float
     size_bytes: int
+    output_age_s: float = math.inf
+    output_bytes: int = 1 << 40
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One run. Times are seconds since 1970, `caller` is a user id; None and "" stand for what isn't known (yet).
-
-    `outcome` is that of the program, or the code of the error where the program has none. `payload` is its text, where the
-    policy has it kept.
-    """
-
-    run_id: str
-    caller: int
-    caller_name: str
-    received: float
-    state: Literal["queued", "running", "ended"] = "queued"
-    node_id: str = ""
-    policy: str = ""
-    policy_hash: str = ""
-    image: str = ""
-    environment: str = ""
-    requirements: str = ""
-    preload: str = ""
-    code_hash: str = ""
-    outcome: str = ""
-    explanation: str = ""
-    started: float | None = None
-    ended: float | None = None
-    queue_ms: float | None = None
-    environment_ms: float | None = None
-    sandbox_ms: float | None = None
-    program_ms: float | None = None
-    total_ms: float | None = None
-    warm: bool = False
-    peak_memory_mib: float | None = None
-    cpu_s: float | None = None
-    payload_bytes: int = 0
-    payload: str = ""
-    result_bytes: int = 0
-    output_bytes: int = 0
-    files_bytes: int = 0
-
-
-class Often(NamedTuple):
-    """A kind of runs, and how many there were; `requirements` and `preload` as in their rows."""
-
-    policy: str
-    requirements: str
-    preload: str
-    environment: str
-    runs: int
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-SELECT = f"SELECT {', '.join(COLUMNS)} FROM runs"  # noqa: S608 - names of this module
 # The row of a run that ended is final.
 UPSERT = f"""INSERT INTO runs ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * len(COLUMNS))})
     ON CONFLICT (run_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in COLUMNS)}
     WHERE runs.state <> 'ended'"""  # noqa: S608 - names of this module
 
 
-class History:
+class History(Reader):
     """The file and its writer. Opening brings it to this version's schema; `warning` tells of a file that was damaged.
 
     Raises `EngineUnavailable` where the file can't be opened or belongs to a newer version.
     """
 
     def __init__(self, path: Path, limits: Retention) -> None:
-        self._path = path.absolute()
+        super().__init__(path)
         self._limits = limits
+        self._output_bytes = 0  # that came since it was pruned last
         self.warning = ""
         _check_directory(private_directory(self._path.parent))
         try:
@@ -153,20 +92,25 @@ class History:
 
     def began(self, row: Row) -> None:
         """Keep a run that was received; once more, with a new state, replaces what was kept. Returns at once."""
-        self._writer.put(row.run_id, _values(row), last=False)
+        self._writer.put(row.run_id, self._values(row), last=False)
 
     def ended(self, row: Row) -> None:
         """Keep all that is known of a run that is over: the whole row, so that it needs no earlier one. Returns at once."""
-        self._writer.put(row.run_id, _values(replace(row, state="ended")), last=True)
+        self._writer.put(row.run_id, self._values(replace(row, state="ended")), last=True)
+        self._output_bytes += len(row.output)
+        if self._output_bytes > self._limits.output_bytes / PRUNED_AFTER:
+            self._output_bytes = 0
+            with contextlib.suppress(EngineUnavailable):
+                self._writer.begin(lambda connection: _prune_outputs(connection, self._limits, time.time()))
 
     def flush(self, timeout_s: float = FLUSH_WAITS_S) -> bool:
         """Write now what was kept so far; tell whether it is in the file."""
         return self._writer.flush(timeout_s)
 
     def get(self, run_id: str, caller: int | None = None) -> Row | None:
-        """Return one run, and for a caller only one of its own; None where there is none."""
-        found = self._select({"run_id = ?": run_id, "caller = ?": caller}, 1)
-        return found[0] if found else None
+        """Return one run as `Reader` does, also one that has just ended."""
+        self.flush(READ_WAITS_S)
+        return super().get(run_id, caller)
 
     def list(
         self,
@@ -176,19 +120,9 @@ class History:
         before: str | None = None,
         limit: int = 50,
     ) -> tuple[Row, ...]:
-        """Return runs, newest first, at most 500. `before` is the run id that the page before ended with."""
-        older = "number < (SELECT number FROM runs WHERE run_id = ?)"
-        return self._select(
-            {"caller = ?": caller, "node_id = ?": node, "outcome = ?": outcome, older: before}, min(limit, MAX_LISTED)
-        )
-
-    def often(self, limit: int, *, since: float, least: int = 3) -> tuple[Often, ...]:
-        """Return the kinds of runs that were asked for most often since then, `least` times at least, most often first."""
-        sql = (
-            "SELECT policy, requirements, preload, max(environment), count(*) FROM runs WHERE state = 'ended' AND sandbox_ms IS NOT NULL"
-            " AND received > ? GROUP BY policy, requirements, preload HAVING count(*) >= ? ORDER BY count(*) DESC LIMIT ?"
-        )
-        return tuple(Often(*row) for row in self._read(sql, (since, least, limit)))
+        """Return runs as `Reader` does, also those that have just ended."""
+        self.flush(READ_WAITS_S)
+        return super().list(caller, node, outcome, before, limit)
 
     def interrupted(self, now: float | None = None) -> int:
         """End every run that an earlier process left open, as killed; return how many. For the start of the service."""
@@ -197,7 +131,7 @@ class History:
             with connection:
                 return connection.execute(
                     "UPDATE runs SET state = 'ended', outcome = 'killed', ended = ?, explanation = ? WHERE state <> 'ended'",
-                    (_now(now), "the service ended before the run did"),
+                    (_now(now), SERVICE_ENDED),
                 ).rowcount
 
         return self._writer.do(end_all)
@@ -210,24 +144,10 @@ class History:
         """Write what was kept, and end the thread. A second call does nothing."""
         self._writer.close()
 
-    def _select(self, wanted: dict[str, object], limit: int) -> tuple[Row, ...]:
-        conditions = {condition: value for condition, value in wanted.items() if value is not None}
-        where = " AND ".join(["1", *conditions])
-        self.flush(READ_WAITS_S)  # who asks finds the run that has just ended
-        sql = f"{SELECT} WHERE {where} ORDER BY number DESC LIMIT ?"
-        return tuple(_row(values) for values in self._read(sql, (*conditions.values(), max(limit, 0))))
-
-    def _read(self, sql: str, values: tuple[object, ...]) -> Sequence[Any]:
-        try:
-            # A connection of its own for each look: none is ever shared between threads, and WAL lets it read while
-            # the writer writes.
-            with contextlib.closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
-                return connection.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise EngineUnavailable(
-                f"the history {self._path} can't be read: {error}",
-                hint="restart the service: it begins a new file where this one is damaged",
-            ) from None
+    def _values(self, row: Row) -> Values:
+        if self._writer.waiting >= WAITING_WHOLE:
+            row = replace(row, payload="", output="")
+        return tuple(_storable(name, getattr(row, name)) for name in COLUMNS)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -288,7 +208,20 @@ def _migrate(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
 
+def _prune_outputs(connection: sqlite3.Connection, limits: Retention, now: float) -> int:
+    """Forget what runs told that is too old or, of those who keep most, more than the limit allows; return of how many."""
+    with connection:
+        old = connection.execute(
+            "UPDATE runs SET output = '' WHERE output <> '' AND received < ?", (now - limits.output_age_s,)
+        ).rowcount
+        kept = connection.execute("SELECT number, caller, length(output) FROM runs WHERE output <> '' ORDER BY number")
+        gone = going((Piece(*row) for row in kept), limits.output_bytes)
+        connection.executemany("UPDATE runs SET output = '' WHERE number = ?", [(number,) for number in gone])
+    return old + len(gone)
+
+
 def _prune(connection: sqlite3.Connection, limits: Retention, now: float) -> int:
+    _prune_outputs(connection, limits, now)
     with connection:
         removed = connection.execute(
             "DELETE FROM runs WHERE state = 'ended' AND received < ?", (now - limits.age_s,)
@@ -316,18 +249,12 @@ def _number(connection: sqlite3.Connection, statement: str) -> int:
     return int(connection.execute(statement).fetchone()[0])
 
 
-def _values(row: Row) -> Values:
-    return tuple(_storable(getattr(row, name)) for name in COLUMNS)
-
-
-def _storable(value: Any) -> Any:
+def _storable(name: str, value: Any) -> Any:
     """Return text that SQLite takes and that is bounded; what isn't text stays."""
-    return clipped(value.encode(errors="replace").decode()) if isinstance(value, str) else value
-
-
-def _row(values: Values) -> Row:
-    named = dict(zip(COLUMNS, values, strict=True))
-    return Row(**{**named, "warm": bool(named["warm"])})
+    if not isinstance(value, str):
+        return value
+    text = value.encode(errors="replace").decode()
+    return text if name in LARGE else clipped(text)
 
 
 def _now(now: float | None) -> float:

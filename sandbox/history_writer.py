@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sandbox.errors import EngineUnavailable
+from sandbox.history_row import Values
 
 GATHER_S = 0.05
 RETRY_S = 5.0
@@ -21,7 +22,6 @@ BRIEFLY_S = 0.1
 CLOSE_WAITS_S = 10.0
 MAX_PENDING = 4_096  # rows, a few MiB
 
-Values: TypeAlias = tuple[Any, ...]
 Job: TypeAlias = Callable[[sqlite3.Connection], int]
 
 
@@ -51,6 +51,11 @@ class Writer:
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="history", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many rows are not written yet."""
+        return len(self._pending)
 
     @property
     def problem(self) -> str:
@@ -87,13 +92,17 @@ class Writer:
 
     def do(self, job: Job) -> int:
         """Do something else in the writer's thread and return what it returns; 0 where the file can't be written."""
+        return self.begin(job).result()
+
+    def begin(self, job: Job) -> Future[int]:
+        """Have it done likewise, and do not wait for it. Raises `EngineUnavailable` once it is closed."""
         future: Future[int] = Future()
         with self._changed:
             if self._stopping:
                 raise EngineUnavailable("the history is closed", hint="start the service again")
             self._jobs.append((job, future))
             self._changed.notify_all()
-        return future.result()
+        return future
 
     def close(self) -> None:
         """Make one last attempt and end the thread; rows that come later are not kept."""

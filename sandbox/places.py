@@ -66,5 +66,10 @@ def cache_dir() -> Path:
 
 def data_dir() -> Path:
     """Return our own directory for what is worth keeping: locks and the records of environments."""
+    return private_directory(usual_data_dir())
+
+
+def usual_data_dir() -> Path:
+    """Return where that directory is; looks at nothing."""
     base = os.environ.get("XDG_DATA_HOME")
-    return private_directory((Path(base) if base else Path.home() / ".local/share") / NAME)
+    return (Path(base) if base else Path.home() / ".local/share") / NAME

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from sandbox.engine import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
 from sandbox.podman_program import last_line, missing_podman, scrubbed_environment
-from sandbox.podman_service import PodmanService
+from sandbox.podman_service import PodmanService, listened_on
 from sandbox.registry_advice import registry_advice
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ REPEATABLE = ("get", "delete")
 
 
 def remove_dead_sockets(runtime_dir: Path) -> None:
-    """Remove the sockets of processes that ended without closing their engine."""
+    """Remove the sockets of processes that ended without closing their engine.
+
+    A number that is no process here may be one in another pid namespace: where somebody listens, the socket stays.
+    """
     for path in runtime_dir.glob("engine-*.sock"):
-        if not Path("/proc", path.stem.split("-")[1]).exists():
+        if not Path("/proc", path.stem.split("-")[1]).exists() and not listened_on(path):
             path.unlink(missing_ok=True)
 
 

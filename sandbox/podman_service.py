@@ -21,6 +21,13 @@ STOP_TIMEOUT_S = 5.0
 _numbers = itertools.count()
 
 
+def listened_on(path: Path) -> bool:
+    """Tell whether somebody listens on a socket and has room for who connects."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # noqa: FBT003 - takes it by position alone; the queue of one that hangs may be full
+        return probe.connect_ex(str(path)) == 0
+
+
 class PodmanService:
     """One `podman system service`. It becomes ready while the caller goes on; `socket` is where it listens then.
 
@@ -67,9 +74,7 @@ class PodmanService:
 
     def listens(self) -> bool:
         """Tell whether somebody listens on its socket."""
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)  # noqa: FBT003 - takes it by position alone; the queue of one that hangs may be full
-            return probe.connect_ex(str(self.socket)) == 0
+        return listened_on(self.socket)
 
     def ended(self) -> bool:
         """Tell whether its process has ended."""

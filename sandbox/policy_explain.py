@@ -180,6 +180,11 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "build.download_mib": "One build may fetch {} MiB; beyond, it fails.",
     "build.installed_mib": "Installed files may have {} MiB together; beyond, the build fails.",
     "build.files_count": "At most {} files may be installed; beyond, the build fails.",
+    "history.output": {
+        "none": "The service's history keeps nothing of what runs print, log or raise.",
+        "failed": "Of a run that fails, the service's history keeps traceback, log records and the end of its output, without secrets.",
+        "all": "Of every run, the service's history keeps traceback, log records and the end of its output, without secrets.",
+    },
     "history.payloads": {
         False: "The service's history keeps names, sizes and times of a run, and nothing of its payload.",
         True: "The service's history keeps the payload of each run, for its caller and for who maintains the service.",

@@ -92,6 +92,7 @@ ORDER: dict[str, Order] = {
     "build.allow_addresses": _fewer_addresses,
     "build.allow_sdists": _off,
     "build.allow_pth": _off,
+    "history.output": _ranked("none", "failed", "all"),
     "history.payloads": _off,
     "enforcement.on_unenforceable": _ranked("refuse", "fallback"),
 }

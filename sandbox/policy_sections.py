@@ -223,6 +223,7 @@ class Build(Strict):
 class History(Strict):
     """What the service's history keeps of a run."""
 
+    output: Literal["none", "failed", "all"] = _key("failed", "Of which runs the history keeps what they told.")
     payloads: bool = _key(False, "Whether the history keeps the payload of each run.")  # noqa: FBT003
 
 

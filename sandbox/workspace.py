@@ -42,7 +42,7 @@ class Workspace:
 
     def release(self) -> None:
         """Remove the directory and give the user id back."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove(self.directory)
         with contextlib.suppress(OSError):
             os.close(self.lock_fd)
 
@@ -56,6 +56,12 @@ def registry_lock(runs: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def remove(directory: Path) -> None:
+    """Remove a workspace whose lock we hold. Nobody finds a half of it: whoever looks for its lock waits meanwhile."""
+    with contextlib.suppress(OSError), registry_lock(directory.parent):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def runs_dir(runtime_dir: Path) -> Path:
@@ -90,30 +96,49 @@ def acquire(runtime_dir: Path) -> Workspace:
 
 def abandoned(runtime_dir: Path) -> list[Path]:
     """Return the workspaces whose owner is dead; cheap, no engine needed."""
+    with taken_over(runtime_dir) as directories:
+        return directories
+
+
+@contextlib.contextmanager
+def taken_over(runtime_dir: Path) -> Iterator[list[Path]]:
+    """Give the workspaces whose owner is dead, and hold their locks for the block: they are nobody else's to remove.
+
+    While they are there, no new sandbox gets a user id of theirs.
+    """
     runs = runtime_dir / "runs"
-    if not runs.is_dir():
-        return []
     left = []
-    with registry_lock(runs):
-        for directory in runs.iterdir():
-            if directory.is_dir() and is_abandoned(directory):
-                left.append(directory)
-    return left
+    with contextlib.ExitStack() as held:
+        if runs.is_dir():
+            with registry_lock(runs):
+                for directory in runs.iterdir():
+                    if directory.is_dir() and (fd := taken_from_the_dead(directory)) is not None:
+                        held.callback(os.close, fd)
+                        left.append(directory)
+        yield left
 
 
 def is_abandoned(directory: Path) -> bool:
     """Tell whether nobody holds the lock of this workspace."""
+    fd = taken_from_the_dead(directory)
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
+
+
+def taken_from_the_dead(directory: Path) -> int | None:
+    """Return the lock of a workspace, held by us now; None where its owner lives, or where nobody can tell."""
     try:
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+        # Made anew where its owner died before it had a lock; without descriptors left, say, everybody would seem dead.
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
-        return True
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    finally:
         os.close(fd)
-    return True
+        return None
+    return fd
 
 
 def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int:
@@ -122,7 +147,11 @@ def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int
     `everything` also removes containers of this runtime directory that have no workspace: after a reboot, or where Podman
     was so slow to create one that nobody waited for it any longer.
     """
-    directories = abandoned(runtime_dir)
+    with taken_over(runtime_dir) as directories:
+        return _swept(runtime_dir, engine, directories, everything=everything)
+
+
+def _swept(runtime_dir: Path, engine: Engine, directories: list[Path], *, everything: bool) -> int:
     removed = 0
     if everything:
         here = f"{PLACE_LABEL}={runs_id(runs_dir(runtime_dir))}"
@@ -141,6 +170,6 @@ def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int
             if container.labels.get(PLACE_LABEL) == runs_id(runs_dir(runtime_dir)):
                 engine.remove(container.id)
                 kill_left_over(container.id)
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
         removed += 1
     return removed

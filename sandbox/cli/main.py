@@ -17,6 +17,7 @@
 | 14 | too much at once |
 | 15 | who asks has no right to it |
 | 70 | a defect of this program, or a sandbox that broke the protocol |
+| 75 | the run goes on (`result`) |
 | 124 | the program timed out |
 | 130 | cancelled |
 | 137 | the program ran out of memory |
@@ -52,9 +53,10 @@ COMMANDS = {
     "doctor": "sandbox.cli.doctor:doctor",
     "env": "sandbox.cli.environment:environment",
     "image": "sandbox.cli.image:image",
-    "logs": "sandbox.cli.runs:logs",
+    "logs": "sandbox.cli.logs:logs",
     "policy": "sandbox.cli.policy:policy",
     "ps": "sandbox.cli.runs:ps",
+    "result": "sandbox.cli.later:result",
     "run": "sandbox.cli.run:run",
     "runs": "sandbox.cli.runs:runs",
     "serve": "sandbox.cli.serve:serve",

@@ -211,6 +211,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
         click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
+        click.option("--detach", is_flag=True, help="Leave the run to the service, and print its id: `sandbox result` shows what came of it."),
         click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
                      help="Run in this process, also when a service is running or named. SANDBOX_NO_SERVICE=1 says the same."),
     )  # fmt: skip
@@ -257,6 +258,8 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
         if obj.get("own_process"):
             leave_root(quiet=options["quiet"], with_index=bool(inputs.requirements))
         fields = request_fields(inputs, filename, options)
+        if options["detach"]:
+            return detached(obj, fields, inputs.payload, options)
         directory = open_directory(options["save_files"])
         answer = carried_out(obj, fields, inputs.payload, options=options, output=output)
         return conclude(answer, output, directory, options)
@@ -269,6 +272,14 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
     except BrokenPipeError:
         reader_gone()
         return READER_GONE
+
+
+def detached(obj: dict[str, Any], fields: dict[str, Any], payload: bytes, options: dict[str, Any]) -> int:
+    """Have the service start the run, and wait for nothing. Raises a `SandboxError`."""
+    from sandbox.cli import later, remote
+
+    later.check_detached(options, obj["policy_dirs"])
+    return later.start(remote.service_for(options, obj["policy_dirs"]), fields, payload, options)
 
 
 def carried_out(

@@ -1,4 +1,4 @@
-"""`sandbox ps`, `runs`, `logs` and `stop`: what the service does now, what it did, and ending it."""
+"""`sandbox ps`, `runs` and `stop`: what the service does now, what it did, and ending it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import click
 
 from sandbox.cli import completion
 from sandbox.cli.handover import leave_root
+from sandbox.cli.past import TIMEOUT_S, past
 from sandbox.cli.screen import escaped
 from sandbox.cli.versions import tell_version
 from sandbox.client import Client
 from sandbox.errors import InvalidRequest, NotFound
 
-TIMEOUT_S = 30.0
 ID_CHARS = 12
 FULL_ID_CHARS = 32
 MAX_LISTED = 500
@@ -59,32 +59,14 @@ def ps(*, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="At most so many.")
 @json_option
 def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) -> None:
-    """List the runs in the history of the service, newest first."""
+    """List the runs in the history of the service, newest first; where no service runs, the history's file is read."""
     filters = {name: value for name, value in (("node", node), ("outcome", outcome)) if value is not None}
-    with connected() as client:
-        found = client.runs(limit=limit, **filters)
+    with past() as known:
+        found = known.runs(limit=limit, **filters)
     if as_json:
         click.echo(json.dumps({"runs": found}, indent=2))
     elif found:
         click.echo("\n".join(history_table(found)))
-
-
-@click.command("logs")
-@click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
-@json_option
-def logs(*, run_id: str, as_json: bool) -> None:
-    """Show what the history knows of RUN: its id, or the beginning of it. Payloads are kept where the policy asks for it, code and output never."""
-    with connected() as client:
-        found = client.recorded(full_id(run_id, lambda: client.runs(limit=MAX_LISTED)))
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    width = max(map(len, found))
-    for name, value in found.items():
-        if value not in (None, "", []):
-            click.echo(f"{name:<{width}}  {escaped(spelled(name, value))}")
-    kept_too = "" if found.get("payload") else " payload,"
-    click.echo(f"code,{kept_too} output and result are not kept", err=True)
 
 
 @click.command("stop")

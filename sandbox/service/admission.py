@@ -153,12 +153,12 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def slot(
-        self, caller: int, node: str, *, quota: Quota | None = None, on_wait: Callable[[], None] = lambda: None
+        self, caller: int, node: str, *, quota: Quota | None = None, on_wait: Callable[[], None] = lambda: None, wait_s: float | None = None,
     ) -> AsyncIterator[Slot]:
         """Wait for a slot and hold it for the block.
 
         `caller` is a user id, `quota` its own part where it isn't the usual one; `on_wait` is called where the slot does
-        not come at once. Raises `QueueFull`, with the fact
+        not come at once, `wait_s` the longest wait where it isn't the usual one. Raises `QueueFull`, with the fact
         `retry_after_s`, at once where no more may wait, or after `wait_s` in the queue; `EngineUnavailable` once
         draining has begun.
         """
@@ -167,7 +167,7 @@ class Admission:
         try:
             if not waiter.granted:
                 on_wait()
-                if refusal := await self._turn(waiter):
+                if refusal := await self._turn(waiter, self._limits.wait_s if wait_s is None else wait_s):
                     raise refusal
             yield Slot(waited_s=self._clock() - arrived)
         finally:  # the block ended, or the wait did: refused, or cancelled, maybe with the slot already granted
@@ -233,15 +233,15 @@ class Admission:
         retry_after_s = pace.retry_after_s(waiting, self._clock())
         return QueueFull(message, hint=f"try again in {retry_after_s} s", retry_after_s=retry_after_s)
 
-    async def _turn(self, waiter: _Waiter) -> SandboxError | None:
-        timer = asyncio.get_running_loop().call_later(self._limits.wait_s, self._expire, waiter)
+    async def _turn(self, waiter: _Waiter, wait_s: float) -> SandboxError | None:
+        timer = asyncio.get_running_loop().call_later(wait_s, self._expire, waiter, wait_s)
         try:
             return await waiter.turn
         finally:
             timer.cancel()
 
-    def _expire(self, waiter: _Waiter) -> None:
-        message = f"the run waited {self._limits.wait_s:g} s for its turn and was given up"
+    def _expire(self, waiter: _Waiter, wait_s: float) -> None:
+        message = f"the run waited {wait_s:g} s for its turn and was given up"
         self._refuse(waiter, self._full(message, waiter.caller.pace, waiter.caller.waiting))
 
     def _refuse(self, waiter: _Waiter, error: SandboxError) -> None:

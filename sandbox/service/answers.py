@@ -86,7 +86,7 @@ async def sent(
 
 
 async def large(
-    request: web.Request, pieces: list[bytes], headers: dict[str, str], *, content_type: str = JSON
+    request: web.Request, pieces: list[bytes], headers: dict[str, str], *, content_type: str = JSON, status: int = 200
 ) -> web.StreamResponse:
     """Send an answer that may be large, and of which nothing is kept that the client has taken."""
 
@@ -95,7 +95,7 @@ async def large(
         while pieces:
             yield pieces.pop()
 
-    response = web.StreamResponse(headers={"Content-Type": content_type, **headers})
+    response = web.StreamResponse(status=status, headers={"Content-Type": content_type, **headers})
     response.content_length = sum(map(len, pieces))
     return await sent(request, response, whole())
 

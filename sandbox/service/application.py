@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from sandbox.errors import Internal, SandboxError
-from sandbox.service import catalogue, environments, maintenance, runs
+from sandbox.service import catalogue, environments, later, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, signed, translated
 from sandbox.service.intake import BODY, Intake
@@ -29,6 +29,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/runs", runs.get_runs),
     ("GET", "/v1/runs/{id}", runs.get_run),
     ("DELETE", "/v1/runs/{id}", runs.delete_run),
+    ("GET", "/v1/runs/{id}/result", later.get_result),
+    ("GET", "/v1/runs/{id}/files", later.get_files),
     ("GET", "/v1/runs/{id}/files/{name}", runs.get_file),
     ("POST", "/v1/environments", environments.post_environment),
     ("GET", "/v1/environments", environments.get_environments),
@@ -43,6 +45,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/health", catalogue.get_health),
     ("GET", "/v1/doctor", catalogue.get_doctor),
     ("GET", "/v1/metrics", catalogue.get_metrics),
+    ("GET", "/v1/openapi.json", catalogue.get_openapi),
     ("POST", "/v1/maintenance/prune", maintenance.post_prune),
     ("POST", "/v1/maintenance/stop-all", maintenance.post_stop_all),
 )

@@ -32,11 +32,17 @@ class LimitsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     processes: PositiveInt | None = None
 
 
+class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who is told when the run has ended: an address that `webhooks.allowed` of the configuration covers."""
+
+    url: str
+
+
 class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A run: the code, the message it runs on, and under which policy with which libraries.
 
     `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go on
-    when the client goes away.
+    when the client goes away; `notify` goes with `Prefer: respond-async`.
     """
 
     code: str
@@ -55,6 +61,7 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     secrets: dict[str, str] = {}
     files: dict[str, str] = {}
     wait_for_end: bool = False
+    notify: NotifyBody | None = None
 
 
 class EnvironmentBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

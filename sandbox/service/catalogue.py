@@ -124,6 +124,14 @@ async def get_doctor(request: web.Request) -> web.Response:
     return document({"usable": report.usable, **asdict(report)})
 
 
+async def get_openapi(request: web.Request) -> web.Response:
+    """Give the description of this API (OpenAPI 3.1)."""
+    from sandbox.service.openapi import openapi  # late: it describes the routes, this one too
+
+    del request
+    return document(openapi())
+
+
 async def get_metrics(request: web.Request) -> web.Response:
     """Give the counters in Prometheus's text format; of the runs by policy, those whose policy the caller may use.
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from sandbox.errors import InvalidRequest
 from sandbox.models import Strict
+from sandbox.places import usual_data_dir
 from sandbox.policy_file import NAME as POLICY_NAME
 from sandbox.policy_model import ANY, ConflictError
 from sandbox.service.admission import AdmissionLimits
 from sandbox.service.config_file import usual_socket
+from sandbox.service.webhook_rules import address_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -68,6 +71,26 @@ def _socket_path(path: str) -> str:
     if not path.startswith("/") or not path.isprintable() or len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise ValueError(f"must be an absolute path of at most {MAX_PATH_BYTES} bytes, as the path of a socket must be")
     return path
+
+
+def _directory(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _key_file(path: str | None) -> str | None:
+    return path if path is None else _directory(path)
+
+
+def _webhook(url: str) -> str:
+    try:
+        address = address_of(url)
+    except InvalidRequest as error:
+        raise ValueError(f"can't be a rule: {error.message}") from None
+    if "?" in url:
+        raise ValueError("must have no query: what it covers is decided by the path")
+    return address.url
 
 
 def _mode(text: str | None) -> str | None:
@@ -180,6 +203,7 @@ class Queue(Strict):
     )
     per_caller_waiting: int = _count(100, "Runs of one caller that may wait; fewer than in all, to leave others room.")
     wait_s: float = _seconds(30.0, "The longest wait for a turn, in seconds; then the run is refused.")
+    detached_wait_s: float = _seconds(3_600.0, "The same for a run whose result is fetched later: nobody waits for it.")
     bodies_mib: int = _mib(
         512,
         "Bodies of requests that wait or run, and answers not read yet, in MiB together; one caller alone may hold half. "
@@ -246,12 +270,42 @@ class Cells(Strict):
 class History(Strict):
     """What is remembered of runs, and for how long."""
 
+    directory: Annotated[str, AfterValidator(_directory)] = _key(
+        lambda: str(usual_data_dir()),
+        "Where the history, saved files and results lie. One service alone uses it: a second one of the same user needs another.",
+        "an absolute path",
+    )
     age_days: float = _number(
         30.0, "Runs older than so many days are forgotten.", "days", low=0, high=36_500, whole=False
     )
     size_mib: int = _mib(64, "Size of the history, in MiB; the oldest runs go first.", low=1)
-    files_mib: int = _mib(64, "Saved files that are kept for their callers, in MiB together; 0 keeps none.")
+    output_kib: int = _number(
+        16,
+        "Of traceback, log records, and the ends of stdout and stderr, so many KiB each are kept of a run (history.output of its policy).",
+        "KiB", low=1, high=1_024, whole=True,
+    )  # fmt: skip
+    output_mib: int = _mib(32, "What is kept of the output of runs, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.")
+    output_age_days: float = _number(
+        7.0, "What is kept of the output of runs is forgotten after so many days.", "days", low=0, high=36_500, whole=False
+    )
+    files_mib: int = _mib(64, "Saved files that are kept for their callers, in MiB together; of whoever has most, the oldest go first. 0 keeps none.")
     files_age_s: float = _seconds(3_600.0, "Saved files are kept for so many seconds.")
+    results_mib: int = _mib(64, "Results that are fetched later, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.")
+    results_age_s: float = _seconds(3_600.0, "Results that are fetched later are kept for so many seconds.")
+
+
+class Webhooks(Strict):
+    """Who may be told that a run has ended."""
+
+    allowed: tuple[Annotated[str, AfterValidator(_webhook)], ...] = _key(
+        (),
+        "Addresses that a request may have told (`notify`): scheme, host, port and path of each, and what lies below that path. "
+        "A name other than localhost must lead to a public address; name private ones by number.",
+        'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
+    )
+    key_file: Annotated[str | None, AfterValidator(_key_file)] = _key(
+        None, "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).", "an absolute path"
+    )
 
 
 class Stop(Strict):
@@ -280,11 +334,12 @@ class ServiceConfig(Strict):
     pool: Pool = Field(default_factory=Pool)
     cells: Cells = Field(default_factory=Cells)
     history: History = Field(default_factory=History)
+    webhooks: Webhooks = Field(default_factory=Webhooks)
     stop: Stop = Field(default_factory=Stop)
     log: Log = Field(default_factory=Log)
 
     def effective(self) -> dict[str, Any]:
-        """Return every value that holds by its dotted key; only `socket.group` may be None."""
+        """Return every value that holds by its dotted key; only `socket.group` and `webhooks.key_file` may be None."""
         sections = self.model_dump(mode="json")
         values = {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
         return values | {

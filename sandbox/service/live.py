@@ -17,7 +17,11 @@ LOG = logging.getLogger("sandbox.service")
 
 @dataclass(eq=False)
 class LiveRun:
-    """One run that has not ended; `received` is in seconds since 1970."""
+    """One run that has not ended; `received` is in seconds since 1970.
+
+    The result of one that is `detached` is fetched later. `accepted` is set once it waits for its turn or is being prepared, `over` when everything
+    that is kept of it is kept.
+    """
 
     run_id: str
     caller_uid: int
@@ -26,7 +30,10 @@ class LiveRun:
     policy: str
     requirements: tuple[str, ...]
     received: float = field(default_factory=time.time)
+    detached: bool = False
     step: str = "queued"
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
 
     def as_json(self) -> dict[str, object]:
@@ -77,6 +84,7 @@ class LiveRuns:
     def ended(self, run: LiveRun) -> None:
         """Forget one."""
         self._runs.pop(run.run_id, None)
+        run.over.set()
 
     def find(self, run_id: str, may_see: Callable[[LiveRun], bool]) -> LiveRun | None:
         """Return a run that the caller may see, or None."""

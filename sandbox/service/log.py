@@ -14,7 +14,7 @@ from typing import TextIO
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
-from sandbox.history import Row
+from sandbox.history_row import Row
 from sandbox.service.config_model import Log
 
 LOG = logging.getLogger("sandbox.service")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sandbox import __version__
-from sandbox.history import MAX_LISTED
+from sandbox.history_reader import MAX_LISTED
 from sandbox.models import ErrorBody, RunResult
 from sandbox.service.application import ROUTES
 from sandbox.service.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
@@ -28,6 +28,11 @@ QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": USUALLY_LISTED},
     }
 }  # fmt: skip
+PREFER = {("POST", "/v1/runs"): "respond-async, wait=SECONDS", ("GET", "/v1/runs/{id}/result"): "wait=SECONDS"}
+GOES_ON = {
+    ("POST", "/v1/runs"): "With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there.",
+    ("GET", "/v1/runs/{id}/result"): "The run goes on; Retry-After says when to ask again.",
+}
 EVENTS = {
     ("POST", "/v1/runs"): "Events, one JSON object each, with `event`: accepted (run_id), progress (step, text), stdout and stderr (text, base64), "
     "log (level, text, elapsed_s), file (name, size_bytes, content_base64); at the end result (see Result) or error (see Error).",
@@ -82,9 +87,11 @@ def operation(method: str, path: str, text: str) -> dict[str, Any]:
         "parameters": [
             *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)),
             *({"name": name, "in": "query", "schema": schema} for name, schema in QUERIES.get(key, {}).items()),
+            *({"name": "Prefer", "in": "header", "schema": TEXT, "description": f"RFC 7240: {PREFER[one]}"} for one in (key,) if one in PREFER),
         ],
         "responses": {
             "202" if method == "DELETE" and "runs" in path else "200": {"description": "Done.", "content": answer},
+            **({"202": {"description": GOES_ON[key], "content": {"application/json": {"schema": going_on_schema()}}}} if key in GOES_ON else {}),
             **{status: {"description": meaning, "content": error} for status, meaning in ERRORS.items()},
         },
     }  # fmt: skip
@@ -96,7 +103,13 @@ def operation(method: str, path: str, text: str) -> dict[str, Any]:
 
 def answer_schema(key: tuple[str, str]) -> dict[str, Any]:
     """Return the schema of a successful answer."""
-    return {"$ref": "#/components/schemas/Result"} if key == ("POST", "/v1/runs") else {"type": "object"}
+    results = (("POST", "/v1/runs"), ("GET", "/v1/runs/{id}/result"))
+    return {"$ref": "#/components/schemas/Result"} if key in results else {"type": "object"}
+
+
+def going_on_schema() -> dict[str, Any]:
+    """Return the schema of the answer for a run that goes on."""
+    return {"type": "object", "required": ["run_id", "state"], "properties": {"run_id": TEXT, "state": TEXT}}
 
 
 def result_properties() -> dict[str, Any]:

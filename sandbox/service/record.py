@@ -1,4 +1,4 @@
-"""What the history gets to know of a run: sizes, times and names, a payload where the policy asks, never code, output or secrets."""
+"""What the history gets to know of a run: sizes, times and names; payload and what it told where the policy asks; never code, results or secrets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import time
 from dataclasses import replace
 
 from sandbox import errors
-from sandbox.errors import SandboxError
+from sandbox.errors import InvalidRequest, SandboxError
 from sandbox.execution import digest
-from sandbox.history import Row
+from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.runner import preload_of
+from sandbox.secret_mask import Mask
 from sandbox.service.live import LiveRun
 
 MAX_EXPLANATION_CHARS = 500
@@ -20,24 +21,43 @@ MAX_PAYLOAD_BYTES = 65_536
 ENDINGS = (*sorted(outcome.value for outcome in Outcome), *sorted(kind.code for kind in vars(errors).values() if hasattr(kind, "code")))
 
 
-def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None) -> Row:
+def ending(text: str | None) -> str | None:
+    """Return the outcome that a client wants listed. Raises `InvalidRequest` for what no run can have."""
+    if text is not None and text not in ENDINGS:
+        raise InvalidRequest(f"no run ends as {text[:40]!r}", hint=f"outcomes, and codes of errors: {', '.join(ENDINGS)}")
+    return text
+
+
+def mask_of(wanted: RunRequest) -> Mask:
+    """Return what takes a run's secrets out of what is kept of it."""
+    return Mask(secret.get_secret_value() for secret in wanted.secrets.values())
+
+
+def kept_payload(wanted: RunRequest, mask: Mask) -> str:
+    """Return the beginning of a payload, without secrets."""
+    text = wanted.payload_json[: MAX_PAYLOAD_BYTES + 4 * mask.reach].decode(errors="replace")
+    return mask.beginning(text, MAX_PAYLOAD_BYTES)
+
+
+def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None, mask: Mask) -> Row:
     """Return the row of a run that was just asked for, under a policy that is not there (None) or keeps payloads, maybe."""
     keeps = policy is not None and policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
         policy=wanted.policy, requirements=", ".join(wanted.requirements),
         preload=", ".join(preload_of(wanted, policy)) if policy is not None else "",
-        payload=wanted.payload_json[:MAX_PAYLOAD_BYTES].decode(errors="replace") if keeps else "",
+        payload=kept_payload(wanted, mask) if keeps else "", detached=live.detached,
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),
     )  # fmt: skip
 
 
-def ended_row(row: Row, result: RunResult) -> Row:
-    """Return the row of a run that has a result."""
+def ended_row(row: Row, result: RunResult, mask: Mask, output: str = "") -> Row:
+    """Return the row of a run that has a result; `output` is what it told, as far as that is kept."""
     receipt, spent = result.receipt, result.durations
     row = replace(
-        row, state="ended", outcome=result.outcome.value, explanation=result.explanation[:MAX_EXPLANATION_CHARS],
+        row, state="ended", outcome=result.outcome.value, output=output,
+        explanation=mask.beginning(result.explanation, MAX_EXPLANATION_CHARS),
         ended=time.time(), queue_ms=spent.queue_ms, environment_ms=spent.environment_ms, sandbox_ms=spent.sandbox_ms,
         program_ms=spent.program_ms, total_ms=spent.total_ms, warm=spent.warm, peak_memory_mib=result.peak_memory_mib,
         cpu_s=result.cpu_s, result_bytes=len(result.result_json or b""),
@@ -51,8 +71,11 @@ def ended_row(row: Row, result: RunResult) -> Row:
     )  # fmt: skip
 
 
-def failed_row(row: Row, error: SandboxError | None) -> Row:
+def failed_row(row: Row, error: SandboxError | None, mask: Mask) -> Row:
     """Return the row of a run that ended with an error, or whose client went away (None)."""
-    outcome = error.code if error else Outcome.CANCELLED.value
     explanation = str(error) if error else "the client went away"
-    return replace(row, state="ended", outcome=outcome, explanation=explanation[:MAX_EXPLANATION_CHARS], ended=time.time())
+    outcome = error.code if error else Outcome.CANCELLED.value
+    if error is None and row.detached:  # nobody's going away ends it
+        outcome, explanation = Outcome.KILLED.value, SERVICE_ENDED
+    explanation = mask.beginning(explanation, MAX_EXPLANATION_CHARS)
+    return replace(row, state="ended", outcome=outcome, explanation=explanation, ended=time.time())

@@ -1,4 +1,4 @@
-"""Runs: ask for one, watch it, end it, look back."""
+"""Runs: ask for one, watch it, end it, look back. `sandbox.service.later` has those whose results are fetched later."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sandbox.aside import aside
-from sandbox.document import document_pieces
+from sandbox.document import document_pieces, error_document
 from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
 from sandbox.execution import NOBODY, Follow
-from sandbox.history import MAX_LISTED, Row
+from sandbox.history_reader import MAX_LISTED
+from sandbox.history_row import Row, public
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import Progress
@@ -30,9 +31,12 @@ from sandbox.service.bodies import check_body, run_body, run_request
 from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
+from sandbox.service.later import asked_of, failed, kept, started
 from sandbox.service.live import LiveRun
-from sandbox.service.record import ENDINGS, ended_row, failed_row, new_row
+from sandbox.service.prefer import Preferences
+from sandbox.service.record import ended_row, ending, failed_row, mask_of, new_row
 from sandbox.service.state import CALLER, STATE, State
+from sandbox.service.told import is_kept, told
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -47,11 +51,16 @@ async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
     data = request[BODY].take()
-    wanted, goes_on = await aside(len(data), partial(understood, data))
+    wanted, goes_on, notify = await aside(len(data), partial(understood, data))
     del data
     caller.may_use(wanted.policy)
-    work = Work(state, caller, wanted, request[BODY].part)
+    asked = asked_of(request)
+    if notify:
+        check_notify(state, notify, asked)
+    work = Work(state, caller, wanted, request[BODY].part, detached=asked.respond_async, notify=notify)
     del wanted  # whoever reads the answer slowly has nothing of the request kept meanwhile
+    if asked.respond_async:
+        return await started(request, work, asked)
     keep = partial(go_on, request) if goes_on else None
     if (kind := format_asked(request)) is not None:
         return await streamed(request, kind, work.tell, keep=keep)
@@ -71,12 +80,21 @@ def go_on(request: web.Request, task: asyncio.Task[Any]) -> None:
     request[BODY].keep_until(task)
 
 
-def understood(data: bytes) -> tuple[RunRequest, bool]:
-    """Return what a body asks for, and whether it is to go on without its client; nothing refers to the body any more."""
+def check_notify(state: State, url: str, asked: Preferences) -> None:
+    """Check that a request may have an address told of the end of its run. Raises `InvalidRequest`, `AccessDenied`."""
+    if not asked.respond_async:
+        raise InvalidRequest(
+            "`notify` is for a run whose result is fetched later", hint="send the header `Prefer: respond-async`, or leave `notify` out"
+        )
+    state.webhooks.check(url)
+
+
+def understood(data: bytes) -> tuple[RunRequest, bool, str]:
+    """Return what a body asks for, whether it is to go on without its client, and who is to be told; nothing refers to the body any more."""
     body = run_body(data)
     asked = libraries(body.requirements, body.code, body.requires_python)
     body = msgspec.structs.replace(body, requirements=asked.libraries, requires_python=asked.python)
-    return run_request(body), body.wait_for_end
+    return run_request(body), body.wait_for_end, body.notify.url if body.notify else ""
 
 
 def libraries(named: tuple[str, ...], code: str, python: str = "") -> Declared:
@@ -94,15 +112,19 @@ class Cancelled(Exception):
 class Work:
     """One request on its way through the queue, the runner and the history; for one call of `carry_out` or `tell`."""
 
-    def __init__(self, state: State, caller: Caller, wanted: RunRequest, part: Part) -> None:
+    def __init__(
+        self, state: State, caller: Caller, wanted: RunRequest, part: Part, *, detached: bool = False, notify: str = ""
+    ) -> None:
         self.state = state
         self.part = part
         self.caller = caller
         self.wanted = wanted
         self.known = False
+        self.notify = notify
+        self.mask = mask_of(wanted)
         self.live = LiveRun(
             run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
-            policy=wanted.policy, requirements=wanted.requirements,
+            policy=wanted.policy, requirements=wanted.requirements, detached=detached,
         )  # fmt: skip
 
     async def tell(self, events: Events) -> None:
@@ -117,28 +139,60 @@ class Work:
 
         Raises a `SandboxError`.
         """
+        live = self.live
+        self.state.live.add(live)
+        try:
+            outcome, pieces = await self._carried_out(events)
+            await self._conclude(outcome, 200, pieces)
+            return pieces
+        except Exception as error:
+            said = failed(error)
+            await self._conclude(said.code, int(said.facts.get("http_status", said.http_status)), [error_document(said)])
+            raise
+        finally:
+            self.state.live.ended(live)
+
+    async def _carried_out(self, events: Events | None) -> tuple[str, list[bytes]]:
         state, live = self.state, self.live
-        row = new_row(live, self.wanted, self._policy())
-        state.live.add(live)
+        policy = self._policy()
+        row = new_row(live, self.wanted, policy, self.mask)
         try:
             result = await self._result(row, events)
             if result.files:
-                await asyncio.to_thread(state.artefacts.keep, live.run_id, result.files)
-            self._ended(ended_row(row, result))
+                await asyncio.to_thread(state.artefacts.keep, live.run_id, live.caller_uid, result.files)
+            output = await self._output(result) if is_kept(policy, result.outcome) else ""
+            self._ended(ended_row(row, result, self.mask, output))
         except SandboxError as error:
             # What was refused at once is not in the history: a flood would push the others out.
             if self.known or not isinstance(error, QueueFull):
-                self._ended(failed_row(row, error))
+                self._ended(failed_row(row, error, self.mask))
             error.facts.setdefault("run_id", live.run_id)
             raise
         except asyncio.CancelledError:
-            self._ended(failed_row(row, None))
+            self._ended(failed_row(row, None, self.mask))
+            raise
+        except Exception as error:
+            self._ended(failed_row(row, failed(error), self.mask))  # or it would go on for ever there
             raise
         finally:
             self.wanted = NOTHING
-            state.live.ended(live)
         state.metrics.run_ended(live.policy, result)
-        return await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
+        return result.outcome.value, await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
+
+    async def _output(self, result: RunResult) -> str:
+        """Return what the history keeps of what a run told."""
+        bounds = self.state.config.history
+        if not bounds.output_mib:
+            return ""
+        size_bytes = len(result.stdout) + len(result.stderr) + sum(len(record.message) for record in result.logs)
+        return await aside(size_bytes if self.mask.reach else 0, lambda: told(result, self.mask, bounds.output_kib << 10))
+
+    async def _conclude(self, outcome: str, status: int, pieces: list[bytes]) -> None:
+        """Keep what came of a run that was started for later, and have it told."""
+        if self.live.detached and self.live.accepted.is_set():
+            await kept(self.state, self.live, status, pieces)
+            if self.notify:
+                self.state.webhooks.tell(self.notify, self.live.run_id, outcome)
 
     def _policy(self) -> Policy | None:
         """Return the policy that was asked for, if it is there."""
@@ -153,6 +207,7 @@ class Work:
 
         def progress(news: Progress) -> None:
             live.step = news.step
+            live.accepted.set()
             if events:
                 events.accepted(live.run_id)
                 events.progress(news)
@@ -176,6 +231,10 @@ class Work:
         self.known = True
         self.state.history.began(row)
 
+    def _waits(self, row: Row) -> None:
+        self._keep(row)
+        self.live.accepted.set()
+
     def _ended(self, row: Row) -> None:
         """Tell the history and the log how it ended."""
         self.state.history.ended(row)
@@ -186,8 +245,9 @@ class Work:
         """Wait for a slot, unless the run is cancelled first. Raises `Cancelled`, `QueueFull`."""
         async with contextlib.AsyncExitStack() as held:
             slot = self.state.admission.slot(
-                self.caller.uid, self.live.node_id, quota=self.caller.quota, on_wait=partial(self._keep, row)
-            )
+                self.caller.uid, self.live.node_id, quota=self.caller.quota, on_wait=partial(self._waits, row),
+                wait_s=self.state.config.queue.detached_wait_s if self.live.detached else None,
+            )  # fmt: skip
             waiting = asyncio.ensure_future(held.enter_async_context(slot))
             stop = asyncio.ensure_future(self.live.cancel.wait())
             try:
@@ -228,13 +288,6 @@ async def get_runs(request: web.Request) -> web.Response:
     return document({"runs": [*first, *(shown(row, state) for row in rows)]})
 
 
-def ending(text: str | None) -> str | None:
-    """Return the outcome that a client wants listed. Raises `InvalidRequest` for what no run can have."""
-    if text is not None and text not in ENDINGS:
-        raise InvalidRequest(f"no run ends as {text[:40]!r}", hint=f"outcomes, and codes of errors: {', '.join(ENDINGS)}")
-    return text
-
-
 def listed_at_most(text: str) -> int:
     """Return how many runs a client wants listed. Raises `InvalidRequest`."""
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= MAX_LISTED):
@@ -252,15 +305,14 @@ async def get_run(request: web.Request) -> web.Response:
         return document(queued.as_json())
     if row is None:
         raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
-    return document(shown(row, state) | ({"payload": row.payload} if row.payload else {}))
+    return document(shown(row, state, whole=True))
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
     """Give one file that a run of the caller saved, while it is kept."""
     state, caller = request.app[STATE], request[CALLER]
     run_id, name = request.match_info["id"], request.match_info["name"]
-    row = await asyncio.to_thread(state.history.get, run_id, None if caller.may_maintain else caller.uid)
-    content = await asyncio.to_thread(state.artefacts.get, run_id, name) if row is not None else None
+    content = await asyncio.to_thread(state.artefacts.get, run_id, None if caller.may_maintain else caller.uid, name)
     if content is None:
         raise NotFound(f"the run {run_id[:64]!r} has no file {name[:80]!r}, or no longer", hint="files are kept for a while only")
     request[BODY].part.grow(len(content))
@@ -272,11 +324,10 @@ def may_see(caller: Caller, run: LiveRun) -> bool:
     return caller.may_maintain or run.caller_uid == caller.uid
 
 
-def shown(row: Row, state: State) -> dict[str, object]:
+def shown(row: Row, state: State, *, whole: bool = False) -> dict[str, object]:
     """Return what a client is told of a run; of one that goes on, its present step."""
     live = state.live.find(row.run_id, lambda _: True)
-    known = {name: value for name, value in asdict(row).items() if name != "payload"}
-    return known | ({"state": live.step} if live else {})
+    return public(row, whole=whole) | ({"state": live.step} if live and row.state != "ended" else {})
 
 
 async def delete_run(request: web.Request) -> web.Response:

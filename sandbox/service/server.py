@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -21,24 +22,29 @@ from sandbox.cell import Maker
 from sandbox.cells import CellCounts, CellLimits, Cells
 from sandbox.errors import Internal, SandboxError
 from sandbox.history import History, Retention
+from sandbox.history_row import HISTORY
 from sandbox.host import probe
+from sandbox.keeping import Keeping
 from sandbox.metrics import Live, Metrics, Shelved
 from sandbox.models import RunRequest
-from sandbox.places import private_directory
 from sandbox.podman_engine import PodmanEngine
 from sandbox.pool import Pool, PoolCounts, PoolLimits
 from sandbox.ready import Places, ReadySandbox
+from sandbox.results import Results
 from sandbox.runner import Runner
 from sandbox.service import systemd
 from sandbox.service.access import Access
 from sandbox.service.admission import Admission
 from sandbox.service.application import application
 from sandbox.service.config import ServiceConfig
+from sandbox.service.config_model import History as Bounds
 from sandbox.service.config_names import unknown_names
 from sandbox.service.connections import IDLE_S, Connections
 from sandbox.service.handling import Handling
 from sandbox.service.listen import BACKLOG, open_socket
 from sandbox.service.state import PolicyBook, State
+from sandbox.service.webhooks import Webhooks, key_of
+from sandbox.sole_service import sole_service
 from sandbox.workspace import sweep
 
 LOG = logging.getLogger("sandbox.service")
@@ -61,7 +67,9 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
     listener = open_socket(config.socket, inherited=inherited)
     access = Access(config, owner_uid=os.getuid())
     try:
-        async with running(config, places) as state, accepting(application(state, access), listener.socket):
+        async with (
+            alone(config), running(config, places) as state, accepting(application(state, access), listener.socket)
+        ):
             keep_what_is_there()
             LOG.info("serving on %s", listener.socket.getsockname())
             systemd.notify(os.environ, "READY=1")
@@ -71,6 +79,14 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
     finally:
         access.close()
         listener.close()
+
+
+@contextlib.asynccontextmanager
+async def alone(config: ServiceConfig) -> AsyncIterator[None]:
+    """Be the one service that uses the history's directory, until the block ends. Raises `InvalidRequest`."""
+    with contextlib.ExitStack() as held:
+        await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=config.socket.path))
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -99,14 +115,18 @@ async def accepting(served: web.Application, opened: socket.socket, *, idle_s: f
 @contextlib.asynccontextmanager
 async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]:
     """Bring up everything behind the socket, and take it down again."""
+    key = await asyncio.to_thread(key_of, config.webhooks.key_file)
     facts = await asyncio.to_thread(probe, places.runtime_dir)
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir)
     with contextlib.ExitStack() as held:
         held.callback(engine.close)
         gone = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
         history = History(
-            private_directory(places.data_dir) / "history.sqlite",
-            Retention(age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20),
+            Path(config.history.directory) / HISTORY,
+            Retention(
+                age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20,
+                output_age_s=config.history.output_age_days * 86_400, output_bytes=config.history.output_mib << 20,
+            ),
         )
         held.callback(history.close)
         if history.warning:
@@ -127,9 +147,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         )
         async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
             admission = Admission(config.queue.limits)
-            artefacts = Artefacts(
-                places.data_dir / "files", max_bytes=config.history.files_mib << 20, age_s=config.history.files_age_s
-            )
+            artefacts, results = kept_for_callers(config.history)
             live = Live(
                 running=lambda: admission.counts().running,
                 waiting=lambda: admission.counts().waiting,
@@ -138,7 +156,8 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             )
             state = State(
                 config=config, facts=facts, engine=engine, policies=policies, pool=pool, cells=cells, history=history,
-                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts,
+                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts, results=results,
+                webhooks=Webhooks(config.webhooks.allowed, key=key),
                 runner=Runner(
                     lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
                     compiles=False,
@@ -157,6 +176,15 @@ def keep_what_is_there() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def kept_for_callers(bounds: Bounds) -> tuple[Artefacts, Results]:
+    """Return what is kept of runs beside the history: their files, and results that are fetched later."""
+    place = Path(bounds.directory)
+    return (
+        Artefacts(Keeping(place / "files", max_bytes=bounds.files_mib << 20, age_s=bounds.files_age_s)),
+        Results(Keeping(place / "results", max_bytes=bounds.results_mib << 20, age_s=bounds.results_age_s)),
+    )
 
 
 def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
@@ -198,6 +226,7 @@ async def prune(state: State) -> None:
         if gone:
             LOG.info("%d runs left the history", gone)
         await asyncio.to_thread(state.artefacts.prune)
+        await asyncio.to_thread(state.results.prune)
         await asyncio.sleep(PRUNE_S)
 
 
@@ -270,3 +299,5 @@ async def drained(state: State, drain_s: float) -> None:
         LOG.warning("%d runs did not end in time and are cancelled", state.live.cancel_all())
         await state.admission.wait_empty(STOP_GRACE_S)
     await state.live.wait_kept(STOP_GRACE_S)
+    if given_up := await state.webhooks.settle(SENT_S):
+        LOG.warning("%d webhooks were not sent in time and are given up", given_up)

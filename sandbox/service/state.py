@@ -22,11 +22,13 @@ from sandbox.policy_explain import shown
 from sandbox.policy_file import NAME
 from sandbox.pool import Pool
 from sandbox.ready import Setting
+from sandbox.results import Results
 from sandbox.runner import Runner
 from sandbox.service.access import Caller
 from sandbox.service.admission import Admission
 from sandbox.service.config import ServiceConfig
 from sandbox.service.live import LiveRuns
+from sandbox.service.webhooks import Webhooks
 
 
 class PolicyBook:
@@ -97,6 +99,8 @@ class State:
     history: History
     metrics: Metrics
     artefacts: Artefacts
+    results: Results
+    webhooks: Webhooks
     live: LiveRuns = field(default_factory=LiveRuns)
     began: float = field(default_factory=time.time)
 

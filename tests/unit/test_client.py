@@ -277,5 +277,5 @@ def test_a_run_has_the_libraries_and_the_python_that_are_sent_or_else_those_of_i
     fields: dict[str, Any], libraries: tuple[str, ...], python: str
 ) -> None:
     code = fields.pop("code")
-    wanted, _ = understood(run_body(code, fields))
+    wanted, *_ = understood(run_body(code, fields))
     assert (wanted.requirements, wanted.requires_python) == (libraries, python)

@@ -18,9 +18,12 @@ from pathlib import Path
 import pytest
 
 from sandbox import history
+from sandbox.cli.past import OnDisk
 from sandbox.errors import EngineUnavailable
-from sandbox.history import History, Retention, Row
+from sandbox.history import History, Retention
+from sandbox.history_row import MIGRATIONS, SERVICE_ENDED, Row
 from sandbox.history_writer import GATHER_S, MAX_PENDING
+from sandbox.sole_service import sole_service
 
 ANN, BEN = 1001, 1002
 DAY_S = 86_400.0
@@ -33,6 +36,7 @@ FULL = Row(
     preload="numpy, pandas", code_hash="sha256:1", outcome="failed", explanation="ValueError: no", started=NOW + 1, ended=NOW + 2.5, queue_ms=1.5,
     environment_ms=2.5, sandbox_ms=3.5, program_ms=4.5, total_ms=12, warm=True, peak_memory_mib=17.25, cpu_s=0.125,
     payload_bytes=1, payload="[1]", result_bytes=2, output_bytes=3, files_bytes=4,
+    output='{"stdout": "x"}', detached=True,
 )  # fmt: skip
 
 
@@ -308,17 +312,17 @@ def test_an_older_file_is_brought_up_to_date_with_its_rows(path: Path, monkeypat
     with opened(path) as kept:
         kept.ended(FULL)
     step = ("ALTER TABLE runs ADD COLUMN tag TEXT NOT NULL DEFAULT 'none'", "CREATE INDEX tags ON runs (tag)")
-    monkeypatch.setattr(history, "MIGRATIONS", [*history.MIGRATIONS, step])
+    monkeypatch.setattr(history, "MIGRATIONS", [*MIGRATIONS, step])
     with opened(path) as kept, contextlib.closing(sqlite3.connect(path)) as file:
         assert kept.get("full") == FULL
         assert file.execute("SELECT tag FROM runs").fetchall() == [("none",)]
-        assert file.execute("PRAGMA user_version").fetchone() == (len(history.MIGRATIONS),)
+        assert file.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
 
 
 def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as kept:
         kept.ended(FULL)
-    steps = [*history.MIGRATIONS, ("ALTER TABLE runs RENAME TO gone", "NOT A STATEMENT")]
+    steps = [*MIGRATIONS, ("ALTER TABLE runs RENAME TO gone", "NOT A STATEMENT")]
     with monkeypatch.context() as patched:
         patched.setattr(history, "MIGRATIONS", steps)
         with pytest.raises(EngineUnavailable, match="can't be opened"):
@@ -372,7 +376,8 @@ DISK_FULL = """
 import json, resource, sys
 from dataclasses import replace
 from pathlib import Path
-from sandbox.history import History, Retention, Row
+from sandbox.history import History, Retention
+from sandbox.history_row import Row
 
 def largest_file_kib(kib):
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, resource.RLIM_INFINITY))
@@ -411,7 +416,8 @@ BUSY = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sandbox.history import History, Retention, Row
+from sandbox.history import History, Retention
+from sandbox.history_row import Row
 
 kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))
 for number in range(1_000_000):
@@ -463,7 +469,7 @@ def test_what_is_run_often_is_known_by_policy_libraries_and_modules(path: Path) 
 
 def test_a_history_of_the_first_version_is_brought_to_this_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(history, "MIGRATIONS", history.MIGRATIONS[:1])
+        patch.setattr(history, "MIGRATIONS", MIGRATIONS[:1])
         History(path, KEEP).close()
     with contextlib.closing(sqlite3.connect(path)) as old, old:
         old.execute(
@@ -475,3 +481,82 @@ def test_a_history_of_the_first_version_is_brought_to_this_one(path: Path, monke
         found = kept.get("r0")
         assert found is not None
         assert (found.run_id, found.preload) == ("r0", "")
+
+
+# ---- what runs told
+
+
+def output(size: int) -> str:
+    return json.dumps({"stdout": "x" * (size - 14)})
+
+
+def test_what_a_run_told_comes_with_the_run_and_not_in_lists(path: Path) -> None:
+    with opened(path) as kept:
+        kept.ended(replace(FULL, output=output(200_000), payload="p" * 60_000))
+        row, listed = kept.get("full"), kept.list()[0]
+        assert row is not None
+        assert (len(row.output), len(row.payload)) == (200_000, 60_000), "whole, as its maker bounded it"
+        assert (listed.output, listed.payload) == ("", "")
+        assert listed.detached
+
+
+def test_what_runs_told_is_bounded_while_it_comes_and_nobody_pushes_out_what_another_has(path: Path) -> None:
+    with opened(path, replace(KEEP, output_bytes=100_000)) as kept:
+        kept.ended(replace(RUN, run_id="ben", caller=BEN, output=output(20_000)))
+        for number in range(200):
+            kept.ended(run(number, output=output(10_000)))
+            assert kept.flush()
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            ((size,),) = file.execute("SELECT sum(length(output)) FROM runs").fetchall()
+        assert size <= 100_000 * 1.25, "without anybody's pruning"
+        kept.prune(NOW)
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            ((size,),) = file.execute("SELECT sum(length(output)) FROM runs").fetchall()
+        assert 80_000 <= size <= 100_000
+        others, newest, oldest = kept.get("ben"), kept.get("r199"), kept.get("r0")
+        assert others is not None
+        assert newest is not None
+        assert oldest is not None
+        assert (bool(others.output), bool(newest.output), bool(oldest.output)) == (True, True, False)
+        assert len(kept.list(limit=500)) == 201, "the runs themselves stay"
+
+
+def test_what_a_run_told_is_forgotten_before_the_run(path: Path) -> None:
+    with opened(path, replace(KEEP, output_age_s=DAY_S)) as kept:
+        kept.ended(run(0, output=output(100)))
+        kept.ended(replace(run(1, output=output(100)), received=NOW + 2 * DAY_S))
+        kept.prune(NOW + 2 * DAY_S)
+        assert [bool(row.output) for row in map(kept.get, ("r0", "r1")) if row] == [False, True]
+
+
+def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as kept, contextlib.closing(sqlite3.connect(path)) as other:
+        kept.flush()
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(history.WAITING_WHOLE * 4):
+            kept.ended(run(number, output=output(1_000), payload="p"))
+        waiting = list(kept._writer._pending.values())
+        assert sum(any(isinstance(value, str) and len(value) > 900 for value in values) for values in waiting) <= 2 * history.WAITING_WHOLE
+        other.execute("COMMIT")
+        assert kept.flush(60)
+        assert kept.lost == 0
+
+
+# ---- without a service
+
+
+@pytest.mark.parametrize("end", ["in order", "killed"])
+def test_the_file_can_be_read_when_no_service_is_there(path: Path, end: str) -> None:
+    code = (
+        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.history import History, Retention\nfrom sandbox.history_row import Row\n"
+        "kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))\n"
+        "kept.began(Row(run_id='r', caller=1, caller_name='ann', received=1.0, state='running'))\nassert kept.flush()\n"
+        "if sys.argv[2] == 'killed': os.kill(os.getpid(), signal.SIGKILL)\nkept.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, path, end], check=end == "in order", timeout=60)
+    found = OnDisk(path.parent)
+    assert [row["run_id"] for row in found.runs(limit=10)] == ["r"]
+    row = found.recorded("r")
+    assert (row["state"], row["outcome"], row["explanation"]) == ("ended", "killed", SERVICE_ENDED)
+    with sole_service(path.parent, socket="/s"):
+        assert found.recorded("r")["state"] == "running", "a service that lives says itself when its runs end"

@@ -20,6 +20,7 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path not in SCRIPTS)
 PURE = (
     "errors", "models", "outcome", "spec", "verify", "requirements", "lock", "tree", "environment_identity",
     "egress/addresses", "egress/answer_head", "egress/client_hello", "egress/request_body", "egress/request_head", "egress/rules",
+    "fair_share", "history_row", "secret_mask", "service/prefer", "service/told", "service/webhook_rules",
 )  # fmt: skip
 IO_MODULES = {
     "asyncio", "fcntl", "glob", "http", "io", "multiprocessing", "os", "requests", "select", "shutil", "signal",

@@ -299,6 +299,7 @@ LOOSER = {
     "build.download_mib": "1025",
     "build.installed_mib": "1025",
     "build.files_count": "100001",
+    "history.output": '"all"',
     "history.payloads": "true",
     "enforcement.on_unenforceable": '"fallback"',
 }

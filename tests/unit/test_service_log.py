@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.history import Row
+from sandbox.history_row import Row
 from sandbox.service.config_model import Log
 from sandbox.service.log import run_ended, set_up
 

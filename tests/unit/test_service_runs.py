@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,21 +17,27 @@ import pytest
 
 from sandbox.errors import EngineUnavailable, NotFound, PolicyDenied
 from sandbox.execution import Follow
+from sandbox.keeping import Keeping
 from sandbox.metrics import Live, Metrics
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
+from sandbox.results import Results
 from sandbox.service import answers, server
-from sandbox.service.access import Access
+from sandbox.service.access import Access, Identity, Peer
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
 from sandbox.service.budget import Budget
-from sandbox.service.config_model import Queue, ServiceConfig
+from sandbox.service.config_model import Queue, ServiceConfig, Socket
 from sandbox.service.events import Events
 from sandbox.service.live import LiveRuns
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
+from sandbox.service.webhooks import Webhooks
 
 WAIT_S = 20.0
+STRANGER = 4_000_000
+CLOCK = itertools.count(0.0, 1_000.0).__next__  # no name is believed for long
+CONFIG = ServiceConfig(socket=Socket(path="/s", group="g"))
 NDJSON = "application/x-ndjson"
 
 
@@ -93,10 +99,15 @@ class Pretended:
 class Scene:
     """The service's routes on a socket, in front of pretended runs."""
 
-    def __init__(self, path: str, *, running: int, waiting: int, budget_mib: int) -> None:
+    def __init__(self, path: str, *, running: int, waiting: int, budget_mib: int, results_mib: int = 64) -> None:
         self.path = path
         self.runner = Pretended()
         self.ended: list[Any] = []
+        self.history = SimpleNamespace(
+            began=lambda row: None, ended=self.ended.append, flush=lambda timeout_s: True,
+            get=lambda run_id, caller: next((row for row in self.ended if row.run_id == run_id and caller in (None, row.caller)), None),
+        )  # fmt: skip
+        self.stranger = False  # whether requests come from another user, who may run, too
         self.keep_files = asyncio.Event()
         self.clients: list[asyncio.StreamWriter] = []
         self.metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
@@ -106,13 +117,14 @@ class Scene:
         def missing(name: str) -> Any:
             raise NotFound(name)
 
-        def keep(run_id: str, files: Any) -> None:
+        def keep(run_id: str, owner: int, files: Any) -> None:
             asyncio.run_coroutine_threadsafe(cast("Any", self.keep_files.wait()), loop).result(WAIT_S)
 
         self.state = cast("State", SimpleNamespace(
             config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
             policies=SimpleNamespace(all=list, get=missing), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
-            history=SimpleNamespace(began=lambda row: None, ended=self.ended.append), artefacts=SimpleNamespace(keep=keep),
+            history=self.history, artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
+            results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=Webhooks(()),
         ))  # fmt: skip
 
     async def ask(self, code: str, *, accept: str = "application/json", **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -144,6 +156,10 @@ class Scene:
             while not true():
                 await asyncio.sleep(0.005)
 
+    def name(self, peer: Peer) -> Identity:
+        """Tell who asks: the kernel's word can't be had for another user here."""
+        return Identity(uid=STRANGER if self.stranger else peer.uid, user="u", groups=frozenset({"g"}))
+
     def errors(self, code: str) -> bool:
         """Tell whether one answer with this error was counted."""
         return f'sandbox_errors_total{{code="{code}"}} 1.0' in self.metrics.render().decode()
@@ -166,7 +182,7 @@ def play(
 
     async def scene() -> None:
         here = Scene(str(tmp_path / "s"), running=running, waiting=waiting, budget_mib=budget_mib)
-        with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access, socket.socket(socket.AF_UNIX) as opened:
+        with contextlib.closing(Access(CONFIG, owner_uid=-1, names=here.name, clock=CLOCK)) as access, socket.socket(socket.AF_UNIX) as opened:
             opened.bind(here.path)
             async with accepting(application(here.state, access), opened):
                 await act(here)

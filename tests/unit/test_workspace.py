@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from sandbox import workspace
 from sandbox.engine import EXPORT_LABEL, ContainerRecord
 from sandbox.errors import EngineUnavailable
+from sandbox.podman_engine import remove_dead_sockets
 from sandbox.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, UID_FIRST, UID_LAST, runs_id
 from tests.fake_engine import BASE, FakeEngine
 
@@ -121,3 +123,50 @@ def test_the_lease_ends_with_its_process_also_for_children_that_inherit_nothing(
     one = workspace.acquire(tmp_path)
     assert not os.get_inheritable(one.lock_fd)
     one.release()
+
+
+def test_a_sweeper_without_descriptors_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = FakeEngine()
+    one = workspace.acquire(tmp_path)
+    kept = container(engine, str(one.uid), tmp_path)
+    opens = os.open
+
+    def full(path: Path, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith(f"{one.uid}/lock"):
+            raise OSError(24, "Too many open files")
+        return opens(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", full)
+    assert workspace.sweep(tmp_path, engine, everything=True) == 0
+    assert one.directory.exists()
+    assert engine.inspect(kept).id == kept
+    monkeypatch.undo()
+    one.release()
+
+
+def test_what_one_sweeper_removes_is_no_other_sweeper_s_and_its_user_id_nobody_s(tmp_path: Path) -> None:
+    one = workspace.acquire(tmp_path)
+    os.close(one.lock_fd)  # as if its owner had died
+    with workspace.taken_over(tmp_path) as mine:
+        assert mine == [one.directory]
+        assert workspace.abandoned(tmp_path) == [], "a second sweeper would remove what somebody leased meanwhile"
+        assert str(one.uid) in {entry.name for entry in (tmp_path / "runs").iterdir()}, "and nobody can lease it"
+    assert workspace.abandoned(tmp_path) == [one.directory]
+
+
+def test_a_workspace_without_a_lock_is_of_an_owner_that_died_early(tmp_path: Path) -> None:
+    workspace.acquire(tmp_path).release()
+    (tmp_path / "runs" / "20001").mkdir()
+    assert workspace.sweep(tmp_path, FakeEngine()) == 1
+    assert not (tmp_path / "runs" / "20001").exists()
+
+
+def test_a_socket_whose_process_is_in_another_pid_namespace_stays_while_somebody_listens(tmp_path: Path) -> None:
+    nobody = 4_194_305  # more than any number may be
+    live, dead = tmp_path / f"engine-{nobody}-0.sock", tmp_path / f"engine-{nobody}-1.sock"
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        one.bind(str(live))
+        one.listen()
+        other.bind(str(dead))
+        remove_dead_sockets(tmp_path)
+        assert (live.exists(), dead.exists()) == (True, False)

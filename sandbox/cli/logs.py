@@ -1,0 +1,58 @@
+"""`sandbox logs`: what the history knows of one run, and what the run told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from sandbox.cli import completion
+from sandbox.cli.past import past
+from sandbox.cli.runs import MAX_LISTED, full_id, json_option, spelled
+from sandbox.cli.screen import escaped
+
+
+@click.command("logs")
+@click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
+@json_option
+def logs(*, run_id: str, as_json: bool) -> None:
+    """Show what the history knows of RUN (its id, or the beginning of it), and what the run told: traceback, log records, the end of its output.
+
+    What a run told is kept where its policy says so (history.output: by default that of runs that fail), with its secrets masked; its payload likewise
+    (history.payloads); code and result never. Where no service runs, the history's file is read.
+    """
+    with past() as known:
+        found = known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED)))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    output = found.pop("output", None)
+    width = max(map(len, found))
+    for name, value in found.items():
+        if value not in (None, "", [], False):
+            click.echo(f"{name:<{width}}  {escaped(spelled(name, value))}")
+    if output is None:
+        click.echo("what it told is not kept: its policy decides (history.output), and how old it is", err=True)
+        return
+    for title, text in parts(output):
+        click.echo(f"\n--- {title}\n{escaped(text)}".rstrip("\n"))
+
+
+def parts(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give what a run told, in parts with a title each."""
+    error, left_out = output.get("error") or {}, output.get("left_out") or {}
+    if error:
+        yield "error", error.get("traceback") or f"{error.get('type')}: {error.get('message')}"
+    if records := output.get("logs"):
+        text = "\n".join(f"{record['elapsed_s']:9.3f} s [{record['level']}] {record['message']}" for record in records)
+        yield f"log{without(left_out.get('logs'), 'records')}", text
+    for name in ("stdout", "stderr"):
+        if output.get(name):
+            yield f"{name}{without(left_out.get(f'{name}_bytes'), 'bytes')}", output[name]
+
+
+def without(count: int | None, what: str) -> str:
+    """Return how much is left out, for a title."""
+    return f" (the end; {count} {what} before it are not kept)" if count else ""

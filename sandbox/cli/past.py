@@ -1,0 +1,86 @@
+"""What ran, from the service, or from its history's file where no service runs: for those who may read that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from sandbox.cli.handover import leave_root
+from sandbox.cli.remote import NOBODY_THERE
+from sandbox.cli.versions import tell_version
+from sandbox.client import Client, NoService
+from sandbox.errors import NotFound
+
+TIMEOUT_S = 30.0
+
+
+class Past(Protocol):
+    """Who knows what ran."""
+
+    def runs(self, **filters: str | int) -> list[dict[str, Any]]:
+        """Return runs, newest first."""
+
+    def recorded(self, run_id: str) -> dict[str, Any]:
+        """Return what is known of one. Raises `NotFound`."""
+
+
+class OnDisk:
+    """The history's file. A run that it has as going on has ended with its service, where none uses the directory."""
+
+    def __init__(self, directory: Path) -> None:
+        from sandbox.history_reader import Reader
+        from sandbox.history_row import HISTORY
+
+        self._directory = directory
+        self._reader = Reader(directory / HISTORY)
+
+    def runs(self, **filters: Any) -> list[dict[str, Any]]:
+        """Return runs, newest first."""
+        from sandbox.service.record import ending
+
+        ending(filters.get("outcome"))
+        return [self._public(row, whole=False) for row in self._reader.list(**filters)]
+
+    def recorded(self, run_id: str) -> dict[str, Any]:
+        """Return what is known of one. Raises `NotFound`."""
+        row = self._reader.get(run_id)
+        if row is None:
+            raise NotFound(f"there is no run {run_id[:64]!r}", hint="sandbox runs lists them")
+        return self._public(row, whole=True)
+
+    def _public(self, row: Any, *, whole: bool) -> dict[str, Any]:
+        from sandbox.history_row import SERVICE_ENDED, public
+        from sandbox.sole_service import is_served
+
+        if row.state != "ended" and not is_served(self._directory):
+            row = replace(row, state="ended", outcome="killed", explanation=SERVICE_ENDED)
+        return public(row, whole=whole)
+
+
+@contextlib.contextmanager
+def past() -> Iterator[Past]:
+    """Give what knows what ran; as root, that of the user `sandbox`. Raises `NoService` where nothing does, or a named service is not there."""
+    leave_root(quiet=True)
+    with Client(timeout_s=TIMEOUT_S, on_other_version=tell_version) as client:
+        try:
+            client.connect()
+        except NoService as error:
+            found = None if "SANDBOX_SOCKET" in os.environ or error.reason not in NOBODY_THERE else on_disk()
+            if found is None:
+                raise
+            yield found
+            return
+        yield client
+
+
+def on_disk() -> OnDisk | None:
+    """Return the history of this user's service, where there is one that this user may read."""
+    from sandbox.history_row import HISTORY
+    from sandbox.service.config import load_config
+
+    directory = Path(load_config(None, os.environ).config.history.directory)
+    return OnDisk(directory) if os.access(directory / HISTORY, os.R_OK) else None
