@@ -130,7 +130,7 @@ class AsyncClient(ClientBase):
 
     async def result_text(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> bytes | None:
         """Return the same as the JSON text that it came as."""
-        return await self._ask(calls.result_text(run_id, wait_s), self._longer(timeout_s, wait_s))
+        return await self._awaited(lambda left_s: calls.result_text(run_id, left_s), wait_s, timeout_s)
 
     async def cancel(self, run_id: str) -> None:
         """End a run. Raises `NotFound`."""

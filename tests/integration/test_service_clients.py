@@ -18,7 +18,7 @@ import pytest
 
 from sandbox import __version__
 from sandbox.client import AsyncClient, Client
-from sandbox.errors import EngineUnavailable, InvalidRequest, QueueFull
+from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFull
 from sandbox.service.record import ENDINGS
 from tests.command import environment, left_behind, sandbox
 from tests.integration.service import Service, served
@@ -103,6 +103,46 @@ def test_what_the_service_refuses_for_too_much_is_asked_again_until_all_are_done
         with ThreadPoolExecutor(THREADS) as threads, Client(small.socket, retry_s=120) as patient:
             found = threads.map(lambda n: patient.run("result = payload", payload=n).value, range(THREADS))
             assert list(found) == list(range(THREADS))
+
+
+# ---- start now, fetch later
+
+
+def test_a_run_is_started_watched_and_fetched_by_either_client(client: Any) -> None:
+    run_id = client.start("import time\nprint('x')\nsave_file('a.txt', 'abc')\ntime.sleep(1)\nresult = payload * 2", payload=21, node_id="later")
+    assert client.result(run_id) is None
+    found = client.result(run_id, wait_s=30)
+    assert (found.run_id, found.value, found.stdout, found.files) == (run_id, 42, "x\n", {"a.txt": b"abc"})
+    assert client.result(run_id).document == found.document, "it is kept"
+    assert client.files(run_id) == [{"name": "a.txt", "size_bytes": 3}]
+    assert client.file(run_id, "a.txt") == b"abc"
+    assert [row["run_id"] for row in client.runs(node="later")][:1] == [run_id]
+    for wrong in ("0" * 32, "../../health", ""):
+        with pytest.raises(NotFound):
+            client.result(wrong)
+        with pytest.raises(NotFound):
+            client.files(wrong)
+
+
+def test_what_is_refused_at_once_is_refused_when_it_is_started_and_a_started_run_can_be_ended(client: Any) -> None:
+    with pytest.raises(NotFound):
+        client.start("result = 1", policy="absent")
+    run_id = client.start("import time\ntime.sleep(60)")
+    client.cancel(run_id)
+    assert client.result(run_id, wait_s=30).outcome == "cancelled"
+
+
+def test_many_threads_start_and_fetch_each_their_own(client: Any) -> None:
+    def work(number: int) -> bool:
+        ids = [client.start("result = payload", payload=[number, turn]) for turn in range(3)]
+        return [client.result(run_id, wait_s=60).value for run_id in ids] == [[number, turn] for turn in range(3)]
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        assert all(threads.map(work, range(THREADS)))
+
+
+def test_the_description_of_the_interface_is_the_published_one(client: Any) -> None:
+    assert client.document() == json.loads((ROOT / "docs/openapi.json").read_text())
 
 
 # ---- what every answer says

@@ -189,15 +189,19 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
             os.read(go, 1)
 
         wait = in_a_child(work)
-        assert next(events)["text"] == "ours", "the child has ended nothing"
-        events.close()
-        untouched.close()
-        more.set()
-        until(lambda: sorted(service.gone) == ["ours", "untouched"])  # although the child lives, which has the connection, too
-        os.write(told, b"x")
-        assert wait() == 0
-        os.close(go)
-        os.close(told)
+        try:
+            assert next(events)["text"] == "ours", "the child has ended nothing"
+            events.close()
+            untouched.close()
+            more.set()
+            until(lambda: sorted(service.gone) == ["ours", "untouched"])  # although the child lives, which has the connection, too
+        finally:
+            more.set()
+            os.write(told, b"x")
+            status = wait()
+            os.close(go)
+            os.close(told)
+        assert status == 0
 
 
 def until(true: Callable[[], bool]) -> None:
