@@ -466,10 +466,10 @@ class Converter:
         self._warn("NaN or infinity became null: JSON has no such number")
         return None
 
-    def _inside(self, value: object) -> None:
+    def _inside(self, value: object, levels: int = 1) -> None:
         if id(value) in self.active:
             raise ValueError(f"{self._where()} contains itself: JSON cannot express a cycle")
-        if len(self.path) >= MAX_DEPTH:
+        if len(self.path) + levels > MAX_DEPTH:
             raise ValueError(f"{self._where()} is nested more than {MAX_DEPTH} levels deep")
 
     def _array(self, values: Iterable[Any], owner: object = None) -> list[Any]:
@@ -557,6 +557,7 @@ class Converter:
 
     def _buffer(self, value: bytes) -> dict[str, Any]:
         self._grow(2 * len(value))
+        self._inside(value, levels=2)
         return {"type": "Buffer", "data": list(value)}
 
     def _of_library(self, value: Any) -> tuple[bool, Any]:
@@ -803,7 +804,7 @@ def _location(error: BaseException, filename: str) -> tuple[int | None, int | No
         tb = tb.tb_next
     if found is None:
         if isinstance(error, SyntaxError) and error.filename == filename:
-            return error.lineno, error.offset
+            return _number(error.lineno), _number(error.offset)
         return None, None
     code = found.tb_frame.f_code
     positions = getattr(code, "co_positions", None)
@@ -813,6 +814,11 @@ def _location(error: BaseException, filename: str) -> tuple[int | None, int | No
 
     span = next(islice(positions(), found.tb_lasti // 2, None), (None, None, None, None))
     return found.tb_lineno, None if span[2] is None or span[0] != found.tb_lineno else span[2] + 1
+
+
+def _number(value: object) -> int | None:
+    """Return a line or a column that a program may have set itself, or None where it is none."""
+    return value if type(value) is int and 0 <= value < 1 << 31 else None
 
 
 def _traceback_text(error: BaseException, filename: str) -> str:
@@ -2282,12 +2288,21 @@ def _say_ready(connection: Connection, more: str = "") -> None:
     connection.put(b"R", ready.encode())
 
 
+def _close_project_ids() -> None:
+    """Where /proc can be written, write the one map of the user namespace that anyone may write, once. It is read back."""
+    try:  # noqa: SIM105 - an import more
+        _write("/proc/self/projid_map", "0 0 1")
+    except OSError:
+        pass  # read-only, or written already
+
+
 def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None, bytes, bytearray]:
     """Say ready, and again after preparing where that is asked for.
 
     Return whether modules were preloaded, the program's process if it was forked, and the next frame. A process that is
     to make cells does so, and never returns.
     """
+    _close_project_ids()
     _say_ready(connection)
     _hide()
     kind, body = connection.read()
@@ -2382,13 +2397,12 @@ class Maker:
     # unshare(2): CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
     NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
     MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
-    TERMINALS = 16
     PR_CAPBSET_DROP, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 22, 2
     CAPABILITY_VERSION = 0x20080522
     SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
     def __init__(self, connection: Connection, app_dir: str, order: dict[str, Any]) -> None:
-        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered."""
+        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered, terminals."""
         import _signal as signal
         import ctypes
         import resource  # noqa: F401 - for the limits and the report
@@ -2399,6 +2413,7 @@ class Maker:
         self.app_dir = app_dir
         self.places: list[tuple[str, int, bool]] = [tuple(place) for place in order["places"]]
         self.limits: dict[str, int] = order["limits"]
+        self.terminals: str = order["terminals"]
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.errno = ctypes.get_errno
         self.ioctl = ioctl
@@ -2481,13 +2496,14 @@ class Maker:
             self._mount("tmpfs", target, "tmpfs", flags, f"size={size_mib}m,mode=0700")
         # The container's would show the maker, and every other cell.
         self._mount("proc", "/proc", "proc", safe | self.MS_NOEXEC | self.MS_RDONLY)
-        for place in self.directories:
-            self._mount("tmpfs", place, "tmpfs", safe | self.MS_NOEXEC | self.MS_RDONLY, "size=4k,mode=0555")
+        empty = self.directories[0]  # one for all: a file system for each place takes longer to make
+        self._mount("tmpfs", empty, "tmpfs", safe | self.MS_NOEXEC | self.MS_RDONLY, "size=4k,mode=0555")
+        for place in self.directories[1:]:
+            self._mount(empty, place, "", self.MS_BIND)
         for place in self.files:
             self._mount("/dev/null", place, "", self.MS_BIND)
         if os.path.isdir("/dev/pts"):
-            options = f"newinstance,ptmxmode=0666,mode=0600,max={self.TERMINALS}"
-            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, options)
+            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, self.terminals)
         for device in self.devices:  # the host's own: writing to them is no change, but setting their times is
             self._mount("", device, "", self.MS_REMOUNT | self.MS_BIND | self.MS_RDONLY | self.MS_NOSUID | self.MS_NOEXEC)
         os.chdir(self.app_dir)

@@ -120,7 +120,7 @@ _FILES = msgspec.json.Decoder(dict[str, str])
 
 def fields_of(kind: type[msgspec.Struct]) -> str:
     """Return which fields a body has, as a hint."""
-    return f"its fields are {', '.join(kind.__struct_fields__)}"
+    return f"its fields are {', '.join(kind.__struct_fields__)}; GET /v1/openapi.json describes them"
 
 
 class Form(Generic[Body]):

@@ -11,6 +11,7 @@ from sandbox.execution import digest
 from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
+from sandbox.requirements import without_hashes
 from sandbox.runner import preload_of
 from sandbox.secret_mask import Mask
 from sandbox.service.live import LiveRun
@@ -44,7 +45,7 @@ def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> Ro
     keeps = policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
-        policy=wanted.policy, requirements=", ".join(wanted.requirements),
+        policy=wanted.policy, requirements=", ".join(map(without_hashes, wanted.requirements)),
         preload=", ".join(preload_of(wanted, policy)),
         payload=kept_payload(wanted, mask) if keeps else "", detached=live.detached,
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),

@@ -22,7 +22,7 @@ from sandbox.history_row import Row, public
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import Progress
-from sandbox.requirements import Declared, parse_libraries, parse_script
+from sandbox.requirements import Declared, parse_libraries, parse_script, without_hashes
 from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
@@ -145,7 +145,7 @@ class Work:
         self.mask = mask_of(wanted)
         self.live = LiveRun(
             run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
-            policy=wanted.policy, requirements=wanted.requirements, detached=detached,
+            policy=wanted.policy, requirements=tuple(map(without_hashes, wanted.requirements)), detached=detached,
         )  # fmt: skip
 
     async def tell(self, events: Events) -> None:

@@ -138,10 +138,23 @@ def test_a_runtime_directory_that_others_can_enter_is_refused(script: Path, tmp_
     assert f"chmod 0700 {public}" in answer.stderr
 
 
-def test_a_missing_runtime_directory_is_named_with_its_fix(script: Path, tmp_path: Path) -> None:
-    answer = sandbox("run", script, env=environment(XDG_RUNTIME_DIR=str(tmp_path / "absent")))
+COMMANDS = (("doctor",), ("config", "socket"), ("config", "show"), ("policy", "list"), ("env", "list"), ("image", "list"),
+            ("template", "list"), ("template", "run", "simple", "--no-service"), ("uninstall", "--dry-run"), ("serve", "--restart"))  # fmt: skip
+
+
+@pytest.mark.parametrize("named", ["unset", "", "run", "/nonexistent", "/run/user/0", "/"])
+def test_every_command_finds_a_runtime_directory_where_the_session_names_none(named: str) -> None:
+    """After `su -`, in cron; `HOME` is missing, too."""
+    variables = environment(XDG_RUNTIME_DIR=named)
+    del variables["HOME"]
+    if named == "unset":
+        del variables["XDG_RUNTIME_DIR"]
+    for command in COMMANDS:
+        answer = sandbox(*command, env=variables)
+        assert answer.returncode == 0, f"{command}: {answer.stderr}"
+    answer = sandbox("ps", env={**variables, "SANDBOX_SOCKET": "/nonexistent/service.sock"})
     assert answer.returncode == 13
-    assert "install -d -m 0700" in answer.stderr
+    assert "unexpected" not in answer.stderr
 
 
 def test_a_policy_with_an_unknown_key_names_file_line_and_the_nearest_key(script: Path, tmp_path: Path) -> None:
@@ -164,7 +177,8 @@ def test_doctor_reports_every_capability_as_json() -> None:
 
 
 def test_doctor_exits_4_where_no_policy_can_run(tmp_path: Path) -> None:
-    answer = sandbox("doctor", env=environment(XDG_RUNTIME_DIR=str(tmp_path / "absent")))
+    tmp_path.chmod(0o755)
+    answer = sandbox("doctor", env=environment(XDG_RUNTIME_DIR=str(tmp_path)))
     assert answer.returncode == 4
     assert "runtime directory" in answer.stdout
     assert "missing" in answer.stdout

@@ -413,3 +413,19 @@ def test_a_stream_that_is_closed_early_ends_its_run(service: Service) -> None:
         began = time.monotonic()
         assert client.run("result = 1").value == 1
         assert time.monotonic() - began < 30
+
+
+# ---- a newer version -----------------------------------------------------------------------------
+
+
+def test_a_service_that_was_started_by_hand_is_found_and_its_restart_is_told(service: Service) -> None:
+    """Where systemd keeps it: tests/kernel/test_service.py."""
+    answer = sandbox("serve", "--restart")
+    told = [line for line in answer.stdout.splitlines() if f"process {service.process.pid} is a service" in line]
+    assert (answer.returncode, len(told)) == (0, 1), answer.stderr
+    assert told[0].endswith(f"kill {service.process.pid}; sandbox --policy-dir {service.policies} serve &")
+    assert service.process.poll() is None
+
+
+def test_the_socket_is_printed_as_clients_look_for_it(service: Service) -> None:
+    assert sandbox("config", "socket", env=environment(SANDBOX_SOCKET=service.socket)).stdout == f"{service.socket}\n"
