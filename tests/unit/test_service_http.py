@@ -22,7 +22,6 @@ from aiohttp import web
 
 from sandbox.errors import InvalidRequest
 from sandbox.metrics import Live, Metrics
-from sandbox.service import connections
 from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
@@ -457,7 +456,7 @@ def test_requests_in_front_of_a_broken_one_are_answered(tmp_path: Path, broken: 
 
 @pytest.mark.parametrize("flood", [10, 200])
 def test_who_comes_in_a_flood_of_connections_is_refused_in_words_though_it_asks_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flood: int) -> None:
-    monkeypatch.setattr(connections, "most_connections", lambda: 5)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10, 10))
 
     async def act(here: Scene) -> None:
         held = [await asyncio.open_unix_connection(here.path) for _ in range(5)]
