@@ -112,7 +112,7 @@ def test_output_comes_byte_for_byte(script: Path, with_service: dict[str, str]) 
 
 
 def test_secrets_and_files_go_both_ways(script: Path, tmp_path: Path, with_service: dict[str, str]) -> None:
-    script.write_text("import os\nsave_file('out', read_file('in', binary=True)[::-1])\nresult = len(os.environ['TOKEN'])")
+    script.write_text("import os\nsave_file('out.bin', read_file('in', binary=True)[::-1])\nresult = len(os.environ['TOKEN'])")
     (tmp_path / "in").write_bytes(b"\x00\x01\xff")
     answer = sandbox(
         "run", script, "--secret", "TOKEN", "--file", f"in={tmp_path / 'in'}", "--save-files", tmp_path / "kept",
