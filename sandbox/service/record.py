@@ -40,13 +40,13 @@ def kept_payload(wanted: RunRequest, mask: Mask) -> str:
     return mask.beginning(text, MAX_PAYLOAD_BYTES)
 
 
-def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None, mask: Mask) -> Row:
-    """Return the row of a run that was just asked for, under a policy that is not there (None) or keeps payloads, maybe."""
-    keeps = policy is not None and policy.history.payloads
+def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> Row:
+    """Return the row of a run that was just asked for, whose code is no longer than its policy takes."""
+    keeps = policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
         policy=wanted.policy, requirements=", ".join(map(without_hashes, wanted.requirements)),
-        preload=", ".join(preload_of(wanted, policy)) if policy is not None else "",
+        preload=", ".join(preload_of(wanted, policy)),
         payload=kept_payload(wanted, mask) if keeps else "", detached=live.detached,
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),
