@@ -118,7 +118,7 @@ def test_secrets_and_files_go_both_ways(script: Path, tmp_path: Path, with_servi
         env={**with_service, "TOKEN": "four"},
     )  # fmt: skip
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "4\n", "")
-    assert (tmp_path / "kept/out").read_bytes() == b"\xff\x01\x00"
+    assert (tmp_path / "kept/out.bin").read_bytes() == b"\xff\x01\x00"
 
 
 def test_output_comes_while_the_program_still_runs(script: Path, with_service: dict[str, str]) -> None:
