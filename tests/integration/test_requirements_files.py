@@ -39,11 +39,9 @@ class Place:
         script = self.home / "script.py"
         script.write_text(CODE)
         asked: tuple[str | Path, ...] = ("run", script, "--policy", "local", "--requirements", requirements, *more)
-        config = str(self.home / "config")
-        return [
-            document(*asked, env=environment(SANDBOX_SOCKET=socket, XDG_CONFIG_HOME=config, XDG_DATA_HOME=str(self.home / kept)))
-            for socket, kept in ((self.socket, "data"), ("/run/no-service.sock", "own"))
-        ]
+        through = environment(SANDBOX_SOCKET=self.socket)
+        without = environment(XDG_CONFIG_HOME=str(self.home / "config"), XDG_DATA_HOME=str(self.home / "own"))
+        return [document(*asked, env=variables) for variables in (through, without)]
 
     def hash_of(self, name: str) -> str:
         return next(sha256 for file, sha256 in self.index.hashes.items() if file.startswith(name))
