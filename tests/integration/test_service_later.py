@@ -105,7 +105,7 @@ def test_a_failed_run_s_output_is_there_tomorrow_without_its_secrets_and_without
     variables = {name: value for name, value in os.environ.items() if name != "SANDBOX_SOCKET"} | nowhere
     without_service = sandbox("logs", failed.run_id[:10], env=variables)
     assert (without_service.returncode, without_service.stdout, without_service.stderr) == with_service
-    assert "--- stderr\nwith [secret]" in without_service.stdout
+    assert "--- stderr\n  with [secret]" in without_service.stdout
     assert len(json.loads(sandbox("runs", "--json", env=variables).stdout)["runs"]) == 3
     assert sandbox("logs", failed.run_id, env={**variables, "SANDBOX_SOCKET": "/run/other.sock"}).returncode == 13, "a named service must be there"
 
