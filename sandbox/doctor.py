@@ -217,7 +217,7 @@ def libraries_row() -> Capability:
     from sandbox.installation import tools
 
     try:
-        index = read_index(os.environ, Path.home()).public()
+        index = read_index(os.environ, places.home()).public()
     except SandboxError as error:
         return Capability(name="libraries", status="missing", detail=error.message, fix=error.hint)
     sources = ", ".join((*index.urls, *index.find_links)) or "no source at all"

@@ -42,7 +42,7 @@ from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFou
 from sandbox.index import Index, discover_file_hosts, read_index
 from sandbox.installation import Execute, Ground, Installer
 from sandbox.lock import Lock, LockedPackage
-from sandbox.places import private_directory
+from sandbox.places import home, private_directory
 from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.received import Fetched, PackageTree
@@ -139,7 +139,7 @@ class Environments:
 
     async def _installer(self, wanted: Wanted, on_progress: OnProgress, requirements: Sequence[str]) -> Installer:
         """Return an installer that may reach the index, and the hosts from which it serves the first of these packages."""
-        index = read_index(os.environ, Path.home())
+        index = read_index(os.environ, home())
         names = dict.fromkeys(package_of(requirement) for requirement in requirements)
         asked = [
             self._file_hosts.get((index, name), partial(asyncio.to_thread, discover_file_hosts, index, name))

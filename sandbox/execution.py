@@ -144,14 +144,25 @@ class Execution:
             await asyncio.gather(*pieces, return_exceptions=True)
 
     async def _watch(self, sandbox: Sandbox) -> None:
-        """Return when the sandbox has reached its memory cap: the kernel has killed, or the fallback has."""
-        if sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None:
-            await killed_for_memory(sandbox.cgroup)
-            sandbox.keep_events()
-            return
+        """Return when the sandbox has reached its memory cap: the kernel has killed, or the watchdog has."""
+        by_cgroup = sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None
         places = tuple(mount.destination for mount in sandbox.spec.tmpfs)
-        self._watchdog = Watchdog(sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill)
-        await self._watchdog.watch()
+        self._watchdog = Watchdog(
+            sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill, cgroup=by_cgroup
+        )
+        if not by_cgroup or sandbox.cgroup is None:
+            await self._watchdog.watch()
+            return
+        watching = [asyncio.ensure_future(each) for each in (self._watchdog.watch(), killed_for_memory(sandbox.cgroup))]
+        try:
+            ended, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
+            for each in ended:
+                each.result()  # a watch that broke is an error of ours
+        finally:
+            for each in watching:
+                each.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+        sandbox.keep_events()
 
     async def _read(self, sandbox: Sandbox) -> None:
         """Take frames until the harness says its last or the channel closes."""
@@ -209,6 +220,7 @@ class Execution:
             cancelled=self._cancelled,
             timed_out=self._timed_out,
             memory_exceeded=bool((self._watchdog and self._watchdog.exceeded) or (events and events.oom_kills)),
+            memory_excess=self._watchdog.excess if self._watchdog else "",
             processes_exceeded=(
                 tasks >= sandbox.spec.processes + sandbox.spec.own_processes or bool(events and events.fork_failures)
             ),

@@ -1,7 +1,7 @@
 """What ran: one row per run in an SQLite file, bounded in age and size.
 
-A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for that; code, results
-and secrets never are.
+A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for that; code (but for the
+lines that a traceback quotes), results and secrets never are.
 
 `began` and `ended` return at once, whatever the disk does (`sandbox.history_writer`). Everything else waits for the disk:
 call it in a worker thread.
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sqlite3
-import stat
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -66,7 +64,7 @@ class History(Reader):
         self._limits = limits
         self._output_bytes = 0  # that came since it was pruned last
         self.warning = ""
-        _check_directory(private_directory(self._path.parent))
+        private_directory(self._path.parent)
         try:
             connection = self._open()
         except (sqlite3.Error, OSError) as error:
@@ -161,14 +159,6 @@ class History(Reader):
                 Path(f"{self._path}{ending}").rename(f"{moved}{ending}")
         self.warning = f"the history was damaged: it is kept as {moved}, and a new one has begun"
         return _connect(self._path)
-
-
-def _check_directory(directory: Path) -> None:
-    status = directory.stat()
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise EngineUnavailable(
-            f"the directory of the history, {directory}, is open to others", hint=f"chmod 0700 {directory}"
-        )
 
 
 def _connect(path: Path) -> sqlite3.Connection:

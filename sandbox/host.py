@@ -22,7 +22,7 @@ from typing import Any, Literal
 from sandbox import kernel, podman_program
 from sandbox.engine import EngineInfo
 from sandbox.errors import EngineUnavailable, NotEnforceable
-from sandbox.places import private_directory
+from sandbox.places import home, private_directory
 
 SUBIDS_NEEDED = 65_536
 CACHE_VERSION = 2
@@ -196,9 +196,9 @@ def delegated(info: EngineInfo) -> frozenset[str]:
 
 def fingerprint(ranges: tuple[int, ...]) -> str:
     """Return a key that changes when the programs, the kernel, the id ranges or the storage set-up do."""
-    parts: list[Any] = [CACHE_VERSION, ranges, platform.release(), sorted(os.sched_getaffinity(0)), str(Path.home())]
+    parts: list[Any] = [CACHE_VERSION, ranges, platform.release(), sorted(os.sched_getaffinity(0)), str(home())]
     files = ["/usr/bin/podman", "/usr/bin/crun", "/usr/bin/runc", "/usr/local/bin/podman", "/etc/containers/storage.conf",
-             str(Path.home() / ".config/containers/storage.conf"), "/proc/sys/kernel/random/boot_id",
+             str(home() / ".config/containers/storage.conf"), "/proc/sys/kernel/random/boot_id",
              str(kernel.session_group(os.getuid()) / "cgroup.controllers")]  # fmt: skip
     for name in files:
         path = Path(name)

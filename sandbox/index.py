@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sandbox.errors import BuildFailed, InvalidRequest
 from sandbox.netrc_logins import logins
+from sandbox.places import home
 from sandbox.simple_page import PORTS, PageLinks, hosts_of, page_links
 
 __all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "discover_file_hosts", "environment_for_handover", "read_index"]
@@ -119,7 +120,7 @@ def default_url() -> str:
 
 def host_certificates() -> Path | None:
     """Return the host's bundle of certificate authorities, as pip is told of it, for programs in sandboxes."""
-    return read_index(os.environ, Path.home()).certificate
+    return read_index(os.environ, home()).certificate
 
 
 def as_pip_environment(index: Index) -> dict[str, str]:
@@ -279,8 +280,8 @@ def _directories_of(url: str) -> set[Path]:
 
 def _holds_a_home(path: Path) -> bool:
     people = (Path(entry.pw_dir) for entry in pwd.getpwall() if entry.pw_uid >= FIRST_PERSON)
-    homes = {Path("/root"), Path.home(), *people}
-    return bool({path, path.resolve()} & {Path("/"), *homes, *(up for home in homes for up in home.parents)})
+    homes = {Path("/root"), home(), *people}
+    return bool({path, path.resolve()} & {Path("/"), *homes, *(up for one in homes for up in one.parents)})
 
 
 def _linked_files(path: Path) -> set[Path]:

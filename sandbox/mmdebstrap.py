@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sandbox.apt_sources import host_sources, os_release, sources_for, transport_options, with_key_files
 from sandbox.errors import BuildFailed
+from sandbox.places import home
 
 HOST_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TIMEOUT_S = 900.0
@@ -63,8 +64,9 @@ def unpack(
     options: Sequence[str],
     chroots: Path,
     progress: Callable[[str], None],
+    mode: str = "unshare",
 ) -> None:
-    """Write a tar file of `packages` of `suite` and all that they need to `target`.
+    """Write a tar file of `packages` of `suite` and all that they need to `target`; root has the `mode` "root".
 
     `what` is being built, for messages; `options` are mmdebstrap's own (variant, hooks); `chroots` is a directory that
     mapped users can enter. Raises `BuildFailed` with the reason and the fix.
@@ -88,8 +90,8 @@ def unpack(
     source_list.write_text("".join(f"{source.line()}\n" for source in with_key_files(sources, chroots)))
     source_list.chmod(0o644)
     command = [
-        program, "--mode=unshare", "--format=tar", f"--include={','.join(packages)}",
-        *(f"--aptopt={option}" for option in _apt_options()), *options,
+        program, f"--mode={mode}", "--format=tar", f"--include={','.join(packages)}",
+        *(f"--aptopt={option}" for option in apt_options()), *options,
         suite, str(target), str(source_list),
     ]  # fmt: skip
     status, lines = _run(command, _environment(chroots), progress)
@@ -97,7 +99,7 @@ def unpack(
         raise _failure(what, lines)
 
 
-def _apt_options() -> list[str]:
+def apt_options() -> list[str]:
     """Return the host's apt settings that say how to reach the archive: proxies, certificates, checks."""
     answer = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, errors="replace", check=False)
     options = transport_options(answer.stdout)
@@ -116,7 +118,7 @@ def _environment(chroots: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in proxies if name in os.environ}
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(Path.home()),
+        "HOME": str(home()),
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(chroots),
         **kept,

@@ -13,6 +13,7 @@ from pathlib import Path
 from sandbox import kernel
 from sandbox.engine import EngineInfo
 from sandbox.errors import EngineUnavailable
+from sandbox.places import home, user_runtime_dir
 
 MINIMUM_VERSION = (4, 3, 0)
 RUNTIMES = ("crun", "runc")
@@ -28,8 +29,8 @@ def scrubbed_environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in CERTIFICATE_VARIABLES if name in os.environ}
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": str(Path.home()),
-        "XDG_RUNTIME_DIR": os.environ["XDG_RUNTIME_DIR"],
+        "HOME": str(home()),
+        "XDG_RUNTIME_DIR": str(user_runtime_dir()),
         "LANG": "C.UTF-8",
         # An administrator's containers.conf can add mounts, hooks, variables and annotations to every container.
         "CONTAINERS_CONF": "/dev/null",
@@ -56,7 +57,7 @@ def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedPro
     """Run the podman program once. Raises `EngineUnavailable` when it is absent or doesn't end in time."""
     command = ["podman", "--log-level", "error", *arguments]
     try:
-        return subprocess.run(
+        answer = subprocess.run(
             command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, capture_output=True,
             text=True, errors="replace", timeout=timeout_s, check=False, cwd="/",
         )  # fmt: skip
@@ -67,6 +68,13 @@ def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedPro
             f"`{shlex.join(command)}` did not end within {timeout_s:g} s",
             hint="look for a hung podman process, then try again",
         ) from None
+    # Its database keeps the runtime directory of its first call, whatever the variable says later.
+    if answer.returncode != 0 and (lost := re.search(r"mkdir (/run/user/\d+)[^:]*: permission denied", answer.stderr)):
+        raise EngineUnavailable(
+            f"Podman of this user keeps its state in {lost[1]}, which is gone",
+            hint=f"as root: install -d -m 0700 -o {os.getuid()} -g {os.getgid()} {lost[1]}",
+        )
+    return answer
 
 
 def missing_podman() -> EngineUnavailable:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox.errors import InvalidRequest, NotFound
+from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound
+from sandbox.places import config_dir
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,9 +61,10 @@ def policy_directories(explicit: Sequence[Path] = ()) -> list[Path]:
                 f"the policy directory {directory} does not exist or is not a directory",
                 hint="create it, or correct --policy-dir",
             )
-    configured = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    home = configured if configured.is_absolute() else Path(os.path.expanduser("~")) / ".config"  # noqa: PTH111
-    user = [home / APPLICATION / "policies"] if home.is_absolute() else []  # ~ stays where a user has no home
+    try:
+        user = [config_dir() / "policies"]
+    except EngineUnavailable:  # a user without a home
+        user = []
     return [
         *(d.resolve() for d in explicit),
         *user,

@@ -28,15 +28,19 @@ venv_directory() {
     if is_root; then
         echo "/opt/$PROJECT"
     else
-        echo "${XDG_DATA_HOME:-$HOME/.local/share}/$PROJECT/venv"
+        local data="${XDG_DATA_HOME:-}"
+        case "$data" in /*) ;; *) data="$HOME/.local/share" ;; esac
+        echo "$data/$PROJECT/venv"
     fi
 }
 
 runtime_directory() {
     if is_root; then
         echo "/run/user/$(id -u "$SANDBOX_USER")"
-    else
-        echo "${XDG_RUNTIME_DIR:-/run/user/$(id -u)}"
+    elif [[ "${XDG_RUNTIME_DIR:-}" = /* && -d "$XDG_RUNTIME_DIR" && -O "$XDG_RUNTIME_DIR" ]]; then
+        echo "$XDG_RUNTIME_DIR"
+    else # missing, or another user's: after su, in cron
+        echo "/run/user/$(id -u)"
     fi
 }
 

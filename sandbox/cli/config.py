@@ -11,6 +11,7 @@ import click
 
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
+from sandbox.client import default_socket
 from sandbox.errors import SandboxError
 from sandbox.policy import policy_files
 from sandbox.policy_explain import toml_value
@@ -42,6 +43,12 @@ def show(*, file: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(_document(loaded), indent=2))
     else:
         click.echo(escaped(_as_toml(loaded)), nl=False)
+
+
+@config.command("socket")
+def socket() -> None:
+    """Print the path of the socket where clients of this user look for the service, for curl and other programs."""
+    click.echo(default_socket())
 
 
 @config.command("check")

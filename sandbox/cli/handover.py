@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from sandbox.errors import NotEnforceable
+from sandbox.places import home
 
 USER = "sandbox"
 MAX_DESCRIPTORS = 65_536
@@ -35,7 +36,7 @@ def leave_root(*, quiet: bool = False, with_index: bool = False, keep: Collectio
     if with_index:
         from sandbox.index import environment_for_handover
 
-        index = environment_for_handover(os.environ, Path.home())
+        index = environment_for_handover(os.environ, home())
         os.environ.clear()
         os.environ.update(index)
     runtime = Path(f"/run/user/{account.pw_uid}")

@@ -63,6 +63,7 @@ COMMANDS = {
     "stop": "sandbox.cli.runs:stop",
     "template": "sandbox.cli.template:template",
     "top": "sandbox.cli.top:top",
+    "uninstall": "sandbox.cli.uninstall:uninstall",
 }
 
 

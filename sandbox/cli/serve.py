@@ -20,9 +20,13 @@ SWITCH_S = 0.0005
 
 @click.command("serve")
 @click.option("--config", "config_path", metavar="FILE", help="The configuration; see `sandbox config show`.")
+@click.option("--restart", is_flag=True, help="Start nothing: restart the services of this installation, and say how for those "
+              "that systemd does not keep.")  # fmt: skip
 @click.pass_obj
-def serve(obj: dict[str, Any], *, config_path: str | None) -> None:
+def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int:
     """Serve runs on a Unix socket until SIGTERM or Ctrl-C; SIGHUP reads the policies again."""
+    if restart:
+        return restart_services()
     inherited = systemd.listen_fds(os.environ, os.getpid())
     leave_root(with_index=True, keep=inherited)
     # Secrets pass through this process: it must not be found in a core dump.
@@ -45,3 +49,27 @@ def serve(obj: dict[str, Any], *, config_path: str | None) -> None:
         policy_dirs=policy_directories(obj["policy_dirs"]),
     )  # fmt: skip
     asyncio.run(serve(config, where, inherited=inherited))
+    return 0
+
+
+def restart_services() -> int:
+    """Have systemd restart what runs from this installation; tell how for what was started by hand."""
+    from sandbox import running
+    from sandbox.cli.screen import escaped
+    from sandbox.errors import SandboxError
+
+    failed = 0
+    for service in running.services():
+        if service.uid != os.geteuid() and os.geteuid() != 0:
+            click.echo(f"process {service.pid} is a service of user id {service.uid}: that user, or root, may restart it")
+        elif not service.unit:
+            click.echo(escaped(f"process {service.pid} is a service that was started by hand, and still runs the earlier version;"
+                               f" to restart it: {service.by_hand()}"))  # fmt: skip
+        else:
+            try:
+                running.with_systemd(service, "restart")
+                click.echo(f"restarted: {escaped(service.unit)}")
+            except SandboxError as error:
+                failed = error.exit_status
+                click.echo(escaped(f"{error.message}\n  what to do: {error.hint}"), err=True)
+    return failed

@@ -5,11 +5,11 @@ Imports little: every `sandbox run` asks. `sandbox.service.config` reads the who
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sandbox.places import NAME
+from sandbox.errors import EngineUnavailable
+from sandbox.places import NAME, config_dir, user_runtime_path
 
 WHAT = "service configuration"
 
@@ -22,16 +22,16 @@ def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:
         return path.absolute()
     from sandbox.policy_file import exists
 
-    configured = Path(environ.get("XDG_CONFIG_HOME", ""))
-    if not configured.is_absolute():
-        configured = Path(environ.get("HOME", "")) / ".config"
-    user = [configured / NAME / "service.toml"] if configured.is_absolute() else []
+    try:
+        user = [config_dir(environ) / "service.toml"]
+    except EngineUnavailable:  # a user without a home
+        user = []
     return next((file for file in [*user, Path("/etc") / NAME / "service.toml"] if exists(file)), None)
 
 
 def usual_socket(environ: Mapping[str, str]) -> str:
-    """Return where the service of this user listens unless something names another place; looks at nothing."""
-    return f"{environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.getuid()}'}/{NAME}/service.sock"
+    """Return where the service of this user listens unless something names another place."""
+    return str(user_runtime_path(environ) / NAME / "service.sock")
 
 
 def named_socket(environ: Mapping[str, str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ ENVIRONMENT = (f"XDG_RUNTIME_DIR=/run/user/{os.getuid()}", "SANDBOX_POOL__MEMORY
 def state(unit: str) -> str:
     """Return `active`, `inactive`, `failed` or what else systemd calls it."""
     return as_root("systemctl", "is-active", unit).stdout.strip()
+
+
+def main_process(unit: str) -> str:
+    """Return the number of the unit's process, "0" where it has none."""
+    return as_root("systemctl", "show", "--property=MainPID", "--value", unit).stdout.strip()
 
 
 @pytest.fixture
@@ -48,6 +54,12 @@ def test_the_first_client_starts_the_service_and_systemd_ends_it_in_order(units:
     assert (found.outcome, found.value) == ("succeeded", 42), found.explanation
     assert {row["status"] for row in found.document["receipt"]["controls"]} == {"proven"}
     assert state(f"{UNIT}.service") == "active", "it has not told that it is ready"
+
+    before = main_process(f"{UNIT}.service")
+    told = subprocess.run([sys.executable, "-m", "sandbox", "serve", "--restart"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert f"restarted: {UNIT}.service" in told.stdout.splitlines()
+    assert main_process(f"{UNIT}.service") not in (before, "0")
 
     assert as_root("systemctl", "stop", f"{UNIT}.service").returncode == 0
     assert state(f"{UNIT}.service") == "inactive", "it did not end in order"

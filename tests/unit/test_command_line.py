@@ -165,14 +165,6 @@ def test_a_runtime_directory_open_to_others_is_refused(
     assert stat.S_IMODE(directory.stat().st_mode) == mode
 
 
-def test_a_runtime_directory_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "real").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "link"))
-    with pytest.raises(EngineUnavailable):
-        user_runtime_dir()
-
-
 def test_an_error_ends_with_the_last_useful_lines_of_the_tool(capsys: pytest.CaptureFixture[str]) -> None:
     output = "\n".join(["first", *(f"line {number}" for number in range(11)), "", "\x1b[2Jlast" + "x" * 1_000])
     report(BuildFailed("tiny can't be built", hint="ask for another", output=output))

@@ -282,11 +282,11 @@ def test_only_the_owner_can_read_the_files(path: Path) -> None:
     assert modes == dict.fromkeys(("history.sqlite", "history.sqlite-wal", "history.sqlite-shm"), 0o600)
 
 
-def test_a_directory_that_others_can_enter_is_refused(path: Path) -> None:
+def test_a_directory_that_others_can_enter_is_closed_to_them(path: Path) -> None:
     path.parent.mkdir()
     path.parent.chmod(0o755)
-    with pytest.raises(EngineUnavailable, match="open to others"):
-        History(path, KEEP)
+    with opened(path):
+        assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_file_that_can_not_be_opened_is_an_error_in_words(path: Path) -> None:

@@ -101,10 +101,10 @@ def test_relative_name_is_taken_from_the_working_directory(file: Path, monkeypat
 # ---- values --------------------------------------------------------------------------------------
 
 
-def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     values = ServiceConfig().effective()
-    assert values["socket.path"] == "/run/user/7/podman-sandbox-runner/service.sock"
+    assert values["socket.path"] == f"{tmp_path}/podman-sandbox-runner/service.sock"
     assert (values["socket.mode"], values["socket.group"]) == ("0600", None)
     assert values["queue.running"] == values["queue.per_caller_running"] == 2 * len(os.sched_getaffinity(0))
 
@@ -366,9 +366,9 @@ def test_without_a_path_in_the_configuration_the_usual_place_is_meant(
 ) -> None:
     file.write_text(text)
     monkeypatch.setenv("SANDBOX_CONFIG", str(file))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/own")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(file.parent))
     monkeypatch.delenv("SANDBOX_SOCKET", raising=False)
-    assert default_socket() == "/run/own/podman-sandbox-runner/service.sock" == ServiceConfig().socket.path
+    assert default_socket() == f"{file.parent}/podman-sandbox-runner/service.sock" == ServiceConfig().socket.path
 
 
 def test_a_client_is_told_of_a_configuration_that_can_t_be_read(file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""`sandbox uninstall`: what the set-up brought goes again."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.screen import escaped
+from sandbox.errors import EngineUnavailable, SandboxError
+
+
+@click.command("uninstall")
+@click.option("--dry-run", is_flag=True, help="Only tell what would go, and what would stay.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def uninstall(*, dry_run: bool, yes: bool) -> int:
+    """Remove this installation: service, sandboxes, images, environments, caches, settings, history, program.
+
+    As root, root's installation with the user `sandbox`; else that of the user who calls, with `sudo` for the command in
+    /usr/local/bin. Packages stay. A second call goes on where the first one failed.
+    """
+    from sandbox.uninstall import plan
+
+    planned = plan()
+    if not planned.steps:
+        click.echo("There is nothing to remove.")
+    elif dry_run or not yes:
+        click.echo("This would go, in this order:" if dry_run else "This goes, in this order:")
+        for step in planned.steps:
+            click.echo(f"  {escaped(step.sentence)}")
+    if not dry_run and planned.steps:
+        if not yes:
+            click.confirm("Go on?", abort=True, err=True)
+        for step in planned.steps:
+            click.echo(f"  {escaped(step.sentence)} …", err=True)
+            try:
+                step.act()
+            except SandboxError as error:
+                planned.stays.append(f"{error.message} ({error.hint})")
+                planned.failed = True
+    for sentence in planned.stays:
+        click.echo(f"stays: {escaped(sentence)}")
+    return EngineUnavailable.exit_status if planned.failed else 0
