@@ -232,8 +232,9 @@ def test_one_answer_for_every_reader_where_the_program_has_the_harness_s_place(
     policy = bench.policy_with(isolation__per_run="container")  # another harness makes no cells
     with tempfile.TemporaryDirectory(prefix="svc-", dir="/tmp") as sockets:
         owner = user(Path(sockets), OWNER_UID, "owner")
-        places = replace(bench.places, data_dir=tmp_path_factory.mktemp("data"))
-        with weakened(other_harness(place)), service_for([owner], ServiceConfig(), places):
+        data = tmp_path_factory.mktemp("data")
+        config = ServiceConfig.model_validate({"history": {"directory": str(data)}})
+        with weakened(other_harness(place)), service_for([owner], config, replace(bench.places, data_dir=data)):
             for frames in many:
                 taken_over(place, frames)
                 same(answers(owner.socket, {"code": "result = 1", "policy": policy}))

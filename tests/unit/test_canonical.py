@@ -59,9 +59,11 @@ def reference(text: bytes) -> Any:
 
     try:
         value = json.loads(text.decode(), parse_int=number, parse_float=number, parse_constant=constant, object_pairs_hook=pairs)
+        # Names that come twice: what is dropped has levels, too.
+        levels = depth_of(json.loads(text, object_pairs_hook=lambda found: [value for _, value in found]))
     except (ValueError, RecursionError):
         return REFUSED
-    return REFUSED if depth_of(value) > MAX_DEPTH else text_of(value)
+    return REFUSED if levels > MAX_DEPTH else text_of(value)
 
 
 def form_of(text: bytes) -> Any:
@@ -138,6 +140,7 @@ def test_what_is_json_gets_its_form_however_large(
         (b'"\xff"', "no UTF-8"), (b'"\xed\xa0\x80"', "no UTF-8"), (b'"\xc0\x80"', "no UTF-8"), (b"[" * 5000 + b"]" * 5000, "levels deep"), (b"[" * 100 + b"]" * 100, "levels deep"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, "levels deep"), (b"9" * 4301, "4300 characters"), (b"-" + b"9" * 4300, "4300 characters"), (b"0." + b"1" * 4300, "4300 characters"),
         (b"1e999", "1.8e308"), (b"-1E+309", "1.8e308"), (b"1" + b"0" * 309 + b".0", "1.8e308"), (b"[1,1e0000000400]", "1.8e308"),
+        (b"9" * 300 + b"e20", "1.8e308"), (b"9" * 210 + b"E+99", "1.8e308"),
     ],
 )  # fmt: skip
 def test_what_some_reader_would_not_survive_is_refused_however_large(

@@ -28,7 +28,7 @@ from sandbox.cli.document import readable
 from sandbox.cli.main import cli
 from sandbox.cli.remote import Going
 from sandbox.client import Client
-from sandbox.errors import NotFound, SandboxError
+from sandbox.errors import SandboxError
 from sandbox.execution import Execution, Prepared
 from sandbox.history import History, Retention
 from sandbox.metrics import Live, Metrics
@@ -107,12 +107,9 @@ class Stage:
         return await going.run()
 
     async def _serve(self, ready: threading.Event) -> None:
-        def missing(name: str) -> Any:
-            raise NotFound(name)
-
         limits = AdmissionLimits(running=4, waiting=0, per_caller_running=4, per_caller_waiting=0, wait_s=WAIT_S)
         state = cast("State", SimpleNamespace(
-            config=ServiceConfig(), runner=self, policies=SimpleNamespace(all=list, get=missing), admission=Admission(limits), live=LiveRuns(),
+            config=ServiceConfig(), runner=self, policies=SimpleNamespace(all=list, get=lambda _: SimpleNamespace(policy=self._policy)), admission=Admission(limits), live=LiveRuns(),
             metrics=Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0), history=self.history,
             artefacts=SimpleNamespace(keep=lambda *_: None),
         ))  # fmt: skip
