@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast
 
 from sandbox import client_calls as calls
 from sandbox.async_http import AsyncConnection, AsyncConnections
-from sandbox.client import ClientBase
 from sandbox.client_answers import (
     BuiltEnvironment,
     CodeCheck,
@@ -38,6 +37,7 @@ from sandbox.client_answers import (
     Template,
     TemplateAndCode,
 )
+from sandbox.client_base import AGAIN_S, ClientBase
 from sandbox.client_calls import Answer, Call, Result, result_of, run_body
 from sandbox.errors import QueueFull
 
@@ -126,7 +126,7 @@ class AsyncClient(ClientBase):
 
         Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
         """
-        return await self._ask(calls.result(run_id, wait_s), self._longer(timeout_s, wait_s))
+        return await self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
     async def result_text(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> bytes | None:
         """Return the same as the JSON text that it came as."""
@@ -297,6 +297,17 @@ class AsyncClient(ClientBase):
             if answer.status != QueueFull.http_status:
                 return calls.understood(call, answer)
             await self._refused(answer, deadline)
+
+    async def _awaited(self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None) -> T | None:
+        """Ask until there is something, for so long; the service itself waits for a minute at most."""
+        deadline = time.monotonic() + (wait_s or 0.0)
+        left_s = wait_s
+        while True:
+            found = await self._ask(call(left_s), self._longer(timeout_s, left_s))
+            left_s = deadline - time.monotonic()
+            if found is not None or left_s <= 0:
+                return found
+            await asyncio.sleep(min(left_s, AGAIN_S))
 
     async def _answer(self, call: Call[Any], timeout_s: float | None) -> Answer:
         async with self._connections.one(timeout_s) as connection:

@@ -13,7 +13,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from sandbox.client_calls import Answer, check_request_id, gone
 from sandbox.errors import EngineUnavailable, Internal
-from sandbox.unix_http import CONNECT_PAUSE_S, CONNECT_TIMEOUT_S, FREE, IDLE_S, NoService, head_of, listener_of, opened, readable, tried
+from sandbox.unix_http import (
+    CONNECT_PAUSE_S,
+    CONNECT_TIMEOUT_S,
+    FREE,
+    IDLE_S,
+    NoService,
+    head_of,
+    listener_of,
+    opened,
+    readable,
+    tried,
+)
 
 PIECE_BYTES = 256 << 10
 MAX_HEAD_BYTES = 64 << 10

@@ -18,10 +18,12 @@ from sandbox.cell_filter import instructions, maker_profile
 from sandbox.cell_spec import DEVICES, SHARED, cell_of, maker_of
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox, readable
 from sandbox.errors import Internal, NotEnforceable
+from sandbox.family import family
+from sandbox.kernel_files import terminal_options
 from sandbox.preload import PreloadFailed, preload
 from sandbox.ready import ReadySandbox
-from sandbox.watchdog import family
-from sandbox.wire import Failure, ProtocolViolation, encode, shaped
+from sandbox.wire import encode
+from sandbox.wire_records import Failure, ProtocolViolation, shaped
 from sandbox.workspace import Workspace
 
 # A warm container is replaced after so long; Podman's own end of it comes later, should we be gone.
@@ -97,7 +99,7 @@ class Cell(Sandbox):
             ) from None
         # Its peak would be that of every cell before it.
         self.cgroup = process.cgroup
-        seen = verify.Observed(process=process, own_namespaces=kernel.read_namespaces("self"), oci={})
+        seen = verify.Observed(process=process, own_namespaces=kernel.read_namespaces("self"), oci={}, kernel_files=frozenset())
         self.evidence = verify_cell.compare(self.spec, seen, maker)
 
     @property
@@ -192,7 +194,8 @@ class Maker(ReadySandbox):
         covered = [*SHARED, *(path for path in masked if path.startswith("/proc/"))]
         cell = self._decided_cell()
         limits = {"nproc": cell.nproc, **({"cpu_s": cell.cpu_time_s} if cell.cpu_time_s is not None else {})}
-        order = {"filter": program, "limits": limits, "places": places, "covered": covered, "devices": DEVICES}
+        order = {"filter": program, "limits": limits, "places": places, "covered": covered, "devices": DEVICES,
+                 "terminals": ",".join(terminal_options())}  # fmt: skip
         imported = await preload(self.sandbox, modules, cell=order)
         # A library that keeps a file or shared memory from its import would have all cells share it.
         if more := kernel.shared_by_forks(self.sandbox.pid) - OF_THE_MAKER:

@@ -24,7 +24,9 @@ SHARED = ("/sys/fs/cgroup", "/dev/mqueue", WHOLE_PROC)
 def maker_of(container: ContainerSpec) -> ContainerSpec:
     """Return the warm container: with room for its own processes, and no limit of processor time for the maker's life."""
     own_processes = container.own_processes + MAKER_PROCESSES
-    podman = {**container.podman, "mounts": [*container.podman["mounts"], PROC_JSON]}
+    # The maker writes the maps of its cells' user namespaces, so that its own /proc is not read-only; theirs are.
+    mounts = [mount for mount in container.podman["mounts"] if mount["destination"] != "/proc"]
+    podman = {**container.podman, "mounts": [*mounts, PROC_JSON]}
     limits = podman.get("resource_limits", {})
     if "pids" in limits:
         podman["resource_limits"] = {**limits, "pids": {"limit": container.processes + own_processes}}

@@ -34,12 +34,13 @@ STARTS = "the messages of this node come faster than containers are made, and it
 
 @dataclass(frozen=True, kw_only=True)
 class CellLimits:
-    """`per_node` warm containers at most for one caller's node, `memory_mib` for all, retired when unused for `idle_s`.
+    """`per_node` warm containers at most for one caller's node, `memory_mib` and `most` for all, retired when unused for `idle_s`.
 
     The kernel takes milliseconds to end what a run has left, more where that has much memory, and never `gone_s`.
     """
 
     memory_mib: float = 512.0
+    most: int = 1_000
     per_node: int = 2
     idle_s: float = 300.0
     gone_s: float = 10.0
@@ -112,14 +113,9 @@ class Cells:
     """Gives runs their cells, and every other run what `containers` gives it."""
 
     def __init__(
-        self,
-        make: Callable[[Setting], Maker],
-        containers: Source,
-        limits: CellLimits,
-        *,
-        start_s: Callable[[Setting], float],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+        self, make: Callable[[Setting], Maker], containers: Source, limits: CellLimits, *,
+        start_s: Callable[[Setting], float], clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         """`make` returns the maker of a setting, not started; `start_s` is how long a container of one takes to start."""
         self._make = make
         self._containers = containers
@@ -340,9 +336,13 @@ class Cells:
     def _room(self, more_mib: float) -> bool:
         """Tell whether so much more fits the budget, after retiring what is idle and was used longest ago."""
         for group in self._groups.values():
-            while group.idle and self._memory_mib() + more_mib > self._limits.memory_mib:
+            while group.idle and not self._fits(more_mib):
                 self._retire(group.idle.pop(0))
-        return self._memory_mib() + more_mib <= self._limits.memory_mib
+        return self._fits(more_mib)
+
+    def _fits(self, more_mib: float) -> bool:
+        count = sum(len(group.all) + group.starting for group in self._groups.values()) + bool(more_mib)
+        return count <= self._limits.most and self._memory_mib() + more_mib <= self._limits.memory_mib
 
     def _memory_mib(self) -> float:
         starting = sum(group.starting for group in self._groups.values()) * FIRST_GUESS_MIB

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -38,20 +37,15 @@ from sandbox.client_answers import (
     Template,
     TemplateAndCode,
 )
+from sandbox.client_base import AGAIN_S, ClientBase, default_socket
 from sandbox.client_calls import OPTIONAL, Answer, Call, Result, bytes_of, error_of, result_of, run_body
 from sandbox.errors import QueueFull
-from sandbox.service.config_file import named_socket, usual_socket
 from sandbox.unix_http import Connection, Connections, NoService, headers_of
 
 if TYPE_CHECKING:
     from sandbox.async_client import AsyncClient
 
 __all__ = ["OPTIONAL", "AsyncClient", "Client", "NoService", "Result", "bytes_of", "default_socket", "error_of", "result_of", "run_body"]
-
-# Nothing that a service does by itself takes longer than a run may, with its wait for a turn before it.
-ANSWER_TIMEOUT_S = 3_600.0
-# What the way takes beside the time that an answer is waited for at the service.
-WAY_S = 30.0
 
 T = TypeVar("T")
 
@@ -63,52 +57,6 @@ def __getattr__(name: str) -> Any:
     from sandbox.async_client import AsyncClient
 
     return AsyncClient
-
-
-def default_socket() -> str:
-    """Return where the service of this user listens: $SANDBOX_SOCKET, else as its configuration says, else its usual place.
-
-    Raises `NotFound`, `InvalidRequest` for a configuration that can't be read.
-    """
-    return named_socket(os.environ) or usual_socket(os.environ)
-
-
-def log_versions(version: str) -> None:
-    """Log, once in a process, that the service is of another version than this program."""
-    if version not in _LOGGED:
-        _LOGGED.add(version)
-        import logging
-
-        logging.getLogger("sandbox.client").warning("%s", calls.versions_differ(version))
-
-
-_LOGGED: set[str] = set()
-
-
-class ClientBase:
-    """What a client is told once, for all of its calls; see `Client`."""
-
-    def __init__(
-        self, path: str | None = None, *, timeout_s: float | None = ANSWER_TIMEOUT_S, retry_s: float = 0.0,
-        on_other_version: Callable[[str], None] = log_versions,
-    ) -> None:  # fmt: skip
-        """Take the socket's path, or the place of this user's service."""
-        self.path = path or default_socket()
-        self.timeout_s = timeout_s
-        self.retry_s = retry_s
-        self._on_other_version = on_other_version
-
-    def _heard(self, headers: Mapping[str, str]) -> None:
-        if (version := calls.other_version(headers)) is not None:
-            self._on_other_version(version)
-
-    def _silence(self, timeout_s: float | None) -> float | None:
-        return self.timeout_s if timeout_s is None else timeout_s
-
-    def _longer(self, timeout_s: float | None, wait_s: float | None) -> float | None:
-        """Return how long the service may be silent that was asked to wait."""
-        silence = self._silence(timeout_s)
-        return silence if silence is None or wait_s is None else max(silence, wait_s + WAY_S)
 
 
 class Client(ClientBase):
@@ -199,7 +147,7 @@ class Client(ClientBase):
 
         Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
         """
-        return self._ask(calls.result(run_id, wait_s), self._longer(timeout_s, wait_s))
+        return self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
     def result_text(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> bytes | None:
         """Return the same as the JSON text that it came as."""
@@ -370,6 +318,17 @@ class Client(ClientBase):
             if answer.status != QueueFull.http_status:
                 return calls.understood(call, answer)
             self._refused(answer, deadline)
+
+    def _awaited(self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None) -> T | None:
+        """Ask until there is something, for so long; the service itself waits for a minute at most."""
+        deadline = time.monotonic() + (wait_s or 0.0)
+        left_s = wait_s
+        while True:
+            found = self._ask(call(left_s), self._longer(timeout_s, left_s))
+            left_s = deadline - time.monotonic()
+            if found is not None or left_s <= 0:
+                return found
+            time.sleep(min(left_s, AGAIN_S))
 
     def _answer(self, call: Call[Any], timeout_s: float | None) -> Answer:
         with self._connections.one(timeout_s) as connection:

@@ -66,13 +66,10 @@ def check(source: str, harness: ModuleType) -> dict[str, Any]:
 def problem_of(source: str, harness: ModuleType) -> dict[str, Any] | None:
     """Return why a program does not compile, or None when it does."""
     try:
-        # No name of a file: for some errors Python would read the line from the disk.
         harness.compile_program(source, "<checked>")
     except SyntaxError as error:
         line, column, message = max(1, error.lineno or 1), max(1, error.offset or 1), error.msg
         text = line_of(source, line)
-        if error.text is None:  # found after parsing, where Python counts the bytes of a line
-            column = len(text.encode()[: column - 1].decode(errors="ignore")) + 1
     except (ValueError, OverflowError, SystemError) as error:
         line, column, message, text = 1, 1, str(error) or type(error).__name__, ""
     else:

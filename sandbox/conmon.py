@@ -11,7 +11,7 @@ import os
 import signal
 from pathlib import Path
 
-from sandbox.watchdog import family
+from sandbox.family import family
 
 
 def monitors(container_id: str) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sandbox.conmon import kill_left_over
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox, readable
 from sandbox.engine import Engine
 from sandbox.errors import EngineUnavailable, Internal, NotEnforceable, SandboxError
+from sandbox.kernel_files import MASKED_BY_PODMAN, MASKS
 from sandbox.spec import JOB_SOCKET, ContainerSpec
 
 Result = TypeVar("Result")
@@ -167,7 +169,11 @@ class Container(Sandbox):
                 f"the sandbox can't be read back: {error}", hint="no code was handed over; run `sandbox doctor`"
             ) from None
         self.cgroup = process.cgroup
-        seen = verify.Observed(process=process, own_namespaces=kernel.read_namespaces("self"), oci=self.oci)
+        seen = verify.Observed(
+            process=process, own_namespaces=kernel.read_namespaces("self"), oci=self.oci,
+            kernel_files=frozenset(filter(os.path.exists, (*MASKED_BY_PODMAN, *MASKS))),
+            project_ids=bool(kernel.read_text("/proc/self/projid_map").strip()),
+        )  # fmt: skip
         self.evidence = verify.compare(self.spec, seen)
 
     def _remove(self) -> None:

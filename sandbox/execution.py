@@ -31,6 +31,7 @@ from sandbox.wire import CANCEL, Collector, FileSink, Kept, Limits, ProtocolViol
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.4
 CHANNEL_CLOSE_S = 2.0
+HARDEST = 8  # so many times as long as copying it may it take to bring JSON into its form
 PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
 OnOutput = Callable[[str, bytes], None]
 
@@ -143,14 +144,25 @@ class Execution:
             await asyncio.gather(*pieces, return_exceptions=True)
 
     async def _watch(self, sandbox: Sandbox) -> None:
-        """Return when the sandbox has reached its memory cap: the kernel has killed, or the fallback has."""
-        if sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None:
-            await killed_for_memory(sandbox.cgroup)
-            sandbox.keep_events()
-            return
+        """Return when the sandbox has reached its memory cap: the kernel has killed, or the watchdog has."""
+        by_cgroup = sandbox.spec.cap("memory").mechanism == "cgroup" and sandbox.cgroup is not None
         places = tuple(mount.destination for mount in sandbox.spec.tmpfs)
-        self._watchdog = Watchdog(sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill)
-        await self._watchdog.watch()
+        self._watchdog = Watchdog(
+            sandbox.pid, cap_bytes=sandbox.spec.memory_bytes, places=places, kill=sandbox.kill, cgroup=by_cgroup
+        )
+        if not by_cgroup or sandbox.cgroup is None:
+            await self._watchdog.watch()
+            return
+        watching = [asyncio.ensure_future(each) for each in (self._watchdog.watch(), killed_for_memory(sandbox.cgroup))]
+        try:
+            ended, _ = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
+            for each in ended:
+                each.result()  # a watch that broke is an error of ours
+        finally:
+            for each in watching:
+                each.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+        sandbox.keep_events()
 
     async def _read(self, sandbox: Sandbox) -> None:
         """Take frames until the harness says its last or the channel closes."""
@@ -170,8 +182,9 @@ class Execution:
         collector = self.collector
         try:
             if not self._violation:
-                self._result_json = await aside(collector.size_bytes, collector.result_json)
-                self._additional_data_json = await aside(collector.size_bytes, collector.additional_data_json)
+                costs = collector.json_bytes * HARDEST
+                self._result_json = await aside(costs, collector.result_json)
+                self._additional_data_json = await aside(costs, collector.additional_data_json)
         except ProtocolViolation as violation:
             self._broken(sandbox, violation)
 
@@ -207,10 +220,12 @@ class Execution:
             cancelled=self._cancelled,
             timed_out=self._timed_out,
             memory_exceeded=bool((self._watchdog and self._watchdog.exceeded) or (events and events.oom_kills)),
+            memory_excess=self._watchdog.excess if self._watchdog else "",
             processes_exceeded=(
                 tasks >= sandbox.spec.processes + sandbox.spec.own_processes or bool(events and events.fork_failures)
             ),
             ended="channel" if self._violation else said.ended if said else None,
+            violation=self._violation,
             exit_code=said.exit_code if said else None,
             signal_name=said.signal if said else None,
             error=self.collector.error,
@@ -229,7 +244,7 @@ class Execution:
             output_topic=collector.meta.output_topic if succeeded else None,
             additional_data_json=self._additional_data_json if succeeded else None,
             stdout=collector.stdout, stderr=collector.stderr, logs=tuple(collector.logs), files=collector.files,
-            warnings=tuple(collector.meta.warnings), error=collector.error,
+            warnings=collector.warnings, error=collector.error,
             exit_code=said.exit_code if said else None, signal=said.signal if said else None,
             peak_memory_mib=self._peak_mib(sandbox), cpu_s=said.cpu_s if said else None,
             durations=durations, egress=self._egress(), receipt=self._receipt(sandbox, outcome, durations),

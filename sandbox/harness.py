@@ -88,6 +88,8 @@ BODY = "<module>"  # not an identifier, so no name of the user's can collide
 MAKE_CELL = b"K\0\0\0\0"  # a frame without a body, which comes with the cell's channel
 LEVELS = ("debug", "info", "warning", "error")
 HERE = (lambda: 0).__code__.co_filename
+NOWHERE = "/dev/null/script"  # below what is no directory, so that no file can have this name
+MAX_SOURCE_BYTES = 8 << 20
 
 
 # ---------------------------------------------------------------- text and names
@@ -135,45 +137,82 @@ def compile_program(source: str, filename: str) -> CodeType:
     """Compile a user's program in which top-level `return` and `await` work.
 
     Line numbers stay the user's own. `execute` runs the code that this gives. Raises SyntaxError, and
-    nothing else, for text that is no program.
+    nothing else, for text that is no program. `filename` is only what errors and tracebacks call it: to show a line of a
+    program that does not compile, Python opens the file of the name that it was given, whatever that is.
     """
+    import _imp
+    import warnings
+
+    code: CodeType
+    kind, problem = SyntaxError, ""
+    place: tuple[Any, ...] = (1, 1, "")
+    with warnings.catch_warnings(record=True) as given:
+        try:
+            code = _compiled(source)
+        except (RecursionError, MemoryError):
+            problem = "the program is nested too deeply to compile"
+        except UnicodeError:
+            problem = "the program contains a character that is not valid Unicode text"
+        except SyntaxError as error:
+            kind, problem, place = type(error), error.msg, _place(error, source)
+    if problem:
+        raise kind(problem, (filename, *place))
+    _imp._fix_co_filename(code, filename)  # type: ignore[attr-defined] # as importlib does with a cached module that was moved
+    for warning in given:
+        warnings.warn_explicit(warning.message, warning.category, filename, warning.lineno)
+    return code
+
+
+def _compiled(source: str) -> CodeType:
+    """Compile a program under a name that no file has. Raises SyntaxError, and what the compiler can't cope with."""
     from _ast import PyCF_ALLOW_TOP_LEVEL_AWAIT as top_level_await
 
     if "\0" in source:  # Python before 3.12 raises ValueError, later ones don't say where
         line = source.split("\0", 1)[0].count("\n") + 1
-        raise SyntaxError("source code cannot contain null bytes", (filename, line, 1, ""))
+        raise SyntaxError("source code cannot contain null bytes", (NOWHERE, line, 1, ""))
     try:
-        try:
-            code: CodeType = compile(source, filename, "exec", top_level_await, dont_inherit=True)
-        except SyntaxError:
-            tree = _with_return(source, filename)
-            if tree is None:
-                raise
-            code = compile(tree, filename, "exec", dont_inherit=True)
-        return code
-    except (RecursionError, MemoryError):
-        problem = "the program is nested too deeply to compile"
-    except UnicodeError:
-        problem = "the program contains a character that is not valid Unicode text"
-    raise SyntaxError(problem, (filename, 1, 1, ""))
+        code: CodeType = compile(source, NOWHERE, "exec", top_level_await, dont_inherit=True)
+    except SyntaxError:
+        tree = _with_return(source)
+        if tree is None:
+            raise
+        code = compile(tree, NOWHERE, "exec", dont_inherit=True)
+    return code
 
 
-def _with_return(source: str, filename: str) -> ast.Module | None:
+def _place(error: SyntaxError, source: str) -> tuple[Any, ...]:
+    """Return where a program is wrong as SyntaxError takes it: line, column, that line's text, and the end where Python knows it."""
+    line, end = error.lineno or 1, getattr(error, "end_lineno", None)
+    columns = [error.offset or 1, getattr(error, "end_offset", None) or 0]
+    text = error.text
+    if text is None:  # found after parsing, where Python has no text left and counts the bytes of a line
+        text = "".join(source_lines(source)[line - 1 : line])
+        data = text.encode(errors="replace")
+        columns = [len(data[: column - 1].decode(errors="ignore")) + 1 if column > 0 else column for column in columns]
+    return (line, columns[0], text, end, columns[1]) if end else (line, columns[0], text)
+
+
+def source_lines(source: str) -> list[str]:
+    """Return the lines of a program as Python counts them: form feeds and the like end none."""
+    lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line + "\n" for line in lines]
+
+
+def _with_return(source: str) -> ast.Module | None:
     """Return the program with its body in a function, or None when it has no top-level `return`."""
     import ast
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first attempt has already given them
-        tree = ast.parse(source, filename)
+        tree = ast.parse(source, NOWHERE)
     scope = list(_scope(tree.body))
     if not any(isinstance(node, ast.Return) for node in scope):
         return None
     for node in scope:
         if isinstance(node, (ast.Yield, ast.YieldFrom)):
             # In the wrapping function it would silently turn the program into a generator.
-            text = source.splitlines()[node.lineno - 1]
-            raise SyntaxError("'yield' outside function", (filename, node.lineno, node.col_offset + 1, text))
+            raise SyntaxError("'yield' outside function", (NOWHERE, node.lineno, node.col_offset + 1, None))
     head, body = _split_head(tree.body)
     names = sorted({name for node in scope for name in _bound_names(node)})
     prefix = "async " if any(_awaits(node) for node in scope) else ""
@@ -427,10 +466,10 @@ class Converter:
         self._warn("NaN or infinity became null: JSON has no such number")
         return None
 
-    def _inside(self, value: object) -> None:
+    def _inside(self, value: object, levels: int = 1) -> None:
         if id(value) in self.active:
             raise ValueError(f"{self._where()} contains itself: JSON cannot express a cycle")
-        if len(self.path) >= MAX_DEPTH:
+        if len(self.path) + levels > MAX_DEPTH:
             raise ValueError(f"{self._where()} is nested more than {MAX_DEPTH} levels deep")
 
     def _array(self, values: Iterable[Any], owner: object = None) -> list[Any]:
@@ -518,6 +557,7 @@ class Converter:
 
     def _buffer(self, value: bytes) -> dict[str, Any]:
         self._grow(2 * len(value))
+        self._inside(value, levels=2)
         return {"type": "Buffer", "data": list(value)}
 
     def _of_library(self, value: Any) -> tuple[bool, Any]:
@@ -764,7 +804,7 @@ def _location(error: BaseException, filename: str) -> tuple[int | None, int | No
         tb = tb.tb_next
     if found is None:
         if isinstance(error, SyntaxError) and error.filename == filename:
-            return error.lineno, error.offset
+            return _number(error.lineno), _number(error.offset)
         return None, None
     code = found.tb_frame.f_code
     positions = getattr(code, "co_positions", None)
@@ -776,11 +816,16 @@ def _location(error: BaseException, filename: str) -> tuple[int | None, int | No
     return found.tb_lineno, None if span[2] is None or span[0] != found.tb_lineno else span[2] + 1
 
 
+def _number(value: object) -> int | None:
+    """Return a line or a column that a program may have set itself, or None where it is none."""
+    return value if type(value) is int and 0 <= value < 1 << 31 else None
+
+
 def _traceback_text(error: BaseException, filename: str) -> str:
     """Return the traceback without frames of ours, bounded in its middle."""
     import traceback
 
-    report = traceback.TracebackException(type(error), error, error.__traceback__)
+    report = traceback.TracebackException(type(error), error, error.__traceback__, lookup_lines=False)
     _drop_our_frames(report, filename, set())
     lines = []
     size = 0
@@ -804,8 +849,26 @@ def _drop_our_frames(report: Any, filename: str, seen: set[int]) -> None:
     users = [index for index, frame in enumerate(frames) if frame.filename == filename]
     # What comes before the user's first frame is the event loop that runs a top-level await.
     report.stack[:] = frames[users[0] :] if users else frames
+    for frame in report.stack:
+        _read_source_only(frame.filename)
     for other in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
         _drop_our_frames(other, filename, seen)
+
+
+def _read_source_only(name: str) -> None:
+    """Have the report open no file but a Python source of a sensible size: code of the program's making has any name it likes."""
+    import linecache
+    import stat
+
+    if len(linecache.cache.get(name, ())) > 1:
+        return
+    try:
+        there = os.stat(name)
+        fine = name.endswith(".py") and stat.S_ISREG(there.st_mode) and there.st_size <= MAX_SOURCE_BYTES
+    except (OSError, ValueError):
+        fine = False
+    if not fine:
+        linecache.cache[name] = (0, None, [], name)
 
 
 def _cause(error: BaseException) -> str | None:
@@ -1015,8 +1078,26 @@ class Helpers:
         return {"returncode": status, "stdout": shown[0], "stderr": shown[1] + reason}
 
 
+def shown_name(name: str, app_dir: str) -> str:
+    """Return what tracebacks call a program of this name: one that has a file of its own in the sandbox is told from that."""
+    try:
+        taken = os.path.lexists(os.path.join(app_dir, name))
+    except ValueError:  # a null byte
+        taken = True
+    return f"<{name}>" if taken else name
+
+
+def show_own_lines(source: str, *names: str) -> None:
+    """Have every traceback and warning show lines of this text for code of these names, and look into no file for them."""
+    import linecache
+
+    lines = source_lines(source)
+    for name in names:
+        linecache.cache[name] = (len(source), None, lines, name)
+
+
 class SourceLoader:
-    """Gives the program's text to `linecache` and `inspect` through the module's `__loader__`."""
+    """Gives the program's text to `inspect` through the module's `__loader__`."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -1036,7 +1117,7 @@ class Program:
         self.parts = parts
         self.channel = channel
         self.app_dir = app_dir
-        self.filename: str = job["filename"]
+        self.filename = shown_name(job["filename"], app_dir)
         self.pid = os.getpid()
         self.given = set(os.listdir(app_dir))
         self.helpers: Helpers | None = None
@@ -1097,6 +1178,7 @@ class Program:
         source = bytes(self.parts.pop("code", b"")).decode("utf-8", "surrogateescape")
         source = source[1:] if source.startswith("\ufeff") else source
         namespace["__loader__"] = SourceLoader(source)
+        show_own_lines(source, self.filename, namespace["__file__"])
         return source
 
     def _namespace(self, started: float) -> dict[str, Any]:
@@ -1112,7 +1194,7 @@ class Program:
         module = sys.modules["__main__"] if job["preloaded"] else type(sys)("__main__")
         module.__dict__.update(
             __builtins__=__builtins__,
-            __file__=os.path.join(self.app_dir, self.filename),
+            __file__=os.path.join(self.app_dir, os.path.basename(self.filename)),
             payload=payload,
             topic=job["topic"],
             timestamp=job["timestamp"],
@@ -1302,8 +1384,32 @@ def _take_on(job: dict[str, Any]) -> None:
     _set_limits(job["limits"])
     sys.argv[:] = [job["filename"]]  # in place: preloaded modules may hold on to the list
     _add_libraries(LIBRARIES)  # once more: the job may have brought variables of its own
+    _report_by_traceback()
     if job["preloaded"]:
         _reseed()
+
+
+def _report_by_traceback() -> None:
+    """Have `traceback` report what nobody catches, in threads and finalizers, too: the interpreter's own report opens files."""
+    import _thread
+
+    def report(text: str, error: BaseException | None) -> None:
+        import traceback
+
+        if sys.stderr is not None and error is not None:
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            sys.stderr.write(text + "".join(lines))
+
+    def in_thread(found: Any) -> None:
+        if found.exc_type is not SystemExit:
+            name = found.thread.name if found.thread else _thread.get_ident()
+            report(f"Exception in thread {name}:\n", found.exc_value)
+
+    sys.excepthook = lambda _kind, error, _tb: report("", error)
+    sys.unraisablehook = lambda found: report(f"{found.err_msg or 'Exception ignored in'}: {found.object!r}\n", found.exc_value)
+    setattr(_thread, "_excepthook", in_thread)  # noqa: B010 - where `threading` takes it from
+    if "threading" in sys.modules:
+        setattr(sys.modules["threading"], "excepthook", in_thread)  # noqa: B010
 
 
 class _Nobody:
@@ -1336,6 +1442,7 @@ def _rehearse(app_dir: str) -> None:
     execute(compile_program(program._source(namespace), program.filename), namespace)
     program._send_result(namespace)
     sys.modules["__main__"] = main_module
+    sys.modules["linecache"].clearcache()
 
 
 def _add_libraries(directory: str) -> None:
@@ -2181,12 +2288,21 @@ def _say_ready(connection: Connection, more: str = "") -> None:
     connection.put(b"R", ready.encode())
 
 
+def _close_project_ids() -> None:
+    """Where /proc can be written, write the one map of the user namespace that anyone may write, once. It is read back."""
+    try:  # noqa: SIM105 - an import more
+        _write("/proc/self/projid_map", "0 0 1")
+    except OSError:
+        pass  # read-only, or written already
+
+
 def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None, bytes, bytearray]:
     """Say ready, and again after preparing where that is asked for.
 
     Return whether modules were preloaded, the program's process if it was forked, and the next frame. A process that is
     to make cells does so, and never returns.
     """
+    _close_project_ids()
     _say_ready(connection)
     _hide()
     kind, body = connection.read()
@@ -2281,13 +2397,12 @@ class Maker:
     # unshare(2): CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
     NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
     MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
-    TERMINALS = 16
     PR_CAPBSET_DROP, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 24, 22, 2
     CAPABILITY_VERSION = 0x20080522
     SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
     def __init__(self, connection: Connection, app_dir: str, order: dict[str, Any]) -> None:
-        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered."""
+        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered, terminals."""
         import _signal as signal
         import ctypes
         import resource  # noqa: F401 - for the limits and the report
@@ -2298,6 +2413,7 @@ class Maker:
         self.app_dir = app_dir
         self.places: list[tuple[str, int, bool]] = [tuple(place) for place in order["places"]]
         self.limits: dict[str, int] = order["limits"]
+        self.terminals: str = order["terminals"]
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.errno = ctypes.get_errno
         self.ioctl = ioctl
@@ -2380,13 +2496,14 @@ class Maker:
             self._mount("tmpfs", target, "tmpfs", flags, f"size={size_mib}m,mode=0700")
         # The container's would show the maker, and every other cell.
         self._mount("proc", "/proc", "proc", safe | self.MS_NOEXEC | self.MS_RDONLY)
-        for place in self.directories:
-            self._mount("tmpfs", place, "tmpfs", safe | self.MS_NOEXEC | self.MS_RDONLY, "size=4k,mode=0555")
+        empty = self.directories[0]  # one for all: a file system for each place takes longer to make
+        self._mount("tmpfs", empty, "tmpfs", safe | self.MS_NOEXEC | self.MS_RDONLY, "size=4k,mode=0555")
+        for place in self.directories[1:]:
+            self._mount(empty, place, "", self.MS_BIND)
         for place in self.files:
             self._mount("/dev/null", place, "", self.MS_BIND)
         if os.path.isdir("/dev/pts"):
-            options = f"newinstance,ptmxmode=0666,mode=0600,max={self.TERMINALS}"
-            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, options)
+            self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, self.terminals)
         for device in self.devices:  # the host's own: writing to them is no change, but setting their times is
             self._mount("", device, "", self.MS_REMOUNT | self.MS_BIND | self.MS_RDONLY | self.MS_NOSUID | self.MS_NOEXEC)
         os.chdir(self.app_dir)

@@ -1,7 +1,7 @@
 """What ran: one row per run in an SQLite file, bounded in age and size.
 
-A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for that; code, results
-and secrets never are.
+A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for that; code (but for the
+lines that a traceback quotes), results and secrets never are.
 
 `began` and `ended` return at once, whatever the disk does (`sandbox.history_writer`). Everything else waits for the disk:
 call it in a worker thread.

@@ -47,6 +47,10 @@ class Mount(NamedTuple):
                 return int(match[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[match[2]]
         return None
 
+    def number(self, name: str) -> int | None:
+        """Return a number among the file system's options, None when it is not there."""
+        return next((int(option.split("=")[1]) for option in self.super_options if option.startswith(f"{name}=")), None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CgroupEvents:
@@ -80,6 +84,7 @@ class ProcessFacts:
     status: dict[str, str]
     namespaces: dict[str, str]
     uid_map: tuple[tuple[int, int, int], ...]
+    projid_map: str
     limits: dict[str, str]
     mounts: tuple[Mount, ...]
     interfaces: tuple[str, ...]
@@ -208,6 +213,7 @@ def read_process(pid: int) -> ProcessFacts:
         status=read_status(pid),
         namespaces=read_namespaces(pid),
         uid_map=tuple((a, b, c) for a, b, c in maps),
+        projid_map=read_text(f"/proc/{pid}/projid_map"),
         limits=parse_limits(read_text(f"/proc/{pid}/limits")),
         mounts=parse_mounts(read_text(f"/proc/{pid}/mountinfo")),
         interfaces=tuple(line.partition(":")[0].strip() for line in net),

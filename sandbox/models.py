@@ -25,6 +25,9 @@ __all__ = [
 
 # No run lasts a thousand years: what claims to is not a measurement.
 MAX_SECONDS = 3e10
+# Whole numbers beyond this are no longer exact everywhere, and no limit of anything.
+MAX_COUNT = 2**53 - 1
+MAX_FILENAME_CHARS = 255
 
 
 class Strict(BaseModel):
@@ -63,10 +66,10 @@ EXIT_STATUS: dict[Outcome, int] = {
 class Tightening(Strict):
     """Limits of one request; each may only be lower than the policy's. None keeps the policy's."""
 
-    timeout_s: Annotated[float, Field(gt=0)] | None = None
-    memory_mib: Annotated[int, Field(gt=0)] | None = None
-    cpus: Annotated[float, Field(gt=0)] | None = None
-    processes: Annotated[int, Field(gt=0)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | None = None
+    memory_mib: Annotated[int, Field(gt=0, le=MAX_COUNT)] | None = None
+    cpus: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
+    processes: Annotated[int, Field(gt=0, le=MAX_COUNT)] | None = None
 
 
 class RunRequest(Strict):
@@ -79,13 +82,13 @@ class RunRequest(Strict):
     """
 
     code: str
-    filename: str = "script.py"
+    filename: Annotated[str, Field(min_length=1, max_length=MAX_FILENAME_CHARS)] = "script.py"
     payload_json: bytes = b"null"
     message_json: bytes = b"{}"
     topic: str = ""
     node_id: str = ""
     policy: str = "default"
-    image: str | None = None
+    image: Annotated[str, Field(min_length=1)] | None = None
     requirements: tuple[str, ...] = ()
     requires_python: str = ""
     preload: tuple[str, ...] | None = None

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from sandbox.advice import advice
 from sandbox.models import Outcome, ProgramError
 from sandbox.policy_model import Policy
+from sandbox.printable import printable
+
+MAX_TYPE_CHARS = 200
+MAX_SAID_CHARS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,14 +19,17 @@ class Evidence:
     """What is known at the end of a run.
 
     `ended` is the harness's own word (see `sandbox.wire`), None when it could not say one. `cause` is what the
-    harness saw behind the program's exception: "memory", "processes", "channel" or None.
+    harness saw behind the program's exception: "memory", "processes", "channel" or None. `violation` is what the runner
+    itself found wrong with what came, in words of ours.
     """
 
     cancelled: bool = False
     timed_out: bool = False
     memory_exceeded: bool = False
+    memory_excess: str = ""
     processes_exceeded: bool = False
     ended: str | None = None
+    violation: str = ""
     exit_code: int | None = None
     signal_name: str | None = None
     error: ProgramError | None = None
@@ -37,6 +44,8 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     if seen.cancelled and not seen.timed_out:
         return Outcome.CANCELLED, "the run was cancelled"
     if seen.memory_exceeded or seen.cause == "memory":
+        if seen.memory_excess:
+            return Outcome.OUT_OF_MEMORY, f"the program needed {seen.memory_excess}, which take memory of the kernel"
         return Outcome.OUT_OF_MEMORY, f"the program needed more than {limits.memory_mib} MiB (limits.memory_mib)"
     too_many = f"the program needed more than {limits.processes} processes and threads (limits.processes)"
     if seen.cause == "processes":
@@ -53,6 +62,7 @@ def decide(seen: Evidence, policy: Policy) -> tuple[Outcome, str]:
     return decide_end(seen, policy, finished=finished, too_many=too_many)
 
 
+DOES_NOT_COMPILE = ("SyntaxError", "IndentationError", "TabError")
 LIMITS = {
     "output_limit": "the program printed more than limits.output_mib allows",
     "result_limit": "the result is larger than limits.result_mib allows",
@@ -64,7 +74,7 @@ LIMITS = {
 def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str) -> tuple[Outcome, str]:
     """Decide a run that ended by itself, or by the harness's hand for what it wrote to the channel."""
     if seen.ended == "channel":
-        return Outcome.FAILED, "the program wrote to the runner's own channel"
+        return Outcome.FAILED, "the program wrote to the runner's own channel" + (f": {seen.violation}" if seen.violation else "")
     if seen.signal_name == signal.SIGXCPU.name:
         seconds = policy.limits.timeout_s * policy.limits.cpus
         return (
@@ -79,7 +89,11 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         return Outcome.KILLED, f"the program was killed by {seen.signal_name or 'an unknown signal'}"
     if seen.error is not None:
         line = f" at line {seen.error.line}" if seen.error.line else ""
-        return Outcome.FAILED, f"the program raised {seen.error.type}{line}{advice(seen.error, policy)}"
+        kind = printable(seen.error.type, MAX_TYPE_CHARS)
+        if kind in DOES_NOT_COMPILE:
+            column = f", column {seen.error.column}" if seen.error.line and seen.error.column else ""
+            return Outcome.FAILED, f"the program raised {kind}{line}{column}: {printable(seen.error.message, MAX_SAID_CHARS)}"
+        return Outcome.FAILED, f"the program raised {kind}{line}{advice(seen.error, policy)}"
     if not finished:
         return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"
     if not seen.has_result:

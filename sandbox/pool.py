@@ -33,12 +33,13 @@ GRACE_S = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLimits:
-    """`per_kind` ready sandboxes at most, `memory_mib` for all of them, retired when their kind is unused for `idle_s`.
+    """`per_kind` ready sandboxes at most, `memory_mib` and `most` for all of them, retired when their kind is unused for `idle_s`.
 
     `starters` of them at most are started at once.
     """
 
     memory_mib: float = 512.0
+    most: int = 1_000
     per_kind: int = 4
     idle_s: float = 300.0
     starters: int = 1
@@ -290,12 +291,15 @@ class Pool:
 
     def _fits(self, shelf: Shelf, *, more_mib: float) -> bool:
         """Tell whether so much more fits the budget, after retiring what waits of kinds that were used longer ago."""
-        room_mib = self._limits.memory_mib - more_mib
         for other in list(self._shelves.values()):
-            if self._memory_mib() <= room_mib or other is shelf:
+            if self._has_room(more_mib) or other is shelf:
                 break
             self._retire(other, len(other.waiting))
-        return self._memory_mib() <= room_mib
+        return self._has_room(more_mib)
+
+    def _has_room(self, more_mib: float) -> bool:
+        count = sum(len(shelf.waiting) + shelf.starting for shelf in self._shelves.values()) + bool(more_mib)
+        return count <= self._limits.most and self._memory_mib() + more_mib <= self._limits.memory_mib
 
     def _memory_mib(self) -> float:
         return sum((len(shelf.waiting) + shelf.starting) * shelf.memory_mib for shelf in self._shelves.values())

@@ -13,9 +13,11 @@ from typing import Any
 
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.errors import Internal
+from sandbox.family import family
 from sandbox.spec import ContainerSpec
-from sandbox.watchdog import Watchdog, family, measure
-from sandbox.wire import ProtocolViolation, Ready, preload_frame, shaped
+from sandbox.watchdog import Watchdog, measure
+from sandbox.wire import preload_frame
+from sandbox.wire_records import ProtocolViolation, Ready, shaped
 
 
 class PreloadFailed(Internal):
@@ -65,7 +67,8 @@ def at_rest(sandbox: Sandbox) -> bool:
     """
     cap_bytes = sandbox.spec.memory_bytes
     usage = measure(sandbox.pid, places=places_of(sandbox.spec), cap_bytes=cap_bytes)
-    return len(family(sandbox.pid)) == sandbox.processes_at_rest and usage.memory_bytes <= cap_bytes
+    within = usage.memory_bytes <= cap_bytes and not usage.excess
+    return within and len(family(sandbox.pid)) == sandbox.processes_at_rest
 
 
 def places_of(spec: ContainerSpec) -> tuple[str, ...]:

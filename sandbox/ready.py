@@ -18,6 +18,7 @@ from sandbox import spec, workspace
 from sandbox.container import Container
 from sandbox.enclosure import READY_TIMEOUT_S, Sandbox
 from sandbox.engine import Engine
+from sandbox.family import family, fields
 from sandbox.host import HostFacts
 from sandbox.image import AdmittedImage
 from sandbox.imports import check_modules
@@ -26,7 +27,6 @@ from sandbox.models import ControlEvidence
 from sandbox.policy_model import Policy
 from sandbox.preload import PreloadFailed, at_rest, preload
 from sandbox.seccomp import SeccompProfile
-from sandbox.watchdog import family, fields
 
 if TYPE_CHECKING:
     from sandbox.egress.proxy import EgressCaps, EgressProxy

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.errors import InvalidRequest
@@ -25,12 +26,15 @@ MAX_REQUIREMENTS = 1_000  # as many as a lock may have: what is exported from on
 MAX_REQUIREMENT_CHARS = 200
 MAX_TEXT_CHARS = 1 << 20  # a hash for each file of a few hundred libraries
 MAX_TOML_CHARS = 256 << 10
+MAX_HEADER_CHARS = 32 << 10
 # TOML readers take time that grows with the square of a dotted key, and with a table's name times its keys.
 MAX_TOML_LINE_CHARS = 2_000
 MAX_TOML_HEADER_CHARS = 200
 MAX_HASHES = 500
+MAX_PARENTHESES = 10
 MAX_PATCH = 99
 
+_HEADER = re.compile(r"^# /// script[^\S\n]*$", re.MULTILINE)
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029]")
 _OPERATOR = re.compile(r"\s*[<>=!~]")
@@ -158,26 +162,27 @@ def parse_script(code: str) -> Declared | None:
 
     Raises `InvalidRequest` with the line in the script.
     """
-    lines = [line.rstrip("\r") for line in code.split("\n")]
-    starts = [number for number, line in enumerate(lines) if line.rstrip() == "# /// script"]
+    starts = list(islice(_HEADER.finditer(code), 2))
     if not starts:
         return None
-    if len(starts) > 1:
+    first, *others = (code.count("\n", 0, start.start()) + 1 for start in starts)
+    if others:
         raise InvalidRequest(
-            f"script:{starts[1] + 1}: this is the second header of libraries, the first is in line {starts[0] + 1}",
+            f"script:{others[0]}: this is the second header of libraries, the first is in line {first}",
             hint="keep one block from # /// script to # ///",
         )
-    first = starts[0] + 1
-    end, closing = first, 0
+    start = starts[0].end() + 1
+    lines = [line.rstrip("\r") for line in code[start : start + MAX_HEADER_CHARS].split("\n")]
+    end, closing = 0, -1
     while end < len(lines) and re.match(r"#(?: |$)", lines[end]):
         closing = end if lines[end].rstrip() == "# ///" else closing
         end += 1
-    if not closing:
+    if closing < 0 or (end == len(lines) and len(code) > start + MAX_HEADER_CHARS):
         raise InvalidRequest(
-            f"script:{first}: the header of libraries that begins here has no end",
+            f"script:{first}: the header of libraries that begins here has no end within {MAX_HEADER_CHARS >> 10} KiB",
             hint='begin each of its lines with "# " and close it with a line that is just # ///',
         )
-    text = "\n".join(line[2:] for line in lines[first:closing])
+    text = "\n".join(line[2:] for line in lines[:closing])
     _check_text(text, "the script's header", MAX_TOML_CHARS)
     table = _toml(text, "script", first + 1)
     _check_uv(table, text, "script", first + 1)
@@ -367,8 +372,8 @@ def _canonical(entry: str, where: str) -> str:
 def _parsed(entry: str) -> Requirement | None:
     from packaging.requirements import InvalidRequirement, Requirement
 
-    try:
-        return Requirement(entry)
+    try:  # each parenthesis takes the parser through all that it may begin
+        return Requirement(entry) if entry.count("(") <= MAX_PARENTHESES else None
     except (InvalidRequirement, RecursionError):
         return None
 

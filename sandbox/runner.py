@@ -1,6 +1,6 @@
 """The runner: takes one run from request to result, and leaves nothing behind.
 
-Read `Runner._run` from top to bottom for the path of a run: policy, syntax, image, libraries; `sandbox.execution` goes on
+Read `Runner._run` from top to bottom for the path of a run: policy, image, libraries; `sandbox.execution` goes on
 from there: specification, sandbox, program, outcome, receipt.
 """
 
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from sandbox import image, spec
 from sandbox.engine import Engine
-from sandbox.errors import SandboxError
 from sandbox.execution import NOBODY, Execution, Follow, Prepared
 from sandbox.host import HostFacts
 from sandbox.imports import MAX_MODULES, brings_modules, modules_of
@@ -28,7 +27,7 @@ from sandbox.policy_model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.ready import Egress, Places, Setting, Source, alone
 from sandbox.remembered import Remembered
-from sandbox.request import check_request, newer_than_ours, syntax_error
+from sandbox.request import check_request
 
 if TYPE_CHECKING:
     from sandbox.code_check import CodeCheck
@@ -41,13 +40,12 @@ __all__ = ["Places", "Runner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a request comes down to before any container: policy, base image, its Python, and a doubt about its syntax."""
+    """What a request comes down to before any container: policy, base image, and the Pythons that it is for."""
 
     loaded: LoadedPolicy
     policy: Policy
     reference: str
     requires_python: str = ""
-    doubt: SandboxError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +77,16 @@ class Runner:
         source: Source | None = None,
         policies: Policies | None = None,
         images_s: float = 0.0,
-        compiles: bool = True,
     ) -> None:
         """Take `engine` as a function, so that requests that can't run never start one.
 
         `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in the
         files, each time). What an image's name stands for is believed for `images_s` before it is looked up again.
-        `compiles` has this process look at the syntax first, which a service does not do with code of others.
         """
         self._engine = engine
         self._facts = facts
         self._places = places
         self._source = source
-        self._compiles = compiles
         self._policies = policies or (lambda name: load_policy(name, directories=places.policy_dirs))
         self._images: Remembered[tuple[str, str], image.AdmittedImage] = Remembered(images_s)
         self._environments: Environments | None = None
@@ -271,10 +266,7 @@ class Runner:
         check_request(request, policy)
         spec.plan_caps(policy, self._facts)
         reference = self._reference(request, policy)
-        doubt = await asyncio.to_thread(syntax_error, request) if self._compiles else None
-        if doubt is not None and not request.image:
-            raise doubt
-        return Asked(loaded=loaded, policy=policy, reference=reference, requires_python=request.requires_python, doubt=doubt)
+        return Asked(loaded=loaded, policy=policy, reference=reference, requires_python=request.requires_python)
 
     @contextlib.asynccontextmanager
     async def _base(self, asked: Asked) -> AsyncIterator[image.AdmittedImage]:
@@ -294,8 +286,6 @@ class Runner:
             return image.admit(engine, record, cache_dir=private_directory(self._places.cache_dir / "images"))
 
         admitted = await self._images.get((asked.reference, pull), lambda: asyncio.to_thread(admit))
-        if asked.doubt is not None and not newer_than_ours(admitted.python_version):
-            raise asked.doubt
         if asked.requires_python:
             from sandbox.requirements import check_python  # late: most runs say nothing of it
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sandbox import kernel_files
 from sandbox.errors import NotEnforceable
 from sandbox.host import HostFacts
 from sandbox.policy_model import Policy
@@ -45,10 +46,6 @@ QUEUED_SIGNALS = 256
 ADDRESS_SPACE_HEADROOM_MIB = 2_048
 # The container's own end, should the runner die before it: conmon kills it this long after the policy's timeout.
 ORPHAN_GRACE_S = 45
-
-# /proc files that tell of the host and that Podman's defaults leave readable.
-EXTRA_MASKS = ("/proc/interrupts", "/proc/cmdline", "/proc/config.gz", "/proc/kallsyms", "/proc/modules", "/proc/version_signature",
-               "/sys/devices/virtual/powercap", "/sys/devices/virtual/dmi", "/sys/kernel/debug", "/sys/kernel/security")  # fmt: skip
 
 # Numeric libraries size their thread pools by the host's cores unless told otherwise.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
@@ -284,7 +281,7 @@ BASELINE: dict[str, Any] = {
     "read_only_filesystem": True, "image_volume_mode": "ignore",
     "netns": {"nsmode": "none"}, "ipcns": {"nsmode": "private"}, "pidns": {"nsmode": "private"},
     "utsns": {"nsmode": "private"}, "cgroupns": {"nsmode": "private"},
-    "mask": list(EXTRA_MASKS),
+    "mask": list(kernel_files.MASKS),
     "log_configuration": {"driver": "none"},
     "use_image_hosts": True, "use_image_resolve_conf": True,
     "systemd": "false", "sdnotifyMode": "ignore", "init": False,
@@ -340,7 +337,7 @@ def build(
         "env": environment(policy, python_path),
         "user": f"{place.uid}:{place.uid}",
         "seccomp_profile_path": str(place.seccomp_path),
-        "mounts": [*(mount_json(mount) for mount in tmpfs), *(bind_json(bind) for bind in binds)],
+        "mounts": [*map(mount_json, tmpfs), *kernel_files.mounts(facts.engine.cgroup_version), *map(bind_json, binds)],
         "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
                      (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0),
                       ("sigpending", QUEUED_SIGNALS))],

@@ -13,6 +13,7 @@ from typing import Any
 
 from sandbox.errors import NotEnforceable
 from sandbox.kernel import NAMESPACES, Mount, ProcessFacts
+from sandbox.kernel_files import MASKED_BY_PODMAN, SYSTEM_DEVICES, TERMINALS
 from sandbox.models import ControlEvidence
 from sandbox.spec import EGRESS_DIR, MIB, QUEUED_SIGNALS, ContainerSpec
 
@@ -32,11 +33,17 @@ RESERVED_ANNOTATIONS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """Everything that was read back. `own_namespaces` are the runner's; `oci` is the runtime's config.json."""
+    """Everything that was read back. `own_namespaces` are the runner's; `oci` is the runtime's config.json.
+
+    `kernel_files` are those of the masked paths that this kernel has. `project_ids` tells whether the runner's own user
+    namespace has any, without which none below it can map one.
+    """
 
     process: ProcessFacts
     own_namespaces: dict[str, str]
     oci: dict[str, Any]
+    kernel_files: frozenset[str]
+    project_ids: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,17 @@ def check_namespaces(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
         f"shared with the host: {', '.join(shared) or 'none'}; process {1 if first else 'other'} of its pid namespace"
     )
     yield proven("namespaces", f"own {', '.join(NAMESPACES)}", "namespaces", evidence, holds=not shared and first)
+
+
+def check_project_ids(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
+    """Nobody can write the map of project ids, which the kernel takes once, from anyone, for all sandboxes of this user together."""
+    del spec
+    written = bool(seen.process.projid_map.strip())
+    proc = [mount for mount in seen.process.mounts if mount.kind == "proc" and mount.root == "/"]
+    closed = bool(proc) and all(mount.read_only for mount in proc)
+    evidence = f"/proc is {'read-only' if closed else 'writable'}, the map is {'written' if written else 'empty'}"
+    yield proven("project ids", "a map that nobody can write", "read-only /proc" if closed else "user namespace", evidence,
+                 holds=closed or written or not seen.project_ids)  # fmt: skip
 
 
 def check_network(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -156,7 +174,7 @@ def check_mounts(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     yield proven("read-only root", "ro", "mount", ",".join(sorted(root.options)), holds=root.read_only)
     sized = {mount.destination: mount for mount in spec.tmpfs}
     bound = {bind.destination for bind in spec.binds}
-    bound |= {mount["destination"] for mount in spec.podman["mounts"] if mount["type"] == "proc"}
+    bound |= {mount["destination"] for mount in spec.podman["mounts"] if "ro" in mount["options"]}
     unexpected = [
         point for point in mounts if point not in {"/", *bound, *sized} and not RUNTIME_MOUNTS.fullmatch(point)
     ]
@@ -196,14 +214,29 @@ def may_write(mount: Mount) -> bool:
 
 
 def check_masks(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
-    """Kernel files that tell of the host are covered."""
-    masked = set(seen.oci.get("linux", {}).get("maskedPaths") or ())
-    wanted = {"/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware", *spec.podman["mask"]}
-    missing = sorted(wanted - masked)
-    points = {mount.point for mount in seen.process.mounts}
-    kcore = "/proc/keys" in points and "/proc/interrupts" in points
-    evidence = f"not masked: {', '.join(missing)}" if missing else f"{len(masked)} paths masked"
-    yield proven("masked kernel files", f"{len(wanted)} paths", "mount", evidence, holds=not missing and kcore)
+    """Kernel files that tell of the host are covered: those that this kernel has, by the mounts; all others in the configuration."""
+    asked = set(seen.oci.get("linux", {}).get("maskedPaths") or ())
+    wanted = {*MASKED_BY_PODMAN, *spec.podman["mask"]}
+    covered = {mount.point for mount in seen.process.mounts if is_mask(mount)}
+    bare = sorted((wanted - asked) | (wanted & seen.kernel_files - covered))
+    # Of /sys nothing is there but what was asked for; cgroup version 1 shows every group of the host.
+    bare += sorted(mount.point for mount in seen.process.mounts if mount.kind in ("sysfs", "cgroup") and mount.point != SYSTEM_DEVICES)
+    evidence = f"not masked: {', '.join(bare)}" if bare else f"{len(wanted & covered)} paths masked, /sys has processors and memory nodes"
+    yield proven("masked kernel files", f"{len(wanted)} paths, and /sys", "mount", evidence, holds=not bare)
+
+
+def is_mask(mount: Mount) -> bool:
+    """Tell whether a mount over a kernel file hides it: runtimes put /dev/null, a tmpfs or an empty directory there, never its like."""
+    return mount.kind not in ("proc", "sysfs")
+
+
+def check_terminals(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
+    """Pseudo-terminals of its own, and few: all containers of the machine take theirs from one number."""
+    del spec
+    bounds = [mount.number("max") for mount in seen.process.mounts if mount.kind == "devpts"]
+    holds = bool(bounds) and all(bound is not None and bound <= TERMINALS for bound in bounds)
+    evidence = f"a devpts with at most {', '.join(map(str, bounds))}" if bounds else "no devpts"
+    yield proven("pseudo-terminals", f"{TERMINALS} at most", "mount", evidence, holds=holds)
 
 
 def check_rlimits(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -264,7 +297,8 @@ def cgroup_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tuple[
         return "no cgroup v2 group", False
     if control == "memory":
         holds = group.memory_bytes is not None and group.memory_bytes <= spec.memory_bytes and group.swap_bytes == 0
-        return f"memory.max {group.memory_bytes}, memory.swap.max {group.swap_bytes}", holds
+        left_out = "locks of files, which it leaves out, are counted by a watchdog"
+        return f"memory.max {group.memory_bytes}, memory.swap.max {group.swap_bytes}; {left_out}", holds
     if control == "cpus":
         return f"cpu.max {group.cpus} CPUs", group.cpus is not None and group.cpus <= spec.cpus + 1e-6
     return (
@@ -303,8 +337,8 @@ def parse_cpu_list(text: str) -> set[int]:
 
 
 CHECKS: tuple[Callable[[ContainerSpec, Observed], Iterator[Finding]], ...] = (
-    check_user, check_namespaces, check_network, check_capabilities, check_filter, check_mounts, check_masks, check_rlimits,
-    check_launch, check_caps,
+    check_user, check_namespaces, check_project_ids, check_network, check_capabilities, check_filter, check_mounts, check_masks,
+    check_terminals, check_rlimits, check_launch, check_caps,
 )  # fmt: skip
 
 

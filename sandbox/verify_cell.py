@@ -20,14 +20,16 @@ from sandbox.verify import (
     check_mounts,
     check_network,
     check_rlimits,
+    check_terminals,
     check_user,
     concluded,
     fallback_evidence,
+    is_mask,
     proven,
 )
 
 # What was proven of the container once and can't have changed: its command, and what of the kernel's files is masked in it.
-OF_THE_CONTAINER = ("launch", "masked kernel files")
+OF_THE_CONTAINER = ("launch", "masked kernel files", "project ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,6 @@ def check_covers(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[
     yield proven("cell mounts", "own /proc, own writable places", "mount", "; ".join(found) or evidence, holds=not found)
 
 
-def is_mask(mount: Mount) -> bool:
-    """Tell whether a mount hides what is below it: the runtime puts /dev/null over files, an empty tmpfs over directories."""
-    return mount.root == "/null" or mount.kind == "tmpfs"
-
-
 def hidden(mount: Mount | None) -> bool:
     """Tell whether a place has a read-only tmpfs over it."""
     return mount is not None and mount.kind == "tmpfs" and mount.read_only
@@ -113,7 +110,7 @@ def compare(spec: ContainerSpec, seen: Observed, maker: Maker) -> tuple[ControlE
     """Return the evidence for every control of a cell. Raises `NotEnforceable` naming each one that doesn't hold."""
 
     def findings() -> Iterator[Finding]:
-        for check in (check_user, check_network, check_capabilities, check_mounts, check_rlimits, check_caps):
+        for check in (check_user, check_network, check_capabilities, check_mounts, check_terminals, check_rlimits, check_caps):
             yield from check(spec, seen)
         for of_cell in (check_isolation, check_filter, check_covers):
             yield from of_cell(spec, seen, maker)

@@ -1,18 +1,32 @@
 """The fallback for hosts without cgroup v2: count what a sandbox uses, from outside, and kill it past the cap.
 
-Counted: private memory of every process, shared anonymous mappings, the content of its tmpfs, and what the buffers of
-its sockets may hold. Not counted: other memory that the kernel holds on its behalf (pipes, page tables, descriptors).
-Source of the fields: proc(5), `status` and `smaps_rollup`.
+Counted: private memory of every process, shared anonymous mappings, the content of its tmpfs, and what the kernel holds on its
+behalf. Where cgroup v2 holds memory, locks of files are counted all the same. Source of the fields: proc(5), `status` and
+`smaps_rollup`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import mmap
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from sandbox.family import Member, family, fields, members, same_memory, told_by
+from sandbox.kernel_memory import (
+    GENERATION_BYTES,
+    KIB,
+    MAPPING_BYTES,
+    TASK_BYTES,
+    Descriptors,
+    descriptors,
+    read,
+    socket_bytes,
+)
 
 INTERVAL_S = 0.02
 # A program that has just begun has nothing yet, and many are over before this.
@@ -21,60 +35,31 @@ FIRST_S = 0.01
 # time to take much more than the cap: a family that is slow to measure must not buy time.
 DUTY = 0.1
 LONGEST_PAUSE_S = 0.1
-KIB = 1024
-# Each mapping costs the kernel memory that nothing else counts, and the watchdog time to read.
+# Each mapping costs the watchdog time to read.
 MAX_MAPPINGS = 200_000
-# The harness has four; asyncio and subprocesses need a few more. What comes on top counts by what it may hold.
-FREE_SOCKETS = 16
 # What the kernel keeps for one file of a tmpfs besides its content: inode and directory entry.
 TMPFS_INODE_BYTES = 1024
+# Few programs have as many shared anonymous mappings. Of each one on top, more may be in memory than anybody still maps.
+FREE_SHARED = 16
+SHARED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What the processes below one process use: memory in bytes, tasks = threads of all processes."""
+    """What the processes below one process use: memory in bytes, tasks = threads of all processes.
+
+    `excess` is in words what there is too much of, whatever the memory; empty when there is nothing.
+    """
 
     memory_bytes: int
     tasks: int
+    excess: str = ""
 
 
-def children(pid: int) -> list[int]:
-    """Return the processes started by any thread of `pid`."""
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - hot path
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as stream:  # noqa: PTH123 - hot path
-                found.extend(map(int, stream.read().split()))
-    except OSError:
-        pass  # it ended meanwhile
-    return found
+NOTHING = Usage(memory_bytes=0, tasks=0)
 
 
-def family(pid: int) -> list[int]:
-    """Return `pid` and every process below it: all of a pid namespace, since orphans fall to its process 1."""
-    found, waiting = [pid], [pid]
-    while waiting:
-        new = children(waiting.pop())
-        found.extend(new)
-        waiting.extend(new)
-    return found
-
-
-def fields(path: str, *names: bytes, column: int = 0) -> dict[bytes, int]:
-    """Return the named numbers (the word in `column` after the name) of a /proc file, 0 where one is absent or the process is gone."""
-    values = dict.fromkeys(names, 0)
-    try:
-        with open(path, "rb") as stream:  # noqa: PTH123 - hot path
-            for line in stream:
-                name, _, rest = line.partition(b":")
-                if name in values:
-                    values[name] = int(rest.split()[column])
-    except OSError:
-        pass
-    return values
-
-
-def tmpfs_bytes(pid: int, places: tuple[str, ...]) -> int:
+def tmpfs_bytes(path: str, places: tuple[str, ...]) -> int:
     """Return what lies in the sandbox's tmpfs, empty files included.
 
     The paths are mount points of a read-only root: nothing can swap them.
@@ -82,7 +67,7 @@ def tmpfs_bytes(pid: int, places: tuple[str, ...]) -> int:
     total = 0
     for place in places:
         try:
-            status = os.statvfs(f"/proc/{pid}/root{place}")
+            status = os.statvfs(f"{path}/root{place}")
         except OSError:
             continue
         total += (status.f_blocks - status.f_bfree) * status.f_frsize
@@ -90,89 +75,166 @@ def tmpfs_bytes(pid: int, places: tuple[str, ...]) -> int:
     return total
 
 
-def shared_anonymous_bytes(pids: list[int], *, cap_bytes: int) -> int:
-    """Return the size of all shared anonymous mappings, each counted once; more than the cap past MAX_MAPPINGS.
+@functools.cache
+def anonymous_device() -> bytes:
+    """Return the device of all shared anonymous mappings, by which /proc/PID/maps tells them: their names can be chosen (PR_SET_VMA)."""
+    marked = mmap.PAGESIZE * 12_345  # a size of its own, to find it by
+    with mmap.mmap(-1, marked):
+        for line in read("/proc/self/maps").splitlines():
+            span, modes, _, device, *_ = line.split()
+            first, _, last = span.partition(b"-")
+            if modes.endswith(b"s") and int(last, 16) - int(first, 16) == marked:
+                return device
+    return b""
 
-    Pages of such a mapping stay in memory when a process drops them from its own view (MADV_DONTNEED), so that no
-    process seems to use them: only the size of the mapping bounds them.
-    """
-    sizes: dict[bytes, int] = {}
-    seen = 0
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/maps", "rb") as stream:  # noqa: PTH123 - hot path
-                for line in stream:
-                    seen += 1
-                    if seen > MAX_MAPPINGS:
-                        return cap_bytes + 1
-                    if b" /dev/zero (deleted)" in line or b" /memfd:" in line or b" /SYSV" in line:
-                        span, _, offset, device, inode, *_ = line.split()
+
+@dataclass(kw_only=True)
+class Mappings:
+    """The mappings of a sandbox. `shared` is how far into each shared anonymous one anybody was seen to look, while it is there."""
+
+    shared: dict[bytes, int] = field(default_factory=dict)
+    count: int = 0
+    kernel_bytes: int = 0
+
+    def look(self, processes: Iterable[Member]) -> None:
+        """Read them again, as far as there aren't too many."""
+        self.count = self.kernel_bytes = 0
+        now: dict[bytes, int] = {}
+        for process in processes:
+            lines = read(f"{process.path}/maps").splitlines()
+            self.count += len(lines)
+            self.kernel_bytes += len(lines) * (MAPPING_BYTES + process.generation * GENERATION_BYTES)
+            if self.count > MAX_MAPPINGS:
+                return
+            for line in lines:
+                if anonymous_device() in line:
+                    span, modes, offset, device, inode, *_ = line.split()
+                    if device == anonymous_device() and modes.endswith(b"s"):
                         first, _, last = span.partition(b"-")
                         end = int(offset, 16) + int(last, 16) - int(first, 16)
-                        sizes[device + inode] = max(sizes.get(device + inode, 0), end)
-        except OSError:
+                        now[inode] = max(now.get(inode, 0), end)
+        self.shared = {inode: max(end, self.shared.get(inode, 0)) for inode, end in now.items()}
+
+    @property
+    def excess(self) -> str:
+        """Return in words that there are too many; empty when there aren't."""
+        return f"more than {MAX_MAPPINGS:,} mappings of memory at a time" if self.count > MAX_MAPPINGS else ""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Return the size of all shared anonymous mappings, each counted once.
+
+        Pages of such a mapping stay in memory when a process drops them from its own view (MADV_DONTNEED, munmap of all
+        but a part), so that no process seems to use them: only its size bounds them.
+        """
+        sizes = sorted(self.shared.values(), reverse=True)
+        return sum(sizes[:FREE_SHARED]) + sum(max(size, SHARED_BYTES) for size in sizes[FREE_SHARED:])
+
+
+def exact_private_bytes(processes: list[Member]) -> int:
+    """Return what processes have in private memory, pages that they share counted once (PSS), and memory that they share as well."""
+    known = {process.pid: process for process in processes}
+    total = 0
+    for process in processes:
+        parent = known.get(process.parent)
+        if parent is not None and same_memory(process, parent):
             continue
-    return sum(sizes.values())
+        exact = fields(f"{process.path}/smaps_rollup", b"Pss_Anon", b"SwapPss")
+        total += (exact[b"Pss_Anon"] + exact[b"SwapPss"]) * KIB
+    return total
 
 
-def socket_bytes(pid: int) -> int:
-    """Return what the buffers of the sandbox's sockets may hold, beyond the few that every program has."""
-    sockets = fields(f"/proc/{pid}/net/sockstat", b"sockets", column=1)[b"sockets"]
-    try:
-        # SO_SNDBUF takes up to this value, and the kernel doubles it: socket(7).
-        largest = 2 * int(Path("/proc/sys/net/core/wmem_max").read_text())
-    except (OSError, ValueError):
-        return 0
-    return max(0, sockets - FREE_SOCKETS) * largest
+@dataclass(kw_only=True)
+class Sight:
+    """What was seen of a sandbox, as of its last thorough look: that takes longer, and is of what grows more slowly."""
+
+    mappings: Mappings = field(default_factory=Mappings)
+    opened: Descriptors = field(default_factory=Descriptors)
+    socket_bytes: int = 0
+
+    def look(self, processes: list[Member], *, sockets: bool) -> None:
+        """Look at everything again."""
+        self.mappings.look(processes)
+        self.opened = descriptors(process.path for process in processes)
+        self.socket_bytes = socket_bytes(processes[0].path) if sockets else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Return what all this may take."""
+        return self.mappings.shared_bytes + self.mappings.kernel_bytes + self.opened.size_bytes + self.socket_bytes
 
 
-def measure(pid: int, *, places: tuple[str, ...], cap_bytes: int) -> Usage:
-    """Measure the family of `pid`.
+def measure(
+    pid: int, *, places: tuple[str, ...], cap_bytes: int, sight: Sight | None = None, thorough: bool = True
+) -> Usage:
+    """Measure the family of `pid`; `sight` is what was seen of it before, which stays as it is unless this look is `thorough`.
 
     The cheap sum counts a page once per process that maps it. Only when the family could be past the cap are pages
-    shared out between their users (PSS), so that forked workers are not counted many times over, and are shared
-    mappings counted by their size.
+    shared out between their users (PSS), so that forked workers are not counted many times over.
     """
-    pids = family(pid)
-    rows = [fields(f"/proc/{p}/status", b"VmSize", b"RssAnon", b"RssShmem", b"VmSwap", b"Threads") for p in pids]
-    tasks = sum(row[b"Threads"] for row in rows)
-    files = tmpfs_bytes(pid, places) + (socket_bytes(pid) if places else 0)
-    anonymous = sum(row[b"RssAnon"] + row[b"VmSwap"] for row in rows) * KIB
-    if sum(row[b"VmSize"] for row in rows) * KIB + files <= cap_bytes:
-        shared = sum(row[b"RssShmem"] for row in rows) * KIB
-        return Usage(memory_bytes=anonymous + max(shared, files), tasks=tasks)
-    shared = shared_anonymous_bytes(pids, cap_bytes=cap_bytes)
-    if shared <= cap_bytes < anonymous + shared + files:
-        exact = [fields(f"/proc/{p}/smaps_rollup", b"Pss_Anon", b"SwapPss") for p in pids]
-        anonymous = sum(row[b"Pss_Anon"] + row[b"SwapPss"] for row in exact) * KIB
-    return Usage(memory_bytes=anonymous + shared + files, tasks=tasks)
+    sight = sight or Sight()
+    processes = members(pid)
+    total = {name: sum(process.use[name] for process in processes) for name in processes[0].use}
+    if thorough:
+        sight.look(processes, sockets=bool(places))
+    files = tmpfs_bytes(processes[0].path, places) + total[b"VmPTE"] * KIB + total[b"Threads"] * TASK_BYTES
+    anonymous = (total[b"RssAnon"] + total[b"VmSwap"]) * KIB
+    rest, in_view = files + sight.held_bytes, total[b"RssShmem"] * KIB
+    if in_view > rest and not thorough:  # shared mappings that are new, or many processes that see one
+        sight.mappings.look(processes)
+        rest = files + sight.held_bytes
+    if rest <= cap_bytes < anonymous + rest:
+        anonymous = exact_private_bytes(processes)
+    excess = sight.opened.excess or sight.mappings.excess
+    return Usage(memory_bytes=anonymous + rest, tasks=total[b"Threads"], excess=excess)
+
+
+def uncharged(pid: int) -> Usage:
+    """Measure what cgroup v2 does not charge a sandbox for, and nothing else bounds: locks of files."""
+    opened = descriptors(told_by(each)[0] for each in family(pid))
+    return Usage(memory_bytes=0, tasks=0, excess=opened.excess)
 
 
 class Watchdog:
-    """Measures one sandbox until stopped; `exceeded` says whether the memory cap was passed."""
+    """Measures one sandbox until stopped; `exceeded` says whether it went past the memory cap, or past `excess`.
 
-    def __init__(self, pid: int, *, cap_bytes: int, places: tuple[str, ...], kill: Callable[[], None]) -> None:
+    Where a `cgroup` holds its memory, it looks seldom, and at what that leaves out.
+    """
+
+    def __init__(
+        self, pid: int, *, cap_bytes: int, places: tuple[str, ...], kill: Callable[[], None], cgroup: bool = False
+    ) -> None:
         self._pid = pid
         self._cap_bytes = cap_bytes
-        self._places = places
         self._kill = kill
+        self._first_s, self._interval_s = (LONGEST_PAUSE_S, LONGEST_PAUSE_S) if cgroup else (FIRST_S, INTERVAL_S)
+        sight = Sight()
+        self._look = (
+            (lambda _: uncharged(pid))
+            if cgroup
+            else (lambda thorough: measure(pid, places=places, cap_bytes=cap_bytes, sight=sight, thorough=thorough))
+        )
         self.exceeded = False
-        self.peak = Usage(memory_bytes=0, tasks=0)
+        self.excess = ""
+        self.peak = NOTHING
 
     async def watch(self) -> None:
         """Measure at short intervals; kill once past the cap. Ends when cancelled or after the kill."""
-        await asyncio.sleep(FIRST_S)
+        await asyncio.sleep(self._first_s)
+        thorough_s = time.perf_counter() + self._first_s
         while Path(f"/proc/{self._pid}").exists():
             began = time.perf_counter()
             # In a thread: what is slow to measure must not hold up the deadline and Ctrl-C.
-            usage = await asyncio.to_thread(measure, self._pid, places=self._places, cap_bytes=self._cap_bytes)
+            usage = await asyncio.to_thread(self._look, began >= thorough_s)
+            if began >= thorough_s:
+                thorough_s = time.perf_counter() + LONGEST_PAUSE_S
             self.peak = Usage(
                 memory_bytes=max(self.peak.memory_bytes, usage.memory_bytes), tasks=max(self.peak.tasks, usage.tasks)
             )
-            if usage.memory_bytes > self._cap_bytes:
-                self.exceeded = True
+            if usage.excess or usage.memory_bytes > self._cap_bytes:
+                self.exceeded, self.excess = True, usage.excess
                 self._kill()
                 return
             near = usage.memory_bytes > self._cap_bytes // 4
             pause_s = min((time.perf_counter() - began) / DUTY, LONGEST_PAUSE_S)
-            await asyncio.sleep(INTERVAL_S if near else max(INTERVAL_S, pause_s))
+            await asyncio.sleep(self._interval_s if near else max(self._interval_s, pause_s))

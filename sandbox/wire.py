@@ -12,40 +12,25 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
-from pydantic import Field, ValidationError
-
-from sandbox.errors import Internal, InvalidRequest
+from sandbox.errors import InvalidRequest
 from sandbox.harness import name_problem
-from sandbox.imports import MAX_MODULE_CHARS, MAX_MODULES, MODULE, check_modules
-from sandbox.json_check import is_json
-from sandbox.models import MAX_SECONDS, LogRecord, ProgramError, SavedFile, Strict
+from sandbox.imports import check_modules
+from sandbox.models import LogRecord, ProgramError, SavedFile
+from sandbox.wire_records import Cause, Failure, FileHeader, Meta, ProtocolViolation, Quit, Ready, in_form, shaped
 
-__all__ = [
-    "CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Kept", "Limits", "ProtocolViolation", "Quit", "Ready",
-    "encode", "job_frames", "preload_frame", "shaped",
-]  # fmt: skip
+__all__ = ["CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Kept", "Limits", "ProtocolViolation", "encode", "job_frames", "preload_frame"]
 
 PROTOCOL = 1
 MAX_BODY_BYTES = 1 << 20
 CHUNK_BYTES = 256 << 10
 MAX_RECORD_BYTES = 64 << 10
-MAX_KIB = 1 << 40
 HEADER = struct.Struct(">cI")
 FROM_HARNESS = "RSOELFfVMAXQ"
 RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RECORD_BYTES} | {
     "X": MAX_RECORD_BYTES, "Q": 4096
 }  # fmt: skip
-
-Ended = Literal["exited", "output_limit", "result_limit", "files_limit", "log_limit", "cancelled", "channel"]
-Cause = Literal["memory", "processes", "channel"]
-Count = Annotated[int, Field(ge=0)]
-Module = Annotated[str, Field(max_length=MAX_MODULE_CHARS, pattern=f"^{MODULE.pattern}$")]
-
-
-class ProtocolViolation(Internal):
-    """The sandbox sent what the protocol does not allow: it is broken, or lying."""
 
 
 @dataclass(frozen=True)
@@ -62,53 +47,6 @@ class Limits:
     fsize_bytes: int | None = None
     nofile: int | None = None
     nproc: int | None = None
-
-
-class Ready(Strict):
-    """The harness is up and waits for a job.
-
-    `preloaded` are the modules that it has imported by then; `unfit` is one that left a thread or a process running.
-    """
-
-    protocol: Literal[1]
-    python: list[Count] = Field(min_length=3, max_length=3)
-    implementation: Annotated[str, Field(max_length=40)]
-    preloaded: Annotated[list[Module], Field(max_length=MAX_MODULES)] = Field(default_factory=list)
-    unfit: Module | None = None
-
-
-class Quit(Strict):
-    """How the program's process ended, by the harness's account."""
-
-    exit_code: Annotated[int, Field(ge=0, le=255)] | None
-    signal: Annotated[str, Field(pattern=r"^SIG[A-Z0-9+-]{1,12}$")] | None
-    ended: Ended
-    max_rss_kib: Annotated[int, Field(ge=0, le=MAX_KIB)]
-    cpu_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
-    wall_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
-
-
-class Meta(Strict):
-    """What a program set besides its result."""
-
-    output_topic: str | None = None
-    warnings: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
-
-
-class Failure(ProgramError):
-    """An error of the program together with the cap that explains it."""
-
-    cause: Cause | None = None
-
-
-class FileHeader(Strict):
-    """The name and the exact size in bytes of a file that follows."""
-
-    name: str
-    size: Count
-
-
-Shape = TypeVar("Shape", bound=Strict)
 
 
 class FileSink(Protocol):
@@ -255,12 +193,18 @@ class Collector:
         self._file: FileSink | None = None
         self._file_name = ""
         self._file_missing = 0
+        self._mended: dict[str, str] = {}  # warnings, by what they are about
         self._stage = ""  # the last of V, A, M, X that came
 
     @property
     def size_bytes(self) -> int:
         """How much it has taken, of everything."""
-        return self._output_bytes + self._files_bytes + sum(map(len, self._json.values()))
+        return self._output_bytes + self._files_bytes + self.json_bytes
+
+    @property
+    def json_bytes(self) -> int:
+        """How much of it is the result and the additional data."""
+        return sum(map(len, self._json.values()))
 
     @property
     def stdout(self) -> bytes:
@@ -277,12 +221,17 @@ class Collector:
         """Complete files; of two with the same name the later."""
         return tuple(SavedFile(name=name, content=bytes(content)) for name, content in self._files.items())
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the program is warned of, by the harness and by what was mended here."""
+        return (*self.meta.warnings, *self._mended.values())
+
     def result_json(self) -> bytes | None:
-        """Return the result as valid JSON (UTF-8), or None when the program gave none."""
+        """Return the result in its one form (`sandbox.canonical`), or None when the program gave none."""
         return self._committed("V")
 
     def additional_data_json(self) -> bytes | None:
-        """Return the additional data as valid JSON (UTF-8), or None when the program gave none."""
+        """Return the additional data likewise."""
         return self._committed("A")
 
     def feed(self, kind: str, body: bytes) -> None:
@@ -379,22 +328,14 @@ class Collector:
     def _take_json(self, kind: str, body: bytes) -> None:
         self._advance(kind)
         self._json[kind] += body
-        if sum(map(len, self._json.values())) > self.limits.result_bytes:
+        if self.json_bytes > self.limits.result_bytes:
             raise ProtocolViolation("the sandbox sent a larger result than allowed")
 
     def _committed(self, kind: str) -> bytes | None:
-        text = bytes(self._json[kind])
-        if self._stage != "M" or not text:
+        if self._stage != "M" or not self._json[kind]:
             return None
-        if not is_json(text):
-            raise ProtocolViolation("the sandbox sent a result that is not JSON")
+        name = {"V": "result", "A": "additional_data"}[kind]
+        text, replaced = in_form(bytes(self._json[kind]), {"V": "a result", "A": "additional data"}[kind])
+        if replaced:
+            self._mended[name] = f"text that is not valid Unicode (a lone surrogate) had characters replaced (at {name})"
         return text
-
-
-def shaped(shape: type[Shape], body: bytes) -> Shape:
-    """Return the record that `body` holds, checked. Raises ProtocolViolation."""
-    try:
-        return shape.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise ProtocolViolation(f"the sandbox sent a malformed {shape.__name__} record: {first['msg']}") from None

@@ -92,15 +92,22 @@ def podman_flags(podman: dict[str, Any]) -> list[str]:
     flags += ["--log-driver", "none", "--stop-timeout", "0", "--pull", "never"]
     flags += [f"--env={name}={value}" for name, value in podman["env"].items()]
     flags += [f"--ulimit={limit['type']}={limit['soft']}:{limit['hard']}" for limit in podman["r_limits"]]
-    for mount in podman["mounts"]:
-        if mount["type"] == "tmpfs":
-            size = next(option for option in mount["options"] if option.startswith("size="))
-            flags.append(
-                f"--mount=type=tmpfs,destination={mount['destination']},tmpfs-{size},tmpfs-mode=0700,U=true,notmpcopyup"
-            )
-        else:
-            flags.append(f"--mount=type=bind,source={mount['source']},destination={mount['destination']},ro=true")
+    flags += [f"--mount={flag}" for mount in podman["mounts"] if (flag := mount_flag(mount))]
     return flags
+
+
+def mount_flag(mount: dict[str, Any]) -> str:
+    """Return one mount as `podman run --mount` takes it; "" for a /proc, which it takes none of."""
+    kind, where = mount["type"], mount["destination"]
+    options = dict(option.partition("=")[::2] for option in mount["options"])
+    if kind == "proc":
+        return ""
+    if kind == "devpts":
+        return f"type=devpts,destination={where},max={options['max']}"
+    if kind == "bind":
+        return f"type=bind,source={mount['source']},destination={where},ro=true"
+    rights = "ro=true" if "ro" in options else "U=true"
+    return f"type=tmpfs,destination={where},tmpfs-size={options['size']},tmpfs-mode={options['mode']},{rights},notmpcopyup"
 
 
 def timed(command: list[str], **options: Any) -> float:

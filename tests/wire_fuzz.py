@@ -20,7 +20,7 @@ try:
 except ImportError:
     sys.exit("atheris is not installed for this Python: pip install atheris")
 
-with atheris.instrument_imports(include=["sandbox.wire", "sandbox.json_check"]):
+with atheris.instrument_imports(include=["sandbox.wire", "sandbox.canonical", "sandbox.wire_records"]):
     from sandbox.wire import FROM_HARNESS, Collector, FrameReader, Limits, ProtocolViolation, encode
 
 LIMITS = Limits(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)

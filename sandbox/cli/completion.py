@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -45,7 +46,7 @@ def answer() -> int:
     """Answer a shell that asks for completions, and say nothing about what goes wrong; return the exit status."""
     from sandbox.cli.main import cli
 
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             cli(prog_name="sandbox", complete_var=VARIABLE, obj={})
         except SystemExit as end:
@@ -80,7 +81,7 @@ def policies(context: click.Context, incomplete: str) -> Iterable[CompletionItem
     """Offer policies by name, and files."""
     from sandbox.policy import policy_directories, policy_files
 
-    given = [directory for each in lineage(context) for directory in each.params.get("policy_dirs") or ()]
+    given = [directory for each in lineage(context) for directory in each.params.get("policy_dirs") or () if directory.is_dir()]
     yield from (CompletionItem(name) for name in policy_files(policy_directories(given)))
     if "/" in incomplete or incomplete.startswith("."):
         yield CompletionItem(incomplete, type="file")
@@ -134,7 +135,7 @@ def latest() -> list[dict[str, Any]]:
     from sandbox.client import Client
 
     leave_root(quiet=True)
-    with Client(timeout_s=TIMEOUT_S, on_other_version=lambda version: None) as client:
+    with Client(timeout_s=TIMEOUT_S, on_other_version=lambda _: None) as client:
         return client.runs(limit=LISTED)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from textwrap import indent
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from sandbox.cli import completion
 from sandbox.cli.past import past
 from sandbox.cli.runs import MAX_LISTED, full_id, json_option, spelled
 from sandbox.cli.screen import escaped
+from sandbox.printable import printable
 
 
 @click.command("logs")
@@ -32,12 +34,13 @@ def logs(*, run_id: str, as_json: bool) -> None:
     width = max(map(len, found))
     for name, value in found.items():
         if value not in (None, "", [], False):
-            click.echo(f"{name:<{width}}  {escaped(spelled(name, value))}")
+            click.echo(f"{name:<{width}}  {printable(spelled(name, value))}")
     if output is None:
         click.echo("what it told is not kept: its policy decides (history.output), and how old it is", err=True)
         return
     for title, text in parts(output):
-        click.echo(f"\n--- {title}\n{escaped(text)}".rstrip("\n"))
+        # What a program told stands apart, so that no line of it passes for one of ours.
+        click.echo(f"\n--- {title}\n{indent(escaped(text).rstrip(), '  ')}")
 
 
 def parts(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -46,7 +49,7 @@ def parts(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if error:
         yield "error", error.get("traceback") or f"{error.get('type')}: {error.get('message')}"
     if records := output.get("logs"):
-        text = "\n".join(f"{record['elapsed_s']:9.3f} s [{record['level']}] {record['message']}" for record in records)
+        text = "\n".join(f"{record['elapsed_s']:9.3f} s [{record['level']}] {indent(record['message'], '  ').strip()}" for record in records)
         yield f"log{without(left_out.get('logs'), 'records')}", text
     for name in ("stdout", "stderr"):
         if output.get(name):

@@ -109,12 +109,15 @@ def cli(ctx: click.Context, *, policy_dirs: tuple[Path, ...], debug: bool) -> No
 
 def report(error: SandboxError) -> None:
     """Print one error for its reader."""
+    from sandbox.cli.screen import escaped
+    from sandbox.printable import printable
+
     marked(f"sandbox: {error.code}: ", err=True, nl=False, fg="red")
     click.echo(printable(error.message), err=True)
     if error.hint:
         click.echo(f"  what to do: {printable(error.hint)}", err=True)
     if said := said_by_tool(error.facts.get("output")):
-        click.echo(f"  what the tool said last:\n{printable(said)}", err=True)
+        click.echo(f"  what the tool said last:\n{escaped(said)}", err=True)
 
 
 def said_by_tool(output: object) -> str:
@@ -122,13 +125,6 @@ def said_by_tool(output: object) -> str:
     lines = output.splitlines() if isinstance(output, str) else output if isinstance(output, list) else []
     useful = [str(line)[:SHOWN_CHARS] for line in lines if str(line).strip()]
     return "\n".join(f"    {line}" for line in useful[-SHOWN_LINES:])
-
-
-def printable(text: str) -> str:
-    """Return `text` without anything that could steer a terminal."""
-    from sandbox.cli.screen import escaped
-
-    return escaped(text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ import click
 from sandbox.cli.colour import marked
 from sandbox.cli.progress import Steps
 from sandbox.cli.screen import Screen, escaped, escaped_json
+from sandbox.printable import printable
 
 if TYPE_CHECKING:
     from sandbox.cli.answer import Answer
@@ -130,10 +131,10 @@ class Output:
         if answer.error is not None and answer.error.traceback:
             click.echo(escaped(answer.error.traceback.rstrip("\n")), err=True)
         for warning in () if self._quiet else answer.warnings:
-            click.echo(f"sandbox: warning: {escaped(warning)}", err=True)
+            click.echo(f"sandbox: warning: {printable(warning)}", err=True)
         if answer.explanation:
             marked(f"sandbox: {answer.outcome}: ", err=True, nl=False, fg="red")
-            click.echo(escaped(answer.explanation), err=True)
+            click.echo(printable(answer.explanation), err=True)
         elif sys.stderr.isatty() and not self._quiet and answer.receipt is not None:
             controls = answer.receipt.controls
             fallback = sum(control.status == "fallback" for control in controls)

@@ -12,9 +12,8 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
 from sandbox.cli.versions import tell_version
@@ -22,12 +21,10 @@ from sandbox.client import Client, NoService, bytes_of, error_of, run_body
 from sandbox.client_calls import foreign, object_of
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
-from sandbox.request import syntax_error
 from sandbox.service.config_file import named_socket
 
 if TYPE_CHECKING:
     from sandbox.cli.output import Output
-    from sandbox.models import RunRequest
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CANCEL_TIMEOUT_S = 5.0
@@ -71,22 +68,10 @@ def is_ours(path: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Script:
-    """What the check of the syntax looks at."""
-
-    code: str
-    filename: str
-
-
 def carry_out(client: Client, fields: dict[str, Any], payload_json: bytes, output: Output) -> Answer:
     """Run one request on the service; Ctrl-C and SIGTERM cancel it. Raises a `SandboxError`."""
     # Secrets pass through this process: it must not be found in a core dump.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    script = Script(fields["code"], fields["filename"])
-    # An image of the caller's choice may have a newer Python than ours.
-    if not fields["image"] and (problem := syntax_error(cast("RunRequest", script))) is not None:
-        raise problem
     going = Going(client)
     output.on_gone = going.cancel
     with going.cancelled_by_signals():

@@ -24,13 +24,16 @@ from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.saved import open_directory, save_files
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
+from sandbox.harness import name_problem
 
 if TYPE_CHECKING:
     from sandbox.cli.answer import Answer
     from sandbox.models import RunRequest
 
+DEFAULT_NAME = "script.py"
 READER_GONE = 128 + signal.SIGPIPE
 CANCELLED_OUTPUT_S = 1.0
+MAX_COUNT = 2**53 - 1  # as in sandbox.models, which takes long to import
 MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
 
@@ -44,19 +47,21 @@ def parse_size(text: str, *, option: str) -> int:
     match = MEMORY.fullmatch(text.strip())
     if match is None:
         raise InvalidRequest(f"{option} {text!r} is not a size", hint="write for example 256m or 1g")
-    mib = int(float(match[1]) * {"k": 1 / 1024, "m": 1, "": 1, "g": 1024, "t": 1 << 20}[match[2].lower()])
+    mib = float(match[1]) * {"k": 1 / 1024, "m": 1, "": 1, "g": 1024, "t": 1 << 20}[match[2].lower()]
+    if mib > MAX_COUNT:
+        raise InvalidRequest(f"{option} {text[:20]!r}… is more than any machine has", hint="write for example 256m or 1g")
     if mib < 1:
         raise InvalidRequest(f"{option} {text!r} is less than 1 MiB", hint="write for example 256m")
-    return mib
+    return int(mib)
 
 
 def parse_duration(text: str) -> float:
     """Return seconds for `30`, `2.5s`, `500ms`, `2m`. Raises `InvalidRequest`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip())
     seconds = float(match[1]) * {"ms": 0.001, "s": 1, None: 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if seconds <= 0:
+    if not 0 < seconds <= MAX_COUNT:
         raise InvalidRequest(
-            f"--timeout {text!r} is not a duration above zero", hint="write for example 30s, 500ms or 2m"
+            f"--timeout {text[:40]!r} is not a duration above zero that anybody could wait for", hint="write for example 30s, 500ms or 2m"
         )
     return seconds
 
@@ -232,7 +237,7 @@ def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
         raise InvalidRequest(
             "the script and the input can't both come from standard input", hint="give one of them as a file"
         )
-    filename = "script.py" if file == "-" else Path(file).name
+    filename = DEFAULT_NAME if file == "-" or name_problem(Path(file).name) else Path(file).name
     return run_code(obj, lambda: read_text(file, what="the script"), filename=filename, options=options)
 
 

@@ -8,28 +8,51 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import msgspec
 from pydantic import SecretStr, ValidationError
 
 from sandbox.aside import copied
 from sandbox.errors import InvalidRequest
-from sandbox.models import RunRequest, Tightening
+from sandbox.imports import check_modules
+from sandbox.models import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS, RunRequest, Tightening
+from sandbox.policy_model import Policy
+from sandbox.request import check_code_size
+from sandbox.service.outline import program_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+Value = TypeVar("Value")
 PIECE_CHARS = 64 << 10  # a multiple of four, so that each piece of base64 is whole
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+# One byte of a text may be written in six, as \u0041.
+WRITTEN_BYTES = 6
+# In how many bytes a field may be written. What is longer is not even decoded, nor is a list or object of more texts.
+MAX_NAME_BYTES = 8 << 10
+MAX_FIELD_BYTES = {"topic": WRITTEN_BYTES << 16, "requirements": 1 << 20, "preload": 64 << 10, "env": 1 << 20, "secrets": 1 << 20}
+MAX_TEXTS = 2_000
+# What is skipped, and stays as it came: looked at by who needs it, when its size is known to be right.
+UNPARSED = ("code", "payload", "message", "files")
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)]
+Number = Annotated[float, msgspec.Meta(gt=0, le=MAX_COUNT)]
+Count = Annotated[int, msgspec.Meta(gt=0, le=MAX_COUNT)]
+Filename = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_FILENAME_CHARS)]
+# What else is named: the longest reference of an image has fewer characters, and so have other names by far.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+# A topic of MQTT may have so many bytes.
+Topic = Annotated[str, msgspec.Meta(max_length=65_535)]
 
 
 class LimitsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Limits of one request; each may only be lower than the policy's."""
 
-    timeout_s: Positive | None = None
-    memory_mib: PositiveInt | None = None
-    cpus: Positive | None = None
-    processes: PositiveInt | None = None
+    timeout_s: Seconds | None = None
+    memory_mib: Count | None = None
+    cpus: Number | None = None
+    processes: Count | None = None
 
 
 class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -45,21 +68,21 @@ class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     when the client goes away; `notify` goes with `Prefer: respond-async`.
     """
 
-    code: str
+    code: msgspec.Raw
     payload: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
     message: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
-    topic: str = ""
-    node_id: str = ""
-    filename: str = "script.py"
-    policy: str = "default"
-    image: str | None = None
+    topic: Topic = ""
+    node_id: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    filename: Filename = "script.py"
+    policy: Name = "default"
+    image: Name | None = None
     requirements: tuple[str, ...] = ()
     requires_python: str = ""
     preload: tuple[str, ...] | None = None
     limits: LimitsBody = LimitsBody()
     env: dict[str, str] = {}
     secrets: dict[str, str] = {}
-    files: dict[str, str] = {}
+    files: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     wait_for_end: bool = False
     notify: NotifyBody | None = None
 
@@ -68,59 +91,125 @@ class EnvironmentBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Libraries to install on a policy's base image."""
 
     requirements: tuple[str, ...]
-    policy: str = "default"
-    image: str | None = None
+    policy: Name = "default"
+    image: Name | None = None
 
 
 class CheckBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Code to look at, and the libraries it would run with."""
 
-    code: str
-    filename: str = "script.py"
-    policy: str = "default"
-    image: str | None = None
+    code: msgspec.Raw
+    filename: Filename = "script.py"
+    policy: Name = "default"
+    image: Name | None = None
     requirements: tuple[str, ...] = ()
 
 
 class PruneBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Which environments go: older than, unused for (seconds), or beyond a size (MiB)."""
 
-    older_s: Positive | None = None
-    unused_s: Positive | None = None
-    budget_mib: PositiveInt | None = None
+    older_s: Seconds | None = None
+    unused_s: Seconds | None = None
+    budget_mib: Count | None = None
     dry_run: bool = False
 
 
-_RUN = msgspec.json.Decoder(RunBody)
-_ENVIRONMENT = msgspec.json.Decoder(EnvironmentBody)
-_CHECK = msgspec.json.Decoder(CheckBody)
-_PRUNE = msgspec.json.Decoder(PruneBody)
+_TEXT = msgspec.json.Decoder(str)
+_FILES = msgspec.json.Decoder(dict[str, str])
 
 
-def run_body(body: bytes) -> RunBody:
+def fields_of(kind: type[msgspec.Struct]) -> str:
+    """Return which fields a body has, as a hint."""
+    return f"its fields are {', '.join(kind.__struct_fields__)}; GET /v1/openapi.json describes them"
+
+
+class Form(Generic[Body]):
+    """Takes bodies of one kind apart: first into fields that nobody has decoded, then those of a sensible size as they are to be."""
+
+    def __init__(self, kind: type[Body]) -> None:
+        self._names = tuple(field.name for field in msgspec.structs.fields(kind))
+        outline = msgspec.defstruct(
+            "Outline", [(name, msgspec.Raw, msgspec.Raw()) for name in self._names], forbid_unknown_fields=True, frozen=True
+        )
+        self._outline = msgspec.json.Decoder(outline)
+        self._decoder = msgspec.json.Decoder(kind)
+        self._hint = fields_of(kind)
+
+    def decoded(self, body: Buffer) -> Body:
+        """Return what a body says. Raises `InvalidRequest` with the place in the body."""
+        outline = _decoded(self._outline, body, self._hint)
+        fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
+        small = []
+        for name, written in fields:
+            if written and name not in UNPARSED:
+                check_written(name, written, MAX_FIELD_BYTES.get(name, MAX_NAME_BYTES))
+                small.append(b'"%s":%s' % (name.encode(), written))
+        skipped = {name: getattr(outline, name) for name, written in fields if written and name in UNPARSED}
+        if "code" in skipped:  # which no body may lack
+            small.append(b'"code":""')
+        return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small), self._hint), **skipped)
+
+
+def check_written(name: str, written: memoryview, most_bytes: int) -> None:
+    """Check that a field is short enough to be decoded, and has not too many texts. Raises `InvalidRequest`."""
+    if len(written) > most_bytes:
+        raise InvalidRequest(f"`{name}` is too long: it has {len(written)} bytes, of at most {most_bytes}", hint="send less in it")
+    pieces = range(0, len(written), PIECE_CHARS)
+    if sum(bytes(written[start : start + PIECE_CHARS]).count(b'"') for start in pieces) > 2 * MAX_TEXTS:
+        raise InvalidRequest(f"`{name}` has more than {MAX_TEXTS} texts", hint="send fewer")
+
+
+_RUN = Form(RunBody)
+_ENVIRONMENT = Form(EnvironmentBody)
+_CHECK = Form(CheckBody)
+_PRUNE = Form(PruneBody)
+
+
+def check_program(body: bytearray, policies: Iterable[Policy]) -> None:
+    """Check that the program in a body is not longer than any of these policies takes, before it is parsed. Raises `PolicyDenied`."""
+    largest = max(policies, key=lambda policy: policy.limits.code_kib, default=None)
+    if largest is not None:
+        enough_bytes = WRITTEN_BYTES * (largest.limits.code_kib << 10)
+        check_code_size(program_bytes(body, enough_bytes=enough_bytes) // WRITTEN_BYTES, largest, at_least=True)
+
+
+def run_body(body: Buffer) -> RunBody:
     """Return what a client wants run. Raises `InvalidRequest` with the place in the body."""
-    return _decoded(_RUN, body)
+    return _RUN.decoded(body)
 
 
-def environment_body(body: bytes) -> EnvironmentBody:
+def environment_body(body: Buffer) -> EnvironmentBody:
     """Return which libraries a client wants. Raises `InvalidRequest`."""
-    return _decoded(_ENVIRONMENT, body)
+    return _ENVIRONMENT.decoded(body)
 
 
-def check_body(body: bytes) -> CheckBody:
+def check_body(body: Buffer) -> CheckBody:
     """Return which code a client wants checked. Raises `InvalidRequest`."""
-    return _decoded(_CHECK, body)
+    return _CHECK.decoded(body)
 
 
-def prune_body(body: bytes) -> PruneBody:
+def prune_body(body: bytearray) -> PruneBody:
     """Return what a client wants removed. Raises `InvalidRequest`."""
-    return _decoded(_PRUNE, body or b"{}")
+    return _PRUNE.decoded(body or bytearray(b"{}"))
 
 
-def run_request(body: RunBody) -> RunRequest:
-    """Return the request that a body stands for. Raises `InvalidRequest`."""
-    if not bytes(body.message).lstrip().startswith(b"{"):
+def code_of(body: RunBody | CheckBody, policy: Policy) -> str:
+    """Return the program of a body, of a size that the policy takes; what is longer is not even decoded.
+
+    Raises `PolicyDenied`, `InvalidRequest`.
+    """
+    check_code_size(len(memoryview(body.code)) // WRITTEN_BYTES, policy, at_least=True)
+    code = _decoded(_TEXT, body.code, "send the program's text", "`code`")
+    check_code_size(len(code.encode(errors="surrogatepass")), policy)
+    return code
+
+
+def run_request(body: RunBody, code: str) -> RunRequest:
+    """Return the request that a body stands for, with its `code`. Raises `InvalidRequest`."""
+    check_modules(body.preload or ())
+    if not bytes(memoryview(body.message)[:1]).startswith(b"{"):
         raise InvalidRequest("`message` is no JSON object", hint="send the whole message of the flow, or leave it out")
+    check_written("files", memoryview(body.files), len(memoryview(body.files)))
     limits = Tightening(
         timeout_s=body.limits.timeout_s,
         memory_mib=body.limits.memory_mib,
@@ -129,20 +218,15 @@ def run_request(body: RunBody) -> RunRequest:
     )
     try:
         return RunRequest(
-            code=body.code, filename=body.filename, payload_json=copied(body.payload), message_json=copied(body.message),
+            code=code, filename=body.filename, payload_json=copied(body.payload), message_json=copied(body.message),
             topic=body.topic, node_id=body.node_id, policy=body.policy, image=body.image, requirements=body.requirements,
             requires_python=body.requires_python, preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
-            files={name: _content(name, text) for name, text in body.files.items()},
+            files={name: _content(name, text) for name, text in _decoded(_FILES, body.files, "send names and contents as base64", "`files`").items()},
         )  # fmt: skip
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise InvalidRequest(f"`{place}`: {first['msg']}", hint=fields_of(RunBody)) from None
-
-
-def fields_of(kind: type[msgspec.Struct]) -> str:
-    """Return which fields a body has, as a hint."""
-    return f"its fields are {', '.join(kind.__struct_fields__)}"
 
 
 def _content(name: str, text: str) -> bytes:
@@ -156,9 +240,9 @@ def _content(name: str, text: str) -> bytes:
         raise InvalidRequest(f"the file {name[:80]!r} is not base64", hint="encode its content as base64") from None
 
 
-def _decoded(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+def _decoded(decoder: msgspec.json.Decoder[Value], body: Buffer, hint: str, what: str = "the request's body") -> Value:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         reason = str(error).replace("`$.", "`") or "nested too deeply"
-        raise InvalidRequest(f"the request's body can't be read: {reason}", hint=fields_of(decoder.type)) from None
+        raise InvalidRequest(f"{what} can't be read: {reason}", hint=hint) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from aiohttp.http_exceptions import LineTooLong
 from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service.access import peer_of
 from sandbox.service.answers import SERVER, error_answer, sign, translated
+from sandbox.service.intake import BODY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -27,6 +29,12 @@ DESCRIPTORS = 65_536
 DESCRIPTORS_SHARE = 2
 # A connection without a request is closed after so long; clients open another.
 IDLE_S = 75.0
+# Who is refused is heard out for so long, and so many at a time: a connection that is closed while its client still sends is
+# reset, and the client may never see the answer.
+LINGER_S = 2.0
+LINGERING = 100
+HEAD_END = b"\r\n\r\n"
+HEADS = 256  # in one piece; more are parsed together
 # What comes is read in pieces of so much, not asyncio's 256 KiB: of many clients that send at once, none keeps the event loop long.
 PIECE_BYTES = 32 << 10
 BODY = json.dumps(
@@ -42,12 +50,23 @@ REFUSAL = (
 class Speaker(web.RequestHandler):
     """Serves one connection. What goes wrong before a route is found is answered in the shape of every other error."""
 
-    __slots__ = ()
+    __slots__ = ("_refused",)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve."""
+        self._refused = False
         transport.max_size = PIECE_BYTES  # type: ignore[attr-defined] # asyncio documents no other way, nor this one
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, one head after the other: the parser forgets the requests that stand in one piece with a broken one."""
+        if self._refused:
+            return
+        *heads, rest = data.split(HEAD_END, HEADS)
+        for head in heads:
+            super().data_received(head + HEAD_END)
+        if rest:
+            super().data_received(rest)
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -71,7 +90,12 @@ class Speaker(web.RequestHandler):
             resp = error_answer(translated(resp, request))
         if not resp.prepared:
             sign(request, resp)
-        return await super().finish_response(request, resp, start_time)
+        sent = await super().finish_response(request, resp, start_time)
+        if resp.status >= 400 and not resp.keep_alive and isinstance(self.transport, asyncio.Transport) and not self.transport.is_closing():
+            self._refused = True
+            self.transport.write_eof()
+            await asyncio.sleep(LINGER_S)  # or until the client closes its side, which ends this task
+        return sent
 
 
 class Connections:
@@ -87,9 +111,21 @@ class Connections:
         self._per_user = per_user
         self._total = most_connections() if total is None else total
         # Bodies are taken as they are: a compressed one could grow a thousandfold.
-        self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "access_log": None, "auto_decompress": False,
+        # What is refused before its body came is read to its end, within the time that a body has: a connection that is closed
+        # while its client still sends is reset, and the client may never see the answer.
+        self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "lingering_time": BODY_TIMEOUT_S,
+                                         "access_log": None, "auto_decompress": False,
                                          "read_bufsize": PIECE_BYTES // 2}  # fmt: skip # it reads on to twice that
         self._users: dict[web.RequestHandler, int] = {}
+        self._refused: set[_Refused] = set()
+
+    def refused(self) -> asyncio.Protocol | None:
+        """Return what tells one more client that there are too many, and hears it out; None where that is too much, too."""
+        if len(self._refused) >= LINGERING:
+            return None
+        refused = _Refused(self._refused.discard)
+        self._refused.add(refused)
+        return refused
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a connection that was just accepted."""
@@ -129,9 +165,26 @@ class _Door(asyncio.Protocol):
         transport = cast("asyncio.Transport", transport)
         uid = peer_of(transport.get_extra_info("socket")).uid
         handler = self._connections.handler(uid)
-        if handler is None:
+        protocol = self._connections.refused() if handler is None else handler
+        if protocol is None:
             transport.write(REFUSAL)
             transport.close()
             return
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+class _Refused(asyncio.Protocol):
+    """Says no, and takes what comes until the client has heard it."""
+
+    def __init__(self, on_end: Callable[[_Refused], None]) -> None:
+        self._on_end = on_end
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", transport)
+        transport.write(REFUSAL)
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._on_end(self)

@@ -20,17 +20,14 @@ from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from typing_extensions import Buffer
 
 
 async def post_environment(request: web.Request) -> web.StreamResponse:
     """Build an environment, unless it is there; its progress is a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    body = environment_body(request[BODY].take())
-    caller.may_use(body.policy)
-    requirements = parse_libraries("\n".join(body.requirements))
-    if not requirements:
-        raise InvalidRequest("no library is asked for", hint='send for example {"requirements": ["pandas"]}')
-    wanted = RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
+    wanted = await request[BODY].parsed(to_build)
+    caller.may_use(wanted.policy)
 
     async def build(on_progress: OnProgress) -> dict[str, object]:
         async with state.live.errand(), state.admission.slot(caller.uid, "environments", quota=caller.quota):
@@ -42,6 +39,15 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     if (kind := format_asked(request)) is not None:
         return await streamed(request, kind, tell)
     return document(await build(lambda _: None))
+
+
+def to_build(data: Buffer) -> RunRequest:
+    """Return the request whose libraries are to be installed. Raises `InvalidRequest`."""
+    body = environment_body(data)
+    requirements = parse_libraries("\n".join(body.requirements))
+    if not requirements:
+        raise InvalidRequest("no library is asked for", hint='send for example {"requirements": ["pandas"]}')
+    return RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
 
 
 async def get_environments(request: web.Request) -> web.Response:

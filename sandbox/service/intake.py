@@ -1,7 +1,7 @@
 """Takes the bodies of requests: each within its size and its time, and all that are held within a budget.
 
-Of bodies that are complete at the same moment, one is handed on in each turn of the event loop: what else there is to
-answer goes on between them.
+Of bodies that are complete at the same moment, one is handed on in each turn of the event loop, and large ones are
+parsed one after the other: what else there is to answer goes on between them.
 """
 
 from __future__ import annotations
@@ -10,29 +10,43 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from sandbox.aside import aside
 from sandbox.errors import InvalidRequest
 from sandbox.service.budget import Budget, Part
 
 BODY_TIMEOUT_S = 60.0
+# Handing work to a thread takes longer than most bodies take to parse; libraries of this length take a few milliseconds.
+AT_ONCE_BYTES = 8 << 10
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
 class Body:
     """The body of one request. It counts as its caller's `part` of the budget until the request ends."""
 
-    data: bytes
+    data: bytearray
     part: Part
+    parsing: asyncio.Lock
 
-    def take(self) -> bytes:
-        """Return the bytes, and keep none: what a run needs of them is a copy."""
-        data, self.data = self.data, b""
-        return data
+    async def parsed(self, parse: Callable[[bytearray], Result]) -> Result:
+        """Return what `parse` makes of the bytes, and keep none of them: what is needed of them is a copy.
+
+        Of more than a little, a thread does it, of one body after the other: each keeps the event loop waiting for a
+        moment now and then, and many at once would for long.
+        """
+        data, self.data = self.data, bytearray()
+        if len(data) <= AT_ONCE_BYTES:
+            return parse(data)
+        async with self.parsing:
+            return await asyncio.to_thread(parse, data)
+
+    def drop(self) -> None:
+        """Keep no bytes any more."""
+        self.data = bytearray()
 
     def keep_until(self, task: asyncio.Task[Any]) -> None:
         """Let it count until a task is done, also when its request ends before, which gets another part for its answer."""
@@ -48,6 +62,7 @@ class Intake:
         self._budget = Budget(budget_bytes)
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
+        self._parsing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def body(self, request: web.Request, uid: int) -> AsyncIterator[Body]:
@@ -56,11 +71,12 @@ class Intake:
         Raises `QueueFull` at once where it does not fit beside the others, `InvalidRequest` where it is too large, too
         slow or broken.
         """
-        body = Body(data=b"", part=self._budget.part(uid))  # the one place that refers to the bytes, so that they can go early
+        # The one place that refers to the bytes, so that they can go early.
+        body = Body(data=bytearray(), part=self._budget.part(uid), parsing=self._parsing)
         try:
             if request.body_exists:
                 try:
-                    body.data = await asyncio.wait_for(self._read(request, body.part), self._timeout_s)
+                    await asyncio.wait_for(self._read(request, body), self._timeout_s)
                 except asyncio.TimeoutError:
                     raise InvalidRequest(
                         f"the request's body did not come within {self._timeout_s:g} s", hint="send it again, as a whole"
@@ -69,20 +85,23 @@ class Intake:
                     raise InvalidRequest("the request's body is broken", hint="send it again, as a whole") from None
             yield body
         finally:
+            body.drop()  # what refers to an error that was raised here refers to the body, too, for a while
             body.part.close()
 
-    async def _read(self, request: web.Request, part: Part) -> bytes:
+    async def _read(self, request: web.Request, body: Body) -> None:
+        """Take a body as it comes, into one block: so its memory goes back as a whole, and none of it is copied twice."""
+        part = body.part
         announced_bytes = request.content_length or 0
         self._check_size(announced_bytes)
         part.check(announced_bytes)
-        pieces: list[bytes] = []
-        async for piece in request.content.iter_any():
-            self._check_size(part.size_bytes + len(piece))
-            part.grow(part.size_bytes + len(piece))
-            pieces.append(piece)
+        part.on_given_up = body.drop
+        with part.coming():
+            async for piece in request.content.iter_any():
+                self._check_size(part.size_bytes + len(piece))
+                part.grow(part.size_bytes + len(piece))
+                body.data += piece
         async with self._turn:
             await asyncio.sleep(0)
-        return await aside(part.size_bytes, lambda: b"".join(pieces))
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > (largest_bytes := self._largest_bytes()):

@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
 from sandbox.history_row import Row
+from sandbox.printable import printable
 from sandbox.service.config_model import Log
 
 LOG = logging.getLogger("sandbox.service")
@@ -45,11 +46,6 @@ class HumanLines(logging.Formatter):
         line = f"{self.formatTime(record, '%H:%M:%S')} {level}{printable(record.getMessage())}"
         trace = self.formatException(record.exc_info).split("\n") if record.exc_info else []
         return "\n".join((line, *(f"  {printable(said)}" for said in trace)))
-
-
-def printable(text: str) -> str:
-    """Return a text that can neither move a terminal's cursor nor begin a line."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def no_bytes_of_requests(record: logging.LogRecord) -> bool:

@@ -21,7 +21,7 @@ async def post_prune(request: web.Request) -> web.Response:
     """Remove environments and cached files by age, last use and size; never what a run uses. A trial lists that, too."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
-    body = prune_body(request[BODY].take())
+    body = await request[BODY].parsed(prune_body)
     if body.older_s is None and body.unused_s is None and body.budget_mib is None:
         raise InvalidRequest("prune needs to know what may go", hint='for example {"unused_s": 2592000}')
     limits = PruneLimits(

@@ -12,6 +12,7 @@ from sandbox.history_reader import MAX_LISTED
 from sandbox.models import ErrorBody, RunResult
 from sandbox.service.application import ROUTES
 from sandbox.service.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
+from sandbox.service.record import ENDINGS
 from sandbox.service.runs import USUALLY_LISTED
 
 BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
@@ -23,7 +24,7 @@ BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
 TEXT = {"type": "string"}
 QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/runs"): {
-        "node": TEXT, "outcome": TEXT, "before": TEXT,
+        "node": TEXT, "outcome": {"type": "string", "enum": list(ENDINGS)}, "before": TEXT,
         "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": USUALLY_LISTED},
     }
 }  # fmt: skip
@@ -52,6 +53,8 @@ def openapi() -> dict[str, Any]:
     run = schemas["RunBody"]["properties"]
     run["payload"] = {"description": "Any JSON; it reaches the program byte for byte."}
     run["message"] = {"type": "object", "description": "The whole message of the flow."}
+    run["files"] = {"type": "object", "additionalProperties": TEXT, "description": "Plain names, and their contents as base64."}
+    run["code"] = schemas["CheckBody"]["properties"]["code"] = TEXT
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
     for method, path, handler in ROUTES:

@@ -11,6 +11,7 @@ from sandbox.execution import digest
 from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
+from sandbox.requirements import without_hashes
 from sandbox.runner import preload_of
 from sandbox.secret_mask import Mask
 from sandbox.service.live import LiveRun
@@ -39,13 +40,13 @@ def kept_payload(wanted: RunRequest, mask: Mask) -> str:
     return mask.beginning(text, MAX_PAYLOAD_BYTES)
 
 
-def new_row(live: LiveRun, wanted: RunRequest, policy: Policy | None, mask: Mask) -> Row:
-    """Return the row of a run that was just asked for, under a policy that is not there (None) or keeps payloads, maybe."""
-    keeps = policy is not None and policy.history.payloads
+def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> Row:
+    """Return the row of a run that was just asked for, whose code is no longer than its policy takes."""
+    keeps = policy.history.payloads
     return Row(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
-        policy=wanted.policy, requirements=", ".join(wanted.requirements),
-        preload=", ".join(preload_of(wanted, policy)) if policy is not None else "",
+        policy=wanted.policy, requirements=", ".join(map(without_hashes, wanted.requirements)),
+        preload=", ".join(preload_of(wanted, policy)),
         payload=kept_payload(wanted, mask) if keeps else "", detached=live.detached,
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),

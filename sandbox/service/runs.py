@@ -22,12 +22,12 @@ from sandbox.history_row import Row, public
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import Progress
-from sandbox.requirements import Declared, parse_libraries, parse_script
+from sandbox.requirements import Declared, parse_libraries, parse_script, without_hashes
 from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import document, gathered, large
-from sandbox.service.bodies import check_body, run_body, run_request
+from sandbox.service.bodies import check_body, check_program, code_of, run_body, run_request
 from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
@@ -50,14 +50,11 @@ NOTHING = RunRequest(code="")
 async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    data = request[BODY].take()
-    wanted, goes_on, notify = await aside(len(data), partial(understood, data))
-    del data
-    caller.may_use(wanted.policy)
+    wanted, policy, goes_on, notify = await request[BODY].parsed(partial(understood, allowed=Allowed(state, caller)))
     asked = asked_of(request)
     if notify:
         check_notify(state, notify, asked)
-    work = Work(state, caller, wanted, request[BODY].part, detached=asked.respond_async, notify=notify)
+    work = Work(state, caller, wanted, policy, request[BODY].part, detached=asked.respond_async, notify=notify)
     del wanted  # whoever reads the answer slowly has nothing of the request kept meanwhile
     if asked.respond_async:
         return await started(request, work, asked)
@@ -89,12 +86,35 @@ def check_notify(state: State, url: str, asked: Preferences) -> None:
     state.webhooks.check(url)
 
 
-def understood(data: bytes) -> tuple[RunRequest, bool, str]:
-    """Return what a body asks for, whether it is to go on without its client, and who is to be told; nothing refers to the body any more."""
+class Allowed:
+    """The policies that a caller may use."""
+
+    def __init__(self, state: State, caller: Caller) -> None:
+        self._policies = state.policies
+        self._caller = caller
+
+    def all(self) -> list[Policy]:
+        """Return every policy that there is."""
+        return [loaded.policy for loaded in self._policies.all()]
+
+    def get(self, name: str) -> Policy:
+        """Return the policy of this name. Raises `AccessDenied`, `NotFound`."""
+        self._caller.may_use(name)
+        return self._policies.get(name).policy
+
+
+def understood(data: bytearray, *, allowed: Allowed) -> tuple[RunRequest, Policy, bool, str]:
+    """Return what a body asks for, under which policy, whether it is to go on without its client, and who is to be told.
+
+    Nothing of the result refers to the body. What the policy finds too long is looked at no further.
+    """
+    check_program(data, allowed.all())
     body = run_body(data)
-    asked = libraries(body.requirements, body.code, body.requires_python)
+    policy = allowed.get(body.policy)
+    code = code_of(body, policy)
+    asked = libraries(body.requirements, code, body.requires_python)
     body = msgspec.structs.replace(body, requirements=asked.libraries, requires_python=asked.python)
-    return run_request(body), body.wait_for_end, body.notify.url if body.notify else ""
+    return run_request(body, code), policy, body.wait_for_end, body.notify.url if body.notify else ""
 
 
 def libraries(named: tuple[str, ...], code: str, python: str = "") -> Declared:
@@ -113,9 +133,10 @@ class Work:
     """One request on its way through the queue, the runner and the history; for one call of `carry_out` or `tell`."""
 
     def __init__(
-        self, state: State, caller: Caller, wanted: RunRequest, part: Part, *, detached: bool = False, notify: str = ""
+        self, state: State, caller: Caller, wanted: RunRequest, policy: Policy, part: Part, *, detached: bool = False, notify: str = ""
     ) -> None:
         self.state = state
+        self.policy = policy
         self.part = part
         self.caller = caller
         self.wanted = wanted
@@ -124,7 +145,7 @@ class Work:
         self.mask = mask_of(wanted)
         self.live = LiveRun(
             run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
-            policy=wanted.policy, requirements=wanted.requirements, detached=detached,
+            policy=wanted.policy, requirements=tuple(map(without_hashes, wanted.requirements)), detached=detached,
         )  # fmt: skip
 
     async def tell(self, events: Events) -> None:
@@ -154,13 +175,12 @@ class Work:
 
     async def _carried_out(self, events: Events | None) -> tuple[str, list[bytes]]:
         state, live = self.state, self.live
-        policy = self._policy()
-        row = new_row(live, self.wanted, policy, self.mask)
+        row = new_row(live, self.wanted, self.policy, self.mask)
         try:
             result = await self._result(row, events)
             if result.files:
                 await asyncio.to_thread(state.artefacts.keep, live.run_id, live.caller_uid, result.files)
-            output = await self._output(result) if is_kept(policy, result.outcome) else ""
+            output = await self._output(result) if is_kept(self.policy, result.outcome) else ""
             self._ended(ended_row(row, result, self.mask, output))
         except SandboxError as error:
             # What was refused at once is not in the history: a flood would push the others out.
@@ -193,13 +213,6 @@ class Work:
             await kept(self.state, self.live, status, pieces)
             if self.notify:
                 self.state.webhooks.tell(self.notify, self.live.run_id, outcome)
-
-    def _policy(self) -> Policy | None:
-        """Return the policy that was asked for, if it is there."""
-        try:
-            return self.state.policies.get(self.live.policy).policy
-        except SandboxError:
-            return None
 
     async def _result(self, row: Row, events: Events | None) -> RunResult:
         live = self.live
@@ -341,13 +354,19 @@ async def delete_run(request: web.Request) -> web.Response:
 async def post_check(request: web.Request) -> web.Response:
     """Tell whether code compiles on the Python that would run it, and which imports its libraries can't serve."""
     state, caller = request.app[STATE], request[CALLER]
-    body = check_body(request[BODY].take())
-    caller.may_use(body.policy)
-    asked = libraries(body.requirements, body.code)
-    wanted = RunRequest(
-        code=body.code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
-        requires_python=asked.python,
-    )  # fmt: skip
+    wanted = await request[BODY].parsed(partial(to_check, allowed=Allowed(state, caller)))
     async with state.live.errand(), state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
     return document(json.loads(found.model_dump_json()))
+
+
+def to_check(data: bytearray, *, allowed: Allowed) -> RunRequest:
+    """Return the request whose code is to be looked at. Raises as `understood` does."""
+    check_program(data, allowed.all())
+    body = check_body(data)
+    code = code_of(body, allowed.get(body.policy))
+    asked = libraries(body.requirements, code)
+    return RunRequest(
+        code=code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
+        requires_python=asked.python,
+    )  # fmt: skip

@@ -30,6 +30,7 @@ from sandbox.models import RunRequest
 from sandbox.podman_engine import PodmanEngine
 from sandbox.pool import Pool, PoolCounts, PoolLimits
 from sandbox.ready import Places, ReadySandbox
+from sandbox.requirements import parse_libraries
 from sandbox.results import Results
 from sandbox.runner import Runner
 from sandbox.service import systemd
@@ -58,6 +59,10 @@ CLOSE_S = 0.5
 PRUNE_S = 3600.0
 SWEEP_S = 120.0
 SEEN_S = 7 * 86_400.0
+# Connections may take half of the service's descriptors. Of the other half, sandboxes that stand ready (4 each) and warm
+# containers of cells (8 each) take half at most.
+DESCRIPTORS_EACH_READY = 16
+DESCRIPTORS_EACH_WARM = 32
 
 
 async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[int] = ()) -> None:
@@ -69,7 +74,7 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
     with contextlib.ExitStack() as held:
         held.callback(access.close)
         sockets = [listener.socket for listener in opened(config, inherited, held)]
-        async with alone(config), running(config, places) as state, accepting(application(state, access), *sockets):
+        async with alone(config, str(sockets[0].getsockname())), running(config, places) as state, accepting(application(state, access), *sockets):
             keep_what_is_there()
             for listening in sockets:
                 LOG.info("serving on %s", listening.getsockname())
@@ -90,10 +95,10 @@ def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.Exi
 
 
 @contextlib.asynccontextmanager
-async def alone(config: ServiceConfig) -> AsyncIterator[None]:
-    """Be the one service that uses the history's directory, until the block ends. Raises `InvalidRequest`."""
+async def alone(config: ServiceConfig, socket: str) -> AsyncIterator[None]:
+    """Be the one service that uses the history's directory, until the block ends; it listens on `socket`. Raises `InvalidRequest`."""
     with contextlib.ExitStack() as held:
-        await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=config.socket.path))
+        await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=socket))
         yield
 
 
@@ -152,11 +157,12 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
         limits = PoolLimits(
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
-            starters=config.pool.starters,
+            starters=config.pool.starters, most=most_connections() // DESCRIPTORS_EACH_READY,
         )  # fmt: skip
         making = partial(Maker, engine=engine, facts=facts, places=places)
         of_cells = CellLimits(
-            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s
+            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s,
+            most=most_connections() // DESCRIPTORS_EACH_WARM,
         )
         async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
             admission = Admission(config.queue.limits)
@@ -173,7 +179,6 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
                 webhooks=Webhooks(config.webhooks.allowed, key=key),
                 runner=Runner(
                     lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
-                    compiles=False,
                 ),
             )  # fmt: skip
             await asyncio.to_thread(tell_unknown_names, state)
@@ -260,8 +265,9 @@ async def warm(state: State) -> None:
     named = [(kind.policy, kind.requirements, kind.preload or None) for kind in state.config.pool.warm]
     often = await asyncio.to_thread(seen_often, state)
     for policy, requirements, modules in dict.fromkeys((*named, *often)):
-        request = RunRequest(code="", policy=policy, requirements=requirements, preload=modules)
         try:
+            asked = parse_libraries("\n".join(requirements))
+            request = RunRequest(code="", policy=policy, requirements=asked, preload=modules)
             async with state.runner.setting(request) as setting:
                 if setting.policy.isolation.per_run != "cell":
                     state.pool.warm(setting)
@@ -273,11 +279,14 @@ def seen_often(state: State) -> list[tuple[str, tuple[str, ...], tuple[str, ...]
     """Return what was run most often: policy, libraries, modules. Of environments, those that are still there."""
     store = state.runner.environments().store
     kinds = state.history.often(state.config.pool.warm_seen, since=time.time() - SEEN_S)
-    known = [
-        kind for kind in kinds
-        if kind.policy in state.policies.names() and (not kind.environment or store.record(kind.environment) is not None)
-    ]  # fmt: skip
-    return [(kind.policy, split(kind.requirements), split(kind.preload)) for kind in known]
+    found = []
+    for kind in kinds:
+        environment = store.record(kind.environment) if kind.environment else None
+        if kind.policy in state.policies.names() and (not kind.environment or environment is not None):
+            # The history has no hashes; the environment knows exactly what it was asked for.
+            requirements = environment.requirements if environment is not None else split(kind.requirements)
+            found.append((kind.policy, requirements, split(kind.preload)))
+    return found
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.integration.registry import free_port
 from tests.integration.service import Service, served
+from tests.integration.test_service import until
 
 pytestmark = pytest.mark.podman
 
@@ -56,13 +57,16 @@ class NodeRed:
 
 
 @contextlib.contextmanager
-def node_red(home: Path, socket: str) -> Iterator[NodeRed]:
-    """Run the flow of the documentation, whose socket alone is changed, in a Node-RED of its own."""
+def node_red(home: Path, socket: str, *, timeout_ms: int = 60_000) -> Iterator[NodeRed]:
+    """Run the flow of the documentation, whose socket alone is changed (and its patience), in a Node-RED of its own."""
     flow = json.loads(FLOW.read_text())
     for node in flow:
         if node["id"] == REQUEST:
             node["url"] = node["url"].replace("/run/podman-sandbox-runner/service.sock", socket)
             assert socket in node["url"]
+        if node["id"] == PROGRAM:
+            assert "msg.requestTimeout = 60000;" in node["func"]
+            node["func"] = node["func"].replace("60000", str(timeout_ms))
         if node["id"] == ANSWER:
             node["wires"] = [[*outputs, "t3"] for outputs in node["wires"]]
     home.mkdir()
@@ -145,3 +149,12 @@ def test_a_service_that_is_not_there_comes_out_of_the_second_output(tmp_path: Pa
     assert answer["error"]["code"] == "no_answer"
     assert "ENOENT" in answer["error"]["message"]
     assert answer["payload"] == {"numbers": [1]}
+
+
+def test_a_node_that_gives_up_ends_its_run(service: Service, tmp_path: Path) -> None:
+    with node_red(tmp_path / "home", service.socket, timeout_ms=3_000) as running:
+        answer = running.send(1, code="import time\ntime.sleep(25)\nresult = 1", topic="late")
+    assert answer["error"]["code"] == "no_answer"
+    assert "ETIMEDOUT" in answer["error"]["message"] or "Timeout" in answer["error"]["message"]
+    with service.client() as client:
+        until(lambda: client.runs(limit=1)[0]["outcome"] == "cancelled")

@@ -113,6 +113,15 @@ def tmpfs_option(destination: str, old: str, new: str | None, name: str) -> Weak
     return Weakening(name=name, controls=frozenset({f"tmpfs {destination}"}), apply=apply)
 
 
+def podmans_own(destination: str, *controls: str) -> Weakening:
+    """Return a weakening that leaves what is mounted at a place, and below it, to Podman."""
+
+    def apply(podman: dict[str, Any]) -> None:
+        podman["mounts"] = [mount for mount in podman["mounts"] if not mount["destination"].startswith(destination)]
+
+    return Weakening(name=f"Podman's own {destination}", controls=frozenset(controls), apply=apply)
+
+
 def without_rlimit(kind: str, *controls: str) -> Weakening:
     """Return a weakening that leaves one resource limit to what the engine gives by default."""
 

@@ -17,8 +17,8 @@ import pytest
 
 from sandbox import library, verify_cell
 from sandbox.errors import NotEnforceable
+from sandbox.family import children, family
 from sandbox.models import ControlEvidence, Outcome, RunResult
-from sandbox.watchdog import children, family
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import SLOWER, Bench, CellRuns, value_of
 
@@ -317,6 +317,16 @@ def test_what_the_host_s_user_has_few_of_can_t_be_taken(flow: Flow) -> None:
     assert 0 < found["terminals"] <= 16
     assert 0 < found["queued"] <= 256
     assert found["watch"] == "EBADF", "there are no file watchers to be had"
+
+
+def test_the_map_of_project_ids_that_all_sandboxes_share_is_written_before_a_library_or_a_cell_could(flow: Flow) -> None:
+    result = flow.run("result = open('/proc/self/projid_map').read()")
+    assert value_of(result) == "", "a cell's own map, which it can't write"
+    maker = flow.runs.makers()[-1].sandbox
+    assert Path(f"/proc/{maker.pid}/projid_map").read_text().split() != []
+    assert result.receipt is not None
+    row = next(row for row in result.receipt.controls if row.control == "project ids")
+    assert row.mechanism == "user namespace"
 
 
 def test_two_nodes_and_two_callers_never_share_a_container(flow: Flow) -> None:

@@ -16,6 +16,7 @@ from tests.escape.bench import (
     Bench,
     Weakening,
     extra_mount,
+    podmans_own,
     tmpfs_option,
     weakening,
     without_rlimit,
@@ -28,7 +29,8 @@ WEAKENINGS = (
     UNMASKED,
     NEW_PRIVILEGES + UNCONFINED,
     weakening("default capabilities", "no capabilities", cap_drop=None),
-    weakening("the host's pid namespace", "namespaces", pidns={"nsmode": "host"}),
+    # A /proc can be mounted for a pid namespace of one's own alone.
+    weakening("the host's pid namespace", "namespaces", pidns={"nsmode": "host"}) + podmans_own("/proc", "mounts"),
     weakening("the host's uts namespace", "namespaces", utsns={"nsmode": "host"}, hostname=None),
     weakening("the host's cgroup namespace", "namespaces", cgroupns={"nsmode": "host"}),
     weakening("readable kernel files", "masked kernel files", mask=None),
@@ -36,6 +38,9 @@ WEAKENINGS = (
     weakening("privileged", "no capabilities", "masked kernel files", privileged=True) + without_rlimit("nofile"),
     tmpfs_option("/app", "size=", None, "/app without a size"),
     without_rlimit("nproc", "processes"),
+    podmans_own("/proc", "mounts"),
+    podmans_own("/sys", "mounts", "masked kernel files"),
+    podmans_own("/dev/pts", "pseudo-terminals"),
 )
 # The same mechanisms again: that each is compared is our own code's doing.
 MORE = (

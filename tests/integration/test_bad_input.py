@@ -27,6 +27,11 @@ CASES = [
     (["--image", "Not A Name"], 2, "not the name of an image"),
     (["--timeout", "5 parsecs"], 2, "30s, 500ms or 2m"),
     (["--timeout", "0"], 2, "above zero"),
+    (["--timeout", "9" * 400], 2, "above zero"),
+    (["--memory", "9" * 400 + "t"], 2, "any machine"),
+    (["--cpus", "1e308"], 2, "cpus"),
+    (["--pids", "9" * 400], 2, "processes"),
+    (["--image", ""], 2, "image"),
     (["--timeout", "9999"], 10, "limits.timeout_s"),
     (["--memory", "lots"], 2, "256m or 1g"),
     (["--memory", "64g"], 10, "limits.memory_mib"),
@@ -49,7 +54,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "status", "words"), CASES, ids=[" ".join(case[0]) for case in CASES])
+@pytest.mark.parametrize(("options", "status", "words"), CASES, ids=[" ".join(case[0])[:40] for case in CASES])
 def test_bad_options_are_named_and_nothing_is_left(script: Path, options: list[str], status: int, words: str) -> None:
     answer = sandbox("run", script, *options)
     assert answer.returncode == status, answer.stderr
@@ -63,12 +68,42 @@ def test_the_secret_value_given_by_mistake_is_not_repeated(script: Path) -> None
     assert "hunter2" not in sandbox("run", script, "--secret", "TOKEN=hunter2").stderr
 
 
-def test_a_script_that_does_not_parse_is_refused_with_line_and_column(tmp_path: Path) -> None:
+def test_a_script_that_does_not_compile_fails_with_line_column_and_text(tmp_path: Path) -> None:
     script = tmp_path / "broken.py"
     script.write_text("x = 1\nif x\n    y = 2\n")
     answer = sandbox("run", script)
-    assert answer.returncode == 2
-    assert "broken.py line 2, column 5" in answer.stderr
+    assert answer.returncode == 1
+    assert 'File "broken.py", line 2\n    if x\n        ^' in answer.stderr
+    assert "sandbox: failed: the program raised SyntaxError at line 2, column 5: expected ':' (broken.py, line 2)" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "statuses"),
+    [
+        ("f'" + "{x}" * 349_000 + "'", {124}),  # Python takes a minute for it
+        ("x = 1" + "+1" * 400_000, {1, 7, 137}),
+        ("x = a" + ".b" * 400_000, {1, 7, 137}),
+        ("-" * 1_000_000 + "1", {1, 7}),
+        ("(" * 1_000_000, {1}),
+        ("x = [" + "{1:" * 300_000, {1, 7, 124}),
+    ],
+    ids=["an f-string", "a sum", "attributes", "minus signs", "parentheses", "dictionaries"],
+)
+def test_a_text_that_is_hard_to_compile_costs_its_own_run_alone(tmp_path: Path, code: str, statuses: set[int]) -> None:
+    script = tmp_path / "hard.py"
+    script.write_text(code)
+    answer = sandbox("run", script, "--timeout", "5s", "--json")
+    assert answer.returncode in statuses, answer.stderr
+    assert json.loads(answer.stdout)["durations"]["program_ms"] < 7_000
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize("name", ["zwei\nZeilen.py", "\x1b[31m.py", os.fsdecode(b"\xff.py"), "a" * 250 + ".py"])
+def test_a_script_whose_file_has_an_odd_name_runs(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("raise ValueError")
+    answer = sandbox("run", tmp_path / name)
+    assert answer.returncode == 1
+    assert f'File "{name if name.isprintable() else "script.py"}", line 1' in answer.stderr
 
 
 def test_a_script_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:

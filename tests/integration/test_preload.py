@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from sandbox import kernel
+from sandbox.family import family
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.preload import at_rest
 from sandbox.ready import Places, ReadySandbox, Setting, fresh
 from sandbox.runner import Runner
-from sandbox.watchdog import family
 from tests.escape.bench import Bench, value_of
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel

@@ -134,6 +134,13 @@ def test_a_refusal_in_a_stream_is_the_same_error(place: Place) -> None:
         client.run(CODE, policy="local", requirements=[f"tiny==1.0 --hash=sha256:{ZERO}"], on_event=lambda _: None)
 
 
+def test_hashes_are_not_in_the_history(place: Place) -> None:
+    lines = [f"tiny==1.0 --hash=sha256:{place.hash_of('tiny')}"]
+    with Client(place.socket) as client:
+        run_id = client.run("result = 1", policy="local", requirements=lines).run_id
+        assert client.recorded(run_id)["requirements"] == "tiny==1.0"
+
+
 def test_hashes_are_not_in_what_is_shown_to_people(place: Place, tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text(f"tiny==1.0 --hash=sha256:{place.hash_of('tiny')}\n")

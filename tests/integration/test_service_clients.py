@@ -7,20 +7,25 @@ import contextlib
 import json
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox import __version__
 from sandbox.client import AsyncClient, Client
-from sandbox.errors import EngineUnavailable, QueueFull
-from tests.command import left_behind
+from sandbox.errors import EngineUnavailable, InvalidRequest, QueueFull
+from sandbox.service.record import ENDINGS
+from tests.command import environment, left_behind, sandbox
 from tests.integration.service import Service, served
 from tests.integration.test_service import until
-from tests.unit.echoing import KINDS
+from tests.unit.echoing import KINDS, echoing
 
+ROOT = Path(__file__).parents[2]
 THREADS = 8
 TURNS = 8
 ECHO = "print(payload)\nresult = payload"
@@ -93,9 +98,8 @@ def test_one_async_client_works_in_one_event_loop_after_the_other(service: Servi
 
 def test_what_the_service_refuses_for_too_much_is_asked_again_until_all_are_done(tmp_path_factory: pytest.TempPathFactory) -> None:
     with served(tmp_path_factory.mktemp("small"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAITING="1", SANDBOX_QUEUE__PER_CALLER_WAITING="1") as small:
-        with ThreadPoolExecutor(THREADS) as threads, Client(small.socket) as plain:
-            with pytest.raises(QueueFull):
-                list(threads.map(lambda n: plain.run("result = payload", payload=n), range(THREADS)))
+        with ThreadPoolExecutor(THREADS) as threads, Client(small.socket) as plain, pytest.raises(QueueFull):
+            list(threads.map(lambda n: plain.run("result = payload", payload=n), range(THREADS)))
         with ThreadPoolExecutor(THREADS) as threads, Client(small.socket, retry_s=120) as patient:
             found = threads.map(lambda n: patient.run("result = payload", payload=n).value, range(THREADS))
             assert list(found) == list(range(THREADS))
@@ -150,3 +154,58 @@ def test_health_says_the_version_and_since_when(service: Service) -> None:
     assert first["version"] == __version__
     assert first["since"] == second["since"] < first["since"] + first["uptime_s"] + 1
     assert json.loads(json.dumps(first["since"])) > 1_700_000_000
+
+
+# ---- how runs end, and which versions meet
+
+
+def test_an_outcome_that_no_run_can_have_is_refused_with_those_there_are(service: Service) -> None:
+    with service.client() as client:
+        for name in ENDINGS:
+            assert isinstance(client.runs(outcome=name), list)
+        for wrong in ("bogus", "", "SUCCEEDED", "succeeded ", "x" * 500):
+            with pytest.raises(InvalidRequest, match="no run ends as") as caught:
+                client.runs(outcome=wrong)
+            assert all(name in caught.value.hint for name in ENDINGS)
+    answer = sandbox("runs", "--outcome", "bogus", env=environment(SANDBOX_SOCKET=service.socket))
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "no run ends as 'bogus'" in answer.stderr
+    assert "timed_out" in answer.stderr
+    assert "queue_full" in answer.stderr
+    assert sandbox("runs", "--outcome", "timed_out", env=environment(SANDBOX_SOCKET=service.socket)).returncode == 0
+
+
+def test_a_shell_is_offered_the_runs_of_the_service(service: Service) -> None:
+    with service.client() as client:
+        run_id = client.run("result = 1").run_id
+    for typed, found in (("sandbox logs ", True), (f"sandbox logs {run_id[:4]}", True), ("sandbox stop ", False)):
+        words = len(typed.split()) - (not typed.endswith(" "))
+        answer = sandbox(env=environment(
+            SANDBOX_SOCKET=service.socket, _SANDBOX_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(words)))  # fmt: skip
+        assert (answer.returncode, answer.stderr) == (0, "")
+        assert (f"plain,{run_id[:12]}" in answer.stdout.split()) == found
+
+
+@pytest.mark.parametrize("command", [["ps"], ["runs"], ["run"]], ids=lambda command: command[0])
+def test_the_command_line_says_once_that_the_service_is_of_another_version(tmp_path: Path, command: list[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("result = 1")
+    with echoing() as old:
+        old.server = "podman-sandbox-runner/0.0.1"
+        old.more = {"runs": [], "warnings": [], "error": None, "durations": {}, "receipt": None}
+        answer = sandbox(*command, *([script] if command == ["run"] else []), env=environment(SANDBOX_SOCKET=old.path))
+        old.server = f"podman-sandbox-runner/{__version__}"
+        same = sandbox(*command, *([script] if command == ["run"] else []), env=environment(SANDBOX_SOCKET=old.path))
+    assert answer.stderr.count("the service is version 0.0.1") == 1
+    assert "restart the service" in answer.stderr
+    assert "version" not in same.stderr
+
+
+def test_the_measurement_of_cold_runs_asks_no_service(tmp_path: Path) -> None:
+    with echoing() as service:
+        measured = subprocess.run(
+            [sys.executable, ROOT / "scripts/bench.py", "cold", "--runs", "1", "--json"], env=environment(SANDBOX_SOCKET=service.path),
+            capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert service.connections == 0
+    assert len(json.loads(measured.stdout)["times_ms"]["sandbox_run"]) == 1

@@ -100,8 +100,7 @@ def test_a_run_looks_the_same_with_and_without_a_service(
     assert (found.returncode, found.stderr) == (expected.returncode, expected.stderr)
     assert common(json.loads(found.stdout)) == common(json.loads(expected.stdout))
     assert list(json.loads(found.stdout)) == list(json.loads(expected.stdout))
-    told_at_once = code.startswith("x = 1") and not options
-    assert asked(service) - before == (0 if told_at_once else 2), "the other two were runs of this process"
+    assert asked(service) - before == 2, "the other two were runs of this process"
 
 
 def test_output_comes_byte_for_byte(script: Path, with_service: dict[str, str]) -> None:

@@ -106,7 +106,7 @@ def test_other_users_of_a_container_reach_neither_socket(service: tuple[Service,
         assert status == 0
         assert "Permission denied" in reason
         # Unless it is told that this user is the one outside.
-        [(status, _)] = in_container(place, RUNS, options=("--userns", "keep-id"))
+        [(status, _)] = in_container(place, RUNS, options=("--userns", "keep-id:uid=1000,gid=1000", "--user", "1000:1000"))
         assert status == 200
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from sandbox import places
 from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.family import children
 from sandbox.host import probe
 from sandbox.podman_engine import PING_TIMEOUT_S, SHORT_TIMEOUT_S, PodmanEngine
-from sandbox.watchdog import children
 from tests.command import workspaces
 from tests.fake_engine import BASE
 from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces

@@ -6,11 +6,14 @@ import asyncio
 
 import pytest
 
+from sandbox import kernel_memory
 from sandbox.execution import Follow
 from sandbox.models import Outcome, RunResult
+from sandbox.spec import MIB
 from tests.escape.bench import SLOWER, Bench, value_of
+from tests.escape.test_file_locks import LOCKING
 from tests.escape.test_memory import ATTACKS, CAP_MIB
-from tests.kernel.group import own_service
+from tests.kernel.group import observe, own_service
 
 # Each asks for `payload` MiB in all, and is content when it gets them: with the cap left out it ends well.
 BOMBS = {
@@ -109,3 +112,37 @@ def test_neighbours_and_engine_do_not_notice(bench: Bench, tight: str) -> None:
     assert value_of(quiet) == 40 * 256
     # The engine's own processes lie beside the sandboxes, not in them.
     assert bench.value("result = 1", policy=tight) == 1
+
+
+# ---------------------------------------------------------------- locks of files
+
+LOCK = (
+    LOCKING
+    + """
+lock(payload, "all", files=1000)
+print("locked", flush=True)
+time.sleep(600)
+"""
+)
+
+
+def test_the_kernel_charges_nobody_for_locks_of_files(
+    bench: Bench, tight: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where this fails, Linux counts them again, and nobody else needs to.
+    monkeypatch.setattr(kernel_memory, "MAX_LOCKS", 1 << 30)
+    locks = 2 * CAP_MIB * MIB // kernel_memory.LOCK_BYTES // 1000 * 1000
+    _, charged = asyncio.run(
+        observe(bench, LOCK, lambda group: int(group.text("memory.current")), policy=tight, payload=locks)
+    )
+    assert charged < CAP_MIB * MIB
+
+
+def test_so_a_watchdog_counts_them(bench: Bench, tight: str) -> None:
+    ended = bench.run(LOCK, policy=tight, payload=2 * CAP_MIB * MIB // kernel_memory.LOCK_BYTES)
+    assert ended.outcome is Outcome.OUT_OF_MEMORY, (ended.outcome, ended.explanation, ended.error)
+    assert "file locks" in ended.explanation
+    assert ended.receipt is not None
+    (row,) = (row for row in ended.receipt.controls if row.control == "memory")
+    assert row.mechanism == "cgroup"
+    assert "counted by a watchdog" in row.evidence

@@ -36,6 +36,7 @@ class Echo(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.meanwhile: Callable[[Any], object] = lambda payload: time.sleep(random.random() / 200)
         self.names_requests = True
         self.server = "podman-sandbox-runner/echo"
+        self.more: dict[str, Any] = {}  # in every document
         self.gone: list[Any] = []
         self.connections = 0
 
@@ -81,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the path."""
         self.server.meanwhile(self.path)
-        self._document({"path": self.path})
+        self._document({"path": self.path, **self.server.more})
 
     def do_POST(self) -> None:
         """Answer with the payload, at once or as a stream."""
@@ -101,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             for _ in range(3):
                 self._event("stdout", text=str(payload))
                 self.server.meanwhile(payload)
-            self._event("result", **answer_of(run_id, payload))
+            self._event("result", **answer_of(run_id, payload), **self.server.more)
             self.wfile.write(b"0\r\n\r\n")
         except OSError:
             self.server.gone.append(payload)

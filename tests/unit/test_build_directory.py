@@ -19,8 +19,12 @@ def test_what_a_killed_build_left_goes_with_the_next_and_a_live_one_s_stays(tmp_
 
 
 def test_who_has_no_descriptors_left_takes_no_build_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> int:
-        raise OSError(24, "Too many open files")
+    opens = os.open
+
+    def full(path: str | Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if str(path).endswith("lock"):
+            raise OSError(24, "Too many open files")
+        return opens(path, flags, mode, dir_fd=dir_fd)
 
     with workplace(tmp_path) as one:
         with monkeypatch.context() as patched:

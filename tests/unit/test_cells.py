@@ -425,6 +425,16 @@ async def test_within_the_memory_budget_the_idle_ones_go_first(world: World) -> 
 
 
 @trial
+async def test_there_are_no_more_warm_containers_than_there_may_be_and_the_idle_ones_go_first(world: World) -> None:
+    async with world.cells(most=2) as cells:
+        for owner in ("1/a", "1/b", "1/c", "1/d"):
+            await run(cells, setting(owner))
+            await settle()
+            assert len(world.alive()) <= 2
+        assert {maker.setting.owner for maker in world.alive()} == {"1/c", "1/d"}
+
+
+@trial
 async def test_dropped_containers_go_at_once_when_idle_and_else_with_their_run(world: World) -> None:
     async with world.cells() as cells:
         end = asyncio.Event()

@@ -9,7 +9,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +20,8 @@ from sandbox.document import error_document
 from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
 from sandbox.service.bodies import RunBody, run_request
 from sandbox.service.bodies import run_body as parsed
-from sandbox.service.runs import understood
+from sandbox.service.runs import Allowed, understood
+from tests.unit.factory import policy
 
 WAIT_S = 10.0
 
@@ -219,7 +221,7 @@ def test_a_body_that_is_refused_unread_still_gets_its_reason(service: Served) ->
 def test_the_fields_of_a_run_are_those_that_the_service_knows() -> None:
     assert set(OPTIONAL) == set(RunBody.__struct_fields__) - {"code", "payload"}
     body = parsed(run_body("c", {}, payload_json=b"null"))
-    assert run_request(body) == run_request(parsed(b'{"code": "c"}'))
+    assert run_request(body, "c") == run_request(parsed(b'{"code": "c"}'), "c")
 
 
 @pytest.mark.parametrize(
@@ -238,14 +240,15 @@ def test_the_text_of_a_payload_can_t_bring_other_fields(text: bytes, refused: bo
         with pytest.raises(InvalidRequest):
             parsed(body)
         return
-    wanted = run_request(parsed(body))
-    assert wanted.model_copy(update={"payload_json": b"null"}) == run_request(parsed(b'{"code": "c", "policy": "strict"}'))
+    wanted = run_request(parsed(body), "c")
+    assert wanted.model_copy(update={"payload_json": b"null"}) == run_request(parsed(b'{"code": "c", "policy": "strict"}'), "c")
+    assert bytes(parsed(body).code) == b'"c"'
     assert not parsed(body).wait_for_end
 
 
 def test_a_payload_s_text_arrives_byte_for_byte_and_files_whole() -> None:
     text = b'{"a": 1.10, "\\u00e4": [1e400]}'
-    found = run_request(parsed(run_body("c", {"files": {"f": b"\x00\xff"}}, payload_json=text)))
+    found = run_request(parsed(run_body("c", {"files": {"f": b"\x00\xff"}}, payload_json=text)), "c")
     assert found.payload_json == text
     assert found.files == {"f": b"\x00\xff"}
 
@@ -277,5 +280,5 @@ def test_a_run_has_the_libraries_and_the_python_that_are_sent_or_else_those_of_i
     fields: dict[str, Any], libraries: tuple[str, ...], python: str
 ) -> None:
     code = fields.pop("code")
-    wanted, *_ = understood(run_body(code, fields))
+    wanted, *_ = understood(bytearray(run_body(code, fields)), allowed=cast("Allowed", SimpleNamespace(all=list, get=policy)))
     assert (wanted.requirements, wanted.requires_python) == (libraries, python)

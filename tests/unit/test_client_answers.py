@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import sandbox
 from sandbox import client as client_module
+from sandbox import client_base
 from sandbox.async_client import AsyncClient
 from sandbox.client import Client
 from sandbox.errors import EngineUnavailable, Internal, NotFound, QueueFull, SandboxError
@@ -36,6 +37,7 @@ class Said:
         self.path = path
         self.answers: list[bytes] = []
         self.heads: list[str] = []
+        self.closed = threading.Semaphore(0)
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(path)
         self._listening.listen()
@@ -51,6 +53,7 @@ class Said:
             with connection:
                 while self._one(connection):
                     pass
+            self.closed.release()
 
     def _one(self, connection: socket.socket) -> bool:
         data = b""
@@ -140,7 +143,7 @@ def test_an_answer_that_can_t_be_read_is_a_clear_error_and_the_next_one_is_right
     client: Any, service: Said, body: bytes, call: Callable[[Any], object]
 ) -> None:
     service.answers = [said(body), said(b'{"n": 1}')]
-    with pytest.raises(Internal, match="the service's answer (can't be read|is not the one)") as caught:
+    with pytest.raises(Internal, match=r"the service's answer (can't be read|is not the one)") as caught:
         call(client)
     assert caught.value.hint
     assert client.get("/a") == {"n": 1}
@@ -225,6 +228,7 @@ def test_any_bytes_end_in_an_answer_or_a_sandbox_error_and_the_next_call_is_righ
         pass
     else:
         pytest.fail("no answer of a run is made of these bytes")
+    assert service.closed.acquire(timeout=WAIT_S)
     service.answers = [said(b'{"n": 1}')]
     assert client.get("/a") == {"n": 1}
 
@@ -240,6 +244,14 @@ def test_facts_of_an_error_can_t_take_the_place_of_its_words(client: Any, servic
 # ---- start now, fetch later
 
 
+def test_a_service_that_waits_for_less_long_is_asked_again(client: Any, service: Said) -> None:
+    going = said(json.dumps({"run_id": RUN, "state": "running"}).encode(), status=202)
+    service.answers = [going, going, going, DONE]
+    assert client.result(RUN, wait_s=WAIT_S).value == 7
+    assert len(service.heads) == 4
+    assert all("Prefer: wait=" in head for head in service.heads)
+
+
 def test_a_run_is_started_and_its_answer_fetched_when_it_is_there(client: Any, service: Said) -> None:
     going = json.dumps({"run_id": RUN, "state": "running"}).encode()
     gone = json.dumps({"error": {"code": "not_found", "message": "no longer", "hint": ""}}).encode()
@@ -251,8 +263,8 @@ def test_a_run_is_started_and_its_answer_fetched_when_it_is_there(client: Any, s
     ]  # fmt: skip
     assert client.start("result = 7", payload=1) == RUN
     assert client.result(RUN) is None
-    assert client.result(RUN, wait_s=0.2) is None
-    assert client.result(RUN, wait_s=2).value == 7
+    assert client.result(RUN, wait_s=0) is None
+    assert client.result(RUN, wait_s=1.5).value == 7
     assert client.files(RUN) == [{"name": "a.csv", "size_bytes": 3}]
     with pytest.raises(NotFound, match="no longer"):
         client.result(RUN)
@@ -263,7 +275,7 @@ def test_a_run_is_started_and_its_answer_fetched_when_it_is_there(client: Any, s
     assert firsts[:2] == ["POST /v1/runs HTTP/1.1", f"GET /v1/runs/{RUN}/result HTTP/1.1"]
     assert "Prefer: respond-async" in service.heads[0]
     assert "Prefer" not in service.heads[1]
-    assert "Prefer: wait=1\r" in service.heads[2] + "\r"
+    assert "Prefer: wait=0\r" in service.heads[2] + "\r"
     assert "Prefer: wait=2\r" in service.heads[3] + "\r"
     assert firsts[-1] == "GET /v1/openapi.json HTTP/1.1"
 
@@ -307,7 +319,7 @@ def test_without_being_told_nothing_is_asked_twice_and_never_for_longer_than_tol
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_service_of_another_version_is_told_once(service: Said, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_LOGGED", set())
+    monkeypatch.setattr(client_base, "_LOGGED", set())
     other = said(b"{}", Server="podman-sandbox-runner/0.0.1")
     service.answers = [other, other, said(b"{}", Server=f"podman-sandbox-runner/{sandbox.__version__}"), said(b"{}", Server="nginx/1.0"), said(b"{}")]
     with caplog.at_level(logging.WARNING), KINDS[kind](service.path) as client:

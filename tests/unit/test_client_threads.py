@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.client import Client
+from sandbox.client import AsyncClient, Client
 from sandbox.errors import EngineUnavailable, Internal
 from tests.unit.echoing import KINDS, WAIT_S, Echo, echoing
 
@@ -101,14 +102,47 @@ def test_after_an_exception_in_the_middle_the_next_answer_is_its_own(service: Ec
     try:
         with Client(service.path, on_other_version=quiet) as client:
             for turn in range(20):
+                service.meanwhile = lambda payload: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                 with pytest.raises(KeyboardInterrupt):
-                    service.meanwhile = lambda payload: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                    client.run("x", payload=f"lost {turn}")
-                    threading.Event().wait(WAIT_S)  # the signal came after the answer
+                    asked_and_waited(client, f"lost {turn}")
                 service.meanwhile = lambda payload: None
                 assert client.run("x", payload=turn).value == turn
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_cancelled_task_leaves_its_answer_to_nobody(service: Echo) -> None:
+    service.names_requests = False
+    inside, go = threading.Event(), threading.Event()
+
+    def meanwhile(payload: Any) -> None:
+        if str(payload).startswith("lost"):
+            inside.set()
+            go.wait(WAIT_S)
+
+    service.meanwhile = meanwhile
+
+    async def work() -> None:
+        async with AsyncClient(service.path, on_other_version=quiet) as client:
+            for turn in range(5):
+                inside.clear()
+                go.clear()
+                doomed = asyncio.create_task(client.run("x", payload=f"lost {turn}"))
+                await asyncio.to_thread(inside.wait, WAIT_S)
+                doomed.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await doomed
+                next_one = asyncio.create_task(client.run("x", payload=turn))
+                await asyncio.sleep(0.02)  # it has asked, before the lost answer comes
+                go.set()
+                assert (await next_one).value == turn
+
+    asyncio.run(work())
+
+
+def asked_and_waited(client: Client, tag: str) -> None:
+    client.run("x", payload=tag)
+    threading.Event().wait(WAIT_S)  # where the signal comes after the answer
 
 
 def in_a_child(work: Callable[[], object]) -> Callable[[], int]:
@@ -143,7 +177,8 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
     service.meanwhile = lambda payload: more.wait(WAIT_S)
     with Client(service.path, on_other_version=quiet) as client:
         events = client.stream("x", payload="ours")
-        assert next(events)["event"] == "accepted"
+        untouched = client.stream("x", payload="untouched")
+        assert next(events)["event"] == next(untouched)["event"] == "accepted"
         go, told = os.pipe()
 
         def work() -> None:
@@ -156,8 +191,9 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
         wait = in_a_child(work)
         assert next(events)["text"] == "ours", "the child has ended nothing"
         events.close()
+        untouched.close()
         more.set()
-        until(lambda: service.gone == ["ours"])  # although the child lives, which had the connection, too
+        until(lambda: sorted(service.gone) == ["ours", "untouched"])  # although the child lives, which has the connection, too
         os.write(told, b"x")
         assert wait() == 0
         os.close(go)
@@ -182,11 +218,9 @@ def test_break_off_ends_streams_and_calls_of_all_threads_and_the_client_goes_on(
     service.meanwhile = meanwhile
 
     def waits(number: int) -> str:
+        asking = (lambda: client.run("x", payload=number)) if number % 2 else (lambda: list(client.stream("x", payload=number)))
         with pytest.raises(EngineUnavailable) as caught:
-            if number % 2:
-                client.run("x", payload=number)
-            else:
-                list(client.stream("x", payload=number))
+            asking()
         return str(caught.value)
 
     with ThreadPoolExecutor(THREADS) as threads:
@@ -264,7 +298,7 @@ def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one(kind: str
         def serve() -> None:
             for turn in (b"0", b"1"):
                 connection, _ = listening.accept()
-                with connection:
+                with connection, contextlib.suppress(OSError):
                     connection.recv(65536)
                     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{"n":%s}' % turn)
                     sent.wait(WAIT_S)  # the first answer was read

@@ -7,7 +7,7 @@ import time
 import uuid
 
 from sandbox.conmon import kill_left_over, monitors
-from sandbox.watchdog import family
+from sandbox.family import family
 
 
 def test_a_left_over_monitor_is_killed_with_what_it_started_and_no_other() -> None:

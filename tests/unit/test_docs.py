@@ -93,6 +93,15 @@ def test_every_outcome_is_documented_with_its_exit_status() -> None:
     }
 
 
+def test_the_page_of_errors_says_when_the_service_raises_what_and_how() -> None:
+    text = TEXTS["docs/errors.md"]
+    assert "later service" not in text
+    assert "reserved, nothing raises it" not in text
+    sources = "".join(path.read_text() for path in (ROOT / "sandbox/service").glob("*.py"))
+    exact = set(re.findall(r"http_status=(\d+)", sources))
+    assert exact == set(re.findall(r"(\d+) for a", text.split("## Errors", 1)[1].split("|", 1)[0]))
+
+
 def test_table_of_exit_statuses_is_complete() -> None:
     wanted = {*EXIT_STATUS.values(), *(kind.exit_status for kind in CLASSES)}
     assert wanted <= {int(number) for number in rows("docs/errors.md", "Exit statuses")}
@@ -104,6 +113,7 @@ def test_table_of_exit_statuses_is_complete() -> None:
 def test_command_line_reference_is_current() -> None:
     generator = runpy.run_path(str(ROOT / "scripts/generate-docs"))
     assert TEXTS["docs/cli.md"] == generator["page"](), "run scripts/generate-docs"
+    assert (ROOT / "docs/sandbox.1").read_text() == generator["manual"](), "run scripts/generate-docs"
 
 
 def test_the_api_s_description_is_current() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
+from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.policy import load_policy, shipped_directory
 from sandbox.policy_file import parse
-from sandbox.policy_model import KEYS, RESERVED, PolicyDocument, Sections, range_of, unit_of
+from sandbox.policy_model import KEYS, RESERVED, Policy, PolicyDocument, Sections, range_of, unit_of
+from sandbox.policy_order import ORDER
 
 DOCS = Path(__file__).parents[2] / "docs/policies.md"
 TEXT = DOCS.read_text()
@@ -77,6 +80,55 @@ def test_named_reserved_variables_are_reserved() -> None:
     names = [name.replace("*", "X") for name in re.findall(r"`([A-Z_]+\*?)`", paragraph)]
     assert len(names) > 30
     assert all(RESERVED.fullmatch(name) for name in names)
+
+
+def test_what_must_fit_together_is_listed() -> None:
+    """Each conflict that the model knows has its keys in one entry of the list."""
+    part = TEXT[TEXT.index("These must fit together:") : TEXT.index("## Cells")]
+    entries = part.split("\n- ")[1:]
+    conflicts = re.findall(r"raise ConflictError\((.*?)\n            \)", inspect.getsource(Policy), re.DOTALL)
+    assert len(conflicts) == len(entries)
+    for conflict in conflicts:
+        keys = {key.rpartition(".")[2] for key in re.findall(r'"([a-z]+\.[a-z_]+)"', conflict)}
+        assert any(all(key in entry for key in keys) for entry in entries), keys
+
+
+def test_every_way_to_be_tighter_is_told() -> None:
+    part = TEXT[TEXT.index("## Extending") : TEXT.index("```toml\n[open]")]
+    for key, annotation in ((key, KEYS[key].annotation) for key in KEYS):
+        if get_origin(annotation) is Literal:
+            tight, loose = sorted(get_args(annotation), key=lambda value: not all(ORDER[key](value, other) for other in get_args(annotation)))
+            assert re.search(rf'`"{tight}"` for\s+`"{loose}"`', part), key
+    alone = {key for key, order in ORDER.items() if order.__name__ in ("_anything", "_same")}
+    assert alone == {"isolation.preload", "images.default", "seccomp.profile"}
+    assert all(f"`{key}`" in part for key in alone)
+
+
+def test_a_profile_of_one_s_own_takes_a_policy_that_extends_none(tmp_path: Path) -> None:
+    (tmp_path / "seccomp").mkdir()
+    (tmp_path / "seccomp/mine.json").write_bytes((shipped_directory() / "seccomp/python.json").read_bytes())
+    (tmp_path / "child.toml").write_text('extends = "default"\n[seccomp]\nprofile = "mine"\n')
+    (tmp_path / "own.toml").write_text('[seccomp]\nprofile = "mine"\n')
+    with pytest.raises(PolicyDenied, match=r"seccomp\.profile"):
+        load_policy("child", directories=[tmp_path, shipped_directory()])
+    assert load_policy("own", directories=[tmp_path, shipped_directory()]).seccomp.name == "mine"
+    assert "a policy with a profile of its own is one without `extends`" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("file_mode", "directory_mode", "trusted"), [(0o644, 0o755, True), (0o646, 0o755, False), (0o644, 0o777, False), (0o644, 0o1777, True)]
+)
+def test_who_may_write_a_policy_is_as_the_text_has_it(tmp_path: Path, file_mode: int, directory_mode: int, trusted: bool) -> None:
+    place = tmp_path / "policies"
+    place.mkdir()
+    (place / "mine.toml").write_text('extends = "default"\n')
+    (place / "mine.toml").chmod(file_mode)
+    place.chmod(directory_mode)
+    if trusted:
+        assert load_policy("mine", directories=[place, shipped_directory()]).policy.name == "mine"
+    else:
+        with pytest.raises(InvalidRequest, match="by other users"):
+            load_policy("mine", directories=[place, shipped_directory()])
 
 
 def test_commands_in_the_text_exist() -> None:

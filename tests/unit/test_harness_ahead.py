@@ -15,7 +15,7 @@ from functools import partial
 
 import pytest
 
-from sandbox.watchdog import children, fields
+from sandbox.family import children, fields
 from sandbox.wire import CANCEL, Collector, job_frames, preload_frame
 from tests.unit.test_harness_driver import LIMITS, Harness, Run, job, run, separate, started_harness
 from tests.unit.test_harness_hostile import eventually, gone

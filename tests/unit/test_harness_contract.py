@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.test_harness_driver import LIMITS, Harness, run
+from sandbox.harness import MAX_SOURCE_BYTES
+from sandbox.wire import Collector
+from tests.unit.test_harness_driver import LIMITS, Harness, Run, run, started_harness
 
 
 def test_the_documented_variables_are_there() -> None:
@@ -436,3 +441,64 @@ def test_the_harness_leaves_when_the_runner_says_goodbye() -> None:
         assert process.process.wait(timeout=5) == 0
 
     assert run("result = 1", look=look).result == 1
+
+
+# ---- what a program is called, and which lines are shown of it
+
+FILE = "a line of another file\n" * 30
+NAMES = [
+    "/etc/passwd", "/dev/zero", "/proc/self/environ", "/dev/stdin", "<string>", "<frozen os>", "os.py", "../script.py", "a/b.py", "größe 1.py",
+    "[x].py", "-", ".", "app", "\u202e", "a\nb", "a\0b", "x" * 300,
+]  # fmt: skip
+FAILS = "def f(number):\n    return 1 / number  # mine\n\nf(0)"
+IN_A_THREAD = FAILS.replace("f(0)", "import threading\nthread = threading.Thread(target=f, args=(0,))\nthread.start()\nthread.join()\nresult = 1")
+UNRAISABLE = "class C:\n    def __del__(self):\n        1 / 0  # mine\n\nC()\nresult = 1"
+WARNS = "import warnings\n\nwarnings.warn('careful')  # mine\nresult = 1"
+LATE = "\n\ndef f(x, x): pass  # mine"
+
+
+@pytest.mark.parametrize("name", [*NAMES, os.path.abspath(json.decoder.__file__), "THE HARNESS", "PIPE", "FILE"])
+@pytest.mark.parametrize("code", [FAILS, IN_A_THREAD, UNRAISABLE, WARNS, LATE, "x = 1 is 1  # mine\nresult = 1", "x = ((  # mine"])
+def test_whatever_a_program_is_called_the_lines_that_are_shown_are_its_own(code: str, name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file.py").write_text(FILE)
+    collector = Collector(LIMITS)
+    with started_harness() as process:
+        given = {"THE HARNESS": process.app.parent / "lib/harness.py", "PIPE": tmp_path / "pipe", "FILE": tmp_path / "file.py"}
+        process.send_job(code, filename=str(given.get(name, name)))
+        for kind, body in process.frames_until_quit():
+            collector.feed(kind, body)
+        done = Run(collector, *process.finish(), process.app)
+    shown = done.stderr.decode(errors="replace") + (done.error.traceback if done.error else "")
+    assert "# mine" in shown
+    assert "another file" not in shown
+    assert "root:" not in shown
+    assert "PATH=" not in shown
+    if code in (FAILS, LATE):
+        assert done.error.line == 2 + (code == LATE)
+
+
+def test_files_of_the_program_s_name_are_not_taken_for_the_program() -> None:
+    done = run("open('script.py', 'w').write('not\\nthis\\nline\\n' * 9)\n" + IN_A_THREAD, files={"script.py": FILE.encode()})
+    assert b"# mine" in done.stderr
+    assert b"not" not in done.stderr
+    assert b"another file" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "PIPE", "/proc/self/environ", "/etc/passwd", "<x>", "nowhere.py", "LARGE.py"])
+def test_code_that_a_program_calls_after_a_file_has_no_line_of_it_shown(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large.py").write_bytes(b"# another file\n" * (MAX_SOURCE_BYTES // 15 + 1))
+    path = {"PIPE": str(tmp_path / "pipe"), "LARGE.py": str(tmp_path / "large.py")}.get(name, name)
+    done = run(f"exec(compile('1 / 0', {path!r}, 'exec'))")
+    assert done.error.type == "ZeroDivisionError"
+    assert "another file" not in done.error.traceback
+    assert "root:" not in done.error.traceback
+    assert "PATH=" not in done.error.traceback
+
+
+def test_lines_of_libraries_are_shown() -> None:
+    text = "def fails():\n    return 1 / 0  # the library's\n"
+    done = run("import sys\nsys.path.insert(0, '.')\nimport lib\nlib.fails()", files={"lib.py": text.encode()})
+    assert "the library's" in done.error.traceback
+    assert (done.error.line, "harness" in done.error.traceback) == (4, False)

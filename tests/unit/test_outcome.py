@@ -57,6 +57,11 @@ def test_only_success_exits_with_0_and_no_two_outcomes_share_a_status() -> None:
     assert len(set(EXIT_STATUS.values())) == len(Outcome)
 
 
+def test_too_much_of_what_the_kernel_holds_is_named() -> None:
+    seen = Evidence(memory_exceeded=True, memory_excess="more than 8,192 file locks at a time")
+    assert decide(seen, policy())[1] == "the program needed more than 8,192 file locks at a time, which take memory of the kernel"
+
+
 def test_explanations_name_the_limit_and_the_key() -> None:
     limits = policy().limits
     assert f"{limits.timeout_s:g} s (limits.timeout_s)" in decide(Evidence(timed_out=True), policy())[1]

@@ -234,6 +234,16 @@ async def test_the_memory_budget_holds_and_what_was_used_last_stays(world: World
 
 
 @trial
+async def test_there_are_no_more_ready_sandboxes_than_there_may_be_and_what_was_used_last_stays(world: World) -> None:
+    async with world.pool(most=2) as pool:
+        for kind in "abcd":
+            pool.warm(setting(kind))
+            await settle()
+            assert len([s for s in world.started if s not in world.disposed]) <= 2
+        assert {s.setting.kind for s in world.started if s not in world.disposed} == {"c", "d"}
+
+
+@trial
 async def test_a_kind_that_can_not_start_is_left_alone_for_a_while(world: World) -> None:
     world.broken = True
     async with world.pool() as pool:

@@ -1,42 +1,49 @@
+"""What is checked of a request before anything is made of it."""
+
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from sandbox.models import RunRequest
-from sandbox.request import line_of, syntax_error
+from sandbox.errors import InvalidRequest, PolicyDenied
+from sandbox.models import MAX_FILENAME_CHARS, RunRequest, Tightening
+from sandbox.request import check_code_size, check_request
+from tests.unit.factory import policy
 
-# Python finds this one after parsing, when it no longer has the text and looks for it in the file.
-LATE = "\n\ndef f(x, x): pass"
-
-
-def test_a_late_syntax_error_shows_the_caller_s_own_line_and_no_file_of_the_host(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("one\ntwo\nthe password\n")
-    with pytest.raises(SyntaxError) as control:
-        compile(LATE, str(secret), "exec")
-    assert "the password" in str(control.value.text), "what Python does with a path"
-    error = syntax_error(RunRequest(code=LATE, filename=str(secret)))
-    assert error is not None
-    assert "the password" not in str(error)
-    assert "line 3" in error.message
-    assert error.message.endswith(": def f(x, x): pass")
+POLICY = policy()
+CODE_BYTES = POLICY.limits.code_kib << 10
 
 
-def test_a_name_that_would_block_whoever_opens_it_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    assert syntax_error(RunRequest(code=LATE, filename=str(tmp_path / "pipe"))) is not None
+def test_code_of_the_policy_s_size_is_taken_and_one_byte_more_is_not() -> None:
+    check_code_size(CODE_BYTES, POLICY)
+    check_request(RunRequest(code="é" * (CODE_BYTES // 2)), POLICY)
+    with pytest.raises(PolicyDenied, match=r"limits\.code_kib"):
+        check_code_size(CODE_BYTES + 1, POLICY)
+    with pytest.raises(PolicyDenied, match=r"limits\.code_kib"):
+        check_request(RunRequest(code="é" * (CODE_BYTES // 2) + "x"), POLICY)
 
 
-def test_a_byte_order_mark_is_no_syntax_error() -> None:
-    assert syntax_error(RunRequest(code="\ufeffresult = 1")) is None
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "\x1b[0m", "\u202eyp.a"])
+def test_a_script_s_name_is_printable(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="invisible"):
+        check_request(RunRequest(code="1", filename=name), POLICY)
 
 
-@pytest.mark.parametrize(
-    ("code", "number", "line"),
-    [("a\nb", 2, "b"), ("a\r\nb\rc", 3, "c"), ("a\fb\u2028c\nd", 2, "d"), ("a", 2, ""), ("a", 0, "")],
-)
-def test_lines_are_counted_as_python_counts_them(code: str, number: int, line: str) -> None:
-    assert line_of(code, number) == line
+@pytest.mark.parametrize("name", ["script.py", "/etc/passwd", "<string>", "größe 1.py", "a" * MAX_FILENAME_CHARS])
+def test_a_script_may_have_any_name_that_can_be_shown(name: str) -> None:
+    check_request(RunRequest(code="1", filename=name), POLICY)
+
+
+@pytest.mark.parametrize("fields", [{"filename": ""}, {"filename": "a" * (MAX_FILENAME_CHARS + 1)}, {"image": ""}])
+def test_a_request_has_no_empty_and_no_endless_names(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RunRequest(code="1", **fields)
+
+
+@pytest.mark.parametrize("key", ["timeout_s", "memory_mib", "cpus", "processes"])
+@pytest.mark.parametrize("value", [0, -1, 10**400, 2**64, float("nan"), float("inf"), 1e308])
+def test_a_limit_is_a_number_that_can_be_one(key: str, value: float) -> None:
+    with pytest.raises((ValidationError, OverflowError)):
+        Tightening.model_validate({key: value})

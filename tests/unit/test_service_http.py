@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -21,12 +22,13 @@ from aiohttp import web
 
 from sandbox.errors import InvalidRequest
 from sandbox.metrics import Live, Metrics
+from sandbox.service import connections
 from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
 from sandbox.service.budget import Part
 from sandbox.service.config_model import ServiceConfig
-from sandbox.service.connections import PIECE_BYTES, more_descriptors, most_connections
+from sandbox.service.connections import LINGERING, PIECE_BYTES, more_descriptors, most_connections
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi
 from sandbox.service.runs import listed_at_most
@@ -189,7 +191,7 @@ def test_all_users_connections_leave_descriptors_for_runs(tmp_path: Path, monkey
     async def act(here: Scene) -> None:
         held = [here.send(GET + b"\r\n") for _ in range(3)]
         await here.arrivals(3)
-        status, body, head = await here.answer(b"")  # who has said something finds the connection reset
+        status, body, head = await here.answer(GET + b"\r\n")
         assert (status, body["error"]["code"], b"Retry-After: 1" in head) == (429, "queue_full", True)
         here.go.set()
         for one in held:
@@ -294,6 +296,28 @@ def test_who_announces_bodies_and_sends_none_takes_no_room(tmp_path: Path) -> No
         here.go.set()
         assert (await here.answer(posted(4 * MIB)))[1] == {"size": 4 << 20}
         for writer in writers:
+            writer.close()
+
+    play(tmp_path, act)
+
+
+def test_of_bodies_that_come_together_as_many_are_taken_as_fit_and_the_first_are(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        body, connections = posted(3 * MIB), []
+        for _ in range(12):
+            connections.append(await asyncio.open_unix_connection(here.path))
+            connections[-1][1].write(body[:1000])
+            await asyncio.sleep(0.01)
+        step = 128 << 10
+        for start in range(1000, len(body), step):  # a piece of each in turn
+            for _, writer in connections:
+                writer.write(body[start : start + step])
+            await asyncio.gather(*(writer.drain() for _, writer in connections))
+        here.go.set()
+        heads = await asyncio.gather(*(reader.readuntil(b"\r\n\r\n") for reader, _ in connections))
+        assert [head.split()[1] for head in heads] == [b"200"] * 2 + [b"429"] * 10
+        assert (await here.answer(posted(4 * MIB)))[1] == {"size": 4 << 20}
+        for _, writer in connections:
             writer.close()
 
     play(tmp_path, act)
@@ -407,3 +431,60 @@ def test_the_document_tells_what_a_limit_is() -> None:
     parameters = openapi()["paths"]["/v1/runs"]["get"]["parameters"]
     schema = next(parameter["schema"] for parameter in parameters if parameter["name"] == "limit")
     assert schema == {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
+
+
+# ---- nobody is left without an answer
+
+
+@pytest.mark.parametrize("broken", [b"garbage\r\n\r\n", POST + b"Content-Length: -1\r\n\r\n", b"\0", GET + b"A" * 20_000, b"GET / HTTP/9.9\r\n\r\n"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_requests_in_front_of_a_broken_one_are_answered(tmp_path: Path, broken: bytes, pieces: int) -> None:
+    async def act(here: Scene) -> None:
+        here.go.set()
+        said = (GET + b"\r\n" + POST + b"Content-Length: 4\r\n\r\n\r\n\r\n" + GET + b"\r\n") * 2 + broken + b"\r\n\r\n"
+        size = len(said) // pieces + 1
+        reader, writer = await asyncio.open_unix_connection(here.path)
+        for start in range(0, len(said), size):
+            writer.write(said[start : start + size])
+            await asyncio.sleep(0.02)
+        answers = re.split(rb"HTTP/1\.[01] (?=\d{3} )", await asyncio.wait_for(reader.read(-1), WAIT_S))[1:]
+        writer.close()
+        assert [answer[:3] for answer in answers] == [b"200"] * 6 + [b"400"]
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in answers[:3]] == [b'{"size": 0}', b'{"size": 4}', b'{"size": 0}']
+
+    play(tmp_path, act)
+
+
+@pytest.mark.parametrize("flood", [10, 200])
+def test_who_comes_in_a_flood_of_connections_is_refused_in_words_though_it_asks_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flood: int) -> None:
+    monkeypatch.setattr(connections, "most_connections", lambda: 5)
+
+    async def act(here: Scene) -> None:
+        held = [await asyncio.open_unix_connection(here.path) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        late = [await asyncio.open_unix_connection(here.path) for _ in range(flood)]
+        await asyncio.sleep(0.05)  # each has its answer now, and asks all the same
+        for _, writer in late[:LINGERING]:
+            for _ in range(3):
+                writer.write(GET + b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0)
+        answers = await asyncio.gather(*(asyncio.wait_for(reader.read(-1), WAIT_S) for reader, _ in late))
+        assert all(answer.startswith(b"HTTP/1.1 429 ") for answer in answers)
+        for _, writer in (*held, *late):
+            writer.close()
+
+    play(tmp_path, act)
+
+
+def test_a_refused_body_is_heard_out_so_that_its_client_sees_why(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        reader, writer = await asyncio.open_unix_connection(here.path)
+        body = posted(4 * MIB + b"x" * (1 << 20))
+        for start in range(0, len(body), 1 << 18):  # a client that writes everything before it reads
+            writer.write(body[start : start + (1 << 18)])
+            await writer.drain()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+        writer.close()
+
+    play(tmp_path, act)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.errors import EngineUnavailable, NotFound, PolicyDenied
+from sandbox.errors import EngineUnavailable, PolicyDenied
 from sandbox.execution import Follow
 from sandbox.keeping import Keeping
 from sandbox.metrics import Live, Metrics
@@ -33,8 +33,10 @@ from sandbox.service.live import LiveRuns
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
 from sandbox.service.webhooks import Webhooks
+from tests.unit.factory import policy
 
 WAIT_S = 20.0
+POLICY = policy()
 STRANGER = 4_000_000
 CLOCK = itertools.count(0.0, 1_000.0).__next__  # no name is believed for long
 CONFIG = ServiceConfig(socket=Socket(path="/s", group="g"))
@@ -114,15 +116,12 @@ class Scene:
         limits = AdmissionLimits(running=running, waiting=waiting, per_caller_running=running, per_caller_waiting=waiting, wait_s=WAIT_S)
         loop = asyncio.get_running_loop()
 
-        def missing(name: str) -> Any:
-            raise NotFound(name)
-
         def keep(run_id: str, owner: int, files: Any) -> None:
             asyncio.run_coroutine_threadsafe(cast("Any", self.keep_files.wait()), loop).result(WAIT_S)
 
         self.state = cast("State", SimpleNamespace(
             config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
-            policies=SimpleNamespace(all=list, get=missing), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
+            policies=SimpleNamespace(all=list, get=lambda name: SimpleNamespace(policy=POLICY)), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
             history=self.history, artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
             results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=Webhooks(()),
         ))  # fmt: skip

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import NotEnforceable
+from sandbox.host import HostFacts
+from sandbox.kernel_files import MASKS, SYSTEM_DEVICES, TERMINALS
 from sandbox.models import Tightening
-from sandbox.spec import EXTRA_MASKS, PLACES_WRITABLE, plan_caps, spread
+from sandbox.spec import PLACES_WRITABLE, plan_caps, spread
 from tests.fake_engine import fake_info
 from tests.unit.factory import PLACE, container_spec, host, old_host, policy
 
@@ -51,7 +53,7 @@ def test_the_specification_is_json() -> None:
         ("remove", True),
         ("log_configuration", {"driver": "none"}),
         ("systemd", "false"),
-        ("mask", list(EXTRA_MASKS)),
+        ("mask", list(MASKS)),
         ("seccomp_profile_path", "/cache/s.json"),
     ],
 )
@@ -62,10 +64,20 @@ def test_the_baseline_never_depends_on_the_image(key: str, value: object) -> Non
 def test_only_sized_tmpfs_of_the_policy_are_writable() -> None:
     mounts = container_spec().podman["mounts"]
     writable = {mount["destination"]: mount["options"] for mount in mounts if "ro" not in mount["options"]}
+    assert {"newinstance", f"max={TERMINALS}"} <= set(writable.pop("/dev/pts"))
     assert set(writable) == set(PLACES_WRITABLE)
     for options in writable.values():
         assert any(option.startswith("size=") for option in options)
         assert {"nosuid", "nodev", "noexec", "notmpcopyup"} <= set(options)
+
+
+@pytest.mark.parametrize(("facts", "hidden"), [(host(), False), (old_host(), True)], ids=["v2", "v1"])
+def test_of_the_kernels_files_a_sandbox_sees_a_read_only_proc_and_system_devices(facts: HostFacts, hidden: bool) -> None:
+    mounts = {mount["destination"]: mount for mount in container_spec(facts=facts).podman["mounts"]}
+    assert (mounts["/proc"]["type"], mounts["/sys"]["type"], mounts[SYSTEM_DEVICES]["type"]) == ("proc", "tmpfs", "bind")
+    for destination in ("/proc", "/sys", SYSTEM_DEVICES):
+        assert {"ro", "nosuid", "nodev", "noexec"} <= set(mounts[destination]["options"])
+    assert ("/sys/fs/cgroup" in mounts) == hidden, "version 1 shows every group of the host"
 
 
 def test_executable_files_are_allowed_in_app_only_and_only_by_the_policy() -> None:

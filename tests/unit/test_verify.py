@@ -12,6 +12,7 @@ import pytest
 
 from sandbox.errors import NotEnforceable
 from sandbox.kernel import NAMESPACES, CgroupLimits, Mount, ProcessFacts
+from sandbox.kernel_files import MASKED_BY_PODMAN, SYSTEM_DEVICES
 from sandbox.spec import EGRESS_DIR, JOB_DIR, LIB_DIR, ContainerSpec
 from sandbox.verify import Observed, compare
 from tests.unit.factory import PLACE, container_spec, old_host
@@ -28,6 +29,9 @@ def mount(point: str, options: str, kind: str = "tmpfs", *, root: str = "/", sup
         kind=kind,
         super_options=tuple(super_options.split(",")),
     )
+
+
+READ_ONLY = ("ro", "nosuid", "nodev", "noexec")
 
 
 def faithful(spec: ContainerSpec) -> Observed:
@@ -54,7 +58,10 @@ def faithful(spec: ContainerSpec) -> Observed:
     }
     mounts = [
         mount("/", "ro,relatime", "overlay"),
-        mount("/proc", "rw,nosuid,nodev,noexec", "proc"),
+        mount("/proc", "ro,nosuid,nodev,noexec", "proc"),
+        *(mount(m["destination"], ",".join(READ_ONLY)) for m in spec.podman["mounts"] if m["destination"] in ("/sys", "/sys/fs/cgroup")),
+        mount(SYSTEM_DEVICES, "ro,nosuid,nodev,noexec", "sysfs", root="/devices/system"),
+        mount("/dev/pts", "rw,nosuid,noexec", "devpts", super_options="rw,mode=600,ptmxmode=666,max=16"),
         mount("/dev", "rw,nosuid,noexec"),
         mount("/dev/null", "rw", "devtmpfs", root="/null"),
         mount("/proc/keys", "rw", "devtmpfs", root="/null"),
@@ -75,6 +82,7 @@ def faithful(spec: ContainerSpec) -> Observed:
         status=status,
         namespaces={name: f"{name}:[2]" for name in NAMESPACES},
         uid_map=((0, 1000, 1), (1, 100_000, 65_536)),
+        projid_map="",
         limits=limits,
         mounts=tuple(mounts),
         interfaces=("lo",),
@@ -87,11 +95,12 @@ def faithful(spec: ContainerSpec) -> Observed:
         },
         "linux": {
             "seccomp": copy.deepcopy(spec.seccomp.document),
-            "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware", *spec.podman["mask"]],
+            "maskedPaths": [*MASKED_BY_PODMAN, "/sys/firmware", *spec.podman["mask"]],
         },
         "annotations": {"io.container.manager": "libpod"},
     }
-    return Observed(process=process, own_namespaces={name: f"{name}:[1]" for name in NAMESPACES}, oci=oci)
+    own = {name: f"{name}:[1]" for name in NAMESPACES}
+    return Observed(process=process, own_namespaces=own, oci=oci, kernel_files=frozenset({"/proc/keys", "/proc/interrupts"}))
 
 
 def changed(seen: Observed, **process: Any) -> Observed:
@@ -186,6 +195,18 @@ DIFFERENCES = [
     ("tmpfs /dev/shm", changed(GOOD, mounts=tuple(m for m in GOOD.process.mounts if m.point != "/dev/shm"))),
     ("masked kernel files", with_oci(GOOD, "linux", "maskedPaths", value=["/proc/kcore"])),
     ("masked kernel files", changed(GOOD, mounts=tuple(m for m in GOOD.process.mounts if m.point != "/proc/keys"))),
+    ("masked kernel files", dataclasses.replace(GOOD, kernel_files=GOOD.kernel_files | {"/proc/devices"})),
+    ("masked kernel files", with_mount(GOOD, mount("/proc/keys", "rw", "proc", root="/keys"))),
+    ("masked kernel files", with_mount(GOOD, mount("/sys", "ro", "sysfs"))),
+    ("masked kernel files", with_mount(GOOD, mount("/sys/fs/cgroup/pids", "ro", "cgroup"))),
+    ("mounts", with_mount(GOOD, mount("/proc", "rw,nosuid,nodev,noexec", "proc"))),
+    ("mounts", with_mount(GOOD, mount(SYSTEM_DEVICES, "rw", "sysfs"))),
+    ("project ids", with_mount(GOOD, mount("/proc", "rw,nosuid,nodev,noexec", "proc"))),
+    ("project ids", with_mount(GOOD, mount("/.proc", "rw,nosuid,nodev,noexec", "proc"))),
+    ("pseudo-terminals", with_mount(GOOD, mount("/dev/pts", "rw", "devpts", super_options="rw,mode=600"))),
+    ("pseudo-terminals", with_mount(GOOD, mount("/dev/pts", "rw", "devpts", super_options="rw,max=17"))),
+    ("pseudo-terminals", with_mount(GOOD, mount("/dev/pts/more", "rw", "devpts", super_options="rw,mode=600"))),
+    ("pseudo-terminals", changed(GOOD, mounts=tuple(m for m in GOOD.process.mounts if m.kind != "devpts"))),
     ("open files", with_limit(GOOD, "Max open files", "1048576 1048576")),
     ("core dumps", with_limit(GOOD, "Max core file size", "unlimited unlimited")),
     ("core dumps", with_limit(GOOD, "Max msgqueue size", "819200 819200")),
@@ -204,6 +225,17 @@ def test_each_difference_is_refused_and_named(control: str, seen: Observed) -> N
         compare(SPEC, seen)
     assert control in caught.value.facts["controls"]
     assert f"{control}: wanted" in caught.value.message
+
+
+def test_a_proc_that_can_be_written_is_taken_where_the_map_of_project_ids_is_written() -> None:
+    proc = mount("/proc", "rw,nosuid,nodev,noexec", "proc")
+    maker = dataclasses.replace(SPEC, podman={**SPEC.podman, "mounts": [m for m in SPEC.podman["mounts"] if m["type"] != "proc"]})
+    with pytest.raises(NotEnforceable):
+        compare(maker, with_mount(GOOD, proc))
+    row = next(row for row in compare(maker, changed(with_mount(GOOD, proc), projid_map="0 0 1")) if row.control == "project ids")
+    assert row.mechanism == "user namespace"
+    # Where the runner's own namespace has no project ids, nobody below can map one.
+    assert compare(maker, dataclasses.replace(with_mount(GOOD, proc), project_ids=False))
 
 
 LIMITS = GOOD.process.cgroup

@@ -8,7 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sandbox.watchdog import Watchdog, measure
+import pytest
+
+from sandbox.family import THREADS_TRIED, fields, members, same_memory, told_by
+from sandbox.kernel_memory import Descriptors, descriptors, queued_bytes
+from sandbox.watchdog import Mappings, Watchdog, anonymous_device, measure
 
 MIB = 1 << 20
 WAIT = "print('ready', flush=True); input()"
@@ -86,3 +90,129 @@ def test_a_process_that_is_gone_uses_nothing() -> None:
     with program("pass") as pid:
         pass
     assert measure(pid, places=(), cap_bytes=MIB).tasks == 0
+
+
+# ---------------------------------------------------------------- whose first thread has ended
+
+HEADLESS = (
+    "import ctypes, os, threading, time\n"
+    "def later():\n    global held\n"
+    "    while 'zombie' not in open(f'/proc/{{os.getpid()}}/status').read():\n        time.sleep(0.01)\n"
+    "    held = bytearray(64 << 20)\n    print('ready', flush=True); input()\n"
+    "for _ in range({others}):\n    threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    "threading.Thread(target=later).start()\nctypes.CDLL(None).pthread_exit(None)"
+)
+
+
+def test_a_process_whose_first_thread_has_ended_is_told_by_another() -> None:
+    with program(HEADLESS.format(others=0)) as pid:
+        path, use = told_by(pid)
+        assert path.startswith(f"/proc/{pid}/task/")
+        assert use[b"RssAnon"] >= 64 << 10
+        assert measure(pid, places=(), cap_bytes=MIB).memory_bytes >= 64 * MIB
+
+
+def test_hundreds_of_threads_take_no_longer_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def counted(path: str, *names: bytes, column: int = 0) -> dict[bytes, int]:
+        looked.append(path)
+        return fields(path, *names, column=column)
+
+    monkeypatch.setattr("sandbox.family.fields", counted)
+    with program(HEADLESS.format(others=300)) as pid:
+        path, _ = told_by(pid)
+    assert path.startswith(f"/proc/{pid}/task/")
+    assert len(looked) <= 1 + THREADS_TRIED
+
+
+def test_two_processes_whose_first_threads_have_ended_do_not_pass_for_one() -> None:
+    with program(HEADLESS.format(others=0)) as one, program(HEADLESS.format(others=0)) as other:
+        first, second = (members(pid)[0] for pid in (one, other))
+        assert not same_memory(first, second)
+        assert same_memory(first, first)
+
+
+# ---------------------------------------------------------------- what the kernel holds
+
+LOCKED = (
+    "import fcntl, tempfile\nfile = tempfile.TemporaryFile()\n"
+    "for n in range(100):\n    fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * n)"
+)
+WATCHING = (
+    "import os, select\nsets = [select.epoll() for _ in range(10)]\nends = os.pipe()\n"
+    "for one in sets:\n    one.register(ends[0])"
+)
+PIPED = (
+    "import os, tempfile\npipes = [os.pipe() for _ in range(20)]\nname = tempfile.mkdtemp() + '/pipe'\n"
+    "os.mkfifo(name); named = os.open(name, os.O_RDWR)\nos.unlink(name); os.rmdir(os.path.dirname(name))"
+)
+
+
+def opened(code: str) -> Descriptors:
+    with program(code) as pid:
+        return descriptors([f"/proc/{pid}"])
+
+
+def test_locks_watches_and_pipes_are_counted() -> None:
+    assert opened(LOCKED).locks == 100
+    assert opened(WATCHING).watches == 10
+    standard = len(opened("pass").pipes)
+    assert len(opened(PIPED).pipes) == standard + 21
+    assert len(opened("import socket; held = [socket.socketpair() for _ in range(9)]").pipes) == standard
+
+
+def test_too_many_are_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.kernel_memory.MAX_LOCKS", 99)
+    assert opened(LOCKED).excess == "more than 99 file locks at a time"
+    monkeypatch.setattr("sandbox.kernel_memory.MAX_DESCRIPTORS", 5)
+    assert opened(PIPED).excess == "more than 5 open descriptors at a time"
+
+
+def test_what_waits_in_sockets_is_read_from_the_kernel_s_table() -> None:
+    table = (
+        b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
+        b"   0: 0100007F:1F90 00000000:0000 0A 00000000:00000003 00:00000000 00000000  0\n"
+        b"   1: 0100007F:1F91 0100007F:1F90 01 00000100:00000000 00:00000000 00000000  0\n"
+    )
+    assert queued_bytes(table) == 0x103
+
+
+def test_shared_mappings_are_told_by_their_device_and_not_by_a_name() -> None:
+    mappings = Mappings()
+    with program("import mmap\nm = mmap.mmap(-1, 8 << 20)") as pid:
+        mappings.look(members(pid))
+        assert sum(mappings.shared.values()) == 8 * MIB
+    assert anonymous_device()
+
+
+def test_of_a_shared_mapping_that_was_cut_what_was_seen_before_counts() -> None:
+    code = (
+        "import ctypes, mmap\nm = mmap.mmap(-1, 8 << 20)\nstart = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "print('ready', flush=True); input()\nlibc = ctypes.CDLL(None)\n"
+        "libc.munmap(ctypes.c_void_p(start + 4096), ctypes.c_size_t((8 << 20) - 4096))\nprint('cut', flush=True)"
+    )
+    command = [sys.executable, "-I", "-c", f"{code}\n{WAIT}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        mappings = Mappings()
+        mappings.look(members(process.pid))
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"cut\n"
+        mappings.look(members(process.pid))
+        process.kill()
+    assert mappings.shared_bytes == 8 * MIB
+
+
+def test_beside_a_cgroup_only_what_that_leaves_out_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.kernel_memory.MAX_LOCKS", 99)
+    killed: list[bool] = []
+    with program(f"held = bytearray(64 << 20)\n{LOCKED}") as pid:
+        watchdog = Watchdog(pid, cap_bytes=MIB, places=(), kill=lambda: killed.append(True), cgroup=True)
+        asyncio.run(watchdog.watch())
+    assert killed == [True]
+    assert watchdog.excess == "more than 99 file locks at a time"
+    assert watchdog.peak.memory_bytes == 0
