@@ -18,7 +18,6 @@ __all__ = ["advice"]
 Rule = tuple[str, str, Callable[[re.Match[str], Policy], str]]
 MAX_TEXT_CHARS = 4_000
 SHOWN_HOSTS = 5
-HOST = re.compile(r"(?:host[= ]'?|Cannot connect to host |resolve ')([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(?:', port=|:|')(\d{1,5})?")
 SCREEN = {"tkinter", "_tkinter", "turtle", "turtledemo", "idlelib"}
 NO_NAME = (
     r"Temporary failure in name resolution|Name or service not known|No address associated with hostname|NameResolutionError|getaddrinfo failed"
@@ -78,11 +77,10 @@ def _read_only(_match: re.Match[str], _policy: Policy) -> str:
 def _network(match: re.Match[str], policy: Policy) -> str:
     network = policy.network
     if network.mode == "none":
-        found = HOST.search(match.string)
-        host = f"{found[1]}:{found[2] or 443}" if found else "HOST:443"
+        # Not with the host of the message: a program must not have itself recommended one.
         return (
             f"policy {policy.name} gives programs no network; one that does says network.mode = \"allowlist\" and "
-            f'network.allow = ["{host}"]: sandbox policy explain {policy.name}'
+            f'network.allow = ["HOST:443"], for hosts that you trust with the payload: sandbox policy explain {policy.name}'
         )
     return f"names and connections go through a proxy only: {_proxy(policy)}"
 

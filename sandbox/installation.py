@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import msgspec
+
+from sandbox.aside import aside
 from sandbox.errors import BuildFailed, Internal
 from sandbox.execution import Prepared
 from sandbox.image import AdmittedImage
@@ -43,6 +46,8 @@ PROGRAM = Path(__file__).with_name("install_program.py")
 TOOLS_DIR = "/run/sandbox/tools"
 WHEELS_DIR = "/run/sandbox/wheels"
 INDEX_DIR = "/run/sandbox/index"
+# A lock of a thousand packages with the hashes of all their files.
+MAX_ANSWER_BYTES = 4 << 20
 MAX_ERROR_CHARS = 20_000
 # The time that a pattern takes grows with the square of what looks like one name or one gap.
 LONG_RUN = re.compile(r"(\S{500})\S+|(\s{20})\s+")
@@ -93,12 +98,11 @@ class Installer:
             raise Internal("the sandbox that resolved gave no lock", hint="report this") from None
         for path, inside in self._local:
             text = text.replace(f"file://{inside}/", f"{path.as_uri()}/")
-        lock = from_pylock(
-            text.encode(errors="replace"),
-            tags=tags,
-            requirements=requirements,
+        # In a thread, which others interrupt: a stranger's text may be the longest that is taken.
+        lock = await asyncio.to_thread(
+            from_pylock, text.encode(errors="replace"), tags=tags, requirements=requirements,
             allow_sdists=ground.policy.build.allow_sdists,
-        )
+        )  # fmt: skip
         for package in lock.packages:
             if not self._reaches(package.file.url):
                 raise BuildFailed(
@@ -171,10 +175,12 @@ class Installer:
         )  # fmt: skip
         if result.egress:
             self._on_egress(payload["step"], result.egress)
-        return self._answer(result, payload["step"], subject)
+        text = result.result_json or b""
+        said = await aside(len(text), lambda: answer_in(text))
+        return self._answer(result, said, payload["step"], subject)
 
-    def _answer(self, result: RunResult, step: str, subject: Sequence[str]) -> dict[str, Any]:
-        """Return what a step said. Raises `BuildFailed` with the reason of one that could not be done."""
+    def _answer(self, result: RunResult, said: dict[str, Any] | None, step: str, subject: Sequence[str]) -> dict[str, Any]:
+        """Return what a step said, if it did. Raises `BuildFailed` with the reason of one that could not be done."""
         if result.outcome is not Outcome.SUCCEEDED:
             explanation = result.explanation.replace("limits.", "build.").removeprefix("the program ")
             raise BuildFailed(
@@ -183,7 +189,6 @@ class Installer:
                 outcome=result.outcome.value, output=last_lines(result.stderr.decode(errors="replace")),
                 refused=refusals(result),
             )  # fmt: skip
-        said = answer_in(result.result_json)
         if said is None:
             raise Internal(f"the sandbox gave no answer to {step}", hint="report this")
         if "error" in said:
@@ -277,11 +282,11 @@ def tools() -> tuple[Bind, ...]:
         return ()  # the image's own pip does it, slower
 
 
-def answer_in(text: bytes | None) -> dict[str, Any] | None:
-    """Return what a step's result says, or None when that is no answer: it is valid JSON, of any depth and size."""
+def answer_in(text: bytes) -> dict[str, Any] | None:
+    """Return what a step's result says, or None when that is no answer: a step whose program lies may give any JSON."""
     try:
-        said = json.loads(text or b"null")
-    except (ValueError, RecursionError):
+        said = msgspec.json.decode(text) if 0 < len(text) <= MAX_ANSWER_BYTES else None
+    except (msgspec.DecodeError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
 

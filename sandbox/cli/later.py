@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from sandbox.cli import completion
+from sandbox.cli import colour, completion
 from sandbox.cli.answer import answer_from
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.run import READER_GONE, conclude, parse_duration
@@ -65,7 +65,7 @@ def start(client: Client | None, fields: dict[str, Any], payload_json: bytes, op
         run_id = client.start(fields["code"], payload_json=payload_json, **named)
     click.echo(json.dumps({"run_id": run_id}) if options["as_json"] else run_id)
     if sys.stderr.isatty() and not options["quiet"]:
-        click.secho(f"· started; sandbox result {run_id[:12]} --wait", err=True, dim=True)
+        colour.marked(f"· started; sandbox result {run_id[:12]} --wait", err=True, dim=True)
     return 0
 
 

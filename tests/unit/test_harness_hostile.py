@@ -319,7 +319,9 @@ def test_a_refused_fork_is_told_as_too_many_processes() -> None:
 def test_processor_time_beyond_the_limit_ends_with_its_signal() -> None:
     done = run("while True: pass", limits=replace(LIMITS, cpu_s=1))
     assert done.quit.signal == "SIGXCPU"
-    assert done.quit.cpu_s >= 0.9
+    # The limit counts whole ticks of the kernel's clock, also those that a busy machine shared with others; cpu_s counts what
+    # was really used. Source: account_process_tick() in kernel/sched/cputime.c, posix_cpu_timers in kernel/time.
+    assert 0.5 <= done.quit.cpu_s < 3
 
 
 def test_a_limit_that_cannot_be_set_means_that_nothing_of_the_program_runs() -> None:
