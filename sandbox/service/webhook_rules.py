@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -38,8 +39,13 @@ def address_of(url: str) -> Address:
         raise wrong(url, "is no http or https URL")
     if parts.username is not None or parts.password is not None or "#" in url:
         raise wrong(url, "has a user or a fragment")
+    host = re.sub(r":[0-9]*$", "", parts.netloc.lower())
+    if host not in (parts.hostname, f"[{parts.hostname}]") or port == 0:
+        raise wrong(url, "has something beside its host and port, which could mean another one")
     path = parts.path or "/"
-    if "//" in path or "%" in path or any(part in (".", "..") for part in path.split("/")):
+    # Some servers take what follows a semicolon off each part of a path.
+    steps = [step.partition(";")[0] for step in path[1:].split("/")]
+    if "%" in path or "" in steps[:-1] or {".", ".."} & {*steps}:
         raise wrong(url, "has a path with dots, empty parts or escapes, which could mean another one")
     return Address(scheme=parts.scheme, host=parts.hostname.lower(), port=port or PORTS[parts.scheme], path=path, url=url)
 

@@ -43,6 +43,8 @@ def test_what_a_rule_covers_is_taken(url: str) -> None:
         "http://127.0.0.1:1880/ended x", "http://127.0.0.1:99999/ended", "http://127.0.0.1:port/ended", "file:///etc/passwd", "gopher://127.0.0.1:1880/ended",
         "https://hooks.example.org.evil/a/b", "https://evil.hooks.example.org/a/b", "https://hooks.example.org./a/b", "https://hooks.example.org/b", "http://hooks.example.org/a/b",
         "https://hooks.example.org/a/" + "x" * 2_000, "http://127.0.0.1:1880/endé",
+        "http://127.0.0.1:1880/ended/..;/admin", "http://127.0.0.1:1880/ended/;x/admin", "http://127.0.0.1:1880/ended/.;y/x", "http://[::1]:0/x",
+        "http://evil.example[::1]/x", "http://[::1]evil.example/x",
     ],
 )  # fmt: skip
 def test_everything_else_is_refused_in_words(url: str) -> None:
