@@ -209,7 +209,7 @@ def test_files_are_listed_by_name_and_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a{b}.txt", "{", "}{", "a%2Fb", "a%252Fb", "é b", "a?b#c", "..x", "a+b;c=d", "%", "\\"])
 def test_a_file_of_any_name_is_given(tmp_path: Path, name: str) -> None:
     async def act(here: Scene) -> None:
-        here.state.artefacts.get = lambda run_id, owner, named: json.dumps([run_id, named]).encode()  # type: ignore[method-assign]
+        here.state.artefacts.get = lambda run_id, owner, name: json.dumps([run_id, name]).encode()  # type: ignore[method-assign]
         answer = await ask(here, "GET", f"/v1/runs/{'1' * 32}/files/{quote(name, safe='')}")
         assert (answer[0], answer[2]) == (200, ["1" * 32, name])
 
@@ -222,9 +222,9 @@ def test_who_waits_for_a_result_and_goes_away_leaves_nothing_behind(tmp_path: Pa
         (live,) = here.state.live
         _, writer = await asyncio.open_unix_connection(here.path)
         writer.write(f"GET /v1/runs/{begun['run_id']}/result HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\r\n".encode())
-        await here.until(lambda: len(live.over._waiters) == 1)  # type: ignore[attr-defined]
+        await here.until(lambda: len(live.over._waiters) == 1)
         writer.close()
-        await here.until(lambda: not live.over._waiters)  # type: ignore[attr-defined]
+        await here.until(lambda: not live.over._waiters)
         here.runner.go.set()
 
     play(tmp_path, act)
