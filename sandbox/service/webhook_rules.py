@@ -25,6 +25,11 @@ class Address:
     path: str
     url: str
 
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Return scheme, host and port."""
+        return self.scheme, self.host, self.port
+
 
 def address_of(url: str) -> Address:
     """Return what a URL asks for. Raises `InvalidRequest` for what could be read in two ways, or hides a second address."""
@@ -58,8 +63,7 @@ def wrong(url: str, problem: str) -> InvalidRequest:
 def allows(rule: Address, wanted: Address) -> bool:
     """Tell whether a rule covers an address: same scheme, host and port, and a path at or below its own."""
     below = rule.path if rule.path.endswith("/") else f"{rule.path}/"
-    same = (rule.scheme, rule.host, rule.port) == (wanted.scheme, wanted.host, wanted.port)
-    return same and (wanted.path == rule.path or wanted.path.startswith(below))
+    return rule.origin == wanted.origin and (wanted.path == rule.path or wanted.path.startswith(below))
 
 
 def refused(host: str, address: str, own: Collection[str] = ()) -> str | None:

@@ -15,8 +15,8 @@ import pytest
 
 from sandbox.errors import AccessDenied, InvalidRequest, SandboxError
 from sandbox.service.config import load_config
-from sandbox.service.webhook_rules import refused
-from sandbox.service.webhooks import PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
+from sandbox.service.webhook_rules import address_of, refused
+from sandbox.service.webhooks import AT_ONCE, PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
 
 RULES = ("http://127.0.0.1:1880/ended", "https://hooks.example.org/a/", "http://[::1]:80/x")
 
@@ -151,6 +151,40 @@ def test_when_the_service_stops_what_is_not_sent_is_given_up() -> None:
         return await hooks.settle(0.05)
 
     assert asyncio.run(act()) == 1
+
+
+def test_a_host_that_hangs_keeps_back_nothing_that_goes_to_another() -> None:
+    listener = Listener(["200 OK"])
+
+    async def act() -> None:
+        arrived = asyncio.Event()
+        hanging = asyncio.Semaphore(0)
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            hanging.release()
+            await reader.read(-1)
+            writer.close()
+            await writer.wait_closed()
+            hanging.release()
+
+        deaf = await asyncio.start_server(hang, "127.0.0.1", 0)
+        async with deaf, listener.listening() as url:
+            slow = f"http://127.0.0.1:{deaf.sockets[0].getsockname()[1]}/x"
+            hooks = Webhooks([slow, url], pauses_s=[0.0])
+            for _ in range(2 * AT_ONCE):
+                hooks.tell(slow, "1" * 32, "failed")
+            for _ in range(AT_ONCE):
+                await hanging.acquire()
+            hooks.tell(url, "2" * 32, "succeeded")
+            (task,) = hooks._lines[address_of(url).origin].tasks
+            task.add_done_callback(lambda _: arrived.set())
+            await asyncio.wait_for(arrived.wait(), 10)
+            assert await hooks.settle(0) == 2 * AT_ONCE
+            for _ in range(AT_ONCE):
+                await hanging.acquire()
+
+    asyncio.run(act())
+    assert json.loads(listener.bodies[0])["run_id"] == "2" * 32
 
 
 def test_rules_that_could_mean_two_things_and_keys_that_are_none_are_mistakes(tmp_path: Path) -> None:
