@@ -14,6 +14,7 @@ from aiohttp import web
 from sandbox import __version__
 from sandbox.document import error_document
 from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFull, SandboxError
+from sandbox.service.intake import BODY
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -43,6 +44,13 @@ def sign(request: BaseRequest, response: web.StreamResponse) -> None:
 def document(value: object, *, status: int = 200) -> web.Response:
     """Return a JSON answer."""
     return web.Response(status=status, body=json.dumps(value).encode(), content_type=JSON)
+
+
+async def counted(request: web.Request, value: object) -> web.StreamResponse:
+    """Send a JSON answer that may be large: made in a thread, and its caller's part of the budget until it is taken. Raises `QueueFull`."""
+    body = await asyncio.to_thread(lambda: json.dumps(value).encode())
+    request[BODY].part.grow(len(body))
+    return await large(request, [body], {})
 
 
 class Patience:

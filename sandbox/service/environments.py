@@ -12,7 +12,7 @@ from sandbox.errors import InvalidRequest
 from sandbox.models import RunRequest
 from sandbox.progress import OnProgress
 from sandbox.requirements import parse_libraries
-from sandbox.service.answers import document
+from sandbox.service.answers import counted, document
 from sandbox.service.bodies import environment_body
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
@@ -50,20 +50,20 @@ def to_build(data: Buffer) -> RunRequest:
     return RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
 
 
-async def get_environments(request: web.Request) -> web.Response:
+async def get_environments(request: web.Request) -> web.StreamResponse:
     """List them, most recently used first."""
     records = await asyncio.to_thread(request.app[STATE].runner.environments().store.records)
     rows = sorted(records, key=lambda record: -record.last_used)
-    return document({"environments": [listed(record) for record in rows]})
+    return await counted(request, {"environments": [listed(record) for record in rows]})
 
 
-async def get_environment(request: web.Request) -> web.Response:
+async def get_environment(request: web.Request) -> web.StreamResponse:
     """Show one, with its lock and what was asked of the egress proxy to make it."""
     environments = request.app[STATE].runner.environments()
     record = await asyncio.to_thread(environments.find, request.match_info["id"])
     lock = await asyncio.to_thread(environments.lock_of, record)
     egress = await asyncio.to_thread(environments.store.egress, record.id)
-    return document({**listed(record), "lock": lock.as_toml(), "egress": egress})
+    return await counted(request, {**listed(record), "lock": lock.as_toml(), "egress": egress})
 
 
 async def delete_environment(request: web.Request) -> web.Response:

@@ -6,13 +6,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
-from sandbox.errors import EngineUnavailable, NotFound, SandboxError
+from sandbox.errors import MAX_FACT_CHARS, EngineUnavailable, NotFound, SandboxError
+from sandbox.requirements import without_hashes
 
 LOG = logging.getLogger("sandbox.service")
+
+
+def shortened(requirements: Iterable[str]) -> tuple[str, ...]:
+    """Return requirements for a list of runs: as many as fit there, and how many more there are."""
+    left = list(map(without_hashes, requirements))
+    room = list(accumulate(map(len, left)))
+    fit = bisect_right(room, MAX_FACT_CHARS)
+    return (*left[:fit], f"and {len(left) - fit} more") if fit < len(left) else tuple(left)
 
 
 @dataclass(eq=False)
@@ -28,7 +39,7 @@ class LiveRun:
     caller: str
     node_id: str
     policy: str
-    requirements: tuple[str, ...]
+    requirements: tuple[str, ...]  # `shortened`
     received: float = field(default_factory=time.time)
     detached: bool = False
     step: str = "queued"

@@ -22,17 +22,17 @@ from sandbox.history_row import Row, public
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import Progress
-from sandbox.requirements import Declared, parse_libraries, parse_script, without_hashes
+from sandbox.requirements import Declared, parse_libraries, parse_script
 from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
-from sandbox.service.answers import document, gathered, large
+from sandbox.service.answers import counted, document, gathered, large
 from sandbox.service.bodies import check_body, check_program, code_of, run_body, run_request
 from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
 from sandbox.service.later import asked_of, failed, kept, started
-from sandbox.service.live import LiveRun
+from sandbox.service.live import LiveRun, shortened
 from sandbox.service.prefer import Preferences
 from sandbox.service.record import ended_row, ending, failed_row, mask_of, new_row
 from sandbox.service.state import CALLER, STATE, State
@@ -145,7 +145,7 @@ class Work:
         self.mask = mask_of(wanted)
         self.live = LiveRun(
             run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
-            policy=wanted.policy, requirements=tuple(map(without_hashes, wanted.requirements)), detached=detached,
+            policy=wanted.policy, requirements=shortened(wanted.requirements), detached=detached,
         )  # fmt: skip
 
     async def tell(self, events: Events) -> None:
@@ -285,7 +285,7 @@ def size_of(result: RunResult) -> int:
 # ---- looking back
 
 
-async def get_runs(request: web.Request) -> web.Response:
+async def get_runs(request: web.Request) -> web.StreamResponse:
     """List the caller's runs, newest first; a maintainer's list has everybody's."""
     state, caller = request.app[STATE], request[CALLER]
     query = request.query
@@ -300,7 +300,7 @@ async def get_runs(request: web.Request) -> web.Response:
         if run.run_id not in known and may_see(caller, run) and query.get("node") in (None, run.node_id)
     ]  # fmt: skip
     first = [] if "before" in query or "outcome" in query else others
-    return document({"runs": [*first, *(shown(row, state) for row in rows)]})
+    return await counted(request, {"runs": [*first, *(shown(row, state) for row in rows)]})
 
 
 def listed_at_most(text: str) -> int:
@@ -310,7 +310,7 @@ def listed_at_most(text: str) -> int:
     return int(text)
 
 
-async def get_run(request: web.Request) -> web.Response:
+async def get_run(request: web.Request) -> web.StreamResponse:
     """Show one run."""
     state, caller = request.app[STATE], request[CALLER]
     run_id = request.match_info["id"]
@@ -320,7 +320,7 @@ async def get_run(request: web.Request) -> web.Response:
         return document(queued.as_json())
     if row is None:
         raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
-    return document(shown(row, state, whole=True))
+    return await counted(request, shown(row, state, whole=True))
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:

@@ -243,6 +243,40 @@ def test_the_doctor_names_the_policies_that_its_reader_may_know_of(monkeypatch: 
     assert (found["usable"], set(found["policies"])) == (True, known)
 
 
+def test_a_list_of_runs_is_short_whatever_those_that_go_on_were_asked_to_have(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        here.state.history.list = lambda **_: ()  # type: ignore[method-assign]
+        many = [f"lib{number}=={'1.' * 80}0" for number in range(1_000)]
+        _, _, begun = await start(here, "waits", requirements=many)
+        _, _, listed = await ask(here, "GET", "/v1/runs")
+        (run,) = listed["runs"]
+        assert run["run_id"] == begun["run_id"]
+        assert run["requirements"][0] == many[0]
+        assert run["requirements"][-1] == f"and {1_001 - len(run['requirements'])} more"
+        assert len(json.dumps(run)) < 4_000
+        here.runner.go.set()
+
+    play(tmp_path, act)
+
+
+def test_what_the_history_has_of_runs_counts_as_its_reader_s_while_it_is_sent(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        row = Row(run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended", output=json.dumps({"stdout": "x" * 600_000}))
+        here.ended.append(row)
+        here.state.history.list = lambda **_: (replace(row, explanation="x" * 2_000),) * 300  # type: ignore[method-assign]
+        for path in ("/v1/runs", f"/v1/runs/{row.run_id}"):
+            reader, writer = await asyncio.open_unix_connection(here.path, limit=1 << 10)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert (await reader.readline()).endswith(b"200 OK\r\n")
+            status, _, answer = await ask(here, "GET", path)
+            assert (status, answer["error"]["code"]) == (429, "queue_full"), "the first answer is not read yet"
+            writer.close()
+            while (await ask(here, "GET", path))[0] != 200:
+                await asyncio.sleep(0.005)
+
+    play(tmp_path, act, budget_mib=1)
+
+
 def test_the_description_of_the_api_is_a_route(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
         status, _, found = await ask(here, "GET", "/v1/openapi.json")
