@@ -65,7 +65,7 @@ class Speaker(web.RequestHandler):
         *heads, rest = data.split(HEAD_END, HEADS)
         for head in heads:
             super().data_received(head + HEAD_END)
-        if rest:
+        if rest or not data:  # with nothing new it goes on with what it has, once a reader has made room
             super().data_received(rest)
 
     def handle_error(

@@ -267,6 +267,15 @@ def test_output_in_tiny_pieces_waits_in_memory_that_stays_in_proportion() -> Non
     assert part.size_bytes == 0
 
 
+def test_bodies_of_every_size_are_taken(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        for kib in (1, 15, 16, 17, 31, 32, 33, 40, 48, 60, 63, 64, 65, 96, 129, 300):
+            status, _, _ = await here.answer("plain", payload="x" * (kib << 10))
+            assert status == 200, f"{kib} KiB"
+
+    play(tmp_path, act)
+
+
 @pytest.mark.parametrize("accept", ["application/json", NDJSON])
 def test_who_does_not_read_its_answers_gets_no_more_until_it_does(tmp_path: Path, accept: str) -> None:
     async def act(here: Scene) -> None:
