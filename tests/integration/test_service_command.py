@@ -423,7 +423,9 @@ def test_a_service_that_was_started_by_hand_is_found_and_its_restart_is_told(ser
     answer = sandbox("serve", "--restart")
     told = [line for line in answer.stdout.splitlines() if f"process {service.process.pid} is a service" in line]
     assert (answer.returncode, len(told)) == (0, 1), answer.stderr
-    assert told[0].endswith(f"kill {service.process.pid}; sandbox --policy-dir {service.policies} serve &")
+    pid = service.process.pid
+    assert f"to restart it: kill {pid}; tail --pid={pid} -f /dev/null; " in told[0]
+    assert told[0].endswith(f" sandbox --policy-dir {service.policies} serve &")
     assert service.process.poll() is None
 
 
