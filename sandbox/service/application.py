@@ -15,6 +15,7 @@ from sandbox.service import catalogue, environments, later, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, signed, translated
 from sandbox.service.intake import BODY, Intake
+from sandbox.service.queries import asked_for
 from sandbox.service.state import CALLER, STATE, PolicyBook, State
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def application(state: State, access: Access) -> web.Application:
     intake = Intake(
         largest_bytes=partial(largest_body_bytes, state.policies), budget_bytes=state.config.queue.bodies_mib << 20
     )
-    app = web.Application(middlewares=[answered, identified(access, intake)])
+    app = web.Application(middlewares=[answered, asked_for, identified(access, intake)])
     app.on_response_prepare.append(signed)
     app[STATE] = state
     for method, path, handler in ROUTES:

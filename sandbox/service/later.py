@@ -13,7 +13,7 @@ from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.models import Outcome, RunResult
 from sandbox.service.answers import document, large
 from sandbox.service.intake import BODY
-from sandbox.service.live import LiveRun
+from sandbox.service.live import LiveRun, no_run
 from sandbox.service.prefer import Preferences, preferences
 from sandbox.service.state import CALLER, STATE, State
 
@@ -111,11 +111,11 @@ async def get_result(request: web.Request) -> web.StreamResponse:
 def no_result(run_id: str, row: Row | None) -> bytes:
     """Return the result of a run that a service took with it. Raises `NotFound` for every other that is not kept."""
     if row is None:
-        raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+        raise no_run(run_id)
     if not row.detached:
         raise NotFound(
             f"the result of the run {run_id[:64]!r} goes to who asked for it, and is not kept",
-            hint="start a run with `Prefer: respond-async` to fetch its result later",
+            hint="to fetch a result later, start the run so: `sandbox run --detach`, or with the header `Prefer: respond-async`",
         )
     if row.outcome != Outcome.KILLED.value or row.explanation != SERVICE_ENDED:
         raise NotFound(
@@ -133,5 +133,5 @@ async def get_files(request: web.Request) -> web.Response:
     if not files and state.live.find(run_id, lambda run: owner in (None, run.caller_uid)) is None:
         row = await asyncio.to_thread(partial(state.history.get, run_id, owner))
         if row is None:
-            raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+            raise no_run(run_id)
     return document({"files": [{"name": file.name, "size_bytes": file.size_bytes} for file in files]})

@@ -32,7 +32,7 @@ from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
 from sandbox.service.later import asked_of, failed, kept, started
-from sandbox.service.live import LiveRun, shortened
+from sandbox.service.live import LiveRun, no_run, shortened
 from sandbox.service.prefer import Preferences
 from sandbox.service.record import ended_row, ending, failed_row, mask_of, new_row
 from sandbox.service.state import CALLER, STATE, State
@@ -319,7 +319,7 @@ async def get_run(request: web.Request) -> web.StreamResponse:
     if row is None and queued is not None:
         return document(queued.as_json())
     if row is None:
-        raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+        raise no_run(run_id)
     return await counted(request, shown(row, state, whole=True))
 
 

@@ -183,6 +183,7 @@ def test_what_nobody_kept_is_not_found_with_the_reason(tmp_path: Path) -> None:
             status, _, found = await result(here, run_id)
             assert status == 404
             assert reason in found["error"]["message"]
+            assert "`sandbox run" in found["error"]["hint"] or reason == "not kept any longer", "readers are at the command line, too"
         status, _, found = await result(here, "3" * 32)
         assert (status, found["outcome"], found["explanation"], found["run_id"]) == (200, Outcome.KILLED.value, SERVICE_ENDED, "3" * 32)
         _, writer = await here.ask("waits")
