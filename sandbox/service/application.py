@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ LOG = logging.getLogger("sandbox.service")
 # What stands around a payload: code, files' base64, names.
 BODY_HEADROOM_BYTES = 8 << 20
 CLIENT_GONE = 499  # nobody reads it
+# A name in an address may have braces, which aiohttp takes for no part of one unless it is told so.
+BRACED = re.compile(r"\{(\w+)\}")
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/runs", runs.post_run),
@@ -61,7 +64,7 @@ def application(state: State, access: Access) -> web.Application:
     app.on_response_prepare.append(signed)
     app[STATE] = state
     for method, path, handler in ROUTES:
-        app.router.add_route(method, path, handler)
+        app.router.add_route(method, BRACED.sub(r"{\1:[^/]+}", path), handler)
     return app
 
 

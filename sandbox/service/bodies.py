@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import msgspec
@@ -20,14 +21,15 @@ from sandbox.imports import check_modules
 from sandbox.models import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS, RunRequest, Tightening
 from sandbox.policy_model import Policy
 from sandbox.request import check_code_size
-from sandbox.service.outline import program_bytes
+from sandbox.service.outline import SMALL_BYTES, Written, cut_out, program_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Value = TypeVar("Value")
-PIECE_CHARS = 64 << 10  # a multiple of four, so that each piece of base64 is whole
+PIECE_CHARS = 64 << 10
+LONGEST_ESCAPE = len(rb"\u002b")
 # One byte of a text may be written in six, as \u0041.
 WRITTEN_BYTES = 6
 # In how many bytes a field may be written. What is longer is not even decoded, nor is a list or object of more texts.
@@ -135,16 +137,17 @@ class Form(Generic[Body]):
         self._decoder = msgspec.json.Decoder(kind)
         self._hint = fields_of(kind)
 
-    def decoded(self, body: Buffer) -> Body:
+    def decoded(self, body: Written) -> Body:
         """Return what a body says. Raises `InvalidRequest` with the place in the body."""
-        outline = _decoded(self._outline, body, self._hint)
-        fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
+        short, long = _without_long(body, self._hint, "the request's body")
+        outline = _decoded(self._outline, short, self._hint)
+        fields = [(name, long[name] if name in long else memoryview(getattr(outline, name))) for name in self._names]
         small = []
         for name, written in fields:
             if written and name not in UNPARSED:
                 check_written(name, written, MAX_FIELD_BYTES.get(name, MAX_NAME_BYTES))
                 small.append(b'"%s":%s' % (name.encode(), written))
-        skipped = {name: getattr(outline, name) for name, written in fields if written and name in UNPARSED}
+        skipped = {name: written for name, written in fields if written and name in UNPARSED}
         if "code" in skipped:  # which no body may lack
             small.append(b'"code":""')
         return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small), self._hint), **skipped)
@@ -173,22 +176,22 @@ def check_program(body: bytearray, policies: Iterable[Policy]) -> None:
         check_code_size(program_bytes(body, enough_bytes=enough_bytes) // WRITTEN_BYTES, largest, at_least=True)
 
 
-def run_body(body: Buffer) -> RunBody:
+def run_body(body: Written) -> RunBody:
     """Return what a client wants run. Raises `InvalidRequest` with the place in the body."""
     return _RUN.decoded(body)
 
 
-def environment_body(body: Buffer) -> EnvironmentBody:
+def environment_body(body: Written) -> EnvironmentBody:
     """Return which libraries a client wants. Raises `InvalidRequest`."""
     return _ENVIRONMENT.decoded(body)
 
 
-def check_body(body: Buffer) -> CheckBody:
+def check_body(body: Written) -> CheckBody:
     """Return which code a client wants checked. Raises `InvalidRequest`."""
     return _CHECK.decoded(body)
 
 
-def prune_body(body: bytearray) -> PruneBody:
+def prune_body(body: Written) -> PruneBody:
     """Return what a client wants removed. Raises `InvalidRequest`."""
     return _PRUNE.decoded(body or bytearray(b"{}"))
 
@@ -221,7 +224,7 @@ def run_request(body: RunBody, code: str) -> RunRequest:
             code=code, filename=body.filename, payload_json=copied(body.payload), message_json=copied(body.message),
             topic=body.topic, node_id=body.node_id, policy=body.policy, image=body.image, requirements=body.requirements,
             requires_python=body.requires_python, preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
-            files={name: _content(name, text) for name, text in _decoded(_FILES, body.files, "send names and contents as base64", "`files`").items()},
+            files=_contents(body.files),
         )  # fmt: skip
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
@@ -229,20 +232,53 @@ def run_request(body: RunBody, code: str) -> RunRequest:
         raise InvalidRequest(f"`{place}`: {first['msg']}", hint=fields_of(RunBody)) from None
 
 
-def _content(name: str, text: str) -> bytes:
+def _contents(files: Buffer) -> dict[str, bytes]:
+    """Return files by their names."""
+    hint = "send names and contents as base64"
+    short, long = _without_long(memoryview(files), hint, "`files`")
+    texts = _decoded(_FILES, short, hint, "`files`")
+    return {name: _content(name, long.get(name) or memoryview(msgspec.json.encode(text))) for name, text in texts.items()}
+
+
+def _content(name: str, written: memoryview) -> bytes:
     """Return a file's content, decoded in pieces, between which other threads run."""
-    pieces = range(0, len(text), PIECE_CHARS)
+    contents, waiting, ended = [], b"", False
     try:
-        if "=" in text[: pieces[-1]] if pieces else False:
-            raise ValueError
-        return b"".join(base64.b64decode(text[start : start + PIECE_CHARS], validate=True) for start in pieces)
-    except (binascii.Error, ValueError):
+        for start in range(1, len(written) - 1, PIECE_CHARS):
+            waiting += written[start : min(start + PIECE_CHARS, len(written) - 1)]
+            last = start + PIECE_CHARS >= len(written) - 1
+            # Some write the characters of base64 as escapes: a piece has no part of one, and of four characters that belong together.
+            end = len(waiting) if last or (escape := waiting.find(b"\\", -LONGEST_ESCAPE)) < 0 else escape
+            text = _TEXT.decode(b'"%s"' % waiting[:end])
+            taken = len(text) if last else len(text) // 4 * 4
+            if ended:
+                raise ValueError
+            ended = "=" in text
+            contents.append(base64.b64decode(text[:taken], validate=True))
+            waiting = text[taken:].encode() + waiting[end:]
+    except (binascii.Error, msgspec.DecodeError, ValueError):
         raise InvalidRequest(f"the file {name[:80]!r} is not base64", hint="encode its content as base64") from None
+    return b"".join(contents)
+
+
+def _without_long(body: Written, hint: str, what: str) -> tuple[Buffer, dict[str, memoryview]]:
+    """Return a body or a part of it as `cut_out` does, where it is large enough. Raises `InvalidRequest`."""
+    if len(body) <= SMALL_BYTES:
+        return body, {}
+    with _told(hint, what):
+        return cut_out(body)
 
 
 def _decoded(decoder: msgspec.json.Decoder[Value], body: Buffer, hint: str, what: str = "the request's body") -> Value:
-    try:
+    with _told(hint, what):
         return decoder.decode(body)
+
+
+@contextlib.contextmanager
+def _told(hint: str, what: str = "the request's body") -> Iterator[None]:
+    """Tell in words what can't be read. Raises `InvalidRequest`."""
+    try:
+        yield
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         reason = str(error).replace("`$.", "`") or "nested too deeply"
         raise InvalidRequest(f"{what} can't be read: {reason}", hint=hint) from None

@@ -19,6 +19,7 @@ from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service.access import peer_of
 from sandbox.service.answers import SERVER, error_answer, sign, translated
 from sandbox.service.intake import BODY_TIMEOUT_S
+from sandbox.service.listen import BACKLOG
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -29,10 +30,13 @@ DESCRIPTORS = 65_536
 DESCRIPTORS_SHARE = 2
 # A connection without a request is closed after so long; clients open another.
 IDLE_S = 75.0
-# Who is refused is heard out for so long, and so many at a time: a connection that is closed while its client still sends is
-# reset, and the client may never see the answer.
+# Who is refused is heard out for so long: a connection that is closed while its client still sends is reset, and the client may
+# never see the answer. So many at a time, of which the oldest make room: twice what is accepted in one turn of the event loop,
+# so that whoever asks at once is heard, however many come.
 LINGER_S = 2.0
-LINGERING = 100
+LINGERING = 2 * BACKLOG
+LINGERING_SHARE = 4
+FEW = 64
 HEAD_END = b"\r\n\r\n"
 HEADS = 256  # in one piece; more are parsed together
 # What comes is read in pieces of so much, not asyncio's 256 KiB: of many clients that send at once, none keeps the event loop long.
@@ -117,14 +121,15 @@ class Connections:
                                          "access_log": None, "auto_decompress": False,
                                          "read_bufsize": PIECE_BYTES // 2}  # fmt: skip # it reads on to twice that
         self._users: dict[web.RequestHandler, int] = {}
-        self._refused: set[_Refused] = set()
+        self._lingering = min(LINGERING, max(self._total // LINGERING_SHARE, FEW))
+        self._refused: dict[_Refused, None] = {}  # the oldest first
 
-    def refused(self) -> asyncio.Protocol | None:
-        """Return what tells one more client that there are too many, and hears it out; None where that is too much, too."""
-        if len(self._refused) >= LINGERING:
-            return None
-        refused = _Refused(self._refused.discard)
-        self._refused.add(refused)
+    def refused(self) -> asyncio.Protocol:
+        """Return what tells one more client that there are too many, and hears it out."""
+        if len(self._refused) >= self._lingering:
+            next(iter(self._refused)).end()
+        refused = _Refused(lambda: self._refused.pop(refused, None))
+        self._refused[refused] = None
         return refused
 
     def __call__(self) -> asyncio.Protocol:
@@ -166,25 +171,27 @@ class _Door(asyncio.Protocol):
         uid = peer_of(transport.get_extra_info("socket")).uid
         handler = self._connections.handler(uid)
         protocol = self._connections.refused() if handler is None else handler
-        if protocol is None:
-            transport.write(REFUSAL)
-            transport.close()
-            return
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 
 
 class _Refused(asyncio.Protocol):
-    """Says no, and takes what comes until the client has heard it."""
+    """Says no, and takes what comes until the client has heard it. What was said stays readable for the client after the end."""
 
-    def __init__(self, on_end: Callable[[_Refused], None]) -> None:
+    def __init__(self, on_end: Callable[[], object]) -> None:
         self._on_end = on_end
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)
-        transport.write(REFUSAL)
-        transport.write_eof()
-        asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(REFUSAL)
+        self._transport.write_eof()
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self.end)
+
+    def end(self) -> None:
+        """Hear no more."""
+        self._on_end()
+        self._transport.abort()
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._on_end(self)
+        self._timer.cancel()
+        self._on_end()

@@ -90,8 +90,10 @@ async def get_result(request: web.Request) -> web.StreamResponse:
     if live is not None and live.detached:
         if asked.wait_s:
             over = asyncio.create_task(live.over.wait())
-            await asyncio.wait({over}, timeout=min(asked.wait_s, MAX_WAIT_S))
-            over.cancel()
+            try:
+                await asyncio.wait({over}, timeout=min(asked.wait_s, MAX_WAIT_S))
+            finally:  # also where the client goes away: a run that goes on for long would hold one for each
+                over.cancel()
         if not live.over.is_set():
             answer = going_on(live)
             answer.headers["Retry-After"] = str(ASK_AGAIN_S)

@@ -175,6 +175,8 @@ class Work:
 
     async def _carried_out(self, events: Events | None) -> tuple[str, list[bytes]]:
         state, live = self.state, self.live
+        if self.mask.takes_long:
+            await asyncio.to_thread(self.mask.prepare)
         row = new_row(live, self.wanted, self.policy, self.mask)
         try:
             result = await self._result(row, events)
@@ -205,7 +207,7 @@ class Work:
         if not bounds.output_mib:
             return ""
         size_bytes = len(result.stdout) + len(result.stderr) + sum(len(record.message) for record in result.logs)
-        return await aside(size_bytes if self.mask.reach else 0, lambda: told(result, self.mask, bounds.output_kib << 10))
+        return await aside(size_bytes if self.wanted.secrets else 0, lambda: told(result, self.mask, bounds.output_kib << 10))
 
     async def _conclude(self, outcome: str, status: int, pieces: list[bytes]) -> None:
         """Keep what came of a run that was started for later, and have it told."""

@@ -1,4 +1,4 @@
-"""Bodies of runs: files in base64, decoded in pieces."""
+"""Bodies of runs: files in base64, decoded in pieces, and large bodies, checked in pieces."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied
-from sandbox.service.bodies import MAX_TEXTS, PIECE_CHARS, RunBody, environment_body, prune_body, run_body, run_request
+from sandbox.service import bodies, outline
+from sandbox.service.bodies import MAX_TEXTS, PIECE_CHARS, UNPARSED, RunBody, environment_body, prune_body, run_body, run_request
 from sandbox.service.runs import Allowed, listed_at_most, to_check, understood
 from tests.unit.factory import policy
 
@@ -35,6 +37,60 @@ def test_a_file_is_decoded_whole_however_many_pieces_it_takes(size: int) -> None
 def test_what_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="not base64"):
         content(text)
+
+
+@pytest.mark.parametrize("size", [1, 100_000, 2_000_001, 6_000_000])
+@pytest.mark.parametrize("escaped", [rb"\/", rb"\u002b\u002F", b""], ids=["as PHP", "as .NET", "plain"])
+def test_a_file_whose_base64_has_escapes_is_the_same_file_however_large(size: int, escaped: bytes) -> None:
+    data = bytes(number * 7 % 256 for number in range(256)) * (size // 256) + b"\xff\xef\xbe" * 9
+    text = base64.b64encode(data)
+    written = text.replace(b"/", escaped[:2]) if escaped == rb"\/" else text.replace(b"+", escaped[:6]).replace(b"/", escaped[6:]) if escaped else text
+    found = run_request(run_body(b'{"code": "1", "files": {"\\u00e9.txt": "YQ==", "a": "%s"}}' % written), "1").files
+    assert found == {"é.txt": b"a", "a": data}
+
+
+@pytest.mark.parametrize("wrong", [b"\\", b"=", b"!", b'", "b": 5, "c": "', b"\\q"])
+def test_a_large_file_that_is_no_base64_is_refused(wrong: bytes) -> None:
+    text = b"A" * (3 << 20) + wrong + b"A" * (3 << 20)
+    with pytest.raises(InvalidRequest, match="`files` can't be read|not base64|can't be read: JSON"):
+        run_request(run_body(b'{"code": "1", "files": {"a": "%s"}}' % text), "1")
+
+
+def small_and_large(body: bytes) -> tuple[Any, Any]:
+    """Return what is made of a body, as it is and as if it were a large one; None where it is refused."""
+
+    def made() -> Any:
+        try:
+            found = run_body(body)
+        except InvalidRequest:
+            return None
+        return [bytes(memoryview(value)) if name in UNPARSED else value for name, value in msgspec.structs.asdict(found).items()]
+
+    whole = made()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bodies, "SMALL_BYTES", 8)
+        patched.setattr(outline, "LONG_BYTES", 6)
+        return whole, made()
+
+
+VALUES = st.recursive(st.one_of(st.none(), st.integers(-9, 99_999), st.text(max_size=12)), lambda inner: st.one_of(
+    st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_leaves=8)  # fmt: skip
+FIELDS = st.lists(st.tuples(st.sampled_from(["payload", "message", "files", "code", "cod\\u0065"]), VALUES), max_size=6)
+
+
+@given(FIELDS, st.booleans(), st.sampled_from([b"", b"}", b",", b" ", b'"']), st.sampled_from([None, 0, 1, 2]))
+def test_what_is_made_of_a_large_body_is_what_is_made_of_a_small_one(fields: list[tuple[str, Any]], plain: bool, behind: bytes, indent: int | None) -> None:
+    members = ", ".join(f'"{name}": {json.dumps(value, ensure_ascii=plain, indent=indent)}' for name, value in [*fields, ("code", "result = payload")])
+    whole, cut = small_and_large(b"{%s}%s" % (members.encode(), behind))
+    assert cut == whole
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"payload":' + b" " * 5_000_000 + b'1, "code": "1"}', b'{"code": "1"' + b', "payload": []' * 400_000 + b"}", b"[" * 5_000_000, b'{"code": "' + b"x" * 5_000_000]
+)
+def test_a_large_body_without_a_sensible_form_is_refused_in_words(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="can't be read: (it is large, and has too much white space|JSON is malformed|Input data was truncated)"):
+        run_body(bytearray(body))
 
 
 def test_a_payload_is_taken_byte_for_byte() -> None:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from aiohttp import web
 
 from sandbox.errors import InvalidRequest
 from sandbox.metrics import Live, Metrics
+from sandbox.service import connections
 from sandbox.service.access import Access
 from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
@@ -455,26 +457,75 @@ def test_requests_in_front_of_a_broken_one_are_answered(tmp_path: Path, broken: 
     play(tmp_path, act)
 
 
-@pytest.mark.parametrize("flood", [10, 200])
-def test_who_comes_in_a_flood_of_connections_is_refused_in_words_though_it_asks_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flood: int) -> None:
+FLOOD = 2 * LINGERING + 200  # more than are heard out at a time, twice
+
+
+@pytest.fixture
+def five_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    more_descriptors()  # both sides of a flood are in this process
     monkeypatch.setattr(resource, "getrlimit", lambda _: (10, 10))
+    monkeypatch.setattr(connections, "FEW", LINGERING)
+    monkeypatch.setattr(connections, "LINGER_S", WAIT_S)  # whoever is let go is let go by count
+
+
+def opened(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(path)
+    return client
+
+
+def read_to_the_end(client: socket.socket) -> bytes:
+    with client:
+        client.settimeout(WAIT_S)
+        return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+
+@pytest.mark.usefixtures("five_connections")
+@pytest.mark.parametrize("flood", [10, FLOOD])
+def test_who_comes_in_a_flood_of_connections_and_asks_at_once_is_refused_in_words_and_never_reset(tmp_path: Path, flood: int) -> None:
+    def come(path: str) -> list[bytes]:
+        held = [opened(path) for _ in range(5)]
+        clients: list[socket.socket] = []
+        for _ in range(flood):
+            clients.append(opened(path))
+            clients[-1].sendall(GET + b"\r\n")  # no error: nobody is let go before it has been heard
+        answers = [read_to_the_end(client) for client in clients]
+        for client in held:
+            client.close()
+        return answers
 
     async def act(here: Scene) -> None:
-        held = [await asyncio.open_unix_connection(here.path) for _ in range(5)]
-        await asyncio.sleep(0.05)
-        late = [await asyncio.open_unix_connection(here.path) for _ in range(flood)]
-        await asyncio.sleep(0.05)  # each has its answer now, and asks all the same
-        for _, writer in late[:LINGERING]:
-            for _ in range(3):
-                writer.write(GET + b"\r\n")
-                await writer.drain()
-                await asyncio.sleep(0)
-        answers = await asyncio.gather(*(asyncio.wait_for(reader.read(-1), WAIT_S) for reader, _ in late))
-        assert all(answer.startswith(b"HTTP/1.1 429 ") for answer in answers)
-        for _, writer in (*held, *late):
-            writer.close()
+        answers = await asyncio.to_thread(come, here.path)
+        assert Counter(answer[:13] for answer in answers) == {b"HTTP/1.1 429 ": flood}
+        assert {answer.partition(b"\r\n\r\n")[2] for answer in answers} == {connections.BODY}
 
     play(tmp_path, act)
+
+
+@pytest.mark.usefixtures("five_connections")
+def test_of_a_flood_that_asks_late_the_last_are_heard_out_and_all_can_read_why(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        clients = [await asyncio.to_thread(opened, here.path) for _ in range(5 + FLOOD)]
+        while sum(map(is_told, clients)) < FLOOD:
+            await asyncio.sleep(0.01)
+        lingering = len(os.listdir("/proc/self/fd")) - 2 * 5 - len(clients)
+        assert LINGERING <= lingering < LINGERING + 30, "the others are closed on this side"
+        for _ in range(3):
+            for client in clients[-LINGERING:]:
+                client.sendall(GET + b"\r\n")
+            await asyncio.sleep(0.01)
+        assert all(await asyncio.gather(*(asyncio.to_thread(client.recv, 13) for client in clients[5:])))
+        for client in clients:
+            client.close()
+
+    play(tmp_path, act)
+
+
+def is_told(client: socket.socket) -> bool:
+    try:
+        return bool(client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
 
 
 def test_a_refused_body_is_heard_out_so_that_its_client_sees_why(tmp_path: Path) -> None:
