@@ -20,7 +20,8 @@ from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
     from aiohttp import web
-    from typing_extensions import Buffer
+
+    from sandbox.service.outline import Written
 
 
 async def post_environment(request: web.Request) -> web.StreamResponse:
@@ -41,7 +42,7 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     return document(await build(lambda _: None))
 
 
-def to_build(data: Buffer) -> RunRequest:
+def to_build(data: Written) -> RunRequest:
     """Return the request whose libraries are to be installed. Raises `InvalidRequest`."""
     body = environment_body(data)
     requirements = parse_libraries("\n".join(body.requirements))

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied
 from sandbox.service import bodies, outline
-from sandbox.service.bodies import MAX_TEXTS, PIECE_CHARS, UNPARSED, RunBody, environment_body, prune_body, run_body, run_request
+from sandbox.service.bodies import (
+    MAX_TEXTS,
+    PIECE_CHARS,
+    UNPARSED,
+    RunBody,
+    environment_body,
+    prune_body,
+    run_body,
+    run_request,
+)
 from sandbox.service.runs import Allowed, listed_at_most, to_check, understood
 from tests.unit.factory import policy
 
@@ -52,7 +61,7 @@ def test_a_file_whose_base64_has_escapes_is_the_same_file_however_large(size: in
 @pytest.mark.parametrize("wrong", [b"\\", b"=", b"!", b'", "b": 5, "c": "', b"\\q"])
 def test_a_large_file_that_is_no_base64_is_refused(wrong: bytes) -> None:
     text = b"A" * (3 << 20) + wrong + b"A" * (3 << 20)
-    with pytest.raises(InvalidRequest, match="`files` can't be read|not base64|can't be read: JSON"):
+    with pytest.raises(InvalidRequest, match=r"`files` can't be read|not base64|can't be read: JSON"):
         run_request(run_body(b'{"code": "1", "files": {"a": "%s"}}' % text), "1")
 
 
@@ -89,7 +98,7 @@ def test_what_is_made_of_a_large_body_is_what_is_made_of_a_small_one(fields: lis
     "body", [b'{"payload":' + b" " * 5_000_000 + b'1, "code": "1"}', b'{"code": "1"' + b', "payload": []' * 400_000 + b"}", b"[" * 5_000_000, b'{"code": "' + b"x" * 5_000_000]
 )
 def test_a_large_body_without_a_sensible_form_is_refused_in_words(body: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="can't be read: (it is large, and has too much white space|JSON is malformed|Input data was truncated)"):
+    with pytest.raises(InvalidRequest, match=r"can't be read: (it is large, and has too much white space|JSON is malformed|Input data was truncated)"):
         run_body(bytearray(body))
 
 
