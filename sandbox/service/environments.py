@@ -20,7 +20,6 @@ from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
     from aiohttp import web
-    from typing_extensions import Buffer
 
 
 async def post_environment(request: web.Request) -> web.StreamResponse:
@@ -41,7 +40,7 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     return document(await build(lambda _: None))
 
 
-def to_build(data: Buffer) -> RunRequest:
+def to_build(data: bytearray) -> RunRequest:
     """Return the request whose libraries are to be installed. Raises `InvalidRequest`."""
     body = environment_body(data)
     requirements = parse_libraries("\n".join(body.requirements))

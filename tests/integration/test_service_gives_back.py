@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-
 from sandbox.client import Client
 from tests.integration.service import Service, served
 from tests.integration.test_service import raw, until
