@@ -74,7 +74,7 @@ def _read_only(_match: re.Match[str], _policy: Policy) -> str:
     return "a program writes into its working directory and /tmp, and save_file() hands files over"
 
 
-def _network(match: re.Match[str], policy: Policy) -> str:
+def _network(_match: re.Match[str], policy: Policy) -> str:
     network = policy.network
     if network.mode == "none":
         # Not with the host of the message: a program must not have itself recommended one.

@@ -176,6 +176,11 @@ class Installer:
         if result.egress:
             self._on_egress(payload["step"], result.egress)
         text = result.result_json or b""
+        if len(text) > MAX_ANSWER_BYTES:
+            raise BuildFailed(
+                f"{DOING[payload['step']]} {named(subject)} gave an answer of more than {MAX_ANSWER_BYTES >> 20} MiB",
+                hint="ask for fewer libraries",
+            )
         said = await aside(len(text), lambda: answer_in(text))
         return self._answer(result, said, payload["step"], subject)
 
@@ -285,7 +290,7 @@ def tools() -> tuple[Bind, ...]:
 def answer_in(text: bytes) -> dict[str, Any] | None:
     """Return what a step's result says, or None when that is no answer: a step whose program lies may give any JSON."""
     try:
-        said = msgspec.json.decode(text) if 0 < len(text) <= MAX_ANSWER_BYTES else None
+        said = msgspec.json.decode(text) if text else None
     except (msgspec.DecodeError, RecursionError):
         return None
     return said if isinstance(said, dict) else None

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.errors import BuildFailed
-from sandbox.places import private_directory
 
 
 class Stored(Protocol):
@@ -65,7 +64,7 @@ class Incoming:
         self._check = check
         self._name = name
         try:
-            private_directory(target.parent)
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the one that an installing sandbox reads stays open
             fd, path = tempfile.mkstemp(dir=work, prefix=".incoming-")
         except OSError as error:
             raise no_room(target.parent, error, name) from None

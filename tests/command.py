@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -39,6 +41,21 @@ def sandbox(
         [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S,
         check=False, env=environment() if env is None else env, errors="backslashreplace",
     )  # fmt: skip
+
+
+def on_terminal(*arguments: str | Path) -> tuple[int, bytes]:
+    """Run one command to its end on a terminal; return its exit status and what a person sees."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment()
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # how a terminal ends that nobody writes to any more
+            while data := os.read(ours, 65536):
+                seen += data
+        os.close(ours)
+        return process.wait(TIMEOUT_S), seen
 
 
 def document(*arguments: str | Path, **options: Any) -> dict[str, Any]:

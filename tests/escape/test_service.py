@@ -115,7 +115,6 @@ def test_who_has_no_right_is_not_told_which_routes_there_are(users: Users, metho
         ("POST", "/v1/runs", {"code": "result = 1", "policy": "absent"}),
         ("POST", "/v1/runs", {"code": "result = 1", "policy": "/etc/passwd"}),
         ("POST", "/v1/runs", {"code": "result = 1", "policy": "*"}),
-        ("POST", "/v1/runs", {"code": "result = 1", "policy": ""}),
         ("POST", "/v1/check", {"code": "result = 1", "policy": "default"}),
         ("POST", "/v1/environments", {"requirements": ["six"], "policy": "default"}),
         ("GET", "/v1/policies/default", None),
@@ -128,6 +127,11 @@ def test_a_policy_that_was_not_granted_can_not_be_used_nor_looked_at(
 ) -> None:
     status, answer = asked(users.alice, method, path, body)
     assert (status, answer["error"]["code"]) == (403, "access_denied")
+
+
+def test_no_policy_is_named_by_nothing(users: Users) -> None:
+    status, answer = asked(users.alice, "POST", "/v1/runs", {"code": "result = 1", "policy": ""})
+    assert (status, answer["error"]["code"]) == (400, "invalid_request")
 
 
 def test_what_was_granted_is_all_that_is_listed(users: Users) -> None:

@@ -19,6 +19,14 @@ def command_line(pid: int | str) -> list[str]:
         return []
 
 
+def owner_of(pid: str) -> int | None:
+    """Return whose a process is; None for one that has ended."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def own_workspaces(service: Service) -> set[str]:
     """Return the names of the workspaces that a running service holds: by the locks that it has open."""
     found = set()
@@ -48,10 +56,10 @@ def own_containers(service: Service) -> set[str]:
 
 
 def monitors() -> dict[int, str]:
-    """Return Podman's monitors, by process id, with the id of the container that each is for."""
+    """Return Podman's monitors of this user, by process id, with the id of the container that each is for."""
     found = {}
     for entry in os.listdir("/proc"):
-        words = command_line(entry) if entry.isdigit() else []
+        words = command_line(entry) if entry.isdigit() and owner_of(entry) == os.getuid() else []
         if words and words[0].endswith("/conmon") and "-c" in words:  # Podman also asks for its version
             found[int(entry)] = words[words.index("-c") + 1]
     return found

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import time
@@ -17,7 +14,7 @@ import pytest
 
 from sandbox.policy import load_policy
 from sandbox.policy_file import policy_directories
-from tests.command import COMMAND, document, environment, left_behind, our_containers, sandbox, workspaces
+from tests.command import COMMAND, document, environment, left_behind, on_terminal, our_containers, sandbox, workspaces
 
 pytestmark = pytest.mark.podman
 LIMITS = load_policy("default", directories=policy_directories()).policy.limits
@@ -184,18 +181,8 @@ def test_quiet_leaves_only_output_and_result(script: Path) -> None:
 def test_progress_appears_on_a_terminal_only(script: Path) -> None:
     script.write_text("result = 5")
     assert "sandbox" not in sandbox("run", script).stderr
-    master, slave = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "run", str(script)], stdout=slave, stderr=slave, stdin=slave)
-    os.close(slave)
-    seen = b""
-    while process.poll() is None or select.select([master], [], [], 0.2)[0]:
-        if select.select([master], [], [], 0.2)[0]:
-            try:
-                seen += os.read(master, 65536)
-            except OSError:
-                break
-    os.close(master)
-    assert process.wait(timeout=30) == 0
+    status, seen = on_terminal("run", script)
+    assert status == 0
     assert b"starting the sandbox" in seen
 
 

@@ -93,9 +93,12 @@ document = schemathesis.openapi.from_dict(openapi())
     derandomize=True, database=None,
 )  # fmt: skip
 def test_whatever_is_sent_the_answer_is_as_the_document_says(case: Any, url: str) -> None:
-    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
+    if isinstance(case.body, dict) and isinstance(image := case.body.get("image"), str) and image:
+        case.body["image"] = f"localhost/{image}"  # never one that Podman would ask a registry for
     response = case.call(base_url=url, timeout=WAIT_S)
-    case.validate_response(response, checks=checks)
+    unavailable = response.status_code == 502 and response.json()["error"]["code"] == "image_unavailable"
+    case.validate_response(response, checks=checks if unavailable else [not_a_server_error, *checks])
     if response.status_code >= 400:
         assert set(response.json()) == {"error"}
         assert {"code", "message", "hint"} <= set(response.json()["error"])
