@@ -20,16 +20,15 @@ from dataclasses import dataclass, field, replace
 
 from sandbox.cell import LIFE_S, Cell, Maker, NoCells
 from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.isolation_row import SLOW_ENOUGH, STARTS, in_cell, in_container
 from sandbox.pace import Paces
-from sandbox.ready import Ready, Setting, Source, instead
+from sandbox.ready import Ready, Setting, Source
 
 CHECK_S = 5.0
 ATTEMPTS = 3
 # What keeps a host from making cells may be a setting, or a count that is used up for a while.
 AGAIN_S = 60.0
 FIRST_GUESS_MIB = 32.0
-SLOW_ENOUGH = "the messages of this node come no faster than containers are made"
-STARTS = "the messages of this node come faster than containers are made, and its first cell is being made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +160,9 @@ class Cells:
         asked, start_s = self._clock(), self._start_s(setting)
         pace = self._paces.of((setting.owner, setting.kind))
         fast = pace.begins(asked, start_s)
-        in_cell = fast and self._at_hand(self._group(setting))
+        at_hand = fast and self._at_hand(self._group(setting))
         try:
-            async with self._cell(setting, run_id) if in_cell else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready:
+            async with self._cell(setting, run_id) if at_hand else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready:
                 yield ready
         finally:
             pace.ended(asked, self._clock(), start_s)
@@ -182,6 +181,7 @@ class Cells:
                 yield ready
             return
         warm, cell = taken
+        cell.evidence = in_cell(setting.policy.isolation.per_run, cell.evidence)
         try:
             yield ReadyCell(sandbox=cell, asked=cell.marks["begin"])
         finally:
@@ -190,7 +190,7 @@ class Cells:
     @contextlib.asynccontextmanager
     async def _container(self, setting: Setting, run_id: str, why: str) -> AsyncIterator[Ready]:
         async with self._containers(setting, run_id) as ready:
-            ready.sandbox.evidence += (instead(why),)
+            ready.sandbox.evidence += (in_container(setting.policy.isolation.per_run, why),)
             yield ready
 
     async def drop(self, unwanted: Callable[[Setting], bool]) -> None:

@@ -171,7 +171,7 @@ def pause_s(error: QueueFull, left_s: float) -> float | None:
     """
     try:
         seconds = max(0.0, float(error.facts.get("retry_after_s", 1)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = 1.0
     return min(seconds * random.uniform(1, 1.25), left_s) if seconds <= left_s else None  # noqa: S311 - no secret
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 Key = TypeVar("Key")
@@ -19,17 +19,23 @@ class Piece(NamedTuple, Generic[Key]):
 
 def going(oldest_first: Iterable[Piece[Key]], room: int) -> list[Key]:
     """Return what goes until the rest fits: each time the oldest of whoever has the most."""
-    kept: dict[int, deque[Piece[Key]]] = defaultdict(deque)
+    kept: dict[int, dict[Key, int]] = defaultdict(dict)
     taken: dict[int, int] = defaultdict(int)
     for piece in oldest_first:
-        kept[piece.owner].append(piece)
+        kept[piece.owner][piece.key] = piece.size
         taken[piece.owner] += piece.size
-    total = sum(taken.values())
+    return first_out(kept, taken, room)
+
+
+def first_out(kept: Mapping[int, Mapping[Key, int]], taken: Mapping[int, int], room: int) -> list[Key]:
+    """Return the same of what is in order already: each owner's sizes by key, oldest first, and their sums. What stays is not looked at."""
+    left = dict(taken)
+    oldest = {owner: iter(pieces.items()) for owner, pieces in kept.items()}
+    total = sum(left.values())
     gone: list[Key] = []
-    while total > room and (owners := [owner for owner in kept if kept[owner]]):
-        largest = max(owners, key=lambda owner: taken[owner])
-        piece = kept[largest].popleft()
-        taken[largest] -= piece.size
-        total -= piece.size
-        gone.append(piece.key)
+    while total > room and (largest := max(left, key=left.__getitem__, default=None)) is not None and left[largest] > 0:
+        key, size = next(oldest[largest])
+        left[largest] -= size
+        total -= size
+        gone.append(key)
     return gone

@@ -6,6 +6,7 @@ Nothing here is believed by a run: `sandbox.verify` reads the kernel's own accou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,6 +16,7 @@ import pwd
 import shutil
 import stat
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,8 @@ from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.places import home, private_directory
 
 SUBIDS_NEEDED = 65_536
+SUBORDINATE = Path("/etc/subuid"), Path("/etc/subgid")
+FIRST_SUBID = 100_000
 CACHE_VERSION = 2
 SYSTEMD = Path("/run/systemd/system")  # there while systemd runs the host: sd_booted(3)
 
@@ -78,6 +82,18 @@ def subordinate_range(path: Path, *, user: str, uid: int) -> tuple[int, int]:
     return 0, 0
 
 
+def free_range(files: Sequence[Path] = SUBORDINATE) -> str:
+    """Return a range, as usermod takes it, above every one that somebody has: who shared one could reach the other's sandboxes."""
+    end = FIRST_SUBID
+    for path in files:
+        with contextlib.suppress(OSError):
+            for line in path.read_text().splitlines():
+                _, start, count = (*line.strip().split(":"), "", "")[:3]
+                if start.isdigit() and count.isdigit():
+                    end = max(end, int(start) + int(count))
+    return f"{end}-{end + SUBIDS_NEEDED - 1}"
+
+
 def user_name() -> str:
     """Return the calling user's name."""
     try:
@@ -89,14 +105,13 @@ def user_name() -> str:
 def require_subordinate_ids() -> tuple[int, int, int, int]:
     """Return the subuid and subgid ranges. Raises `NotEnforceable` with the command that adds them."""
     user, uid = user_name(), os.getuid()
-    uids = subordinate_range(Path("/etc/subuid"), user=user, uid=uid)
-    gids = subordinate_range(Path("/etc/subgid"), user=user, uid=uid)
-    for file, (_, count) in (("/etc/subuid", uids), ("/etc/subgid", gids)):
+    uids, gids = (subordinate_range(file, user=user, uid=uid) for file in SUBORDINATE)
+    for file, (_, count) in zip(SUBORDINATE, (uids, gids), strict=True):
         if count < SUBIDS_NEEDED:
             raise NotEnforceable(
                 f"user {user} has {count} subordinate ids in {file}, {SUBIDS_NEEDED} are needed to give each sandbox"
                 " a user id of its own",
-                hint=f"as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}; then: podman system migrate",
+                hint=f"as root: usermod --add-subuids {free_range()} --add-subgids {free_range()} {user}; then, as {user}: podman system migrate",
             )
     if shutil.which("newuidmap", path="/usr/local/bin:/usr/bin:/bin") is None:
         raise NotEnforceable(

@@ -11,11 +11,11 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.fair_share import Piece, going
+from sandbox.fair_share import first_out
 from sandbox.places import private_directory
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -42,8 +42,9 @@ class Keeping:
         self._age_s = age_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._kept: dict[str, _Kept] = {}  # by run, oldest first
-        self._total_bytes = 0
+        self._kept: dict[str, _Kept] = {}
+        self._sizes: dict[int, dict[str, int]] = {}  # of each owner's places by run, oldest first
+        self._taken: dict[int, int] = {}  # and their sums
         self._read()
 
     def keep(self, run_id: str, owner: int, size_bytes: int, write: Callable[[Path], None]) -> bool:
@@ -84,24 +85,35 @@ class Keeping:
         with self._lock:
             if run_id in self._kept:
                 return False
-            gone: list[str] = []
-            if self._total_bytes + kept.size_bytes > self._max_bytes:
-                pieces = (Piece(one, item.owner, item.size_bytes) for one, item in {**self._kept, run_id: kept}.items())
-                gone = going(pieces, self._max_bytes)
-                if run_id in gone:
-                    return False
-            self._kept[run_id] = kept
-            self._total_bytes += kept.size_bytes
-        self._drop(gone)
-        return True
+            self._add(run_id, kept)
+            gone = first_out(self._sizes, self._taken, self._max_bytes)
+            places = self._forget([run_id] if run_id in gone else gone)
+        if run_id not in gone:
+            _remove_all(places)
+        return run_id not in gone
 
-    def _drop(self, run_ids: list[str]) -> None:
+    def _add(self, run_id: str, kept: _Kept) -> None:
+        self._kept[run_id] = kept
+        self._sizes.setdefault(kept.owner, {})[run_id] = kept.size_bytes
+        self._taken[kept.owner] = self._taken.get(kept.owner, 0) + kept.size_bytes
+
+    def _forget(self, run_ids: Iterable[str]) -> list[Path]:
+        """Take runs out, and return their places, which are to be removed."""
+        places = []
         for run_id in run_ids:
-            with self._lock:
-                kept = self._kept.pop(run_id, None)
-                self._total_bytes -= kept.size_bytes if kept else 0
-            if kept:
-                _remove(self._place(run_id, kept.owner))
+            if (kept := self._kept.pop(run_id, None)) is None:
+                continue
+            del self._sizes[kept.owner][run_id]
+            self._taken[kept.owner] -= kept.size_bytes
+            if not self._sizes[kept.owner]:
+                del self._sizes[kept.owner], self._taken[kept.owner]
+            places.append(self._place(run_id, kept.owner))
+        return places
+
+    def _drop(self, run_ids: Iterable[str]) -> None:
+        with self._lock:
+            places = self._forget(run_ids)
+        _remove_all(places)
 
     def _read(self) -> None:
         found: dict[str, _Kept] = {}
@@ -111,15 +123,20 @@ class Keeping:
                 found[match[2]] = _Kept(owner=int(match[1]), size_bytes=max(size_bytes, LEAST_BYTES), since=path.lstat().st_mtime)
             else:  # unfinished, or of an earlier version
                 _remove(path)
-        self._kept = dict(sorted(found.items(), key=lambda one: one[1].since))
-        self._total_bytes = sum(kept.size_bytes for kept in found.values())
-        self._drop(going((Piece(one, kept.owner, kept.size_bytes) for one, kept in self._kept.items()), self._max_bytes))
+        for run_id, kept in sorted(found.items(), key=lambda one: one[1].since):
+            self._add(run_id, kept)
+        self._drop(first_out(self._sizes, self._taken, self._max_bytes))
 
     def _place(self, run_id: str, owner: int) -> Path:
         return self._directory / f"{owner}-{run_id}"
 
     def _too_old(self, kept: _Kept) -> bool:
         return self._clock() - kept.since > self._age_s
+
+
+def _remove_all(paths: Iterable[Path]) -> None:
+    for path in paths:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

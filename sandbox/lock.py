@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sandbox.allowed_hashes import AllowedHashes
 from sandbox.errors import BuildFailed
 from sandbox.models import Strict
+from sandbox.printable import printable
 from sandbox.requirements import without_hashes
 
 __all__ = ["Lock", "LockedFile", "LockedPackage", "from_pylock"]
@@ -366,7 +367,7 @@ def _changed(lock: Lock, line: int, marks: object) -> BuildFailed:
 
 
 def _bad(entry: dict[str, Any], what: str, *, hint: str = "", **facts: Any) -> BuildFailed:
-    name = "".join(char if char.isprintable() else "?" for char in entry["name"][:100])
+    name = printable(entry["name"], 100)
     version = entry.get("version")
     shown = f"{name} {version}" if isinstance(version, str) and re.fullmatch(r"[\w.!+-]{1,100}", version) else name
     return BuildFailed(f"the package {shown} {what}", hint=hint or _ANEW, package=name, **facts)

@@ -33,7 +33,7 @@ LEFTOVER_AGE_S = 3_600.0
 _CAUSES: tuple[tuple[str, str, str], ...] = (
     (r"subuid|subgid|newuidmap|newgidmap",
      "the user has no range of subordinate user ids",
-     "as root: apt-get install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"),
+     "as root: apt-get install uidmap; `sandbox doctor` has the command that adds a range"),
     (r"No space left|not enough free space|E: Write error", "the disk is full",
      "free some space in the work directory and in /tmp"),
     (r"NO_PUBKEY|not signed|signatures couldn't be verified|EXPKEYSIG",

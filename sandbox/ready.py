@@ -22,8 +22,8 @@ from sandbox.family import family, fields
 from sandbox.host import HostFacts
 from sandbox.image import AdmittedImage
 from sandbox.imports import check_modules
+from sandbox.isolation_row import in_container
 from sandbox.library import harness_directory, seccomp_file
-from sandbox.models import ControlEvidence
 from sandbox.policy_model import Policy
 from sandbox.preload import PreloadFailed, at_rest, preload
 from sandbox.seccomp import SeccompProfile
@@ -199,17 +199,11 @@ def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
     @contextlib.asynccontextmanager
     async def source(setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
         async with containers(setting, run_id) as ready:
-            if setting.policy.isolation.per_run != "container":
-                ready.sandbox.evidence += (instead("without the service there is no warm one to make a cell in"),)
+            if (per_run := setting.policy.isolation.per_run) != "container":
+                ready.sandbox.evidence += (in_container(per_run, "without the service there is no warm one to make a cell in"),)
             yield ready
 
     return source
-
-
-def instead(why: str) -> ControlEvidence:
-    """Return the evidence of a run that was to have a cell and got a container of its own, which holds more."""
-    evidence = f"a container of its own: {why}"
-    return ControlEvidence(control="isolation", wanted="a cell", status="proven", mechanism="container", evidence=evidence)
 
 
 def binds_of(setting: Setting) -> tuple[spec.Bind, ...]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,18 +23,23 @@ from sandbox.errors import EngineUnavailable
 
 PROC = Path("/proc")
 SYSTEMD = Path("/run/systemd/system")
+SETTING = re.compile(r"SANDBOX_CONFIG|SANDBOX_[A-Z]+__[A-Z_]+")
 STOP_WAITS_S = 40.0  # stop.drain_s is 20 s unless configured, and answers take up to 10 s more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A service: its process, whose it is, and the unit that would start it again; "" where it was started by hand."""
+    """A service: its process, whose it is, and the unit that would start it again; "" where it was started by hand.
+
+    `settings` are the variables that it was started with and that set something up for it.
+    """
 
     pid: int
     uid: int
     arguments: tuple[str, ...]
     unit: str = ""
     manager: Literal["system", "user"] = "system"
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def systemctl(self, verb: str) -> list[str]:
         """Return the command that has systemd do something with the unit."""
@@ -45,7 +51,8 @@ class Running:
 
     def by_hand(self) -> str:
         """Return the commands that a person restarts it with."""
-        return f"kill {self.pid}; {shlex.join(['sandbox', *self.arguments])} &"
+        setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(self.settings.items()))
+        return f"kill {self.pid}; tail --pid={self.pid} -f /dev/null; {setting}{shlex.join(['sandbox', *self.arguments])} &"
 
 
 def services(prefix: Path | str = sys.prefix, *, proc: Path = PROC) -> Iterator[Running]:
@@ -59,7 +66,16 @@ def services(prefix: Path | str = sys.prefix, *, proc: Path = PROC) -> Iterator[
             if (found := serve_arguments(words, programs)) is None:
                 continue
             unit, manager = unit_of((entry / "cgroup").read_text()) if SYSTEMD.is_dir() else ("", "system")
-            yield Running(pid=int(entry.name), uid=entry.stat().st_uid, arguments=found, unit=unit, manager=manager)
+            yield Running(pid=int(entry.name), uid=entry.stat().st_uid, arguments=found, unit=unit, manager=manager, settings=settings_of(entry))
+
+
+def settings_of(entry: Path) -> dict[str, str]:
+    """Return the variables that a service has its settings from, as it was started; none of somebody else's."""
+    try:
+        pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return {name: value for name, mark, value in (pair.partition("=") for pair in pairs) if mark and SETTING.fullmatch(name)}
 
 
 def serve_arguments(words: Sequence[str], programs: str) -> tuple[str, ...] | None:

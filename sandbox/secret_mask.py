@@ -1,7 +1,8 @@
 """Secrets, taken out of text before it is kept: each value, and the forms that programs usually write it in. Pure.
 
 It is made for accidents: a password in a traceback, a token in a logged header. A program that wants to hide a secret in its
-output finds a form that nobody looks for.
+output finds a form that nobody looks for. What it costs is bounded, whatever a caller sends as a secret: a long value is looked for in
+pieces, and where the values are too many or too long to be looked for, no text is kept at all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import chain
 from urllib.parse import quote, quote_plus
 
 MARK = "[secret]"
@@ -19,7 +22,15 @@ LEAST_BASE64 = 4
 LEAST_LINE = 8
 # Base64 that is longer than this may be broken into lines.
 UNBROKEN = 56
-BREAK = r"(?:\s|\\n|\\r)*"
+BREAK = re.compile(r"(?:\s|\\[nr])+")
+# A longer value is looked for in pieces, which overlap so that none of their base64 is left between them.
+PIECE_CHARS = 256
+OVERLAP_CHARS = 4
+# More than this is not looked for.
+MAX_CHARS = 64 << 10
+MAX_FORMS = 8 << 10
+# As many characters are soon made into their forms.
+FEW_CHARS = 256
 ESCAPES: tuple[Callable[[str], str], ...] = (
     lambda text: json.dumps(text)[1:-1],
     lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
@@ -33,16 +44,36 @@ ESCAPES: tuple[Callable[[str], str], ...] = (
 
 
 class Mask:
-    """Masks these values."""
+    """Masks these values. Their forms are made when they are first needed, or in `prepare`."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        parts = {part for value in values for part in _parts(value) if part}
-        self._plain = sorted(form for part in parts for form in _forms(part))
-        encoded = {form for part in parts for form in _base64(part)}
-        self._plain += sorted(encoded)
-        self._broken = [re.compile(BREAK.join(map(re.escape, form))) for form in sorted(encoded) if len(form) > UNBROKEN]
-        # How far a form may reach into text that is cut off: broken lines have at least as many characters as breaks.
-        self.reach = 4 * max(map(len, self._plain), default=0)
+        self._values = tuple(values)
+
+    @property
+    def takes_long(self) -> bool:
+        """Tell whether making the forms takes long enough to be done elsewhere."""
+        return sum(map(len, self._values)) > FEW_CHARS
+
+    def prepare(self) -> None:
+        """Make the forms."""
+        _ = self._forms
+
+    @property
+    def reach(self) -> int:
+        """Return how far a form may reach into text that is cut off: broken lines have at least as many characters as breaks."""
+        return 4 * max(map(len, self._forms or ()), default=0)
+
+    @cached_property
+    def _forms(self) -> dict[str, bool] | None:
+        """Return what to look for, and whether it may be broken into lines; None where that is too much."""
+        found: dict[str, bool] = {}
+        if sum(map(len, self._values)) > MAX_CHARS:
+            return None
+        for part in {part for value in self._values for part in _parts(value) if part}:
+            found |= dict.fromkeys(_forms(part), False) | {form: len(form) > UNBROKEN for form in _base64(part)}
+            if len(found) > MAX_FORMS:
+                return None
+        return found
 
     def text(self, text: str) -> str:
         """Return the text without the secrets."""
@@ -59,6 +90,10 @@ class Mask:
         return self._masked(window, 0, min(len(window), chars))
 
     def _masked(self, window: str, start: int, stop: int) -> str:
+        if stop <= start:
+            return ""
+        if self._forms is None:
+            return MARK
         pieces: list[str] = []
         for first, last in self._found(window):
             if last <= start:
@@ -71,29 +106,52 @@ class Mask:
 
     def _found(self, text: str) -> list[tuple[int, int]]:
         """Return where secrets are, in order; what overlaps is one."""
-        spans = sorted({*self._found_plain(text), *(match.span() for form in self._broken for match in form.finditer(text))})
+        forms = self._forms or {}
+        spans = set(chain.from_iterable(_places(form, text) for form in forms))
+        if any(forms.values()) and BREAK.search(text):
+            joined, origin = _joined(text)
+            for form, may_be_broken in forms.items():
+                if may_be_broken:
+                    spans |= {(origin[first], origin[last - 1] + 1) for first, last in _places(form, joined)}
         merged: list[tuple[int, int]] = []
-        for first, last in spans:
+        for first, last in sorted(spans):
             if merged and first <= merged[-1][1]:
                 merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
             else:
                 merged.append((first, last))
         return merged
 
-    def _found_plain(self, text: str) -> Iterator[tuple[int, int]]:
-        for form in self._plain:
-            at = text.find(form)
-            while at >= 0:
-                yield at, at + len(form)
-                at = text.find(form, at + 1)
+
+def _places(form: str, text: str) -> Iterator[tuple[int, int]]:
+    at = text.find(form)
+    while at >= 0:
+        yield at, at + len(form)
+        at = text.find(form, at + 1)
+
+
+def _joined(text: str) -> tuple[str, list[int]]:
+    """Return a text without its breaks, and where each character of it was."""
+    origin: list[int] = []
+    kept = 0
+    for gap in BREAK.finditer(text):
+        origin += range(kept, gap.start())
+        kept = gap.end()
+    origin += range(kept, len(text))
+    return "".join(map(text.__getitem__, origin)), origin
 
 
 def _parts(value: str) -> Iterator[str]:
-    """Give a value as it is, without the space around it, and each line of it that is long enough to tell something."""
-    yield value
-    yield value.strip()
+    """Give a value as it is, without the space around it, and each line of it that is long enough to tell something; the long ones in pieces."""
+    yield from _pieces(value)
+    yield from _pieces(value.strip())
     lines = [line.strip() for line in value.splitlines()]
-    yield from (line for line in lines if len(line) >= LEAST_LINE and len(lines) > 1)
+    yield from (piece for line in lines if len(line) >= LEAST_LINE and len(lines) > 1 for piece in _pieces(line))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    last = max(0, len(text) - PIECE_CHARS)
+    yield from (text[start : start + PIECE_CHARS] for start in range(0, last, PIECE_CHARS - OVERLAP_CHARS))
+    yield text[last:]
 
 
 def _forms(value: str) -> Iterator[str]:

@@ -36,6 +36,9 @@ class NoService(EngineUnavailable):
 
 def why_not(path: str, number: int, said: str) -> tuple[str, str]:
     """Return why a socket can't be had, in words, and what to do."""
+    # What is started without a word listens at the usual place, not where this variable points.
+    named = os.environ.get("SANDBOX_SOCKET") == path
+    begin = "$SANDBOX_SOCKET names it: correct or unset that, or start the service whose socket it is" if named else "start it: sandbox serve"
     other = "name the socket of a service in $SANDBOX_SOCKET, or as socket.path of the configuration"
     if number in (errno.EACCES, errno.EPERM):
         return said, f"{owned(path)}; membership in a group takes a new login"
@@ -44,9 +47,9 @@ def why_not(path: str, number: int, said: str) -> tuple[str, str]:
     if number == errno.ECONNREFUSED:
         if not Path(path).is_socket():
             return "it is not a socket", other
-        return "the socket is there, and nobody listens", "start it: sandbox serve"
+        return "the socket is there, and nobody listens", begin
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return said, f"start it: sandbox serve; if it listens elsewhere, {other}"
+        return said, begin if named else f"{begin}; if it listens elsewhere, {other}"
     if number == errno.EAGAIN:
         return "it takes no connection", "it has too much to do, or hangs: try again, or look at its log"
     return said, other

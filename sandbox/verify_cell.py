@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sandbox.cell_spec import SHARED
+from sandbox.isolation_row import CONTROL, WANTED
 from sandbox.kernel import NAMESPACES, Mount, ProcessFacts
 from sandbox.models import ControlEvidence
 from sandbox.spec import ContainerSpec
@@ -50,7 +51,7 @@ def check_isolation(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterat
     numbers, above = ours.status["NSpid"].split(), theirs.status["NSpid"].split()
     first = len(numbers) == len(above) + 1 and numbers[-1] == "1"
     evidence = f"shared: {', '.join(shared) or 'none'}; process {numbers[-1]} of a pid namespace in the container's"
-    yield proven("isolation", "a cell", f"own {', '.join(own)} namespaces", evidence, holds=not shared and first)
+    yield proven(CONTROL, WANTED["cell"], f"own {', '.join(own)} namespaces", evidence, holds=not shared and first)
 
 
 def check_filter(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[Finding]:

@@ -146,17 +146,16 @@ def exact_private_bytes(processes: list[Member]) -> int:
 
 @dataclass(kw_only=True)
 class Sight:
-    """What was seen of a sandbox, as of its last thorough look: that takes longer, and is of what grows more slowly."""
+    """What was seen of a sandbox: its sockets just now, the others at its last thorough look, which takes longer."""
 
     mappings: Mappings = field(default_factory=Mappings)
     opened: Descriptors = field(default_factory=Descriptors)
     socket_bytes: int = 0
 
-    def look(self, processes: list[Member], *, sockets: bool) -> None:
-        """Look at everything again."""
+    def look(self, processes: list[Member]) -> None:
+        """Look at everything again but sockets, which fill fast and are told at once."""
         self.mappings.look(processes)
         self.opened = descriptors(process.path for process in processes)
-        self.socket_bytes = socket_bytes(processes[0].path) if sockets else 0
 
     @property
     def held_bytes(self) -> int:
@@ -167,7 +166,7 @@ class Sight:
 def measure(
     pid: int, *, places: tuple[str, ...], cap_bytes: int, sight: Sight | None = None, thorough: bool = True
 ) -> Usage:
-    """Measure the family of `pid`; `sight` is what was seen of it before, which stays as it is unless this look is `thorough`.
+    """Measure the family of `pid`; `sight` is what was seen of it before: of that, a look that is not `thorough` renews the sockets.
 
     The cheap sum counts a page once per process that maps it. Only when the family could be past the cap are pages
     shared out between their users (PSS), so that forked workers are not counted many times over.
@@ -176,7 +175,8 @@ def measure(
     processes = members(pid)
     total = {name: sum(process.use[name] for process in processes) for name in processes[0].use}
     if thorough:
-        sight.look(processes, sockets=bool(places))
+        sight.look(processes)
+    sight.socket_bytes = socket_bytes(processes[0].path) if places else 0
     files = tmpfs_bytes(processes[0].path, places) + total[b"VmPTE"] * KIB + total[b"Threads"] * TASK_BYTES
     anonymous = (total[b"RssAnon"] + total[b"VmSwap"]) * KIB
     rest, in_view = files + sight.held_bytes, total[b"RssShmem"] * KIB

@@ -1,4 +1,4 @@
-"""`sandbox completion`: what a shell needs to complete commands, options, policies, templates and runs.
+"""`sandbox completion`: what a shell needs to complete commands, options, policies, templates, runs and environments.
 
 While somebody types, nothing may be said, and nothing may take long: what can't be had is not offered.
 """
@@ -129,21 +129,37 @@ def outcomes(context: click.Context, incomplete: str) -> Iterable[CompletionItem
     return [CompletionItem(name) for name in ENDINGS]
 
 
-def latest() -> list[dict[str, Any]]:
-    """Return the latest runs of this user's service; as root, of the one that the user `sandbox` has."""
+@offered
+def environments(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
+    """Offer the environments of this host; as root, those of the user `sandbox`."""
+    del context, incomplete
     from sandbox.cli.handover import leave_root
-    from sandbox.client import Client
+    from sandbox.environment_store import Store
+    from sandbox.places import data_dir
+    from sandbox.requirements import without_hashes
 
     leave_root(quiet=True)
-    with Client(timeout_s=TIMEOUT_S, on_other_version=lambda _: None) as client:
-        return client.runs(limit=LISTED)
+    return [item(record.id, " ".join(map(without_hashes, record.requirements))) for record in Store(data_dir()).records()[:LISTED]]
+
+
+def latest() -> list[dict[str, Any]]:
+    """Return the latest runs, as `sandbox runs` would list them."""
+    from sandbox.cli.past import past
+
+    with past(timeout_s=TIMEOUT_S, on_other_version=lambda _: None) as known:
+        return known.runs(limit=LISTED)
 
 
 def run_item(row: dict[str, Any]) -> CompletionItem:
     """Return what is offered of one run, with how it is."""
     said = " ".join(str(word) for word in (row["node_id"], row["policy"], row.get("outcome") or row["state"]) if word)
+    return item(row["run_id"], said)
+
+
+def item(identity: str, said: str) -> CompletionItem:
+    """Return what is offered of something with a long id, and what is said of it."""
     plain = "".join(sign if sign.isprintable() else "?" for sign in said)
-    return CompletionItem(row["run_id"][:ID_CHARS], help=plain[:60].replace(":", " "))
+    return CompletionItem(identity[:ID_CHARS], help=plain[:60].replace(":", " "))
 
 
 def lineage(context: click.Context | None) -> Iterable[click.Context]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sandbox.cli import completion
 from sandbox.cli.files import MAX_TEXT_BYTES, Target, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
@@ -141,7 +142,7 @@ def list_command(obj: dict[str, Any], /, *, as_json: bool) -> None:
 
 
 @environment.command("show")
-@click.argument("environment_id", metavar="ID")
+@click.argument("environment_id", metavar="ID", shell_complete=completion.environments)
 @json_option
 @click.pass_obj
 def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) -> None:
@@ -164,7 +165,7 @@ def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) 
 
 
 @environment.command("export")
-@click.argument("environment_id", metavar="ID")
+@click.argument("environment_id", metavar="ID", shell_complete=completion.environments)
 @click.option("--format", "kind", type=click.Choice(["pylock", "requirements"]), default="pylock", show_default=True,
               help="pylock.toml (PEP 751), or requirements.txt with hashes for pip.")  # fmt: skip
 @click.pass_obj
@@ -180,7 +181,7 @@ def export_command(obj: dict[str, Any], /, *, environment_id: str, kind: str) ->
 
 
 @environment.command("push")
-@click.argument("environment_id", metavar="ID")
+@click.argument("environment_id", metavar="ID", shell_complete=completion.environments)
 @click.argument("destination", metavar="REGISTRY/NAME[:TAG]")
 @click.pass_obj
 def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: str) -> None:
@@ -214,7 +215,7 @@ def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> N
 
 
 @environment.command("rm")
-@click.argument("environment_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("environment_ids", metavar="ID...", nargs=-1, required=True, shell_complete=completion.environments)
 @click.pass_obj
 def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> None:
     """Remove environments. Locks and downloaded wheels stay. One that is in use is left alone."""

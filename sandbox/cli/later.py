@@ -19,6 +19,7 @@ from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.run import READER_GONE, conclude, parse_duration
 from sandbox.cli.runs import MAX_LISTED, connected, full_id
 from sandbox.cli.saved import open_directory
+from sandbox.client_calls import unreadable
 from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
 
 if TYPE_CHECKING:
@@ -114,8 +115,11 @@ def ended(client: Client, run_id: str, limit_s: float) -> bytes | None:
 
 
 def show(document: bytes, output: Output) -> None:
-    """Show what the program printed and logged."""
-    told = msgspec.json.decode(document, type=Told)
+    """Show what the program printed and logged. Raises `Internal`."""
+    try:
+        told = msgspec.json.decode(document, type=Told)
+    except msgspec.DecodeError as error:
+        raise unreadable(error) from None
     for kind, text in (("stdout", told.stdout), ("stderr", told.stderr)):
         if text:
             output.live(kind, text.encode(errors="backslashreplace"))

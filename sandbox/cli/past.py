@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,14 +62,14 @@ class OnDisk:
 
 
 @contextlib.contextmanager
-def past() -> Iterator[Past]:
+def past(*, timeout_s: float = TIMEOUT_S, on_other_version: Callable[[str], None] = tell_version) -> Iterator[Past]:
     """Give what knows what ran; as root, that of the user `sandbox`. Raises `NoService` where nothing does, or a named service is not there."""
     leave_root(quiet=True)
-    with Client(timeout_s=TIMEOUT_S, on_other_version=tell_version) as client:
+    with Client(timeout_s=timeout_s, on_other_version=on_other_version) as client:
         try:
             client.connect()
         except NoService as error:
-            found = None if "SANDBOX_SOCKET" in os.environ or error.reason not in NOBODY_THERE else on_disk()
+            found = None if os.environ.get("SANDBOX_SOCKET") or error.reason not in NOBODY_THERE else on_disk()
             if found is None:
                 raise
             yield found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
 from sandbox.cli.versions import tell_version
 from sandbox.client import Client, NoService, bytes_of, error_of, run_body
-from sandbox.client_calls import foreign, object_of
+from sandbox.client_calls import foreign, object_of, unreadable
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.progress import Progress
 from sandbox.service.config_file import named_socket
@@ -98,7 +98,10 @@ class Going:
                             raise foreign(f"it is of the run {answer.run_id[:40]!r}, not of {self._run_id!r}")
                         return answer
                     if kind != "file":  # the result has it, too
-                        self._take(kind, object_of(document), output)
+                        try:
+                            self._take(kind, object_of(document), output)
+                        except (LookupError, TypeError, ValueError, AttributeError) as error:
+                            raise unreadable(error) from None
         except EngineUnavailable:
             if not self._cancelled or self._run_id:
                 raise
@@ -116,7 +119,9 @@ class Going:
         elif kind in ("stdout", "stderr"):
             output.live(kind, bytes_of(event))
         elif kind == "accepted":
-            self._run_id = event["run_id"]
+            if self._run_id:
+                raise foreign("a run is accepted twice")
+            self._run_id = str(event["run_id"])
             if self._cancelled:  # while the request was on its way
                 self.cancel()
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "script.py"
 READER_GONE = 128 + signal.SIGPIPE
 CANCELLED_OUTPUT_S = 1.0
+NAMED_FILES = 5  # of those that are not kept
 MAX_COUNT = 2**53 - 1  # as in sandbox.models, which takes long to import
 MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
@@ -316,8 +317,9 @@ def conclude(answer: Answer, output: Output, directory: int | None, options: dic
         save_files(answer.files, directory, keep_names=options["keep_names"])
         os.close(directory)
     elif answer.files and not options["as_json"] and not options["quiet"]:
-        names = ", ".join(escaped(file.name) for file in answer.files[:5])
-        click.echo(f"sandbox: {len(answer.files)} file(s) not kept ({names}); --save-files DIR keeps them", err=True)
+        names = ", ".join(escaped(file.name) for file in answer.files[:NAMED_FILES])
+        more = f" and {len(answer.files) - NAMED_FILES} more" if len(answer.files) > NAMED_FILES else ""
+        click.echo(f"sandbox: {len(answer.files)} file(s) not kept ({names}{more}); --save-files DIR keeps them", err=True)
     return status
 
 

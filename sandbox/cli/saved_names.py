@@ -43,11 +43,12 @@ def kept_names(names: Iterable[str], *, as_they_are: bool = False) -> list[Kept]
     """Return for each name, in order, under which it is kept; `as_they_are` keeps all. No two are one on any file system."""
     found: list[Kept] = []
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     for name in names:
         why = "" if as_they_are else problem_of(name)
         if not why and not as_they_are and folded(name) in taken:
             why = "differs from another one by case or accents alone"
-        kept = name if not why else renamed(name, taken)
+        kept = name if not why else renamed(name, taken, numbers)
         taken.add(folded(kept))
         found.append(Kept(kept, why))
     return found
@@ -73,17 +74,21 @@ def plain(char: str) -> bool:
     return char in ALSO or unicodedata.category(char)[0] in "LNM"
 
 
-def renamed(name: str, taken: set[str]) -> str:
-    """Return a name that nothing acts upon and no other file has."""
-    middle = "".join(char if plain(char) else "_" for char in name)
-    number = 1
-    while True:
-        end = f"-{number}.saved" if number > 1 else ".saved"
-        room = MAX_BYTES - len(f"saved-{end}")
-        kept = f"saved-{middle.encode()[:room].decode(errors='ignore')}{end}"
-        if folded(kept) not in taken:
-            return kept
+def renamed(name: str, taken: set[str], numbers: dict[str, int]) -> str:
+    """Return a name that nothing acts upon and no other file has; `numbers` remembers where to go on among those that would be alike."""
+    middle = "".join(char if plain(char) else "_" for char in name).encode()
+    alike = folded(_numbered(middle, 1))
+    number = numbers.get(alike, 1)
+    while folded(kept := _numbered(middle, number)) in taken:
         number += 1
+    numbers[alike] = number + 1
+    return kept
+
+
+def _numbered(middle: bytes, number: int) -> str:
+    end = f"-{number}.saved" if number > 1 else ".saved"
+    room = MAX_BYTES - len(f"saved-{end}")
+    return f"saved-{middle[:room].decode(errors='ignore')}{end}"
 
 
 def folded(name: str) -> str:

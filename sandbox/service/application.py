@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from sandbox.service import catalogue, environments, later, maintenance, runs
 from sandbox.service.access import Access
 from sandbox.service.answers import error_answer, signed, translated
 from sandbox.service.intake import BODY, Intake
+from sandbox.service.queries import asked_for
 from sandbox.service.state import CALLER, STATE, PolicyBook, State
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ LOG = logging.getLogger("sandbox.service")
 # What stands around a payload: code, files' base64, names.
 BODY_HEADROOM_BYTES = 8 << 20
 CLIENT_GONE = 499  # nobody reads it
+# A name in an address may have braces, which aiohttp takes for no part of one unless it is told so.
+BRACED = re.compile(r"\{(\w+)\}")
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/runs", runs.post_run),
@@ -56,11 +60,11 @@ def application(state: State, access: Access) -> web.Application:
     intake = Intake(
         largest_bytes=partial(largest_body_bytes, state.policies), budget_bytes=state.config.queue.bodies_mib << 20
     )
-    app = web.Application(middlewares=[answered, identified(access, intake)])
+    app = web.Application(middlewares=[answered, asked_for, identified(access, intake)])
     app.on_response_prepare.append(signed)
     app[STATE] = state
     for method, path, handler in ROUTES:
-        app.router.add_route(method, path, handler)
+        app.router.add_route(method, BRACED.sub(r"{\1:[^/]+}", path), handler)
     return app
 
 

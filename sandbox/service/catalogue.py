@@ -108,8 +108,8 @@ def memory_mib() -> float:
 
 
 async def get_doctor(request: web.Request) -> web.Response:
-    """Report what this host can enforce."""
-    state = request.app[STATE]
+    """Report what this host can enforce; of the policies, those that the caller may know of."""
+    state, caller = request.app[STATE], request[CALLER]
 
     def base_image_present(_: object) -> bool:
         try:
@@ -121,7 +121,8 @@ async def get_doctor(request: web.Request) -> web.Response:
     report = await asyncio.to_thread(
         examine, policy_dirs=state.policies.directories, facts=lambda _: state.facts, base_image_present=base_image_present
     )
-    return document({"usable": report.usable, **asdict(report)})
+    policies = {name: reason for name, reason in report.policies.items() if may_know(caller, name)}
+    return document({"usable": report.usable, **asdict(report), "policies": policies})
 
 
 async def get_openapi(request: web.Request) -> web.Response:

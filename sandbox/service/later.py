@@ -13,7 +13,7 @@ from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.models import Outcome, RunResult
 from sandbox.service.answers import document, large
 from sandbox.service.intake import BODY
-from sandbox.service.live import LiveRun
+from sandbox.service.live import LiveRun, no_run
 from sandbox.service.prefer import Preferences, preferences
 from sandbox.service.state import CALLER, STATE, State
 
@@ -90,8 +90,10 @@ async def get_result(request: web.Request) -> web.StreamResponse:
     if live is not None and live.detached:
         if asked.wait_s:
             over = asyncio.create_task(live.over.wait())
-            await asyncio.wait({over}, timeout=min(asked.wait_s, MAX_WAIT_S))
-            over.cancel()
+            try:
+                await asyncio.wait({over}, timeout=min(asked.wait_s, MAX_WAIT_S))
+            finally:  # also where the client goes away: a run that goes on for long would hold one for each
+                over.cancel()
         if not live.over.is_set():
             answer = going_on(live)
             answer.headers["Retry-After"] = str(ASK_AGAIN_S)
@@ -109,11 +111,11 @@ async def get_result(request: web.Request) -> web.StreamResponse:
 def no_result(run_id: str, row: Row | None) -> bytes:
     """Return the result of a run that a service took with it. Raises `NotFound` for every other that is not kept."""
     if row is None:
-        raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+        raise no_run(run_id)
     if not row.detached:
         raise NotFound(
             f"the result of the run {run_id[:64]!r} goes to who asked for it, and is not kept",
-            hint="start a run with `Prefer: respond-async` to fetch its result later",
+            hint="to fetch a result later, start the run so: `sandbox run --detach`, or with the header `Prefer: respond-async`",
         )
     if row.outcome != Outcome.KILLED.value or row.explanation != SERVICE_ENDED:
         raise NotFound(
@@ -131,5 +133,5 @@ async def get_files(request: web.Request) -> web.Response:
     if not files and state.live.find(run_id, lambda run: owner in (None, run.caller_uid)) is None:
         row = await asyncio.to_thread(partial(state.history.get, run_id, owner))
         if row is None:
-            raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+            raise no_run(run_id)
     return document({"files": [{"name": file.name, "size_bytes": file.size_bytes} for file in files]})

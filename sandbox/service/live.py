@@ -44,6 +44,11 @@ class LiveRun:
         }  # fmt: skip
 
 
+def no_run(run_id: str) -> NotFound:
+    """Return what a caller is told who asks for a run that is not there, or is somebody else's."""
+    return NotFound(f"there is no run {run_id[:64]!r}", hint="`sandbox runs` lists them, and GET /v1/runs")
+
+
 class LiveRuns:
     """Every run that has not ended, and every build and check."""
 
@@ -95,7 +100,7 @@ class LiveRuns:
         """End one at once. Raises `NotFound`, also for somebody else's."""
         run = self.find(run_id, may_see)
         if run is None:
-            raise NotFound(f"no run {run_id[:64]!r} is going on", hint="GET /v1/runs lists them")
+            raise NotFound(f"no run {run_id[:64]!r} is going on", hint="`sandbox ps` lists those that are, and GET /v1/runs")
         run.cancel.set()
 
     def cancel_all(self) -> int:

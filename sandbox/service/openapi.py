@@ -8,12 +8,10 @@ from typing import Any
 import msgspec
 
 from sandbox import __version__
-from sandbox.history_reader import MAX_LISTED
 from sandbox.models import ErrorBody, RunResult
 from sandbox.service.application import ROUTES
 from sandbox.service.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
-from sandbox.service.record import ENDINGS
-from sandbox.service.runs import USUALLY_LISTED
+from sandbox.service.queries import QUERIES, TEXT
 
 BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("POST", "/v1/runs"): RunBody,
@@ -21,13 +19,6 @@ BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("POST", "/v1/check"): CheckBody,
     ("POST", "/v1/maintenance/prune"): PruneBody,
 }
-TEXT = {"type": "string"}
-QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
-    ("GET", "/v1/runs"): {
-        "node": TEXT, "outcome": {"type": "string", "enum": list(ENDINGS)}, "before": TEXT,
-        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": USUALLY_LISTED},
-    }
-}  # fmt: skip
 PREFER = {("POST", "/v1/runs"): "respond-async, wait=SECONDS", ("GET", "/v1/runs/{id}/result"): "wait=SECONDS"}
 GOES_ON = {
     ("POST", "/v1/runs"): "With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there.",

@@ -34,7 +34,7 @@ from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
 from sandbox.service.later import asked_of, failed, kept, started
-from sandbox.service.live import LiveRun
+from sandbox.service.live import LiveRun, no_run
 from sandbox.service.prefer import Preferences
 from sandbox.service.record import ended_row, ending, failed_row, mask_of, new_row
 from sandbox.service.state import CALLER, STATE, State
@@ -177,6 +177,8 @@ class Work:
 
     async def _carried_out(self, events: Events | None) -> tuple[str, list[bytes]]:
         state, live = self.state, self.live
+        if self.mask.takes_long:
+            await asyncio.to_thread(self.mask.prepare)
         row = new_row(live, self.wanted, self.policy, self.mask)
         try:
             result = await self._result(row, events)
@@ -209,7 +211,7 @@ class Work:
         if not bounds.output_mib:
             return ""
         size_bytes = len(result.stdout) + len(result.stderr) + sum(len(record.message) for record in result.logs)
-        return await aside(size_bytes if self.mask.reach else 0, lambda: told(result, self.mask, bounds.output_kib << 10))
+        return await aside(size_bytes if self.wanted.secrets else 0, lambda: told(result, self.mask, bounds.output_kib << 10))
 
     async def _conclude(self, outcome: str, status: int, pieces: list[bytes]) -> None:
         """Keep what came of a run that was started for later, and have it told."""
@@ -321,7 +323,7 @@ async def get_run(request: web.Request) -> web.Response:
     if row is None and queued is not None:
         return document(queued.as_json())
     if row is None:
-        raise NotFound(f"there is no run {run_id[:64]!r}", hint="GET /v1/runs lists them")
+        raise no_run(run_id)
     return document(shown(row, state, whole=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ class PolicyBook:
             raise NotFound(f"the policy {name} can't be used: {self.problems[name]}", hint=hint, known=known)
         if name not in self._policies:
             nearest = difflib.get_close_matches(name, known, n=1)
+            if name in policy_files(self.directories):
+                hint = f"its file came after this service had read them; to have it read: kill -HUP {os.getpid()}"
             suggestion = f"; did you mean {nearest[0]}?" if nearest else ""
             raise NotFound(f"there is no policy named {name}{suggestion}", hint=hint, known=known)
         return self._policies[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -24,6 +25,11 @@ class Address:
     path: str
     url: str
 
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Return scheme, host and port."""
+        return self.scheme, self.host, self.port
+
 
 def address_of(url: str) -> Address:
     """Return what a URL asks for. Raises `InvalidRequest` for what could be read in two ways, or hides a second address."""
@@ -38,8 +44,13 @@ def address_of(url: str) -> Address:
         raise wrong(url, "is no http or https URL")
     if parts.username is not None or parts.password is not None or "#" in url:
         raise wrong(url, "has a user or a fragment")
+    host = re.sub(r":[0-9]*$", "", parts.netloc.lower())
+    if host not in (parts.hostname, f"[{parts.hostname}]") or port == 0:
+        raise wrong(url, "has something beside its host and port, which could mean another one")
     path = parts.path or "/"
-    if "//" in path or "%" in path or any(part in (".", "..") for part in path.split("/")):
+    # Some servers take what follows a semicolon off each part of a path.
+    steps = [step.partition(";")[0] for step in path[1:].split("/")]
+    if "%" in path or "" in steps[:-1] or {".", ".."} & {*steps}:
         raise wrong(url, "has a path with dots, empty parts or escapes, which could mean another one")
     return Address(scheme=parts.scheme, host=parts.hostname.lower(), port=port or PORTS[parts.scheme], path=path, url=url)
 
@@ -52,8 +63,7 @@ def wrong(url: str, problem: str) -> InvalidRequest:
 def allows(rule: Address, wanted: Address) -> bool:
     """Tell whether a rule covers an address: same scheme, host and port, and a path at or below its own."""
     below = rule.path if rule.path.endswith("/") else f"{rule.path}/"
-    same = (rule.scheme, rule.host, rule.port) == (wanted.scheme, wanted.host, wanted.port)
-    return same and (wanted.path == rule.path or wanted.path.startswith(below))
+    return rule.origin == wanted.origin and (wanted.path == rule.path or wanted.path.startswith(below))
 
 
 def refused(host: str, address: str, own: Collection[str] = ()) -> str | None:

@@ -12,6 +12,7 @@ import json
 import logging
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ class Resolver(AbstractResolver):
         """Do nothing: nothing is open."""
 
 
+@dataclass(eq=False)
+class _Line:
+    """What goes to one host, so much of it at once."""
+
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+
+
 class Webhooks:
     """Sends what ended to who is to know. `allowed` are the rules; what is sent is signed where `key` is not empty."""
 
@@ -62,8 +71,8 @@ class Webhooks:
         self._rules = [address_of(rule) for rule in allowed]
         self._key = key
         self._pauses_s = pauses_s
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        # Each host has a line of its own: one that hangs keeps back nothing that goes to others.
+        self._lines = {rule.origin: _Line() for rule in self._rules}
 
     def check(self, url: str) -> None:
         """Check that a caller may have this address told. Raises `InvalidRequest`, `AccessDenied`."""
@@ -76,28 +85,32 @@ class Webhooks:
 
     def tell(self, url: str, run_id: str, outcome: str) -> None:
         """Tell it, now and then, beside everything else."""
-        if len(self._tasks) >= MAX_WAITING:
+        line = self._lines[address_of(url).origin]
+        if len(line.tasks) >= MAX_WAITING:
             LOG.error("run %s: its webhook is given up: %d others wait to be sent", run_id, MAX_WAITING)
             return
         body = json.dumps({"run_id": run_id, "outcome": outcome, "result": f"/v1/runs/{run_id}/result"}).encode()
-        task = asyncio.create_task(self._told(url, run_id, body))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(self._told(url, run_id, body, line.turns))
+        line.tasks.add(task)
+        task.add_done_callback(line.tasks.discard)
 
     async def settle(self, timeout_s: float) -> int:
         """Wait for what is on its way, then give up the rest; return how many that were."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-        left = list(self._tasks)
+        if going := self._going():
+            await asyncio.wait(going, timeout=timeout_s)
+        left = self._going()
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         return len(left)
 
-    async def _told(self, url: str, run_id: str, body: bytes) -> None:
+    def _going(self) -> list[asyncio.Task[None]]:
+        return [task for line in self._lines.values() for task in line.tasks]
+
+    async def _told(self, url: str, run_id: str, body: bytes, turns: asyncio.Semaphore) -> None:
         for number, pause_s in enumerate(self._pauses_s, start=1):
             await asyncio.sleep(pause_s)
-            async with self._turns:
+            async with turns:
                 problem = await self._sent(url, body)
             if problem is None:
                 LOG.info("run %s: its webhook was sent, at attempt %d", run_id, number)

@@ -279,7 +279,7 @@ def test_workers_that_share_their_memory_are_not_counted_many_times(bench: Bench
 def test_buffers_of_sockets_count_as_memory(bench: Bench) -> None:
     policy = bench.policy_with(limits__memory_mib=CAP_MIB, limits__open_files=1024)
     text = """
-        import socket
+        import socket, time
         held, total = [], 0
         try:
             while True:
@@ -292,6 +292,7 @@ def test_buffers_of_sockets_count_as_memory(bench: Bench) -> None:
                     except BlockingIOError:
                         pass
         except OSError:
+            time.sleep(5)  # full within less than the time between two looks: what counts is to hold it
             result = total >> 20
     """
     ended = bench.run(text, policy=policy)

@@ -168,8 +168,9 @@ def test_saved_files_arrive_in_the_directory(script: Path, tmp_path: Path) -> No
 def test_files_that_nobody_keeps_are_mentioned(script: Path) -> None:
     script.write_text("save_file('report.csv', 'x'); result = 1")
     answer = sandbox("run", script)
-    assert "report.csv" in answer.stderr
-    assert "--save-files" in answer.stderr
+    assert "1 file(s) not kept (report.csv); --save-files" in answer.stderr
+    script.write_text("for n in range(7): save_file(f'{n}.txt', 'x')\nresult = 1")
+    assert "7 file(s) not kept (0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more); --save-files" in sandbox("run", script).stderr
 
 
 def test_quiet_leaves_only_output_and_result(script: Path) -> None:

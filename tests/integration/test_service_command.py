@@ -231,6 +231,12 @@ PLACES = {
 }
 
 
+def named_by_variable(place: str) -> tuple[str, str]:
+    """Return what is said of a place that $SANDBOX_SOCKET names, where a service that is started would not listen."""
+    why, hint = PLACES[place]
+    return why, "$SANDBOX_SOCKET names it" if "sandbox serve" in hint else hint
+
+
 @pytest.fixture
 def places() -> Iterator[Path]:
     """Give a directory with every kind of place where no service can be had."""
@@ -259,7 +265,7 @@ def test_a_named_service_that_can_t_be_had_is_an_error_and_nothing_runs_here_ins
         "setting": without_socket() | {"SANDBOX_SOCKET__PATH": str(places / place)},
         "file": without_socket(SANDBOX_CONFIG=str(tmp_path / "service.toml")),
     }[named_by]
-    why, hint = PLACES[place]
+    why, hint = named_by_variable(place) if named_by == "variable" else PLACES[place]
     answers = [sandbox(*command, env=variables) for command in (["run", script], ["template", "run", "api"])]
     for answer in answers:
         assert (answer.returncode, answer.stdout) == (13, "")
@@ -281,7 +287,7 @@ def test_without_the_service_it_runs_here_where_that_is_said(script: Path, tmp_p
 @pytest.mark.parametrize("place", ["absent", "file", "shut", "x" * 200], ids=lambda place: place[:12])
 @pytest.mark.parametrize("command", [["ps"], ["runs"], ["logs", "f" * 32], ["stop", "--all"], ["top"]], ids=lambda command: command[0])
 def test_commands_about_the_service_say_the_same_of_it(places: Path, place: str, command: list[str]) -> None:
-    why, hint = PLACES[place]
+    why, hint = named_by_variable(place)
     answer = sandbox(*command, env=environment(SANDBOX_SOCKET=str(places / place)))
     assert (answer.returncode, answer.stdout) == (13, "")
     assert why in answer.stderr
@@ -423,7 +429,9 @@ def test_a_service_that_was_started_by_hand_is_found_and_its_restart_is_told(ser
     answer = sandbox("serve", "--restart")
     told = [line for line in answer.stdout.splitlines() if f"process {service.process.pid} is a service" in line]
     assert (answer.returncode, len(told)) == (0, 1), answer.stderr
-    assert told[0].endswith(f"kill {service.process.pid}; sandbox --policy-dir {service.policies} serve &")
+    pid = service.process.pid
+    assert f"to restart it: kill {pid}; tail --pid={pid} -f /dev/null; " in told[0]
+    assert told[0].endswith(f" sandbox --policy-dir {service.policies} serve &")
     assert service.process.poll() is None
 
 

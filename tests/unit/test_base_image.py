@@ -337,8 +337,8 @@ def failing_mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: 
 @pytest.mark.parametrize(
     ("line", "cause", "hint"),
     [
-        ("E: could not find any subuid range in /etc/subuid", "subordinate user ids", "--add-subuids"),
-        ("E: newuidmap failed", "subordinate user ids", "--add-subuids"),
+        ("E: could not find any subuid range in /etc/subuid", "subordinate user ids", "sandbox doctor"),
+        ("E: newuidmap failed", "subordinate user ids", "sandbox doctor"),
         ("E: Failed to fetch http://x/InRelease  Could not resolve 'x'", "can't be reached", "apt-get update"),
         ("E: Write error - write (28: No space left on device)", "disk is full", "free some space"),
         ("E: The repository 'http://x s Release' does not have a Release file.", "this suite", "--suite"),

@@ -14,7 +14,9 @@ import pytest
 from sandbox.cell import LIFE_S, Cell, Maker, NoCells
 from sandbox.cells import CellLimits, Cells
 from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.isolation_row import FAST, WANTED
 from sandbox.kernel import CgroupEvents
+from sandbox.models import ControlEvidence
 from sandbox.pace import MAX_NODES, Paces
 from sandbox.ready import Ready, Setting
 
@@ -29,7 +31,7 @@ class FakeCell:
     living: bool = True
     ended: bool = False
     events: CgroupEvents | None = None
-    evidence: tuple[Any, ...] = ()
+    evidence: tuple[Any, ...] = (ControlEvidence(control="isolation", wanted="a cell", status="proven", mechanism="own net", evidence="shared: none"),)
     marks: dict[str, float] = field(default_factory=lambda: {"begin": 0.0})
 
     def alive(self) -> bool:
@@ -105,6 +107,7 @@ class World:
     makers: list[FakeMaker] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
     evidence: dict[str, list[str]] = field(default_factory=dict)
+    rows: list[ControlEvidence] = field(default_factory=list)  # of what `messages` got
 
     def cells(self, **limits: Any) -> Cells:
         def make(setting: Setting) -> Maker:
@@ -472,7 +475,8 @@ async def messages(world: World, cells: Cells, count: int, *, take_s: float, pau
     got = []
     for number in range(count):
         before = len(world.containers)
-        async with cells.source(setting(node, per_run="auto"), f"{node}-{number}"):
+        async with cells.source(setting(node, per_run="auto"), f"{node}-{number}") as ready:
+            world.rows += [row for row in ready.sandbox.evidence if row.control == "isolation"]
             world.now += take_s
         await settle()
         world.now += pause_s
@@ -488,6 +492,15 @@ async def test_a_node_that_is_faster_than_containers_are_made_gets_cells_and_the
         assert got == ["container"] * 9 + ["cell"] * 11
         assert ["come no faster than" in world.evidence[f"1000/node-{n}"][0] for n in range(9)] == [True] * 8 + [False]
         assert "its first cell is being made" in world.evidence["1000/node-8"][0]
+        assert [(row.wanted, row.mechanism) for row in world.rows[8:10]] == [(WANTED["auto"], "container"), (WANTED["auto"], "own net")]
+        assert world.rows[-1].evidence == f"shared: none; {FAST}", "why, in a cell, too"
+
+
+@trial
+async def test_a_policy_of_cells_alone_asks_for_no_pace(world: World) -> None:
+    async with world.cells() as cells, cells.source(setting(), "run") as ready:
+        (row,) = ready.sandbox.evidence
+        assert (row.wanted, row.evidence) == ("a cell", "shared: none")
 
 
 @trial

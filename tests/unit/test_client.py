@@ -146,6 +146,21 @@ def test_nobody_at_the_socket_is_said_with_the_command_that_mends_it(tmp_path: P
         Client("/" + "x" * 200).health()
 
 
+@pytest.mark.parametrize("listened", [False, True])
+def test_a_socket_that_a_variable_names_is_not_mended_by_a_service_at_the_usual_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listened: bool
+) -> None:
+    path = str(tmp_path / "s")
+    if listened:
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(path)
+    monkeypatch.setenv("SANDBOX_SOCKET", path)
+    with pytest.raises(NoService) as caught:
+        Client().health()
+    assert "sandbox serve" not in caught.value.hint
+    assert "$SANDBOX_SOCKET names it" in caught.value.hint
+
+
 def test_events_come_one_by_one_and_the_last_has_the_whole_answer(service: Served) -> None:
     events = [{"event": "accepted", "run_id": "r"}, {"event": "stdout", "text": "x\n"}, {"event": "result", **ANSWER}]
     service.answer(service.streams(events))

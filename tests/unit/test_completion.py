@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ import pytest
 from sandbox import templates
 from sandbox.cli.completion import SHELLS, source
 from sandbox.cli.main import COMMANDS
+from sandbox.environment_store import Record, Store
+from sandbox.history import History, Retention
+from sandbox.history_row import HISTORY, Row
+from sandbox.places import private_directory
 from sandbox.service.record import ENDINGS
 from tests.command import COMMAND, environment
 
@@ -56,6 +62,26 @@ def test_templates_are_offered_by_name() -> None:
     assert offered("sandbox template run ") == list(templates.names())
     assert offered("sandbox template show vis") == ["vision"]
     assert "template:simple" in offered("sandbox run te")
+
+
+def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path) -> None:
+    directory = tmp_path / "podman-sandbox-runner"
+    directory.mkdir(mode=0o700)
+    with contextlib.closing(History(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
+        kept.ended(Row(run_id="1a" * 16, caller=os.getuid(), caller_name="ann", received=time.time(), state="ended", outcome="failed"))
+    alone = {"XDG_DATA_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "SANDBOX_SOCKET": ""}
+    assert offered("sandbox logs ", **alone) == ["1a" * 6]
+    assert offered("sandbox stop ", **alone) == []
+
+
+def test_environments_are_offered_by_the_beginning_of_their_id(tmp_path: Path) -> None:
+    record = Record(
+        id="2b" * 32, image="i", image_id="i", base="b", base_digest="d", lock_hash="l", build_hash="h", packages=(), requirements=("six",),
+        size_bytes=1, created=1.0, last_used=1.0,
+    )  # fmt: skip
+    Store(private_directory(tmp_path / "podman-sandbox-runner")).keep(record)
+    for command in ("show", "export", "rm", "push"):
+        assert offered(f"sandbox env {command} ", XDG_DATA_HOME=str(tmp_path)) == ["2b" * 6]
 
 
 @pytest.mark.parametrize("typed", ["sandbox logs ", "sandbox stop ", "sandbox nothing ", "sandbox run 'open", "sandbox --debug logs f"])

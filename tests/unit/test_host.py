@@ -37,7 +37,24 @@ def test_a_user_without_a_range_is_told_the_command_that_adds_one(monkeypatch: p
     monkeypatch.setattr(host, "subordinate_range", lambda *_args, **_kwargs: (0, 0))
     with pytest.raises(NotEnforceable) as caught:
         host.require_subordinate_ids()
-    assert "usermod --add-subuids" in caught.value.hint
+    assert f"usermod --add-subuids {host.free_range()} --add-subgids {host.free_range()} " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("uids", "gids", "free"),
+    [
+        ("", None, "100000-165535"),
+        ("a:100000:65536\n", "", "165536-231071"),
+        ("a:100000:65536\nb:300000:1000\nodd\n:x:y\n", "a:100000:65536\n", "301000-366535"),
+        ("a:10:20\n", "b:200000:65536\n", "265536-331071"),
+    ],
+)
+def test_the_range_that_is_advised_is_nobody_s(tmp_path: Path, uids: str, gids: str | None, free: str) -> None:
+    files = tmp_path / "subuid", tmp_path / "subgid"
+    for file, text in zip(files, (uids, gids), strict=True):
+        if text is not None:
+            file.write_text(text)
+    assert host.free_range(files) == free
 
 
 def test_facts_survive_the_cache(tmp_path: Path) -> None:

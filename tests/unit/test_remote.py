@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from sandbox.cli.remote import service_for
-from sandbox.client import NoService
+from sandbox.cli.later import show
+from sandbox.cli.output import Output
+from sandbox.cli.remote import Going, service_for
+from sandbox.client import Client, NoService
+from sandbox.errors import Internal
 
 OPTIONS = {"no_service": False, "policy": "default"}
 
@@ -55,3 +58,35 @@ def test_what_keeps_a_run_here_keeps_it_here_also_where_a_service_is_named(monke
     assert service_for({**OPTIONS, **options}, []) is None
     with pytest.raises(NoService):
         service_for(OPTIONS, [])
+
+
+class Saying(Client):
+    """A client of a service that says these lines."""
+
+    def __init__(self, *said: str) -> None:
+        super().__init__("/nope")
+        self.said = said
+
+    def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
+        yield from (line.encode() for line in self.said)
+
+
+ACCEPTED = '{"event": "accepted", "run_id": "a"}'
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (ACCEPTED, '{"event": "accepted", "run_id": "b"}'), ('{"event": "accepted"}',), (ACCEPTED, '{"event": "progress", "step": 1, "more": 2}'),
+        (ACCEPTED, '{"event": "stdout"}'), (ACCEPTED, '{"event": "stdout", "base64": "?"}'), (ACCEPTED, '{"event": "log"}'), (ACCEPTED, '{"event": "error", "error": 7}'),
+        ('{"event": "result"}',), (ACCEPTED, '{"event": "result", "run_id": "b"}'), (ACCEPTED, "[]"), (ACCEPTED, '{"event": "stdout", "text": ' + "[" * 50_000),
+    ],
+)  # fmt: skip
+def test_a_stream_that_is_not_as_it_must_be_is_an_error_in_words(said: tuple[str, ...]) -> None:
+    with pytest.raises(Internal, match=r"answer|event"):
+        Going(Saying(*said)).follow(b"", Output(as_json=False, quiet=True))
+
+
+def test_a_result_of_another_shape_is_an_error_in_words() -> None:
+    with pytest.raises(Internal, match="can't be read"):
+        show(b'{"run_id": "a"}', Output(as_json=False, quiet=True))

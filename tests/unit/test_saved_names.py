@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.cli import saved_names
 from sandbox.cli.saved_names import folded, kept_names, plain, problem_of
 from sandbox.harness import name_problem
 
@@ -49,6 +51,20 @@ def test_names_that_a_file_system_may_take_for_one_stay_two() -> None:
     assert kept[1] == "saved-a.csv.saved"
     assert len({folded(name) for name in kept}) == len(names)
     assert [one.name for one in kept_names(names, as_they_are=True)] == names
+
+
+@pytest.mark.parametrize("name", [lambda n: chr(0x2500 + n), lambda n: "*" + "a" * 250 + chr(0x4E00 + n)], ids=["short", "long"])
+def test_thousands_of_names_that_would_be_alike_are_told_apart_in_steps_in_proportion(monkeypatch: pytest.MonkeyPatch, name: Callable[[int], str]) -> None:
+    calls: list[str] = []
+
+    def counted(text: str) -> str:
+        calls.append(text)
+        return folded(text)
+
+    monkeypatch.setattr(saved_names, "folded", counted)
+    kept = kept_names(map(name, range(500)))
+    assert len({one.name for one in kept}) == 500
+    assert len(calls) <= 4 * 500
 
 
 @given(st.lists(st.text(min_size=1, max_size=300).filter(lambda name: name_problem(name) is None), max_size=8, unique=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import json
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandbox.models import LogRecord, Outcome, ProgramError, RunResult
-from sandbox.secret_mask import MARK, Mask
+from sandbox.secret_mask import MARK, MAX_CHARS, MAX_FORMS, PIECE_CHARS, Mask
 from sandbox.service.told import told
 
 FORMS: dict[str, Callable[[str], str]] = {
@@ -31,6 +32,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 }  # fmt: skip
 SECRETS = [
     "hunter2-hunter2", "pä$$w/rd=&+ \"x\" 'y' \\z", "line one of it\nline two of it\n\ttab", "日本語のパスワード", "a<b>&'\"", "=" * 9, "-----KEY\n" + "QUJD" * 40 + "\n---",
+    "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(40)), "".join(f"{n} 'é\\\"" for n in range(400)),
 ]  # fmt: skip
 
 
@@ -54,6 +56,23 @@ def test_a_secret_is_masked_in_every_usual_form(form: str, secret: str) -> None:
 def test_each_line_of_a_secret_with_lines_is_masked_and_what_is_stripped() -> None:
     masked = Mask(["-----BEGIN\nMIIEvAIBADAN\nBgkqhkiG9w0B\n", "  token-of-mine \n"]).text("line MIIEvAIBADAN\nline BgkqhkiG9w0B; token-of-mine;")
     assert masked == f"line {MARK}\nline {MARK}; {MARK};"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["x" * (MAX_CHARS + 1), "\n".join(f"{n:08}" for n in range(2_000)), "\n".join(f"\x01'\"\\é{n}" * 20 for n in range(200)), "".join(map(chr, range(256, 25_000)))],
+)
+def test_what_it_costs_to_look_for_a_secret_is_bounded_and_what_can_t_be_looked_for_leaves_nothing(secret: str) -> None:
+    mask = Mask([secret])
+    assert mask.takes_long
+    assert mask.reach <= 80 * PIECE_CHARS, "however long the value"
+    forms = mask._forms
+    if forms is None:
+        assert mask.text("anything") == mask.end("anything", 3) == mask.beginning("anything", 3) == MARK
+        assert mask.text("") == ""
+    else:
+        assert len(forms) <= MAX_FORMS
+        assert mask.text(f"before {secret} after") == f"before {MARK} after"
 
 
 def test_secrets_that_overlap_leave_nothing_of_either() -> None:

@@ -10,8 +10,10 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +33,7 @@ from sandbox.service.access import (
 )
 from sandbox.service.admission import Quota
 from sandbox.service.config_model import AccessRules, Restricted, Runners, ServiceConfig, Socket
+from sandbox.service.server import opened
 
 OWNER = 1500
 USUAL = Quota(running=4, waiting=100)
@@ -71,6 +74,23 @@ def test_on_the_second_socket_nobody_is_more_than_a_caller_under_the_policies_na
     assert caller.quota == Quota(running=2, waiting=USUAL.waiting)
     assert caller.uid > 0xFFFF_FFFF  # nobody's number on the first socket: its runs are not theirs
     assert caller.name == "x (restricted)"
+
+
+@pytest.mark.parametrize("spelled", ["{}/r/s.sock", "{}//r/s.sock", "{}/r/./s.sock", "{}/r/s.sock/", "{}/r/../r/s.sock"])
+def test_the_second_socket_is_known_however_its_path_is_spelled(spelled: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        config = ServiceConfig(
+            socket=Socket(path=f"{directory}/s.sock"), restricted=Restricted(path=spelled.format(directory), policies=("default",))
+        )
+        Path(directory, "r").mkdir(mode=0o700)
+        with contextlib.ExitStack() as held:
+            first, second = opened(config, (), held)
+            for listener, maintains in ((first, True), (second, False)):
+                asker = held.enter_context(socket.socket(socket.AF_UNIX))
+                asker.connect(listener.socket.getsockname())
+                accepted = held.enter_context(listener.socket.accept()[0])
+                caller = asyncio.run(Access(config, owner_uid=os.geteuid()).caller(accepted))
+                assert caller.may_maintain == maintains
 
 
 # ---- without [access] ----------------------------------------------------------------------------

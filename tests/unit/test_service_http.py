@@ -32,6 +32,7 @@ from sandbox.service.config_model import ServiceConfig
 from sandbox.service.connections import LINGERING, PIECE_BYTES, more_descriptors, most_connections
 from sandbox.service.intake import BODY, Intake
 from sandbox.service.openapi import openapi
+from sandbox.service.queries import QUERIES, check_query
 from sandbox.service.runs import listed_at_most
 from sandbox.service.server import accepting
 from sandbox.service.state import STATE, State
@@ -538,3 +539,26 @@ def test_a_refused_body_is_heard_out_so_that_its_client_sees_why(tmp_path: Path)
         writer.close()
 
     play(tmp_path, act)
+
+
+# ---- what stands behind the `?` of an address
+
+
+RUNS = QUERIES["GET", "/v1/runs"]
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "said", "hint"),
+    [
+        (["outcom"], RUNS, r"did you mean outcome\?", "node, outcome, before, limit"),
+        (["limit", "\x1b[2J"], RUNS, r"which this route does not know \(", "node, outcome, before, limit"),
+        (["verbose"], {}, "does not know", "nothing"),
+        (["node", "limit", "node"], RUNS, "`node` twice", "once"),
+    ],
+)
+def test_what_a_route_does_not_know_is_refused_and_not_left_out(names: list[str], known: dict[str, Any], said: str, hint: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as caught:
+        check_query(names, known)
+    assert hint in caught.value.hint
+    assert caught.value.message.isprintable()
+    check_query(list(known), known)

@@ -7,15 +7,21 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+from urllib.parse import quote
 
 import pytest
 
 from sandbox.artefacts import Artefact
+from sandbox.doctor import Report
 from sandbox.history_row import SERVICE_ENDED, Row
 from sandbox.keeping import Keeping
 from sandbox.models import Outcome
 from sandbox.results import Results
+from sandbox.service import catalogue
+from sandbox.service.access import Caller
+from sandbox.service.state import CALLER, STATE
 from sandbox.service.webhooks import Webhooks
 from tests.unit.test_service_runs import NDJSON, WAIT_S, Scene, play, soon_over
 
@@ -177,6 +183,7 @@ def test_what_nobody_kept_is_not_found_with_the_reason(tmp_path: Path) -> None:
             status, _, found = await result(here, run_id)
             assert status == 404
             assert reason in found["error"]["message"]
+            assert "`sandbox run" in found["error"]["hint"] or reason == "not kept any longer", "readers are at the command line, too"
         status, _, found = await result(here, "3" * 32)
         assert (status, found["outcome"], found["explanation"], found["run_id"]) == (200, Outcome.KILLED.value, SERVICE_ENDED, "3" * 32)
         _, writer = await here.ask("waits")
@@ -198,6 +205,43 @@ def test_files_are_listed_by_name_and_size(tmp_path: Path) -> None:
         assert (await ask(here, "GET", f"/v1/runs/{'2' * 32}/files"))[0] == 404
 
     play(tmp_path, act)
+
+
+@pytest.mark.parametrize("name", ["a{b}.txt", "{", "}{", "a%2Fb", "a%252Fb", "é b", "a?b#c", "..x", "a+b;c=d", "%", "\\"])
+def test_a_file_of_any_name_is_given(tmp_path: Path, name: str) -> None:
+    async def act(here: Scene) -> None:
+        here.state.artefacts.get = lambda run_id, owner, name: json.dumps([run_id, name]).encode()  # type: ignore[method-assign]
+        answer = await ask(here, "GET", f"/v1/runs/{'1' * 32}/files/{quote(name, safe='')}")
+        assert (answer[0], answer[2]) == (200, ["1" * 32, name])
+
+    play(tmp_path, act)
+
+
+def test_who_waits_for_a_result_and_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def act(here: Scene) -> None:
+        _, _, begun = await start(here, "waits")
+        (live,) = here.state.live
+        _, writer = await asyncio.open_unix_connection(here.path)
+        writer.write(f"GET /v1/runs/{begun['run_id']}/result HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\r\n".encode())
+        await here.until(lambda: len(live.over._waiters) == 1)
+        writer.close()
+        await here.until(lambda: not live.over._waiters)
+        here.runner.go.set()
+
+    play(tmp_path, act)
+
+
+@pytest.mark.parametrize(("maintains", "known"), [(True, {"default", "secret"}), (False, {"default"})])
+def test_the_doctor_names_the_policies_that_its_reader_may_know_of(monkeypatch: pytest.MonkeyPatch, maintains: bool, known: set[str]) -> None:
+    class Asked(dict[Any, Any]):
+        app: ClassVar[dict[Any, Any]] = {STATE: SimpleNamespace(policies=SimpleNamespace(directories=()), facts=None)}
+
+    caller = Caller(uid=1, name="u", may_maintain=maintains, policies=("default",), max_running=1, max_queued=1)
+    report = Report(capabilities=(), policies={"default": "", "secret": "no"})
+    monkeypatch.setattr(catalogue, "examine", lambda **_: report)
+    answer = asyncio.run(catalogue.get_doctor(cast("Any", Asked({CALLER: caller}))))
+    found = json.loads(cast("bytes", answer.body))
+    assert (found["usable"], set(found["policies"])) == (True, known)
 
 
 def test_the_description_of_the_api_is_a_route(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_a_name_that_is_near_to_nothing_is_just_unknown(directories: list[Path])
     assert caught.value.message == "there is no policy named xyzzy"
 
 
+def test_a_policy_that_came_later_is_told_with_the_command_that_has_it_read(directories: list[Path]) -> None:
+    book = PolicyBook(directories)
+    (directories[0] / "later.toml").write_text('extends = "default"\n')
+    with pytest.raises(NotFound, match="no policy named later") as caught:
+        book.get("later")
+    assert f"kill -HUP {os.getpid()}" in caught.value.hint
+    book.reload()
+    assert book.get("later").path.stem == "later"
+
+
 def test_a_broken_policy_is_not_said_to_be_missing(directories: list[Path]) -> None:
     (directories[0] / "reports.toml").write_text("limits.nonsense = 1")
     with pytest.raises(NotFound, match=r"the policy reports can't be used: .*nonsense"):

@@ -15,8 +15,8 @@ import pytest
 
 from sandbox.errors import AccessDenied, InvalidRequest, SandboxError
 from sandbox.service.config import load_config
-from sandbox.service.webhook_rules import refused
-from sandbox.service.webhooks import PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
+from sandbox.service.webhook_rules import address_of, refused
+from sandbox.service.webhooks import AT_ONCE, PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
 
 RULES = ("http://127.0.0.1:1880/ended", "https://hooks.example.org/a/", "http://[::1]:80/x")
 
@@ -43,6 +43,8 @@ def test_what_a_rule_covers_is_taken(url: str) -> None:
         "http://127.0.0.1:1880/ended x", "http://127.0.0.1:99999/ended", "http://127.0.0.1:port/ended", "file:///etc/passwd", "gopher://127.0.0.1:1880/ended",
         "https://hooks.example.org.evil/a/b", "https://evil.hooks.example.org/a/b", "https://hooks.example.org./a/b", "https://hooks.example.org/b", "http://hooks.example.org/a/b",
         "https://hooks.example.org/a/" + "x" * 2_000, "http://127.0.0.1:1880/endé",
+        "http://127.0.0.1:1880/ended/..;/admin", "http://127.0.0.1:1880/ended/;x/admin", "http://127.0.0.1:1880/ended/.;y/x", "http://[::1]:0/x",
+        "http://evil.example[::1]/x", "http://[::1]evil.example/x",
     ],
 )  # fmt: skip
 def test_everything_else_is_refused_in_words(url: str) -> None:
@@ -149,6 +151,40 @@ def test_when_the_service_stops_what_is_not_sent_is_given_up() -> None:
         return await hooks.settle(0.05)
 
     assert asyncio.run(act()) == 1
+
+
+def test_a_host_that_hangs_keeps_back_nothing_that_goes_to_another() -> None:
+    listener = Listener(["200 OK"])
+
+    async def act() -> None:
+        arrived = asyncio.Event()
+        hanging = asyncio.Semaphore(0)
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            hanging.release()
+            await reader.read(-1)
+            writer.close()
+            await writer.wait_closed()
+            hanging.release()
+
+        deaf = await asyncio.start_server(hang, "127.0.0.1", 0)
+        async with deaf, listener.listening() as url:
+            slow = f"http://127.0.0.1:{deaf.sockets[0].getsockname()[1]}/x"
+            hooks = Webhooks([slow, url], pauses_s=[0.0])
+            for _ in range(2 * AT_ONCE):
+                hooks.tell(slow, "1" * 32, "failed")
+            for _ in range(AT_ONCE):
+                await hanging.acquire()
+            hooks.tell(url, "2" * 32, "succeeded")
+            (task,) = hooks._lines[address_of(url).origin].tasks
+            task.add_done_callback(lambda _: arrived.set())
+            await asyncio.wait_for(arrived.wait(), 10)
+            assert await hooks.settle(0) == 2 * AT_ONCE
+            for _ in range(AT_ONCE):
+                await hanging.acquire()
+
+    asyncio.run(act())
+    assert json.loads(listener.bodies[0])["run_id"] == "2" * 32
 
 
 def test_rules_that_could_mean_two_things_and_keys_that_are_none_are_mistakes(tmp_path: Path) -> None:
