@@ -58,6 +58,16 @@ def test_a_file_whose_base64_has_escapes_is_the_same_file_however_large(size: in
     assert found == {"é.txt": b"a", "a": data}
 
 
+@pytest.mark.parametrize(("count", "size"), [(3, 5_000_000), (100, 200_000), (MAX_TEXTS // 2, 6_000)])
+def test_many_files_are_taken_as_few_are(count: int, size: int) -> None:
+    files = {f"{number}.bin": bytes([number % 256]) * (size + number) for number in range(count)}
+    env, topic, libraries = {"A": "b" * 900_000}, "t" * 60_000, ["a" * 500_000]
+    others = {"payload": "p" * 900_000, "message": {"m": "m" * 900_000}, "code": "c" * 900_000, "env": env, "topic": topic, "requirements": libraries}
+    made = run_body(json.dumps({**others, "files": {name: base64.b64encode(content).decode() for name, content in files.items()}}).encode())
+    assert (list(made.requirements), made.env, made.topic, len(memoryview(made.code))) == (libraries, env, topic, 900_002)
+    assert run_request(msgspec.structs.replace(made, requirements=()), "1").files == files
+
+
 @pytest.mark.parametrize("wrong", [b"\\", b"=", b"!", b'", "b": 5, "c": "', b"\\q"])
 def test_a_large_file_that_is_no_base64_is_refused(wrong: bytes) -> None:
     text = b"A" * (3 << 20) + wrong + b"A" * (3 << 20)
