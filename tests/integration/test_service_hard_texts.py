@@ -52,7 +52,8 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "header of libraries": lambda size: "# /// script\n# dependencies = [\n" + '# "a<1",\n' * (size // 10) + "# ]\n# ///\nresult = 1",
     "headers": lambda size: "# /// script\n# ///\n" * (size // 19),
 }
-# Payloads that no policy refuses: each is as large as it may be.
+# Payloads that no policy refuses, large enough to be checked in pieces.
+PAYLOAD_BYTES = 16 * MIB
 PAYLOADS: dict[str, tuple[bytes, bytes, bytes]] = {
     "quotes": (b'"', rb"\"", b'"'), "empty texts": (b"[", b'"",', b"0]"), "numbers": (b"[", b"1,", b"1]"), "objects": (b"[", b'{"a":1},', b"1]"),
 }  # fmt: skip
@@ -78,7 +79,7 @@ def request_of(text: str, libraries: list[str], *, path: str = "/v1/runs") -> by
 
 
 def with_payload(first: bytes, middle: bytes, last: bytes) -> bytes:
-    payload = first + middle * (60 * MIB // len(middle)) + last
+    payload = first + middle * (PAYLOAD_BYTES // len(middle)) + last
     return post("/v1/runs", b'{"code": "result = 1", "policy": "hard", "limits": {"timeout_s": 1}, "payload": %s}' % payload)
 
 
