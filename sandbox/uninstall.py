@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.host import subordinate_range
 from sandbox.image import ENVIRONMENTS, REPOSITORY
 from sandbox.podman_program import podman_command
+from sandbox.service.config import load_config
 from sandbox.spec import RUN_LABEL
 
 MARK = "Installed by the set-up of podman-sandbox-runner"  # scripts/setup writes it into what it lays outside of our directories
@@ -79,9 +80,9 @@ def plan_of_user() -> Plan:
     result = Plan()
     data = places.below_home("XDG_DATA_HOME", ".local/share")
     own_venv = data / "venv"
-    for service in running.services(own_venv):
-        if service.uid == os.getuid():
-            result.add(f"stop the service ({service.describe()})", functools.partial(running.stop, service))
+    services = [service for service in running.services(own_venv) if service.uid == os.getuid()]
+    for service in services:
+        result.add(f"stop the service ({service.describe()})", functools.partial(running.stop, service))
     if Path(places.home(), ".local/share/containers").is_dir() and shutil.which("podman"):
         add_podman(result)
     session = places.session_runtime_path()
@@ -100,6 +101,7 @@ def plan_of_user() -> Plan:
     elif not Path(sys.prefix).is_relative_to(data):
         result.stays.append(f"the program in {sys.prefix}: remove it as it came, such as with "
                             f"{sys.prefix}/bin/python -m pip uninstall {places.NAME}")  # fmt: skip
+    result.stays += histories_elsewhere([os.environ, *({**os.environ, **service.settings} for service in services)], within=data)
     unit = places.home() / ".config/systemd/user/podman-sandbox-runner.service"
     if unit.exists():
         result.stays.append(f"{unit}: it was not laid there by the set-up (systemctl --user disable {unit.stem}; rm {unit})")
@@ -129,6 +131,17 @@ def is_marked(file: Path) -> bool:
 def is_users(file: Path, venv: Path) -> bool:
     """Tell whether the set-up wrote a file for the installation in `venv`."""
     return is_marked(file) and f'"{venv}/bin/' in file.read_text(errors="replace")
+
+
+def histories_elsewhere(environs: Sequence[Mapping[str, str]], *, within: Path) -> list[str]:
+    """Return that the histories of services stay which were given a directory of their own: who named it may keep more there."""
+    found = set()
+    for environ in environs:
+        with contextlib.suppress(SandboxError, OSError):  # a configuration that can't be read names nothing
+            directory = load_config(None, environ).config.history.directory
+            if Path(directory).is_dir() and not Path(directory).is_relative_to(within):
+                found.add(f"{directory}: the history of a service, in a directory that its configuration names (history.directory)")
+    return sorted(found)
 
 
 def common_stays() -> list[str]:
@@ -194,13 +207,16 @@ def plan_of_root() -> Plan:
     except KeyError:
         account = None
     uid = None if account is None else account.pw_uid
-    for service in running.services(SYSTEM_PREFIX):
+    services = list(running.services(SYSTEM_PREFIX))
+    for service in services:
         if service.uid == uid:
             result.add(f"stop the service ({service.describe()})", functools.partial(running.stop, service))
         else:
             result.stays.append(f"process {service.pid} of user id {service.uid}: a service that runs from {SYSTEM_PREFIX}, of another user")
     if account is not None:
         add_account(result, account)
+        started = [{}, *(service.settings for service in services if service.uid == uid)]
+        result.stays += histories_elsewhere([{"HOME": account.pw_dir, **settings} for settings in started], within=Path(account.pw_dir))
     result.add_directory(SYSTEM_CONFIG)
     add_command(result, SYSTEM_COMMAND, SYSTEM_SHARE, SYSTEM_PREFIX)
     result.add_directory(SYSTEM_PREFIX)

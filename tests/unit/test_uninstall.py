@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sandbox import places, uninstall
+from sandbox import places, running, uninstall
 from sandbox.cli.main import cli
 from sandbox.errors import EngineUnavailable
 
@@ -66,6 +66,21 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(home: Path) -> None:
     _, done = called("--yes")
     for line in told.splitlines()[1:]:
         assert line in done
+
+
+def test_a_history_that_the_configuration_has_elsewhere_stays_and_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "kept").mkdir()
+    (home / "of-another").mkdir()
+    (home / ".config" / places.NAME / "service.toml").write_text(f'[history]\ndirectory = "{home}/kept"\n')
+    settings = {"SANDBOX_HISTORY__DIRECTORY": str(home / "of-another")}
+    going = running.Running(pid=1, uid=os.getuid(), arguments=("serve",), settings=settings)
+    monkeypatch.setattr(running, "services", lambda _: iter([going]))
+    _, told = called("--dry-run")
+    for name in ("kept", "of-another"):
+        assert f"stays: {home}/{name}: the history of a service" in told
+    (home / ".config" / places.NAME / "service.toml").write_text("not TOML")
+    monkeypatch.setattr(running, "services", lambda _: iter([]))
+    assert called("--dry-run")[0] == 0
 
 
 @pytest.mark.parametrize("whose", ["root's", "another user's", "nobody's"])
