@@ -21,8 +21,6 @@ from sandbox.service.state import CALLER, STATE
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from sandbox.service.outline import Written
-
 
 async def post_environment(request: web.Request) -> web.StreamResponse:
     """Build an environment, unless it is there; its progress is a stream where the client accepts one."""
@@ -42,7 +40,7 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     return document(await build(lambda _: None))
 
 
-def to_build(data: Written) -> RunRequest:
+def to_build(data: bytearray) -> RunRequest:
     """Return the request whose libraries are to be installed. Raises `InvalidRequest`."""
     body = environment_body(data)
     requirements = parse_libraries("\n".join(body.requirements))

@@ -17,8 +17,8 @@ __all__ = ["SMALL_BYTES", "Written", "cut_out", "program_bytes", "text_bytes"]
 # A body of less is parsed in a millisecond or two.
 SMALL_BYTES = 4 << 20
 WINDOW_BYTES = 128 << 10
-# A member that is longer is cut out; one that is not, and isn't to stay as it came, may be shorter than this only.
-LONG_BYTES = 1 << 20
+# A member that is longer is cut out: of as many as there may be, none is left that makes a large body.
+LONG_BYTES = 2 << 10
 MAX_MEMBERS = 2_000
 UNUSUAL = "it is large, and has too much white space, too many members, or is no JSON"
 _MEMBER = re.compile(rb'[ \t\r\n]{0,64}[{,][ \t\r\n]{0,64}"([^"\\]{0,64})"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}')

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -198,6 +200,8 @@ class Work:
             raise
         finally:
             self.wanted = NOTHING
+            # The frames that an error went through refer to the request, and in circles to each other.
+            clear_frames(sys.exc_info()[2])
         state.metrics.run_ended(live.policy, result)
         return result.outcome.value, await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
 

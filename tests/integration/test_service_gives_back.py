@@ -154,3 +154,23 @@ def test_of_twelve_large_bodies_those_that_fit_are_taken_the_others_told_and_the
             until(lambda: rss_mib(service) < before_mib + BODY_MIB / 2, within_s=20)
             print(f"memory: {before_mib:.0f} MiB before, {before_mib + grown_mib:.0f} right after, {rss_mib(service):.0f} now")
         assert "Traceback" not in service.log()
+
+
+LARGE = b"x" * (BODY_MIB * MIB)
+REFUSED = {
+    "no JSON": b'{"code": "1", "payload": "%s' % LARGE, "JSON that ends badly": b'{"code": "1", "payload": ["%s",]}' % LARGE, "an unknown field": b'{"code": "1", "pay": "%s"}' % LARGE,
+    "a field that is too long": b'{"code": "1", "topic": "%s"}' % LARGE, "a program that is too long": b'{"code": "%s"}' % LARGE, "a file that is no base64": b'{"code": "1", "files": {"a": "%s!"}}' % LARGE,
+    "a message that is none": b'{"code": "1", "message": "%s"}' % LARGE, "more than the policy takes": b'{"code": "1", "payload": "%s", "message": {"a": "%s"}}' % (LARGE, LARGE[: 10 * MIB]),
+}  # fmt: skip
+
+
+def test_large_bodies_that_are_refused_after_they_came_cost_no_memory_afterwards(tmp_path: Path) -> None:
+    with served(tmp_path, SANDBOX_POOL__MEMORY_MIB="0") as service:
+        with service.client() as client:
+            ran(client)
+        before_mib = rss_mib(service)
+        found = {(name, number): raw(service, "POST", "/v1/runs", body)[0] for number in range(2) for name, body in REFUSED.items()}
+        assert set(found.values()) <= {400, 403}, found
+        until(lambda: rss_mib(service) < before_mib + BODY_MIB / 2, within_s=20)
+        print(f"memory: {before_mib:.0f} MiB before, {rss_mib(service):.0f} now")
+        assert "Traceback" not in service.log()

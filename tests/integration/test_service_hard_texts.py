@@ -52,6 +52,11 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "header of libraries": lambda size: "# /// script\n# dependencies = [\n" + '# "a<1",\n' * (size // 10) + "# ]\n# ///\nresult = 1",
     "headers": lambda size: "# /// script\n# ///\n" * (size // 19),
 }
+# Payloads that no policy refuses, large enough to be checked in pieces.
+PAYLOAD_BYTES = 16 * MIB
+PAYLOADS: dict[str, tuple[bytes, bytes, bytes]] = {
+    "quotes": (b'"', rb"\"", b'"'), "empty texts": (b"[", b'"",', b"0]"), "numbers": (b"[", b"1,", b"1]"), "objects": (b"[", b'{"a":1},', b"1]"),
+}  # fmt: skip
 LIBRARIES: tuple[list[str], ...] = (
     [], ["six"], ["a" * 190] * 100_000, ["a;" + "(" * 150] * 150, ["a" + "[" * 150 + "]"] * 150, [","] * 100_000, ["six"] * 200,
     ['a; python_version<"3" and ' + "(" * 60 + 'os_name=="x"' + ")" * 60] * 150,
@@ -70,6 +75,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def request_of(text: str, libraries: list[str], *, path: str = "/v1/runs") -> bytes:
     body = json.dumps({"code": text, "requirements": libraries, "policy": "hard"} | ({"limits": {"timeout_s": 1}} if path == "/v1/runs" else {})).encode()
+    return post(path, body)
+
+
+def with_payload(first: bytes, middle: bytes, last: bytes) -> bytes:
+    payload = first + middle * (PAYLOAD_BYTES // len(middle)) + last
+    return post("/v1/runs", b'{"code": "result = 1", "policy": "hard", "limits": {"timeout_s": 1}, "payload": %s}' % payload)
+
+
+def post(path: str, body: bytes) -> bytes:
     return b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body
 
 
@@ -89,13 +103,14 @@ async def sent(service: Service, request: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def requests() -> list[bytes]:
-    """Return what the clients send, made before: every text in three sizes, and some that are large."""
+    """Return what the clients send, made before: every text in three sizes, some that are large, and large payloads."""
     texts = [make(size) for size in SIZES for make in TEXTS.values()]
     texts += [TEXTS[name](size) for size, names in LARGE.items() for name in names]
     made = [
         request_of(text, LIBRARIES[number % len(LIBRARIES)], path="/v1/check" if number % 5 == 4 else "/v1/runs")
         for number, text in enumerate(texts)
     ]  # fmt: skip
+    made += [with_payload(*parts) for parts in PAYLOADS.values()]
     random.Random(1).shuffle(made)
     return made
 

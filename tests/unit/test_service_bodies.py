@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied
@@ -58,6 +58,16 @@ def test_a_file_whose_base64_has_escapes_is_the_same_file_however_large(size: in
     assert found == {"é.txt": b"a", "a": data}
 
 
+@pytest.mark.parametrize(("count", "size"), [(3, 5_000_000), (100, 200_000), (MAX_TEXTS // 2, 6_000)])
+def test_many_files_are_taken_as_few_are(count: int, size: int) -> None:
+    files = {f"{number}.bin": bytes([number % 256]) * (size + number) for number in range(count)}
+    env, topic, libraries = {"A": "b" * 900_000}, "t" * 60_000, ["a" * 500_000]
+    others = {"payload": "p" * 900_000, "message": {"m": "m" * 900_000}, "code": "c" * 900_000, "env": env, "topic": topic, "requirements": libraries}
+    made = run_body(json.dumps({**others, "files": {name: base64.b64encode(content).decode() for name, content in files.items()}}).encode())
+    assert (list(made.requirements), made.env, made.topic, len(memoryview(made.code))) == (libraries, env, topic, 900_002)
+    assert run_request(msgspec.structs.replace(made, requirements=()), "1").files == files
+
+
 @pytest.mark.parametrize("wrong", [b"\\", b"=", b"!", b'", "b": 5, "c": "', b"\\q"])
 def test_a_large_file_that_is_no_base64_is_refused(wrong: bytes) -> None:
     text = b"A" * (3 << 20) + wrong + b"A" * (3 << 20)
@@ -87,15 +97,26 @@ VALUES = st.recursive(st.one_of(st.none(), st.integers(-9, 99_999), st.text(max_
 FIELDS = st.lists(st.tuples(st.sampled_from(["payload", "message", "files", "code", "cod\\u0065"]), VALUES), max_size=6)
 
 
-@given(FIELDS, st.booleans(), st.sampled_from([b"", b"}", b",", b" ", b'"']), st.sampled_from([None, 0, 1, 2]))
-def test_what_is_made_of_a_large_body_is_what_is_made_of_a_small_one(fields: list[tuple[str, Any]], plain: bool, behind: bytes, indent: int | None) -> None:
+CHANGE = st.none() | st.tuples(st.integers(0), st.sampled_from([b"", *(char.encode() for char in '"[]{},:1\\ \x01')]), st.booleans())
+
+
+@settings(max_examples=300)
+@given(FIELDS, st.booleans(), CHANGE, st.sampled_from([None, 0, 1, 2]))
+def test_what_is_made_of_a_large_body_is_what_is_made_of_a_small_one(
+    fields: list[tuple[str, Any]], plain: bool, change: tuple[int, bytes, bool] | None, indent: int | None
+) -> None:
     members = ", ".join(f'"{name}": {json.dumps(value, ensure_ascii=plain, indent=indent)}' for name, value in [*fields, ("code", "result = payload")])
-    whole, cut = small_and_large(b"{%s}%s" % (members.encode(), behind))
+    body = b"{%s}" % members.encode()
+    if change is not None:
+        place, put, instead = change
+        at = place % (len(body) + 1)
+        body = body[:at] + put + body[at + instead :]
+    whole, cut = small_and_large(body)
     assert cut == whole
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"payload":' + b" " * 5_000_000 + b'1, "code": "1"}', b'{"code": "1"' + b', "payload": []' * 400_000 + b"}", b"[" * 5_000_000, b'{"code": "' + b"x" * 5_000_000]
+    "body", [b'{"code": "1", "payload": [' + b"1," * 3_000_000 + b"]}", b'{"payload":' + b" " * 5_000_000 + b'1, "code": "1"}', b'{"code": "1"' + b', "payload": []' * 400_000 + b"}", b"[" * 5_000_000, b'{"code": "' + b"x" * 5_000_000]
 )
 def test_a_large_body_without_a_sensible_form_is_refused_in_words(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match=r"can't be read: (it is large, and has too much white space|JSON is malformed|Input data was truncated)"):
