@@ -290,6 +290,10 @@ def check_caps(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
         yield Finding(evidence=row, problem="" if holds else f"{cap.control}: wanted {cap.wanted}, found {evidence}")
 
 
+# Linux took the accounting of locks back in 5.15: see sandbox/kernel_memory.py.
+LEFT_OUT = "locks of files, which it leaves out, are counted by a watchdog"
+
+
 def cgroup_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tuple[str, bool]:
     """Return what cgroup v2 says of one control, and whether it is at least as tight as asked."""
     group = seen.process.cgroup
@@ -297,8 +301,7 @@ def cgroup_evidence(spec: ContainerSpec, seen: Observed, control: str) -> tuple[
         return "no cgroup v2 group", False
     if control == "memory":
         holds = group.memory_bytes is not None and group.memory_bytes <= spec.memory_bytes and group.swap_bytes == 0
-        left_out = "locks of files, which it leaves out, are counted by a watchdog"
-        return f"memory.max {group.memory_bytes}, memory.swap.max {group.swap_bytes}; {left_out}", holds
+        return f"memory.max {group.memory_bytes}, memory.swap.max {group.swap_bytes}; {LEFT_OUT}", holds
     if control == "cpus":
         return f"cpu.max {group.cpus} CPUs", group.cpus is not None and group.cpus <= spec.cpus + 1e-6
     return (

@@ -18,7 +18,7 @@ CAPS = {"memory": "memory", "cpus": "cpu", "processes": "pids"}
 def claimed(decided: ContainerSpec, control: str) -> str:
     """Return the evidence that verification would read if the cap were there."""
     return {
-        "memory": f"memory.max {decided.memory_bytes}, memory.swap.max 0",
+        "memory": f"memory.max {decided.memory_bytes}, memory.swap.max 0; {verify.LEFT_OUT}",
         "cpus": f"cpu.max {decided.cpus} CPUs",
         "processes": f"pids.max {decided.processes + OWN_PROCESSES}",
     }[control]
