@@ -7,6 +7,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,30 @@ def run_of(policy: str) -> tuple[str, str, dict[str, Any]]:
     return ("POST", "/v1/runs", {"code": "result = 'ran'", "policy": policy})
 
 
-def in_container(directory: Path, *requests: object, options: tuple[str, ...] = ()) -> list[tuple[int, Any]]:
+@pytest.fixture
+def other_image() -> Iterator[str]:
+    """Give an image with the base's files in a layer of its own.
+
+    With another mapping of users, Podman keeps a copy of an image's layers in its storage, and counts it as the image's:
+    the base image must not get one.
+    """
+    name = "localhost/of-another-mapping:latest"
+    podman = partial(subprocess.run, check=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+    created = podman(["podman", "create", "--network", "none", f"{REPOSITORY}:latest", "true"]).stdout.decode().strip()
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            podman(["podman", "export", "--output", f"{place}/files.tar", created])
+            podman(["podman", "import", f"{place}/files.tar", name])
+        yield name
+    finally:
+        podman(["podman", "rm", "--force", created])
+        podman(["podman", "rmi", "--force", name])
+
+
+def in_container(directory: Path, *requests: object, options: tuple[str, ...] = (), image: str = f"{REPOSITORY}:latest") -> list[tuple[int, Any]]:
     """Ask from a rootless container of this user that sees a socket's directory; `options` are podman's."""
     done = subprocess.run(
-        ["podman", "--runtime", probe(runtime_dir()).engine.runtime_path, "run", "--rm", "--network", "none", "--volume", f"{directory}:/run/runner", *options, f"{REPOSITORY}:latest",
+        ["podman", "--runtime", probe(runtime_dir()).engine.runtime_path, "run", "--rm", "--network", "none", "--volume", f"{directory}:/run/runner", *options, image,
          "python3", "-c", ASK, "/run/runner/service.sock", json.dumps(requests)],
         capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
@@ -99,14 +120,15 @@ def test_the_owner_on_the_second_socket_is_restricted_too(service: tuple[Service
         assert [policy["name"] for policy in client.policies()] == ["default"]
 
 
-def test_other_users_of_a_container_reach_neither_socket(service: tuple[Service, Path]) -> None:
+def test_other_users_of_a_container_reach_neither_socket(service: tuple[Service, Path], other_image: str) -> None:
     running, directory = service
     for place in (directory, Path(running.socket).parent):
         [(status, reason)] = in_container(place, RUNS, options=("--user", "1000"))
         assert status == 0
         assert "Permission denied" in reason
         # Unless it is told that this user is the one outside.
-        [(status, _)] = in_container(place, RUNS, options=("--userns", "keep-id:uid=1000,gid=1000", "--user", "1000:1000"))
+        mapped = ("--userns", "keep-id:uid=1000,gid=1000", "--user", "1000:1000")
+        [(status, _)] = in_container(place, RUNS, options=mapped, image=other_image)
         assert status == 200
 
 

@@ -24,6 +24,7 @@ from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until
 
 AT_ONCE = 20
+KILLS = 16
 
 
 @pytest.fixture
@@ -148,11 +149,12 @@ def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(servic
         for _ in range(2):
             killed_once(client)
         before = held()
-        for _ in range(4):
+        for _ in range(KILLS):
             killed_once(client)
         fds, threads = held()
-    assert fds <= before[0] + 2
-    assert threads <= before[1] + 2
+    # Each thread that has spoken with Podman keeps a connection; there are as many as once worked at the same time.
+    assert fds - before[0] < KILLS / 2
+    assert threads - before[1] < KILLS / 2
 
 
 @pytest.mark.parametrize("service", [AT_ONCE], indirect=True)
