@@ -7,7 +7,6 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,12 @@ def run_of(policy: str) -> tuple[str, str, dict[str, Any]]:
     return ("POST", "/v1/runs", {"code": "result = 'ran'", "policy": policy})
 
 
+def podman(*words: str) -> str:
+    """Return what Podman prints."""
+    done = subprocess.run(["podman", *words], check=True, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    return done.stdout.strip()
+
+
 @pytest.fixture
 def other_image() -> Iterator[str]:
     """Give an image with the base's files in a layer of its own.
@@ -55,16 +60,15 @@ def other_image() -> Iterator[str]:
     the base image must not get one.
     """
     name = "localhost/of-another-mapping:latest"
-    podman = partial(subprocess.run, check=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
-    created = podman(["podman", "create", "--network", "none", f"{REPOSITORY}:latest", "true"]).stdout.decode().strip()
+    created = podman("create", "--network", "none", f"{REPOSITORY}:latest", "true")
     try:
         with tempfile.TemporaryDirectory() as place:
-            podman(["podman", "export", "--output", f"{place}/files.tar", created])
-            podman(["podman", "import", f"{place}/files.tar", name])
+            podman("export", "--output", f"{place}/files.tar", created)
+            podman("import", f"{place}/files.tar", name)
         yield name
     finally:
-        podman(["podman", "rm", "--force", created])
-        podman(["podman", "rmi", "--force", name])
+        podman("rm", "--force", created)
+        podman("rmi", "--force", name)
 
 
 def in_container(directory: Path, *requests: object, options: tuple[str, ...] = (), image: str = f"{REPOSITORY}:latest") -> list[tuple[int, Any]]:
