@@ -107,11 +107,11 @@ PERIODS = 30
 
 @pytest.mark.holds("cpus")
 @pytest.mark.parametrize(("cpus", "spinners"), [(0.5, 4), (1.5, 4)])
-def test_spinning_processes_get_their_share_and_no_more(bench: Bench, cpus: float, spinners: int) -> None:
+def test_spinning_processes_use_up_their_share_and_get_no_more(bench: Bench, cpus: float, spinners: int) -> None:
     # Counted in the scheduler's own periods, not by a clock: a busy machine stretches both in the same way.
     policy = bench.policy_with(limits__cpus=cpus, limits__timeout_s=30)
 
-    def look(group: Group) -> float:
+    def look(group: Group) -> tuple[float, int]:
         quota, period_us = group.text("cpu.max").split()
         assert quota != "max", "no limit is set"
         before = after = group.counters("cpu.stat")
@@ -119,10 +119,13 @@ def test_spinning_processes_get_their_share_and_no_more(bench: Bench, cpus: floa
             time.sleep(0.1)  # the processors are for the sandbox
             after = group.counters("cpu.stat")
         used_us = after["usage_usec"] - before["usage_usec"]
-        return used_us / ((after["nr_periods"] - before["nr_periods"]) * int(period_us))
+        share = used_us / ((after["nr_periods"] - before["nr_periods"]) * int(period_us))
+        return share, after["nr_throttled"] - before["nr_throttled"]
 
-    _, share = asyncio.run(observe(bench, SPIN, look, policy=policy, payload=spinners))
-    assert share == pytest.approx(cpus, rel=0.1)
+    _, (share, throttled) = asyncio.run(observe(bench, SPIN, look, policy=policy, payload=spinners))
+    assert share <= 1.1 * cpus
+    # A period in which the kernel stopped it is one in which it had all that it may have; in others, somebody else had the processors.
+    assert throttled
 
 
 # ---------------------------------------------------------------- processes
