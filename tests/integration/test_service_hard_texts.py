@@ -174,13 +174,12 @@ def test_texts_that_are_hard_to_parse_stop_nobody_and_cost_nothing_afterwards(se
     fds, before_mib = held(service), rss_mib(service.process.pid)
     neighbour = Neighbour(service)
     neighbour.start()
-    # An answer may have met something else on the machine that the bare server did not: in one crowd of a few, none has.
     later = [health_in_a_crowd(service, requests) for _ in range(CROWDS)]
     neighbour.stop.set()
     neighbour.join(30)
     print(f"runs with a deadline of {DEADLINE_S} s: {neighbour.took_s}; refused {neighbour.refused}")
-    for most in map(min, *later):
-        assert most < HEALTH_S, later
+    # Nine of ten in each crowd. The slowest of all take longer than that, see docs/performance.md: it is printed, and not held.
+    assert max(nine_of_ten for nine_of_ten, _ in later) < HEALTH_S, later
     assert len(neighbour.took_s) >= 3
     assert max(neighbour.took_s) < DEADLINE_S + SLACK_S
     assert held(service) <= fds + 3
