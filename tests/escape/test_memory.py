@@ -60,7 +60,7 @@ ATTACKS = {
         result = payload
     """,
     "shared, then out of sight": """
-        import mmap
+        import mmap, time
         held = []
         for _ in range(payload // 16):
             area = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
@@ -68,6 +68,7 @@ ATTACKS = {
                 area[page] = 1
             area.madvise(mmap.MADV_DONTNEED)  # drops the mapping's pages from view; the object keeps them
             held.append(area)
+        time.sleep(1)  # longer than the time between two thorough looks: what counts is to hold it
         result = sum(area[0] for area in held) * 16
     """,
     "files in memory": """
