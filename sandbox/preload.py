@@ -51,7 +51,7 @@ async def preload(
         raise PreloadFailed(f"the sandbox {why} while it got ready and imported {named}", hint="don't preload them")
     sandbox.mark("preloaded")
     sandbox.processes_at_rest = 1 if cell else 2
-    if ready.unfit or not at_rest(sandbox):
+    if ready.unfit or not await asyncio.to_thread(at_rest, sandbox):
         raise PreloadFailed(
             f"importing {ready.unfit or named} leaves a thread or a process running, which a program would not have",
             hint="don't preload it",

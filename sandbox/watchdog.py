@@ -31,8 +31,8 @@ from sandbox.kernel_memory import (
 INTERVAL_S = 0.02
 # A program that has just begun has nothing yet, and many are over before this.
 FIRST_S = 0.01
-# About this share of one core goes into measuring a sandbox of many processes, up to a pause that gives no one the
-# time to take much more than the cap: a family that is slow to measure must not buy time.
+# About this share of one core goes into measuring a sandbox of many processes, and into looking at it thoroughly, up to a pause
+# that gives no one the time to take much more than the cap: a family that is slow to measure must not buy time.
 DUTY = 0.1
 LONGEST_PAUSE_S = 0.1
 # Each mapping costs the watchdog time to read.
@@ -195,6 +195,13 @@ def uncharged(pid: int) -> Usage:
     return Usage(memory_bytes=0, tasks=0, excess=opened.excess)
 
 
+def timed(look: Callable[[bool], Usage], thorough: bool) -> tuple[Usage, float]:  # noqa: FBT001
+    """Return what a look shows, and the processor time that it took, in seconds: a busy machine must not make looks rarer."""
+    began = time.thread_time()
+    usage = look(thorough)
+    return usage, time.thread_time() - began
+
+
 class Watchdog:
     """Measures one sandbox until stopped; `exceeded` says whether it went past the memory cap, or past `excess`.
 
@@ -221,13 +228,14 @@ class Watchdog:
     async def watch(self) -> None:
         """Measure at short intervals; kill once past the cap. Ends when cancelled or after the kill."""
         await asyncio.sleep(self._first_s)
-        thorough_s = time.perf_counter() + self._first_s
+        thorough_s = 0.0
         while Path(f"/proc/{self._pid}").exists():
-            began = time.perf_counter()
+            thorough = time.perf_counter() >= thorough_s
             # In a thread: what is slow to measure must not hold up the deadline and Ctrl-C.
-            usage = await asyncio.to_thread(self._look, began >= thorough_s)
-            if began >= thorough_s:
-                thorough_s = time.perf_counter() + LONGEST_PAUSE_S
+            usage, took_s = await asyncio.to_thread(timed, self._look, thorough)
+            rest_s = min(took_s / DUTY, LONGEST_PAUSE_S)
+            if thorough:
+                thorough_s = time.perf_counter() + rest_s
             self.peak = Usage(
                 memory_bytes=max(self.peak.memory_bytes, usage.memory_bytes), tasks=max(self.peak.tasks, usage.tasks)
             )
@@ -236,5 +244,4 @@ class Watchdog:
                 self._kill()
                 return
             near = usage.memory_bytes > self._cap_bytes // 4
-            pause_s = min((time.perf_counter() - began) / DUTY, LONGEST_PAUSE_S)
-            await asyncio.sleep(self._interval_s if near else max(self._interval_s, pause_s))
+            await asyncio.sleep(self._interval_s if near else max(self._interval_s, rest_s))
