@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from sandbox.policy_model import Policy
 
 
-def check_code_size(size_bytes: int, policy: Policy, *, at_least: bool = False) -> None:
-    """Check that a program may be so long, before anything is made of its text. Raises `PolicyDenied`."""
-    _check_size("code_kib", size_bytes, policy.limits.code_kib << 10, policy, said="at least " if at_least else "")
+def check_code_size(size_bytes: int, policy: str, code_kib: int, *, at_least: bool = False) -> None:
+    """Check that a program may be so long under a policy that takes `code_kib`, before anything is made of its text. Raises `PolicyDenied`."""
+    _check_size("code_kib", size_bytes, code_kib << 10, policy, said="at least " if at_least else "")
 
 
 def check_request(request: RunRequest, policy: Policy) -> None:
     """Raise `PolicyDenied` or `InvalidRequest` for what the policy does not let through."""
-    check_code_size(len(request.code.encode(errors="surrogatepass")), policy)
+    check_code_size(len(request.code.encode(errors="surrogatepass")), policy.name, policy.limits.code_kib)
     data_bytes = len(request.payload_json) + len(request.message_json) + sum(map(len, request.files.values()))
-    _check_size("payload_mib", data_bytes, policy.limits.payload_mib << 20, policy)
+    _check_size("payload_mib", data_bytes, policy.limits.payload_mib << 20, policy.name)
     if not request.filename.isprintable():
         raise InvalidRequest("`filename` has control or invisible characters", hint="give the script a plain name, such as script.py")
     for name in request.files:
@@ -35,9 +35,9 @@ def check_request(request: RunRequest, policy: Policy) -> None:
         policy.secret_allowed(name)
 
 
-def _check_size(key: str, size_bytes: int, allowed_bytes: int, policy: Policy, *, said: str = "") -> None:
+def _check_size(key: str, size_bytes: int, allowed_bytes: int, policy: str, *, said: str = "") -> None:
     if size_bytes > allowed_bytes:
         raise PolicyDenied(
-            f"the request has {said}{size_bytes} bytes, policy {policy.name!r} takes {allowed_bytes} (limits.{key})",
+            f"the request has {said}{size_bytes} bytes, policy {policy!r} takes {allowed_bytes} (limits.{key})",
             hint="send less, or choose a policy that takes more",
         )

@@ -77,6 +77,10 @@ class Caller:
                 hint="its owner and root may, and those whom access.maintainers of its configuration names",
             )
 
+    def uses(self, policy_name: str) -> bool:
+        """Tell whether a policy of this name is among those of this caller."""
+        return ANY in self.policies or policy_name in self.policies
+
     def may_use(self, policy_name: str) -> None:
         """Check that runs of this caller may be under a policy. Raises `AccessDenied`, for every path too."""
         if not self.policies:
@@ -89,7 +93,7 @@ class Caller:
                 f"{shown(policy_name)} is not the name of a policy, and by path the service takes none",
                 hint="put the file where the service finds its policies, and ask for its name",
             )
-        if ANY not in self.policies and policy_name not in self.policies:
+        if not self.uses(policy_name):
             raise AccessDenied(
                 f"the user {self.name} may not run under the policy {policy_name}",
                 hint=f"ask for one of these: {', '.join(self.policies)}; or ask the administrator of the service for this one",

@@ -1,4 +1,4 @@
-"""What clients send, taken apart without parsing what is meant for the sandbox.
+"""What clients send, taken apart without parsing what is meant for the sandbox. Pure.
 
 The payload and the message of a run are cut out of the request's body as bytes: their JSON is checked for its form
 while it is skipped, and becomes objects in the sandbox only.
@@ -6,36 +6,35 @@ while it is skipped, and becomes objects in the sandbox only.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar
 
 import msgspec
-from pydantic import SecretStr, ValidationError
 
-from sandbox.aside import copied
 from sandbox.errors import InvalidRequest
-from sandbox.imports import check_modules
-from sandbox.models import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS, RunRequest, Tightening
-from sandbox.policy_model import Policy
+from sandbox.models import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS
 from sandbox.request import check_code_size
-from sandbox.service.outline import SMALL_BYTES, Written, cut_out, program_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Value = TypeVar("Value")
-PIECE_CHARS = 64 << 10
-LONGEST_ESCAPE = len(rb"\u002b")
+Written: TypeAlias = bytes | bytearray | memoryview
 # One byte of a text may be written in six, as \u0041.
 WRITTEN_BYTES = 6
 # In how many bytes a field may be written. What is longer is not even decoded, nor is a list or object of more texts.
 MAX_NAME_BYTES = 8 << 10
-MAX_FIELD_BYTES = {"topic": WRITTEN_BYTES << 16, "requirements": 1 << 20, "preload": 64 << 10, "env": 1 << 20, "secrets": 1 << 20}
+MAX_FIELD_BYTES = {
+    "topic": WRITTEN_BYTES << 16,
+    "requirements": 1 << 20,
+    "preload": 64 << 10,
+    "env": 1 << 20,
+    "secrets": 1 << 20,
+}
 MAX_TEXTS = 2_000
+PIECE_CHARS = 64 << 10
 # What is skipped, and stays as it came: looked at by who needs it, when its size is known to be right.
 UNPARSED = ("code", "payload", "message", "files")
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)]
@@ -117,7 +116,8 @@ class PruneBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 _TEXT = msgspec.json.Decoder(str)
-_FILES = msgspec.json.Decoder(dict[str, str])
+_FILES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_CONTENT = msgspec.json.Decoder(bytes)
 
 
 def fields_of(kind: type[msgspec.Struct]) -> str:
@@ -131,7 +131,10 @@ class Form(Generic[Body]):
     def __init__(self, kind: type[Body]) -> None:
         self._names = tuple(field.name for field in msgspec.structs.fields(kind))
         outline = msgspec.defstruct(
-            "Outline", [(name, msgspec.Raw, msgspec.Raw()) for name in self._names], forbid_unknown_fields=True, frozen=True
+            "Outline",
+            [(name, msgspec.Raw, msgspec.Raw()) for name in self._names],
+            forbid_unknown_fields=True,
+            frozen=True,
         )
         self._outline = msgspec.json.Decoder(outline)
         self._decoder = msgspec.json.Decoder(kind)
@@ -139,9 +142,8 @@ class Form(Generic[Body]):
 
     def decoded(self, body: Written) -> Body:
         """Return what a body says. Raises `InvalidRequest` with the place in the body."""
-        short, long = _without_long(body, self._hint, "the request's body")
-        outline = _decoded(self._outline, short, self._hint)
-        fields = [(name, long[name] if name in long else memoryview(getattr(outline, name))) for name in self._names]
+        outline = _decoded(self._outline, body, self._hint)
+        fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
         small = []
         for name, written in fields:
             if written and name not in UNPARSED:
@@ -153,10 +155,17 @@ class Form(Generic[Body]):
         return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small), self._hint), **skipped)
 
 
+def check_size(what: str, size_bytes: int, most_bytes: int) -> None:
+    """Raise `InvalidRequest` where something has more bytes than it may."""
+    if size_bytes > most_bytes:
+        raise InvalidRequest(
+            f"{what} is too long: it has {size_bytes} bytes, of at most {most_bytes}", hint="send less in it"
+        )
+
+
 def check_written(name: str, written: memoryview, most_bytes: int) -> None:
     """Check that a field is short enough to be decoded, and has not too many texts. Raises `InvalidRequest`."""
-    if len(written) > most_bytes:
-        raise InvalidRequest(f"`{name}` is too long: it has {len(written)} bytes, of at most {most_bytes}", hint="send less in it")
+    check_size(f"`{name}`", len(written), most_bytes)
     pieces = range(0, len(written), PIECE_CHARS)
     if sum(bytes(written[start : start + PIECE_CHARS]).count(b'"') for start in pieces) > 2 * MAX_TEXTS:
         raise InvalidRequest(f"`{name}` has more than {MAX_TEXTS} texts", hint="send fewer")
@@ -166,14 +175,6 @@ _RUN = Form(RunBody)
 _ENVIRONMENT = Form(EnvironmentBody)
 _CHECK = Form(CheckBody)
 _PRUNE = Form(PruneBody)
-
-
-def check_program(body: bytearray, policies: Iterable[Policy]) -> None:
-    """Check that the program in a body is not longer than any of these policies takes, before it is parsed. Raises `PolicyDenied`."""
-    largest = max(policies, key=lambda policy: policy.limits.code_kib, default=None)
-    if largest is not None:
-        enough_bytes = WRITTEN_BYTES * (largest.limits.code_kib << 10)
-        check_code_size(program_bytes(body, enough_bytes=enough_bytes) // WRITTEN_BYTES, largest, at_least=True)
 
 
 def run_body(body: Written) -> RunBody:
@@ -196,77 +197,31 @@ def prune_body(body: Written) -> PruneBody:
     return _PRUNE.decoded(body or bytearray(b"{}"))
 
 
-def code_of(body: RunBody | CheckBody, policy: Policy) -> str:
-    """Return the program of a body, of a size that the policy takes; what is longer is not even decoded.
+def code_of(body: RunBody | CheckBody, code_kib: int) -> str:
+    """Return the program of a body, which may have `code_kib` under its policy; what is longer is not even decoded.
 
     Raises `PolicyDenied`, `InvalidRequest`.
     """
-    check_code_size(len(memoryview(body.code)) // WRITTEN_BYTES, policy, at_least=True)
+    check_code_size(len(memoryview(body.code)) // WRITTEN_BYTES, body.policy, code_kib, at_least=True)
     code = _decoded(_TEXT, body.code, "send the program's text", "`code`")
-    check_code_size(len(code.encode(errors="surrogatepass")), policy)
+    check_code_size(len(code.encode(errors="surrogatepass")), body.policy, code_kib)
     return code
 
 
-def run_request(body: RunBody, code: str) -> RunRequest:
-    """Return the request that a body stands for, with its `code`. Raises `InvalidRequest`."""
-    check_modules(body.preload or ())
-    if not bytes(memoryview(body.message)[:1]).startswith(b"{"):
-        raise InvalidRequest("`message` is no JSON object", hint="send the whole message of the flow, or leave it out")
+def files_of(body: RunBody) -> dict[str, bytes]:
+    """Return the files of a body by their names. Raises `InvalidRequest`."""
     check_written("files", memoryview(body.files), len(memoryview(body.files)))
-    limits = Tightening(
-        timeout_s=body.limits.timeout_s,
-        memory_mib=body.limits.memory_mib,
-        cpus=body.limits.cpus,
-        processes=body.limits.processes,
-    )
+    files = _decoded(_FILES, body.files, "send names and contents as base64", "`files`")
+    return {name: _content(name, written) for name, written in files.items()}
+
+
+def _content(name: str, written: msgspec.Raw) -> bytes:
     try:
-        return RunRequest(
-            code=code, filename=body.filename, payload_json=copied(body.payload), message_json=copied(body.message),
-            topic=body.topic, node_id=body.node_id, policy=body.policy, image=body.image, requirements=body.requirements,
-            requires_python=body.requires_python, preload=body.preload, limits=limits, env=body.env, secrets={name: SecretStr(value) for name, value in body.secrets.items()},
-            files=_contents(body.files),
-        )  # fmt: skip
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"`{place}`: {first['msg']}", hint=fields_of(RunBody)) from None
-
-
-def _contents(files: Buffer) -> dict[str, bytes]:
-    """Return files by their names."""
-    hint = "send names and contents as base64"
-    short, long = _without_long(memoryview(files), hint, "`files`")
-    texts = _decoded(_FILES, short, hint, "`files`")
-    return {name: _content(name, long.get(name) or memoryview(msgspec.json.encode(text))) for name, text in texts.items()}
-
-
-def _content(name: str, written: memoryview) -> bytes:
-    """Return a file's content, decoded in pieces, between which other threads run."""
-    contents, waiting, ended = [], b"", False
-    try:
-        for start in range(1, len(written) - 1, PIECE_CHARS):
-            waiting += written[start : min(start + PIECE_CHARS, len(written) - 1)]
-            last = start + PIECE_CHARS >= len(written) - 1
-            # Some write the characters of base64 as escapes: a piece has no part of one, and of four characters that belong together.
-            end = len(waiting) if last or (escape := waiting.find(b"\\", -LONGEST_ESCAPE)) < 0 else escape
-            text = _TEXT.decode(b'"%s"' % waiting[:end])
-            taken = len(text) if last else len(text) // 4 * 4
-            if ended:
-                raise ValueError
-            ended = "=" in text
-            contents.append(base64.b64decode(text[:taken], validate=True))
-            waiting = text[taken:].encode() + waiting[end:]
-    except (binascii.Error, msgspec.DecodeError, ValueError):
-        raise InvalidRequest(f"the file {name[:80]!r} is not base64", hint="encode its content as base64") from None
-    return b"".join(contents)
-
-
-def _without_long(body: Written, hint: str, what: str) -> tuple[Buffer, dict[str, memoryview]]:
-    """Return a body or a part of it as `cut_out` does, where it is large enough. Raises `InvalidRequest`."""
-    if len(body) <= SMALL_BYTES:
-        return body, {}
-    with _told(hint, what):
-        return cut_out(body)
+        return _CONTENT.decode(written)
+    except msgspec.DecodeError:
+        raise InvalidRequest(
+            f"the file {name[:80]!r} is not base64", hint="encode its content as base64, in a text"
+        ) from None
 
 
 def _decoded(decoder: msgspec.json.Decoder[Value], body: Buffer, hint: str, what: str = "the request's body") -> Value:

@@ -102,7 +102,7 @@ async def get_health(request: web.Request) -> web.Response:
 
 
 def memory_mib() -> float:
-    """Return how much memory this process has, without Podman's and without the sandboxes'."""
+    """Return how much memory this process has: without those that take bodies apart, Podman's and the sandboxes'."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return round(pages * resource.getpagesize() / (1 << 20), 1)
 

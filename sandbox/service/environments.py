@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 
 from sandbox.environment_identity import Environment
 from sandbox.environment_store import Record
-from sandbox.errors import InvalidRequest
-from sandbox.models import RunRequest
 from sandbox.progress import OnProgress
-from sandbox.requirements import parse_libraries
 from sandbox.service.answers import counted, document
-from sandbox.service.bodies import environment_body
 from sandbox.service.events import Events, format_asked, streamed
-from sandbox.service.intake import BODY
+from sandbox.service.runs import understood
 from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
@@ -25,8 +21,7 @@ if TYPE_CHECKING:
 async def post_environment(request: web.Request) -> web.StreamResponse:
     """Build an environment, unless it is there; its progress is a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    wanted = await request[BODY].parsed(to_build)
-    caller.may_use(wanted.policy)
+    wanted, _ = await understood(request, "environment")
 
     async def build(on_progress: OnProgress) -> dict[str, object]:
         async with state.live.errand(), state.admission.slot(caller.uid, "environments", quota=caller.quota):
@@ -38,15 +33,6 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     if (kind := format_asked(request)) is not None:
         return await streamed(request, kind, tell)
     return document(await build(lambda _: None))
-
-
-def to_build(data: bytearray) -> RunRequest:
-    """Return the request whose libraries are to be installed. Raises `InvalidRequest`."""
-    body = environment_body(data)
-    requirements = parse_libraries("\n".join(body.requirements))
-    if not requirements:
-        raise InvalidRequest("no library is asked for", hint='send for example {"requirements": ["pandas"]}')
-    return RunRequest(code="", policy=body.policy, image=body.image, requirements=requirements)
 
 
 async def get_environments(request: web.Request) -> web.StreamResponse:

@@ -1,7 +1,7 @@
 """Takes the bodies of requests: each within its size and its time, and all that are held within a budget.
 
-Of bodies that are complete at the same moment, one is handed on in each turn of the event loop, and large ones are
-parsed one after the other: what else there is to answer goes on between them.
+Of bodies that come at the same moment, one goes on by one piece in each turn of the event loop, and the others wait in their
+sockets: what else there is to answer goes on between them.
 """
 
 from __future__ import annotations
@@ -10,43 +10,33 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sandbox.errors import InvalidRequest
 from sandbox.service.budget import Budget, Part
+from sandbox.service.spool import Spool
 
 BODY_TIMEOUT_S = 60.0
-# Handing work to a thread takes longer than most bodies take to parse; libraries of this length take a few milliseconds.
-AT_ONCE_BYTES = 8 << 10
-Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
 class Body:
     """The body of one request. It counts as its caller's `part` of the budget until the request ends."""
 
-    data: bytearray
+    spool: Spool
     part: Part
-    parsing: asyncio.Lock
 
-    async def parsed(self, parse: Callable[[bytearray], Result]) -> Result:
-        """Return what `parse` makes of the bytes, and keep none of them: what is needed of them is a copy.
-
-        Of more than a little, a thread does it, of one body after the other: each keeps the event loop waiting for a
-        moment now and then, and many at once would for long.
-        """
-        data, self.data = self.data, bytearray()
-        if len(data) <= AT_ONCE_BYTES:
-            return parse(data)
-        async with self.parsing:
-            return await asyncio.to_thread(parse, data)
+    def take(self) -> Spool:
+        """Return the bytes, for whoever takes them to close, and keep none of them."""
+        spool, self.spool = self.spool, Spool()
+        return spool
 
     def drop(self) -> None:
         """Keep no bytes any more."""
-        self.data = bytearray()
+        self.take().close()
 
     def keep_until(self, task: asyncio.Task[Any]) -> None:
         """Let it count until a task is done, also when its request ends before, which gets another part for its answer."""
@@ -57,12 +47,13 @@ class Body:
 class Intake:
     """Reads bodies of up to `largest_bytes()`, within the budget: each counts for what came of it, not for what it announces."""
 
-    def __init__(self, *, largest_bytes: Callable[[], int], budget_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
+    def __init__(
+        self, *, largest_bytes: Callable[[], int], budget_bytes: int, timeout_s: float = BODY_TIMEOUT_S
+    ) -> None:
         self._largest_bytes = largest_bytes
         self._budget = Budget(budget_bytes)
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
-        self._parsing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def body(self, request: web.Request, uid: int) -> AsyncIterator[Body]:
@@ -72,14 +63,15 @@ class Intake:
         slow or broken.
         """
         # The one place that refers to the bytes, so that they can go early.
-        body = Body(data=bytearray(), part=self._budget.part(uid), parsing=self._parsing)
+        body = Body(spool=Spool(), part=self._budget.part(uid))
         try:
             if request.body_exists:
                 try:
                     await asyncio.wait_for(self._read(request, body), self._timeout_s)
                 except asyncio.TimeoutError:
                     raise InvalidRequest(
-                        f"the request's body did not come within {self._timeout_s:g} s", hint="send it again, as a whole"
+                        f"the request's body did not come within {self._timeout_s:g} s",
+                        hint="send it again, as a whole",
                     ) from None
                 except (web.RequestPayloadError, HttpProcessingError):
                     raise InvalidRequest("the request's body is broken", hint="send it again, as a whole") from None
@@ -89,7 +81,7 @@ class Intake:
             body.part.close()
 
     async def _read(self, request: web.Request, body: Body) -> None:
-        """Take a body as it comes, into one block: so its memory goes back as a whole, and none of it is copied twice."""
+        """Take a body as it comes."""
         part = body.part
         announced_bytes = request.content_length or 0
         self._check_size(announced_bytes)
@@ -99,9 +91,9 @@ class Intake:
             async for piece in request.content.iter_any():
                 self._check_size(part.size_bytes + len(piece))
                 part.grow(part.size_bytes + len(piece))
-                body.data += piece
-        async with self._turn:
-            await asyncio.sleep(0)
+                body.spool.add(piece)
+                async with self._turn:
+                    await asyncio.sleep(0)
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > (largest_bytes := self._largest_bytes()):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox.environment_store import PruneLimits
 from sandbox.errors import InvalidRequest
 from sandbox.service.answers import document
-from sandbox.service.bodies import prune_body
+from sandbox.service.bodies import MAX_NAME_BYTES, check_size, prune_body
 from sandbox.service.intake import BODY
 from sandbox.service.state import CALLER, STATE
 
@@ -21,7 +22,9 @@ async def post_prune(request: web.Request) -> web.Response:
     """Remove environments and cached files by age, last use and size; never what a run uses. A trial lists that, too."""
     state = request.app[STATE]
     request[CALLER].must_maintain()
-    body = await request[BODY].parsed(prune_body)
+    with contextlib.closing(request[BODY].take()) as spool:
+        check_size("the body", spool.size_bytes, MAX_NAME_BYTES)
+        body = prune_body(spool.data)
     if body.older_s is None and body.unused_s is None and body.budget_mib is None:
         raise InvalidRequest("prune needs to know what may go", hint='for example {"unused_s": 2592000}')
     limits = PruneLimits(

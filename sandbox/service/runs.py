@@ -13,8 +13,6 @@ from functools import partial
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from sandbox.aside import aside
 from sandbox.document import document_pieces, error_document
 from sandbox.errors import InvalidRequest, NotFound, QueueFull, SandboxError
@@ -24,12 +22,11 @@ from sandbox.history_row import Row, public
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy_model import Policy
 from sandbox.progress import Progress
-from sandbox.requirements import Declared, parse_libraries, parse_script
 from sandbox.service import log
 from sandbox.service.access import Caller
 from sandbox.service.admission import Slot
 from sandbox.service.answers import counted, document, gathered, large
-from sandbox.service.bodies import check_body, check_program, code_of, run_body, run_request
+from sandbox.service.asked import Asked, UnknownPolicy, request_of
 from sandbox.service.budget import Part
 from sandbox.service.events import Events, format_asked, streamed
 from sandbox.service.intake import BODY
@@ -52,7 +49,8 @@ NOTHING = RunRequest(code="")
 async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
-    wanted, policy, goes_on, notify = await request[BODY].parsed(partial(understood, allowed=Allowed(state, caller)))
+    wanted, found = await understood(request, "run")
+    policy, goes_on, notify = allowed(state, caller, found.policy), found.wait_for_end, found.notify
     asked = asked_of(request)
     if notify:
         check_notify(state, notify, asked)
@@ -83,48 +81,28 @@ def check_notify(state: State, url: str, asked: Preferences) -> None:
     """Check that a request may have an address told of the end of its run. Raises `InvalidRequest`, `AccessDenied`."""
     if not asked.respond_async:
         raise InvalidRequest(
-            "`notify` is for a run whose result is fetched later", hint="send the header `Prefer: respond-async`, or leave `notify` out"
+            "`notify` is for a run whose result is fetched later",
+            hint="send the header `Prefer: respond-async`, or leave `notify` out",
         )
     state.webhooks.check(url)
 
 
-class Allowed:
-    """The policies that a caller may use."""
-
-    def __init__(self, state: State, caller: Caller) -> None:
-        self._policies = state.policies
-        self._caller = caller
-
-    def all(self) -> list[Policy]:
-        """Return every policy that there is."""
-        return [loaded.policy for loaded in self._policies.all()]
-
-    def get(self, name: str) -> Policy:
-        """Return the policy of this name. Raises `AccessDenied`, `NotFound`."""
-        self._caller.may_use(name)
-        return self._policies.get(name).policy
+async def understood(request: web.Request, kind: str) -> tuple[RunRequest, Asked]:
+    """Return what the body of a request asks for, one of `KINDS`; nothing of the body is kept. Raises a `SandboxError`."""
+    state, caller = request.app[STATE], request[CALLER]
+    code_kib = {loaded.policy.name: loaded.policy.limits.code_kib for loaded in state.policies.all() if caller.uses(loaded.policy.name)}
+    try:
+        asked, parts = await state.parser.asked(kind, request[BODY].take(), code_kib)
+    except UnknownPolicy as error:
+        allowed(state, caller, error.name)
+        raise NotFound(f"the policy {error.name} came just now", hint="send the request again") from None
+    return request_of(asked, parts), asked
 
 
-def understood(data: bytearray, *, allowed: Allowed) -> tuple[RunRequest, Policy, bool, str]:
-    """Return what a body asks for, under which policy, whether it is to go on without its client, and who is to be told.
-
-    Nothing of the result refers to the body. What the policy finds too long is looked at no further.
-    """
-    check_program(data, allowed.all())
-    body = run_body(data)
-    policy = allowed.get(body.policy)
-    code = code_of(body, policy)
-    asked = libraries(body.requirements, code, body.requires_python)
-    body = msgspec.structs.replace(body, requirements=asked.libraries, requires_python=asked.python)
-    return run_request(body, code), policy, body.wait_for_end, body.notify.url if body.notify else ""
-
-
-def libraries(named: tuple[str, ...], code: str, python: str = "") -> Declared:
-    """Return the libraries that are named, for `python`, else what the script's header says. Raises `InvalidRequest`."""
-    asked = parse_libraries("\n".join(named)) if named else ()
-    if not asked and "# /// script" in code:
-        return parse_script(code) or Declared()
-    return Declared(asked, python)
+def allowed(state: State, caller: Caller, name: str) -> Policy:
+    """Return the policy of this name. Raises `AccessDenied`, `NotFound`."""
+    caller.may_use(name)
+    return state.policies.get(name).policy
 
 
 class Cancelled(Exception):
@@ -135,7 +113,15 @@ class Work:
     """One request on its way through the queue, the runner and the history; for one call of `carry_out` or `tell`."""
 
     def __init__(
-        self, state: State, caller: Caller, wanted: RunRequest, policy: Policy, part: Part, *, detached: bool = False, notify: str = ""
+        self,
+        state: State,
+        caller: Caller,
+        wanted: RunRequest,
+        policy: Policy,
+        part: Part,
+        *,
+        detached: bool = False,
+        notify: str = "",
     ) -> None:
         self.state = state
         self.policy = policy
@@ -170,7 +156,9 @@ class Work:
             return pieces
         except Exception as error:
             said = failed(error)
-            await self._conclude(said.code, int(said.facts.get("http_status", said.http_status)), [error_document(said)])
+            await self._conclude(
+                said.code, int(said.facts.get("http_status", said.http_status)), [error_document(said)]
+            )
             raise
         finally:
             self.state.live.ended(live)
@@ -211,7 +199,9 @@ class Work:
         if not bounds.output_mib:
             return ""
         size_bytes = len(result.stdout) + len(result.stderr) + sum(len(record.message) for record in result.logs)
-        return await aside(size_bytes if self.wanted.secrets else 0, lambda: told(result, self.mask, bounds.output_kib << 10))
+        return await aside(
+            size_bytes if self.wanted.secrets else 0, lambda: told(result, self.mask, bounds.output_kib << 10)
+        )
 
     async def _conclude(self, outcome: str, status: int, pieces: list[bytes]) -> None:
         """Keep what came of a run that was started for later, and have it told."""
@@ -333,7 +323,9 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     run_id, name = request.match_info["id"], request.match_info["name"]
     content = await asyncio.to_thread(state.artefacts.get, run_id, None if caller.may_maintain else caller.uid, name)
     if content is None:
-        raise NotFound(f"the run {run_id[:64]!r} has no file {name[:80]!r}, or no longer", hint="files are kept for a while only")
+        raise NotFound(
+            f"the run {run_id[:64]!r} has no file {name[:80]!r}, or no longer", hint="files are kept for a while only"
+        )
     request[BODY].part.grow(len(content))
     return await large(request, [content], {}, content_type="application/octet-stream")
 
@@ -360,19 +352,7 @@ async def delete_run(request: web.Request) -> web.Response:
 async def post_check(request: web.Request) -> web.Response:
     """Tell whether code compiles on the Python that would run it, and which imports its libraries can't serve."""
     state, caller = request.app[STATE], request[CALLER]
-    wanted = await request[BODY].parsed(partial(to_check, allowed=Allowed(state, caller)))
+    wanted, _ = await understood(request, "check")
     async with state.live.errand(), state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
     return document(json.loads(found.model_dump_json()))
-
-
-def to_check(data: bytearray, *, allowed: Allowed) -> RunRequest:
-    """Return the request whose code is to be looked at. Raises as `understood` does."""
-    check_program(data, allowed.all())
-    body = check_body(data)
-    code = code_of(body, allowed.get(body.policy))
-    asked = libraries(body.requirements, code)
-    return RunRequest(
-        code=code, filename=body.filename, policy=body.policy, image=body.image, requirements=asked.libraries,
-        requires_python=asked.python,
-    )  # fmt: skip

@@ -44,6 +44,7 @@ from sandbox.service.config_names import unknown_names
 from sandbox.service.connections import IDLE_S, Connections, most_connections
 from sandbox.service.handling import Handling
 from sandbox.service.listen import BACKLOG, Listener, open_socket
+from sandbox.service.parser import Parser
 from sandbox.service.state import PolicyBook, State
 from sandbox.service.webhooks import Webhooks, key_of
 from sandbox.sole_service import sole_service
@@ -74,7 +75,11 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
     with contextlib.ExitStack() as held:
         held.callback(access.close)
         sockets = [listener.socket for listener in opened(config, inherited, held)]
-        async with alone(config, str(sockets[0].getsockname())), running(config, places) as state, accepting(application(state, access), *sockets):
+        async with (
+            alone(config, str(sockets[0].getsockname())),
+            running(config, places) as state,
+            accepting(application(state, access), *sockets),
+        ):
             keep_what_is_there()
             for listening in sockets:
                 LOG.info("serving on %s", listening.getsockname())
@@ -87,7 +92,10 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.ExitStack) -> Iterator[Listener]:
     """Yield the service's sockets, which `held` closes: the one for everybody, and the restricted one where it is configured."""
     restricted = config.restricted
-    for settings, fds in ((config.socket, inherited), (Socket(path=restricted.path, group=restricted.group) if restricted.path else None, ())):
+    for settings, fds in (
+        (config.socket, inherited),
+        (Socket(path=restricted.path, group=restricted.group) if restricted.path else None, ()),
+    ):
         if settings is not None:
             listener = open_socket(settings, inherited=fds)
             held.callback(listener.close)
@@ -116,7 +124,9 @@ async def accepting(served: web.Application, *sockets: socket.socket, idle_s: fl
         loop = asyncio.get_running_loop()
         total = most_connections() // len(sockets)
         servers = [
-            await loop.create_server(Connections(runner.server, total=total, idle_s=idle_s), sock=listening, backlog=BACKLOG)
+            await loop.create_server(
+                Connections(runner.server, total=total, idle_s=idle_s), sock=listening, backlog=BACKLOG
+            )
             for listening in sockets
         ]
         try:
@@ -138,12 +148,16 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir)
     with contextlib.ExitStack() as held:
         held.callback(engine.close)
+        parser = Parser()
+        held.callback(parser.close)
         gone = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
         history = History(
             Path(config.history.directory) / HISTORY,
             Retention(
-                age_s=config.history.age_days * 86_400, size_bytes=config.history.size_mib << 20,
-                output_age_s=config.history.output_age_days * 86_400, output_bytes=config.history.output_mib << 20,
+                age_s=config.history.age_days * 86_400,
+                size_bytes=config.history.size_mib << 20,
+                output_age_s=config.history.output_age_days * 86_400,
+                output_bytes=config.history.output_mib << 20,
             ),
         )
         held.callback(history.close)
@@ -161,7 +175,9 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         )  # fmt: skip
         making = partial(Maker, engine=engine, facts=facts, places=places)
         of_cells = CellLimits(
-            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s,
+            memory_mib=config.cells.memory_mib,
+            per_node=config.cells.per_node,
+            idle_s=config.cells.idle_s,
             most=most_connections() // DESCRIPTORS_EACH_WARM,
         )
         async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
@@ -175,7 +191,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             )
             state = State(
                 config=config, facts=facts, engine=engine, policies=policies, pool=pool, cells=cells, history=history,
-                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts, results=results,
+                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts, results=results, parser=parser,
                 webhooks=Webhooks(config.webhooks.allowed, key=key),
                 runner=Runner(
                     lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,

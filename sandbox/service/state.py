@@ -29,6 +29,7 @@ from sandbox.service.access import Caller
 from sandbox.service.admission import Admission
 from sandbox.service.config import ServiceConfig
 from sandbox.service.live import LiveRuns
+from sandbox.service.parser import Parser
 from sandbox.service.webhooks import Webhooks
 
 
@@ -104,6 +105,7 @@ class State:
     artefacts: Artefacts
     results: Results
     webhooks: Webhooks
+    parser: Parser
     live: LiveRuns = field(default_factory=LiveRuns)
     began: float = field(default_factory=time.time)
 

@@ -147,6 +147,12 @@ def rss_mib(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
+def parsers(pid: int) -> list[int]:
+    """Return the processes of a service that take bodies apart."""
+    children = [int(child) for tasks in Path(f"/proc/{pid}/task").iterdir() for child in (tasks / "children").read_text().split()]
+    return [child for child in children if b"sandbox.service.parsing" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 def held(service: Service) -> int:
     """Return how many descriptors the service holds when nothing runs and nothing stands ready."""
     with service.client() as client:

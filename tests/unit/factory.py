@@ -7,16 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.host import HostFacts
+from sandbox.models import RunRequest
 from sandbox.policy import load_policy
 from sandbox.policy_file import policy_directories
 from sandbox.policy_model import Policy
 from sandbox.seccomp import load_profile
+from sandbox.service.asked import request_of, run_asked
+from sandbox.service.bodies import Written
 from sandbox.spec import ContainerSpec, Place, build
 from tests.fake_engine import fake_info
 
 
 def policy(name: str = "default") -> Policy:
     return load_policy(name, directories=policy_directories()).policy
+
+
+KNOWN = {name: policy(name).limits.code_kib for name in ("default", "strict")}
+
+
+def wanted(body: Written) -> RunRequest:
+    """Return the request that the body of a run stands for, of a caller who may use the policies in `KNOWN`."""
+    asked, parts = run_asked(body, KNOWN)
+    return request_of(asked, [bytes(memoryview(part)) for part in parts])
 
 
 def host(**changes: Any) -> HostFacts:

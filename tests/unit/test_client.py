@@ -9,8 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -18,10 +17,9 @@ from sandbox import errors
 from sandbox.client import OPTIONAL, Client, NoService, bytes_of, error_of, run_body
 from sandbox.document import error_document
 from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
-from sandbox.service.bodies import RunBody, run_request
+from sandbox.service.bodies import RunBody
 from sandbox.service.bodies import run_body as parsed
-from sandbox.service.runs import Allowed, understood
-from tests.unit.factory import policy
+from tests.unit.factory import wanted
 
 WAIT_S = 10.0
 
@@ -235,8 +233,7 @@ def test_a_body_that_is_refused_unread_still_gets_its_reason(service: Served) ->
 
 def test_the_fields_of_a_run_are_those_that_the_service_knows() -> None:
     assert set(OPTIONAL) == set(RunBody.__struct_fields__) - {"code", "payload"}
-    body = parsed(run_body("c", {}, payload_json=b"null"))
-    assert run_request(body, "c") == run_request(parsed(b'{"code": "c"}'), "c")
+    assert wanted(run_body("c", {}, payload_json=b"null")) == wanted(b'{"code": "c"}')
 
 
 @pytest.mark.parametrize(
@@ -255,15 +252,14 @@ def test_the_text_of_a_payload_can_t_bring_other_fields(text: bytes, refused: bo
         with pytest.raises(InvalidRequest):
             parsed(body)
         return
-    wanted = run_request(parsed(body), "c")
-    assert wanted.model_copy(update={"payload_json": b"null"}) == run_request(parsed(b'{"code": "c", "policy": "strict"}'), "c")
+    assert wanted(body).model_copy(update={"payload_json": b"null"}) == wanted(b'{"code": "c", "policy": "strict"}')
     assert bytes(parsed(body).code) == b'"c"'
     assert not parsed(body).wait_for_end
 
 
 def test_a_payload_s_text_arrives_byte_for_byte_and_files_whole() -> None:
     text = b'{"a": 1.10, "\\u00e4": [1e400]}'
-    found = run_request(parsed(run_body("c", {"files": {"f": b"\x00\xff"}}, payload_json=text)), "c")
+    found = wanted(run_body("c", {"files": {"f": b"\x00\xff"}}, payload_json=text))
     assert found.payload_json == text
     assert found.files == {"f": b"\x00\xff"}
 
@@ -295,5 +291,5 @@ def test_a_run_has_the_libraries_and_the_python_that_are_sent_or_else_those_of_i
     fields: dict[str, Any], libraries: tuple[str, ...], python: str
 ) -> None:
     code = fields.pop("code")
-    wanted, *_ = understood(bytearray(run_body(code, fields)), allowed=cast("Allowed", SimpleNamespace(all=list, get=policy)))
-    assert (wanted.requirements, wanted.requires_python) == (libraries, python)
+    found = wanted(run_body(code, fields))
+    assert (found.requirements, found.requires_python) == (libraries, python)

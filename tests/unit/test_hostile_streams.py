@@ -40,6 +40,7 @@ from sandbox.service.application import application
 from sandbox.service.config_model import ServiceConfig
 from sandbox.service.live import LiveRuns
 from sandbox.service.log import HumanLines, JsonLines
+from sandbox.service.parser import Parser
 from sandbox.service.server import accepting
 from sandbox.service.state import State
 from sandbox.wire import FrameReader, encode
@@ -108,8 +109,9 @@ class Stage:
 
     async def _serve(self, ready: threading.Event) -> None:
         limits = AdmissionLimits(running=4, waiting=0, per_caller_running=4, per_caller_waiting=0, wait_s=WAIT_S)
+        loaded = SimpleNamespace(policy=self._policy)
         state = cast("State", SimpleNamespace(
-            config=ServiceConfig(), runner=self, policies=SimpleNamespace(all=list, get=lambda _: SimpleNamespace(policy=self._policy)), admission=Admission(limits), live=LiveRuns(),
+            config=ServiceConfig(), runner=self, policies=SimpleNamespace(all=lambda: [loaded], get=lambda _: loaded), parser=Parser(), admission=Admission(limits), live=LiveRuns(),
             metrics=Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0), history=self.history,
             artefacts=SimpleNamespace(keep=lambda *_: None),
         ))  # fmt: skip

@@ -17,10 +17,10 @@ CODE_BYTES = POLICY.limits.code_kib << 10
 
 
 def test_code_of_the_policy_s_size_is_taken_and_one_byte_more_is_not() -> None:
-    check_code_size(CODE_BYTES, POLICY)
+    check_code_size(CODE_BYTES, POLICY.name, POLICY.limits.code_kib)
     check_request(RunRequest(code="é" * (CODE_BYTES // 2)), POLICY)
     with pytest.raises(PolicyDenied, match=r"limits\.code_kib"):
-        check_code_size(CODE_BYTES + 1, POLICY)
+        check_code_size(CODE_BYTES + 1, POLICY.name, POLICY.limits.code_kib)
     with pytest.raises(PolicyDenied, match=r"limits\.code_kib"):
         check_request(RunRequest(code="é" * (CODE_BYTES // 2) + "x"), POLICY)
 

@@ -66,7 +66,7 @@ class Scene:
         else:
             await self.go.wait()
         pad = {"pad": "x" * (4 << 20)} if "pad" in request.query else {}
-        return document({"size": len(request[BODY].data), **pad})
+        return document({"size": request[BODY].spool.size_bytes, **pad})
 
     async def arrivals(self, count: int) -> None:
         while self.arrived < count:

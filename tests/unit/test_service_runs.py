@@ -30,6 +30,7 @@ from sandbox.service.budget import Budget
 from sandbox.service.config_model import Queue, ServiceConfig, Socket
 from sandbox.service.events import Events
 from sandbox.service.live import LiveRuns
+from sandbox.service.parser import Parser
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
 from sandbox.service.webhooks import Webhooks
@@ -37,6 +38,7 @@ from tests.unit.factory import policy
 
 WAIT_S = 20.0
 POLICY = policy()
+LOADED = SimpleNamespace(policy=POLICY)
 STRANGER = 4_000_000
 CLOCK = itertools.count(0.0, 1_000.0).__next__  # no name is believed for long
 CONFIG = ServiceConfig(socket=Socket(path="/s", group="g"))
@@ -121,7 +123,7 @@ class Scene:
 
         self.state = cast("State", SimpleNamespace(
             config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
-            policies=SimpleNamespace(all=list, get=lambda name: SimpleNamespace(policy=POLICY)), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
+            policies=SimpleNamespace(all=lambda: [LOADED], get=lambda name: LOADED), parser=Parser(), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
             history=self.history, artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
             results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=Webhooks(()),
         ))  # fmt: skip
@@ -181,7 +183,10 @@ def play(
 
     async def scene() -> None:
         here = Scene(str(tmp_path / "s"), running=running, waiting=waiting, budget_mib=budget_mib)
-        with contextlib.closing(Access(CONFIG, owner_uid=-1, names=here.name, clock=CLOCK)) as access, socket.socket(socket.AF_UNIX) as opened:
+        with (
+            contextlib.closing(Access(CONFIG, owner_uid=-1, names=here.name, clock=CLOCK)) as access,
+            contextlib.closing(here.state.parser), socket.socket(socket.AF_UNIX) as opened,
+        ):  # fmt: skip
             opened.bind(here.path)
             async with accepting(application(here.state, access), opened):
                 await act(here)
