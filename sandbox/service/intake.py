@@ -1,7 +1,7 @@
 """Takes the bodies of requests: each within its size and its time, and all that are held within a budget.
 
 Of bodies that come at the same moment, one goes on by one piece in each turn of the event loop, and the others wait in their
-sockets: what else there is to answer goes on between them.
+sockets: what else there is to answer goes on between them. Callers take turns, so that nobody's body waits for all that another one sends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from sandbox.errors import InvalidRequest
 from sandbox.service.budget import Budget, Part
 from sandbox.service.spool import Spool
+from sandbox.service.turns import Turns
 
 BODY_TIMEOUT_S = 60.0
 
@@ -53,7 +54,7 @@ class Intake:
         self._largest_bytes = largest_bytes
         self._budget = Budget(budget_bytes)
         self._timeout_s = timeout_s
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
 
     @contextlib.asynccontextmanager
     async def body(self, request: web.Request, uid: int) -> AsyncIterator[Body]:
@@ -92,7 +93,7 @@ class Intake:
                 self._check_size(part.size_bytes + len(piece))
                 part.grow(part.size_bytes + len(piece))
                 body.spool.add(piece)
-                async with self._turn:
+                async with self._turns.turn(part.uid):
                     await asyncio.sleep(0)
 
     def _check_size(self, size_bytes: int) -> None:

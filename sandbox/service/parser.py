@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
@@ -21,6 +21,7 @@ from sandbox.errors import Internal, InvalidRequest, PolicyDenied, SandboxError
 from sandbox.service.asked import Asked, UnknownPolicy
 from sandbox.service.parsing import KINDS, READY, Ended, Order, Refused, Understood, Unknown, received, send_order
 from sandbox.service.spool import SMALL_BYTES, Spool
+from sandbox.service.turns import Turns
 
 # Handing a body on takes longer than parsing one of this size.
 AT_ONCE_BYTES = 8 << 10
@@ -41,8 +42,8 @@ class Parser:
     def __init__(self, *, most_s: float = MOST_S) -> None:
         self._small, self._large = (ParserProcess(most_s=most_s) for _ in range(2))
 
-    async def asked(self, kind: str, spool: Spool, code_kib: Mapping[str, int]) -> tuple[Asked, list[bytes]]:
-        """Return what a body of one of `KINDS` asks for and its large parts, see `Taken`, and close its spool. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`."""
+    async def asked(self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int) -> tuple[Asked, list[bytes]]:
+        """Return what a body of one of `KINDS` of the user `uid` asks for and its large parts, see `Taken`, and close its spool. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`."""
         if len(spool.data) == spool.size_bytes <= AT_ONCE_BYTES and not any(
             mark in spool.data for mark in NAMES_LIBRARIES
         ):
@@ -50,7 +51,7 @@ class Parser:
                 asked, parts = KINDS[kind](spool.data, code_kib)
                 return asked, [bytes(memoryview(part)) for part in parts]
         process = self._small if spool.size_bytes <= SMALL_BYTES else self._large
-        return await process.asked(kind, spool, code_kib)
+        return await process.asked(kind, spool, code_kib, uid=uid)
 
     def close(self) -> None:
         """End the processes; who waits for them gets an error."""
@@ -59,30 +60,33 @@ class Parser:
 
 
 class ParserProcess:
-    """One process, started when it is needed, which takes one body after the other."""
+    """One process, started when it is needed, which takes one body after the other; callers that have some take turns."""
 
     def __init__(self, *, most_s: float = MOST_S) -> None:
         self._most_s = most_s
-        self._turn = ThreadPoolExecutor(1, thread_name_prefix="parser")
+        self._turns = Turns()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="parser")
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._closed = False
 
-    async def asked(self, kind: str, spool: Spool, code_kib: Mapping[str, int]) -> tuple[Asked, list[bytes]]:
-        """Return what a body asks for, when its turn has come, and close its spool. Raises as `Parser.asked` does."""
-        future = self._turn.submit(self._asked, kind, spool, dict(code_kib))
+    async def asked(self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int) -> tuple[Asked, list[bytes]]:
+        """Return what a body of the user `uid` asks for, when its turn has come, and close its spool. Raises as `Parser.asked` does."""
+        future: Future[tuple[Asked, list[bytes]]] | None = None
         try:
-            return await asyncio.wrap_future(future)
+            async with self._turns.turn(uid):
+                future = self._thread.submit(self._asked, kind, spool, dict(code_kib))
+                return await asyncio.wrap_future(future)
         finally:
-            if future.cancelled():  # its turn never came
+            if future is None or future.cancelled():  # nobody began with it
                 spool.close()
 
     def close(self) -> None:
         """End it."""
         self._closed = True
-        if self._process is not None:
-            self._process.kill()
-        self._turn.shutdown(cancel_futures=True)
+        if (process := self._process) is not None:  # the thread may forget it now
+            process.kill()
+        self._thread.shutdown(cancel_futures=True)
         self._end()
 
     def _asked(self, kind: str, spool: Spool, code_kib: dict[str, int]) -> tuple[Asked, list[bytes]]:
@@ -124,9 +128,10 @@ class ParserProcess:
         self._channel.settimeout(self._most_s)
         environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         with other, contextlib.suppress(OSError):
+            # Isolated (-I), or it would take modules from the directory that the service was started in, which may be anybody's.
             # Of its own session, so that the scheduler shares the processor between it and the service (sched(7), autogroup).
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, json.dumps(sys.path)],
+                [sys.executable, "-I", "-c", PROGRAM, json.dumps(sys.path)],
                 stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
             )  # fmt: skip
         with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ async def understood(request: web.Request, kind: str) -> tuple[RunRequest, Asked
     state, caller = request.app[STATE], request[CALLER]
     code_kib = {loaded.policy.name: loaded.policy.limits.code_kib for loaded in state.policies.all() if caller.uses(loaded.policy.name)}
     try:
-        asked, parts = await state.parser.asked(kind, request[BODY].take(), code_kib)
+        asked, parts = await state.parser.asked(kind, request[BODY].take(), code_kib, uid=caller.uid)
     except UnknownPolicy as error:
         allowed(state, caller, error.name)
         raise NotFound(f"the policy {error.name} came just now", hint="send the request again") from None

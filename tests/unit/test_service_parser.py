@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def process() -> Iterator[ParserProcess]:
 def found(process: ParserProcess, body: bytes, kind: str = "run") -> Any:
     """Return what the process makes of a body: what is asked for, with the large parts, or the error's kind and words."""
     try:
-        return asyncio.run(process.asked(kind, spooled(body), KNOWN))
+        return asyncio.run(process.asked(kind, spooled(body), KNOWN, uid=1))
     except (InvalidRequest, PolicyDenied, UnknownPolicy) as error:
         return type(error), str(error)
 
@@ -128,14 +129,14 @@ def test_no_way_to_write_json_has_libraries_parsed_in_the_service(name: str, dat
     with pytest.MonkeyPatch.context() as patched:
         for parse in ("parse_libraries", "parse_script"):
             patched.setattr(asked, parse, lambda *_: pytest.fail("parsed in the service"))
-        patched.setattr(ParserProcess, "asked", lambda *_: asyncio.sleep(0, "elsewhere"))
-        answer: Any = asyncio.run(Parser().asked("run", spooled(body), KNOWN))
+        patched.setattr(ParserProcess, "asked", lambda *_, **__: asyncio.sleep(0, "elsewhere"))
+        answer: Any = asyncio.run(Parser().asked("run", spooled(body), KNOWN, uid=1))
         assert answer == "elsewhere"
 
 
 def test_a_short_body_without_libraries_needs_no_process() -> None:
     async def act(both: Parser) -> None:
-        wanted, parts = await both.asked("run", spooled(b'{"code": "result = 1", "payload": [1]}'), KNOWN)
+        wanted, parts = await both.asked("run", spooled(b'{"code": "result = 1", "payload": [1]}'), KNOWN, uid=1)
         assert (wanted.code, parts) == ("result = 1", [b"[1]", b"{}"])
         assert both._small._process is both._large._process is None
 
@@ -161,13 +162,13 @@ def test_a_body_that_takes_too_much_is_refused_and_the_next_one_is_not(
     body = json.dumps({"code": "1", "payload": "x" * LARGE}).encode()
 
     async def act(both: Parser) -> None:
-        await both.asked("run", spooled(body), KNOWN)
+        await both.asked("run", spooled(body), KNOWN, uid=1)
         with monkeypatch.context() as patched:
             with_kind(patched, text)
             both._large._end()
             with pytest.raises(InvalidRequest, match="too much time or memory"):
-                await both.asked("run", spooled(body), KNOWN)
-        wanted, parts = await both.asked("run", spooled(body), KNOWN)
+                await both.asked("run", spooled(body), KNOWN, uid=1)
+        wanted, parts = await both.asked("run", spooled(body), KNOWN, uid=1)
         assert (wanted.code, len(parts[0])) == ("1", LARGE + 2)
 
     turn(act, **options)
@@ -187,7 +188,7 @@ def test_the_process_ends_itself_when_it_has_had_its_processor_time(monkeypatch:
 
         monkeypatch.setattr(both._small, "_end", seen)
         with pytest.raises(InvalidRequest, match="too much time or memory"):
-            await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN)
+            await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1)
 
     turn(act)
     assert ends[0] == -signal.SIGXCPU
@@ -200,7 +201,7 @@ def test_a_process_that_does_not_come_up_is_not_the_body_s_fault(monkeypatch: py
 
     async def act(both: Parser) -> None:
         with pytest.raises(Internal, match="could not be started"):
-            await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN)
+            await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1)
 
     turn(act, most_s=0.5)
 
@@ -211,7 +212,7 @@ def test_a_defect_is_told_without_the_caller_s_text_and_the_process_goes_on(monk
     async def act(both: Parser) -> None:
         for _ in range(2):
             with pytest.raises(Internal, match=r"defect: KeyError in <string>, line 3") as told:
-                await both.asked("run", spooled(b'{"code": "s3cret", "requirements": ["six"]}'), KNOWN)
+                await both.asked("run", spooled(b'{"code": "s3cret", "requirements": ["six"]}'), KNOWN, uid=1)
             assert "s3cret" not in str(told.value)
             pids.add(pid_of(both._small))
 
@@ -222,13 +223,13 @@ def test_a_defect_is_told_without_the_caller_s_text_and_the_process_goes_on(monk
 
 def test_small_bodies_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     async def act(both: Parser) -> None:
-        await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN)
+        await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1)
         with monkeypatch.context() as patched:
             with_kind(patched, STUCK)
-            waiting = asyncio.create_task(both.asked("run", spooled(b'{"code": "%s"}' % (b"x" * LARGE)), KNOWN))
+            waiting = asyncio.create_task(both.asked("run", spooled(b'{"code": "%s"}' % (b"x" * LARGE)), KNOWN, uid=1))
             while both._large._process is None:
                 await asyncio.sleep(0.001)
-        wanted, _ = await both.asked("run", spooled(b'{"code": "2", "requirements": ["six"]}'), KNOWN)
+        wanted, _ = await both.asked("run", spooled(b'{"code": "2", "requirements": ["six"]}'), KNOWN, uid=1)
         assert (wanted.code, waiting.done()) == ("2", False)
         os.kill(pid_of(both._large), signal.SIGKILL)
         with pytest.raises((InvalidRequest, Internal)):  # it may not have begun
@@ -237,19 +238,34 @@ def test_small_bodies_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch
     turn(act)
 
 
+def test_who_has_few_bodies_does_not_wait_for_all_that_another_one_has() -> None:
+    async def act(both: Parser) -> None:
+        body = b'{"code": "1", "requirements": ["six"]}'
+        ended: list[int] = []
+
+        async def ask(uid: int) -> None:
+            await both.asked("run", spooled(body), KNOWN, uid=uid)
+            ended.append(uid)
+
+        await asyncio.gather(*(ask(uid) for uid in [1] * 30 + [2] * 2))
+        assert {place for place, uid in enumerate(ended) if uid == 2} <= set(range(1, 6))
+
+    turn(act)
+
+
 def test_who_goes_away_leaves_nothing_behind_and_the_next_one_gets_an_answer_of_its_own() -> None:
     async def act(both: Parser) -> None:
         body = b'{"code": "%d", "payload": "' + b"x" * LARGE + b'"}'
-        await both.asked("run", spooled(body.replace(b"%d", b"0")), KNOWN)
+        await both.asked("run", spooled(body.replace(b"%d", b"0")), KNOWN, uid=1)
         before = fds()
         for number in range(1, 20):
-            gone = [asyncio.create_task(both.asked("run", spooled(body.replace(b"%d", b"9")), KNOWN)) for _ in range(3)]
+            gone = [asyncio.create_task(both.asked("run", spooled(body.replace(b"%d", b"9")), KNOWN, uid=1)) for _ in range(3)]
             await asyncio.sleep(0.0005 * number)
             for task in gone:
                 task.cancel()
             ended = await asyncio.gather(*gone, return_exceptions=True)
             assert all(isinstance(one, asyncio.CancelledError) or one[0].code == "9" for one in ended)  # type: ignore[index]
-            wanted, _ = await both.asked("run", spooled(body.replace(b"%d", b"%d" % number)), KNOWN)
+            wanted, _ = await both.asked("run", spooled(body.replace(b"%d", b"%d" % number)), KNOWN, uid=1)
             assert wanted.code == str(number)
         assert fds() == before
 
@@ -261,7 +277,7 @@ def test_the_process_has_no_descriptor_and_no_variable_of_the_service_and_ends_w
     one = ParserProcess()
     with open("/dev/null", "rb") as held:
         os.set_inheritable(held.fileno(), True)
-        asyncio.run(one.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN))
+        asyncio.run(one.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1))
         place = Path(f"/proc/{pid_of(one)}")
         assert {entry.name for entry in (place / "fd").iterdir()} == {"0", "1", "2"}
         assert b"s3cret" not in (place / "environ").read_bytes()
@@ -270,6 +286,21 @@ def test_the_process_has_no_descriptor_and_no_variable_of_the_service_and_ends_w
     assert one._process is not None
     assert one._process.wait(10) == 0
     one.close()
+
+
+def test_no_module_is_taken_from_the_directory_that_the_service_was_started_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Anybody may write to it, as to /tmp."""
+    for name in ("json", "sandbox", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'taken')!r}, 'w')")
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    one = ParserProcess()
+    wanted, _ = found(one, b'{"code": "1", "requirements": ["six"]}')
+    one.close()
+    assert wanted.code == "1"
+    assert not (tmp_path / "taken").exists()
 
 
 def test_memory_comes_back(process: ParserProcess) -> None:
