@@ -124,18 +124,18 @@ class ParserProcess:
         self._end()
         if self._closed:
             raise Internal("the service ends", hint="send the request again")
-        self._channel, other = socket.socketpair()
-        self._channel.settimeout(self._most_s)
         environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-        with other, contextlib.suppress(OSError):
-            # Isolated (-I), or it would take modules from the directory that the service was started in, which may be anybody's.
-            # Of its own session, so that the scheduler shares the processor between it and the service (sched(7), autogroup).
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", PROGRAM, json.dumps(sys.path)],
-                stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
-            )  # fmt: skip
         with contextlib.suppress(OSError):
-            if self._process is not None and self._channel.recv(len(READY)):
+            self._channel, other = socket.socketpair()
+            self._channel.settimeout(self._most_s)
+            with other:
+                # Isolated (-I), or it would take modules from the directory that the service was started in, which may be anybody's.
+                # Of its own session, so that the scheduler shares the processor between it and the service (sched(7), autogroup).
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", PROGRAM, json.dumps(sys.path)],
+                    stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+                )  # fmt: skip
+            if self._channel.recv(len(READY)):
                 return self._channel
         self._end()
         raise Internal(

@@ -6,6 +6,9 @@ import io
 import os
 from typing import TYPE_CHECKING
 
+from sandbox.errors import QueueFull
+from sandbox.service.budget import RETRY_AFTER_S
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -30,9 +33,14 @@ class Spool:
             _put(self.file(), piece)
 
     def file(self) -> io.FileIO:
-        """Return them as a file in memory, which has no name (memfd_create(2)); it is closed with the spool."""
+        """Return them as a file in memory, which has no name (memfd_create(2)); it is closed with the spool. Raises `QueueFull`."""
         if self._file is None:
-            self._file = io.FileIO(os.memfd_create("body", os.MFD_CLOEXEC), "r+b")
+            try:
+                self._file = io.FileIO(os.memfd_create("body", os.MFD_CLOEXEC), "r+b")
+            except OSError as error:
+                raise QueueFull(
+                    f"the service can't hold one more body: {error.strerror}", hint=f"try again in {RETRY_AFTER_S} s", retry_after_s=RETRY_AFTER_S
+                ) from None
             _put(self._file, self.data)
             self.data = bytearray()
         return self._file

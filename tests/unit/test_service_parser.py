@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.errors import Internal, InvalidRequest, PolicyDenied
+from sandbox.errors import Internal, InvalidRequest, PolicyDenied, SandboxError
 from sandbox.service import asked, parser
 from sandbox.service.asked import UnknownPolicy, run_asked
 from sandbox.service.parser import Parser, ParserProcess
@@ -204,6 +206,23 @@ def test_a_process_that_does_not_come_up_is_not_the_body_s_fault(monkeypatch: py
             await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1)
 
     turn(act, most_s=0.5)
+
+
+@pytest.mark.parametrize(("missing", "code"), [("memfd_create", "queue_full"), ("socketpair", "internal")])
+def test_without_a_descriptor_left_the_answer_says_to_try_again(monkeypatch: pytest.MonkeyPatch, missing: str, code: str) -> None:
+    def none_left(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def act(both: Parser) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os if missing == "memfd_create" else socket, missing, none_left)
+            with pytest.raises(SandboxError) as told:
+                await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1)
+        assert told.value.code == code
+        assert "try again" in told.value.hint
+        await both.asked("run", spooled(b'{"code": "1", "requirements": ["six"]}'), KNOWN, uid=1)
+
+    turn(act)
 
 
 def test_a_defect_is_told_without_the_caller_s_text_and_the_process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
