@@ -300,8 +300,8 @@ class AsyncClient(ClientBase):
 
     async def _awaited(self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None) -> T | None:
         """Ask until there is something, for so long; the service itself waits for a minute at most."""
-        deadline = time.monotonic() + (wait_s or 0.0)
-        left_s = wait_s
+        left_s = self._patience(wait_s)
+        deadline = time.monotonic() + (left_s or 0.0)
         while True:
             found = await self._ask(call(left_s), self._longer(timeout_s, left_s))
             left_s = deadline - time.monotonic()

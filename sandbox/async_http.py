@@ -80,7 +80,7 @@ class AsyncConnection:
         """Send a request, once, and return the answer's status. Raises `NoService`, `EngineUnavailable`, `Internal`."""
         connection = await self.connect()
         request_id = os.urandom(16).hex()
-        headers = head_of(request_id, accept=accept, prefer=prefer, body=body)
+        headers = head_of(method, path, request_id, accept=accept, prefer=prefer, body=body)
         if body is not None:
             headers["Content-Length"] = str(len(body))
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from sandbox import client_calls as calls
+from sandbox.errors import InvalidRequest
 from sandbox.service.config_file import named_socket, usual_socket
 
 # Nothing that a service does by itself takes longer than a run may, with its wait for a turn before it.
@@ -14,6 +15,8 @@ ANSWER_TIMEOUT_S = 3_600.0
 WAY_S = 30.0
 # After so long it is asked again whether a run has ended, where the service did not wait for that as long as it was to.
 AGAIN_S = 0.2
+# Thirty years: what is longer is as good as for ever, and does not fit into the system's clocks.
+LONGEST_S = 1e9
 
 
 def default_socket() -> str:
@@ -54,7 +57,17 @@ class ClientBase:
             self._on_other_version(version)
 
     def _silence(self, timeout_s: float | None) -> float | None:
-        return self.timeout_s if timeout_s is None else timeout_s
+        """Return how long the service may be silent. Raises `InvalidRequest` for a time that nobody can wait."""
+        silence = self.timeout_s if timeout_s is None else timeout_s
+        if silence is not None and not silence > 0:
+            raise InvalidRequest(f"timeout_s is {silence}, and the service can't answer in that time", hint="give seconds above zero; Client(timeout_s=None) waits for ever")
+        return silence if silence is None else min(silence, LONGEST_S)
+
+    def _patience(self, wait_s: float | None) -> float | None:
+        """Return how long the end of a run is waited for. Raises `InvalidRequest` for what is no number."""
+        if wait_s is not None and wait_s != wait_s:
+            raise InvalidRequest("wait_s is not a number of seconds", hint="give seconds; without it, the answer comes at once")
+        return wait_s if wait_s is None else min(max(wait_s, 0.0), LONGEST_S)
 
     def _longer(self, timeout_s: float | None, wait_s: float | None) -> float | None:
         """Return how long the service may be silent that was asked to wait."""

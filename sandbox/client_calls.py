@@ -144,6 +144,14 @@ def gone(error: Exception, timeout_s: float | None) -> EngineUnavailable:
     return EngineUnavailable(f"the service went away before it answered: {reason}", hint="look at its log, then try again")
 
 
+def check_target(method: str, path: str) -> None:
+    """Raise `InvalidRequest` for what would be another request than the one that is meant, or none."""
+    if not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
+        raise InvalidRequest(f"{path[:200]!r} is not the path of a route", hint="begin it with / and quote its parts: urllib.parse.quote(part, safe='')")
+    if not (method.isascii() and method.isalpha()):
+        raise InvalidRequest(f"{method[:40]!r} is not a method of HTTP", hint="GET, POST or DELETE")
+
+
 def check_request_id(headers: Mapping[str, str], asked: str) -> None:
     """Raise `Internal` for an answer to another request. A service before 0.2 names none."""
     if (named := headers.get(REQUEST_ID.lower())) is not None and named != asked:
@@ -253,11 +261,18 @@ def run_body(code: str, fields: Mapping[str, Any], *, payload: Any = None, paylo
     """
     named = {**(OPTIONAL if payload_json is not None else {}), **fields, "code": code}
     try:
-        named["files"] = {name: base64.b64encode(content).decode() for name, content in (named.get("files") or {}).items()}
+        named["files"] = {name: encoded(name, content) for name, content in (named.get("files") or {}).items()}
         text = json.dumps(payload, allow_nan=False).encode() if payload_json is None else payload_json
         return b'{"payload": ' + text + b", " + json.dumps(named).encode()[1:]
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the request has no form as JSON: {error}", hint="send what the json module takes") from None
+
+
+def encoded(name: str, content: bytes) -> str:
+    """Return a file's content as base64. Raises `InvalidRequest` for what is no bytes."""
+    if isinstance(content, str):
+        raise InvalidRequest(f"the content of the file {name[:80]!r} is text, and files are bytes", hint='encode it: text.encode("utf-8")')
+    return base64.b64encode(content).decode()
 
 
 def part(name: str) -> str:
@@ -357,7 +372,9 @@ def runs(filters: Mapping[str, str | int]) -> Call[list[dict[str, Any]]]:
 
 
 def build(requirements: Iterable[str], options: Mapping[str, Any]) -> Call[dict[str, Any]]:
-    """Install libraries ahead of need."""
+    """Install libraries ahead of need. Raises `InvalidRequest` for one text, whose letters would each be a library."""
+    if isinstance(requirements, str):
+        raise InvalidRequest("the requirements are one text", hint=f"send a list: [{requirements[:80]!r}]")
     return posted("/v1/environments", {"requirements": list(requirements), **options})
 
 

@@ -143,12 +143,15 @@ def _chain(path: Path, directories: Sequence[Path]) -> list[_Layer]:
     while (parent := chain[-1].document.extends) is not None:
         layer = chain[-1]
         where = f"{layer.file.at('extends')}: "
-        path = _search(
-            parent,
-            _after(layer, directories) if parent == layer.name else directories,
-            directories,
-            where=where,
-        )
+        own = parent == layer.name
+        try:
+            path = _search(parent, _after(layer, directories) if own else directories, directories, where=where)
+        except NotFound:
+            if not own:
+                raise
+            raise NotFound(
+                f"{where}{parent} extends its own name, and it hides no policy of that name", hint="extend another policy, such as default"
+            ) from None
         if any(path.samefile(seen.file.path) for seen in chain):
             names = " -> ".join([*(seen.name for seen in chain), parent])
             raise InvalidRequest(

@@ -100,9 +100,12 @@ def read_trusted(path: Path, *, what: str) -> str:
         raise InvalidRequest(
             f"the {what} {path} cannot be read: {error.strerror}", hint=f"chmod a+r {shlex.quote(str(path))}"
         ) from None
-    with open(descriptor, "rb") as stream:  # noqa: PTH123 - a descriptor, not a path
+    try:
         _check_trusted(path, os.fstat(descriptor), what)
-        content = stream.read(MAX_FILE_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as stream:  # a directory, which this refuses, was refused above in our own words
+            content = stream.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         raise InvalidRequest(f"the {what} {path} is larger than {MAX_FILE_BYTES // 1024} KiB", hint="shorten it")
     try:

@@ -33,6 +33,10 @@ def check_request(request: RunRequest, policy: Policy) -> None:
         policy.env_allowed(name)
     for name in request.secrets:
         policy.secret_allowed(name)
+    secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
+    for name, value in (*request.env.items(), *secrets.items()):
+        if "\0" in value:
+            raise InvalidRequest(f"the value of {name} has a NUL character, which no variable can hold", hint="send it in the payload or as a file")
 
 
 def _check_size(key: str, size_bytes: int, allowed_bytes: int, policy: str, *, said: str = "") -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sandbox.client_calls import JSON, PREFER, REQUEST_ID, Answer, check_request_id, gone
+from sandbox.client_calls import JSON, PREFER, REQUEST_ID, Answer, check_request_id, check_target, gone
 from sandbox.errors import EngineUnavailable, Internal
 
 CONNECT_TIMEOUT_S = 5.0
@@ -100,8 +100,9 @@ def readable(connection: socket.socket) -> bool:
     return bool(waiting.poll(0))
 
 
-def head_of(request_id: str, *, accept: str, prefer: str, body: bytes | None) -> dict[str, str]:
-    """Return the headers of a request."""
+def head_of(method: str, path: str, request_id: str, *, accept: str, prefer: str, body: bytes | None) -> dict[str, str]:
+    """Return the headers of a request. Raises `InvalidRequest` for a method or path that would break the head."""
+    check_target(method, path)
     head = {"Accept": accept, REQUEST_ID: request_id}
     if body is not None:
         head["Content-Type"] = JSON
@@ -184,7 +185,7 @@ class Connection(http.client.HTTPConnection):
     def answer(self, method: str, path: str, body: bytes | None, *, accept: str, prefer: str = "") -> http.client.HTTPResponse:
         """Send a request, once, and return the answer's head. Raises `NoService`, `EngineUnavailable`, `Internal`."""
         request_id = os.urandom(16).hex()
-        head = head_of(request_id, accept=accept, prefer=prefer, body=body)
+        head = head_of(method, path, request_id, accept=accept, prefer=prefer, body=body)
         self._asked = True  # until all of the answer is read, nothing else can be asked here
         try:
             try:

@@ -253,6 +253,8 @@ def prune_command(
         )
     if pruned.files:
         click.echo(f"{said} {len(pruned.files)} cached file(s), {pruned.files_bytes // MIB} MiB")
+    if not pruned.environments and not pruned.files:
+        click.echo("nothing to remove")
 
 
 # ---- helpers of these commands

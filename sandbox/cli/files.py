@@ -18,6 +18,8 @@ MAX_TEXT_BYTES = 4 << 20
 
 def read_bytes(path: str, *, what: str, max_bytes: int = MAX_INPUT_BYTES) -> bytes:
     """Return a file's content, or standard input for `-`. Raises `NotFound` or `InvalidRequest`."""
+    if not path:  # which would be the working directory
+        raise InvalidRequest(f"{what} has an empty name", hint="name a file; a variable of the shell that is not set gives an empty text")
     try:
         if path == "-":
             data = sys.stdin.buffer.read(max_bytes + 1)
@@ -26,6 +28,8 @@ def read_bytes(path: str, *, what: str, max_bytes: int = MAX_INPUT_BYTES) -> byt
                 data = stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise NotFound(f"{what} {path} does not exist", hint="check the path") from None
+    except IsADirectoryError:
+        raise InvalidRequest(f"{what} {path} is a directory", hint="name a file") from None
     except OSError as error:
         raise InvalidRequest(
             f"{what} {path} can't be read: {error.strerror}", hint="check the path and its permissions"

@@ -50,7 +50,7 @@ def check_detached(options: dict[str, Any], policy_dirs: list[Path]) -> None:
     if options["no_service"] or policy_dirs or "/" in options["policy"] or options["policy"].endswith(".toml"):
         raise InvalidRequest(
             "--detach leaves the run to a service, and --no-service, --policy-dir and the path of a policy keep it in this process",
-            hint="name a policy that the service has, and leave the others out",
+            hint="name a policy that the service has, leave the others out, and unset SANDBOX_NO_SERVICE, which means --no-service",
         )
     if options["save_files"]:
         raise InvalidRequest("--save-files goes with `sandbox result`, once the run is over", hint="leave it out here")
@@ -82,7 +82,7 @@ def result(*, run_id: str, wait: bool, timeout: str | None, save_files: str | No
     """Show what came of RUN, which `sandbox run --detach` started: its id, or the beginning of it. As `sandbox run` would have shown it, with its exit status; 75 while the run goes on."""
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
-        limit_s = parse_duration(timeout) if timeout else float("inf") if wait else 0.0
+        limit_s = parse_duration(timeout) if timeout is not None else float("inf") if wait else 0.0
         directory = open_directory(save_files)
         with connected() as client:
             run_id = full_id(run_id, lambda: client.runs(limit=MAX_LISTED))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shlex
@@ -124,6 +123,10 @@ def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
     found = {}
     for text in values:
         name, equals, value = text.partition("=")
+        if not (name.isascii() and name.isidentifier()):
+            raise InvalidRequest(
+                f"{option} {name[:80]!r} is not the name of a variable", hint="use letters, digits and _, not starting with a digit"
+            )
         if not equals:
             if name not in os.environ:
                 given = f"{name}=… sandbox run …" if option == "--secret" else f"{option} {name}=VALUE"
@@ -170,11 +173,10 @@ def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> di
             hint="set an environment variable of that name and write --secret NAME",
         )
     check_payload(inputs.payload, options["input_text"])
-    if options["cpus"] is not None and not math.isfinite(options["cpus"]):
-        raise InvalidRequest(f"--cpus {options['cpus']} is not a number of CPUs", hint="write for example 0.5 or 2")
+    check_amounts(options)
     limits = {
-        "timeout_s": parse_duration(options["timeout"]) if options["timeout"] else None,
-        "memory_mib": parse_memory(options["memory"]) if options["memory"] else None,
+        "timeout_s": None if options["timeout"] is None else parse_duration(options["timeout"]),
+        "memory_mib": None if options["memory"] is None else parse_memory(options["memory"]),
         "cpus": options["cpus"], "processes": options["pids"],
     }  # fmt: skip
     return {
@@ -182,6 +184,16 @@ def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> di
         "image": options["image"], "requirements": inputs.requirements, "requires_python": inputs.requires_python, "limits": limits,
         "env": pairs(options["env"], option="--env"), "secrets": pairs(names, option="--secret"), "files": inputs.files,
     }  # fmt: skip
+
+
+def check_amounts(options: dict[str, Any]) -> None:
+    """Raise `InvalidRequest` for numbers that no machine has, and for an image without a name."""
+    if options["cpus"] is not None and not 0 < options["cpus"] <= MAX_COUNT:
+        raise InvalidRequest(f"--cpus {options['cpus']:g} is not a number of CPUs", hint="write for example 0.5 or 2")
+    if options["pids"] is not None and options["pids"] > MAX_COUNT:
+        raise InvalidRequest(f"--pids {str(options['pids'])[:20]}… is more than any machine has", hint="write for example 16")
+    if options["image"] == "":
+        raise InvalidRequest("--image is empty", hint="name an image, or leave --image out for the policy's own")
 
 
 def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:

@@ -39,7 +39,7 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
     from sandbox.service.connections import more_descriptors
     from sandbox.service.server import serve
 
-    config = load_config(Path(config_path) if config_path else None, os.environ).config
+    config = load_config(Path(config_path) if config_path is not None else None, os.environ).config
     log.set_up(config.log)
     more_descriptors()
     allocator.give_back()

@@ -127,15 +127,17 @@ def error_answer(error: SandboxError) -> web.Response:
     if isinstance(error, (QueueFull, EngineUnavailable)):
         headers["Retry-After"] = str(error.facts.get("retry_after_s", 1))
     status = int(error.facts.pop("http_status", error.http_status))
+    if methods := error.facts.pop("allow", ""):
+        headers["Allow"] = str(methods)
     return web.Response(status=status, body=error_document(error), content_type=JSON, headers=headers)
 
 
 def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
     """Return what aiohttp found wrong in our own words."""
     if isinstance(answer, web.HTTPMethodNotAllowed):
+        methods = ", ".join(sorted(answer.allowed_methods))
         return InvalidRequest(
-            f"{request.path[:200]} has no {request.method[:20]}", hint=f"it has {', '.join(sorted(answer.allowed_methods))}",
-            http_status=405,
+            f"{request.path[:200]} has no {request.method[:20]}", hint=f"it has {methods}", http_status=405, allow=methods,
         )  # fmt: skip
     if isinstance(answer, web.HTTPNotFound):
         return NotFound(f"there is nothing at {request.path[:200]!r}", hint=f"there are {', '.join(paths_of(request))}")

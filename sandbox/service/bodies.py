@@ -59,7 +59,7 @@ class LimitsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Who is told when the run has ended: an address that `webhooks.allowed` of the configuration covers."""
 
-    url: str
+    url: Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

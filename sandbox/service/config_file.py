@@ -8,16 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from sandbox.errors import EngineUnavailable
+from sandbox.errors import EngineUnavailable, NotFound
 from sandbox.places import NAME, config_dir, user_runtime_path
 
 WHAT = "service configuration"
 
 
 def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """Return `path`, else the file that $SANDBOX_CONFIG names, else the user's, else the system's; None without any."""
+    """Return `path`, else the file that $SANDBOX_CONFIG names, else the user's, else the system's; None without any.
+
+    Raises `NotFound` where $SANDBOX_CONFIG names none.
+    """
     if path is None and (named := environ.get("SANDBOX_CONFIG")):
         path = Path(named)
+        from sandbox.policy_file import exists
+
+        if not exists(path):
+            raise NotFound(f"the {WHAT} {path.absolute()} does not exist", hint="$SANDBOX_CONFIG names it: correct or unset that")
     if path is not None:
         return path.absolute()
     from sandbox.policy_file import exists

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from sandbox import errors
+from sandbox.async_client import AsyncClient
 from sandbox.client import OPTIONAL, Client, NoService, bytes_of, error_of, run_body
 from sandbox.document import error_document
 from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
@@ -293,3 +295,45 @@ def test_a_run_has_the_libraries_and_the_python_that_are_sent_or_else_those_of_i
     code = fields.pop("code")
     found = wanted(run_body(code, fields))
     assert (found.requirements, found.requires_python) == (libraries, python)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
+def test_a_time_in_which_nobody_can_answer_is_refused_before_anything_is_asked(timeout_s: float) -> None:
+    with Client("/nowhere") as client, pytest.raises(InvalidRequest, match="timeout_s"):
+        client.run("result = 1", timeout_s=timeout_s)
+    with pytest.raises(InvalidRequest, match="timeout_s"):
+        asyncio.run(AsyncClient("/nowhere", timeout_s=timeout_s).health())
+
+
+def test_a_time_longer_than_the_system_s_clocks_is_as_good_as_for_ever(service: Served) -> None:
+    service.answer(service.says(ANSWER, ANSWER))
+    with Client(service.path, timeout_s=float("inf")) as client:
+        assert client.run("result = 7", timeout_s=1e30).value == 7
+        assert (found := client.result("r", wait_s=float("inf"))) is not None
+        assert found.value == 7
+        with pytest.raises(InvalidRequest, match="wait_s"):
+            client.result("r", wait_s=float("nan"))
+
+
+@pytest.mark.parametrize("path", ["v1/health", "/v1/he alth", "/v1/health HTTP/1.1\r\nX: y\r\n\r\nDELETE /v1/runs/1", "/ü", ""])
+def test_a_path_that_would_be_another_request_is_never_sent(service: Served, path: str) -> None:
+    async def asked() -> None:
+        async with AsyncClient(service.path, timeout_s=1.0) as client:
+            await client.get(path)
+
+    with Client(service.path, timeout_s=1.0) as client, pytest.raises(InvalidRequest, match="is not the path of a route"):
+        client.get(path)
+    with pytest.raises(InvalidRequest, match="is not the path of a route"):
+        asyncio.run(asked())
+    assert service.requests == []
+
+
+def test_text_in_the_place_of_bytes_or_a_list_is_refused_with_what_to_write() -> None:
+    text: Any = {"a.txt": "text"}
+    with Client("/nowhere") as client:
+        with pytest.raises(InvalidRequest, match=r"'a\.txt' is text") as refused:
+            client.run("result = 1", files=text)
+        assert "encode" in refused.value.hint
+        with pytest.raises(InvalidRequest, match="are one text") as refused:
+            client.build_environment("six")
+        assert "['six']" in refused.value.hint

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from sandbox.cli import run
 from sandbox.cli.answer import answer_of
 from sandbox.cli.document import readable
+from sandbox.cli.later import check_detached
 from sandbox.cli.main import cli, report, run_command
 from sandbox.cli.saved import save_files
 from sandbox.cli.screen import Screen, escaped
@@ -211,3 +213,42 @@ def test_what_else_goes_wrong_while_an_object_is_taken_apart_is_shown() -> None:
     ended = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=False)
     assert ended.returncode == 3
     assert "ZeroDivisionError" in ended.stderr
+
+
+OPTIONS: dict[str, Any] = {
+    "input_text": None, "timeout": None, "memory": None, "cpus": None, "pids": None, "image": None, "topic": "", "policy": "default",
+    "env": (), "secrets": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"timeout": ""}, "--timeout ''"), ({"memory": ""}, "--memory ''"), ({"image": ""}, "--image is empty"),
+        ({"cpus": float("nan")}, "--cpus nan"), ({"cpus": 1e300}, r"--cpus 1e\+300"), ({"pids": 10**30}, "--pids 1000"),
+    ],
+)  # fmt: skip
+def test_an_empty_or_impossible_value_of_an_option_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        run.request_fields(run.Inputs("", b"null", {}), "script.py", {**OPTIONS, **given})
+
+
+@pytest.mark.parametrize("option", ["--env", "--secret"])
+@pytest.mark.parametrize("text", ["", "A-B", "1A", "=x", "Ä=1"])
+def test_what_is_no_name_of_a_variable_is_not_said_to_be_missing(option: str, text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not the name of a variable"):
+        run.pairs((text,), option=option)
+
+
+def test_a_file_without_a_name_is_not_the_working_directory(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="the input has an empty name"):
+        run.read_payload("@")
+    with pytest.raises(InvalidRequest, match="is a directory") as refused:
+        run.read_payload(f"@{tmp_path}")
+    assert refused.value.hint == "name a file"
+
+
+def test_a_run_that_stays_here_by_a_variable_is_told_of_the_variable() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_detached({"no_service": True, "policy": "default", "save_files": None}, [])
+    assert "SANDBOX_NO_SERVICE" in refused.value.hint

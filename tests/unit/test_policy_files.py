@@ -260,3 +260,11 @@ def test_missing_key_is_placed_at_its_nearest_table(file: Path) -> None:
     toml = read_toml(file, what="policy")
     assert toml.at("limits.cpus") == f"{file}:3"
     assert toml.at("images.pull") == f"{file}:1"
+
+
+def test_a_directory_in_the_place_of_a_file_is_refused_in_words_and_nothing_stays_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(InvalidRequest, match="is not a regular file"):
+            read_trusted(tmp_path, what="policy")
+    assert len(os.listdir("/proc/self/fd")) == len(before)

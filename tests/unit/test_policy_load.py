@@ -237,7 +237,7 @@ def test_same_name_extends_the_one_it_hides(policies: Directories) -> None:
 
 def test_same_name_with_nothing_hidden_is_not_found(policies: Directories) -> None:
     error = policies.refused('extends = "t"', NotFound)
-    assert error.message.startswith("t:1: there is no policy named t")
+    assert error.message == "t:1: t extends its own name, and it hides no policy of that name"
 
 
 def test_circle_is_refused_with_the_chain(policies: Directories) -> None:

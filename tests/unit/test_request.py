@@ -47,3 +47,10 @@ def test_a_request_has_no_empty_and_no_endless_names(fields: dict[str, Any]) -> 
 def test_a_limit_is_a_number_that_can_be_one(key: str, value: float) -> None:
     with pytest.raises((ValidationError, OverflowError)):
         Tightening.model_validate({key: value})
+
+
+@pytest.mark.parametrize("field", ["env", "secrets"])
+def test_a_variable_holds_no_nul(field: str) -> None:
+    request = RunRequest.model_validate({"code": "1", field: {"TOKEN": "a\0b"}})
+    with pytest.raises(InvalidRequest, match="TOKEN has a NUL"):
+        check_request(request, POLICY)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from sandbox.service import answers
 
@@ -49,3 +51,11 @@ def test_a_client_that_takes_nothing_is_cut_off_and_any_other_gets_it_all(
 
     got = asyncio.run(serve())
     assert got == len(BODY) if reads else got < len(BODY)
+
+
+def test_a_method_that_a_route_has_not_is_answered_with_those_that_it_has() -> None:
+    refused = web.HTTPMethodNotAllowed("PUT", ["POST", "GET"])
+    answer = answers.error_answer(answers.translated(refused, make_mocked_request("PUT", "/v1/runs")))
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET, POST")
+    assert isinstance(answer.body, bytes)
+    assert json.loads(answer.body)["error"]["facts"] == {}

@@ -138,3 +138,8 @@ def test_code_that_is_too_long_is_refused_however_it_is_written() -> None:
         else:
             with pytest.raises(PolicyDenied, match=r"limits\.code_kib"):
                 wanted(body)
+
+
+def test_an_empty_address_of_a_webhook_is_no_webhook_that_is_silently_left_out() -> None:
+    with pytest.raises(InvalidRequest, match=r"notify\.url"):
+        run_body(b'{"code": "1", "notify": {"url": ""}}')

@@ -387,3 +387,10 @@ def test_looking_for_the_socket_imports_little(file: Path) -> None:
     said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True, timeout=60).stdout.split()
     assert said[0] == "/run/own/service.sock"
     assert not {"pydantic", "aiohttp", "msgspec", "asyncio", "click"} & set(said)
+
+
+def test_a_file_that_the_variable_names_and_that_is_not_there_is_told_with_the_variable(tmp_path: Path) -> None:
+    for read in (lambda environ: load_config(None, environ), named_socket):
+        with pytest.raises(NotFound) as refused:
+            read({"SANDBOX_CONFIG": str(tmp_path / "nope.toml")})
+        assert "$SANDBOX_CONFIG" in refused.value.hint
