@@ -56,14 +56,16 @@ class Keeping:
         if not RUN_ID.fullmatch(run_id) or not self._reserve(run_id, kept):
             return False
         unfinished = self._directory / f"{run_id}.part"
+        done = False
         try:
-            write(unfinished)
-            unfinished.rename(self._place(run_id, owner))
-        except OSError:
-            _remove(unfinished)
-            self._drop([run_id])
-            return False
-        return True
+            with contextlib.suppress(OSError):
+                write(unfinished)
+                done = self._settled(run_id, kept, unfinished)
+        finally:
+            if not done:
+                _remove(unfinished)
+                self._drop([run_id])
+        return done
 
     def find(self, run_id: str, owner: int | None) -> Path | None:
         """Return a run's place, for an owner only one of its own; None where there is none any more."""
@@ -91,6 +93,14 @@ class Keeping:
         if run_id not in gone:
             _remove_all(places)
         return run_id not in gone
+
+    def _settled(self, run_id: str, kept: _Kept, unfinished: Path) -> bool:
+        """Give what is written its place, unless others have got its room meanwhile."""
+        with self._lock:
+            if self._kept.get(run_id) is not kept:
+                return False
+            unfinished.rename(self._place(run_id, kept.owner))
+            return True
 
     def _add(self, run_id: str, kept: _Kept) -> None:
         self._kept[run_id] = kept

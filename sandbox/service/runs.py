@@ -167,7 +167,8 @@ class Work:
         state, live = self.state, self.live
         if self.mask.takes_long:
             await asyncio.to_thread(self.mask.prepare)
-        row = new_row(live, self.wanted, self.policy, self.mask)
+        begin = partial(new_row, live, self.wanted, self.policy, self.mask)
+        row = await asyncio.to_thread(begin) if self.wanted.secrets and self.policy.history.payloads else begin()
         try:
             result = await self._result(row, events)
             if result.files:
@@ -198,10 +199,9 @@ class Work:
         bounds = self.state.config.history
         if not bounds.output_mib:
             return ""
-        size_bytes = len(result.stdout) + len(result.stderr) + sum(len(record.message) for record in result.logs)
-        return await aside(
-            size_bytes if self.wanted.secrets else 0, lambda: told(result, self.mask, bounds.output_kib << 10)
-        )
+        # Looking for secrets takes as long as there are many, however little was told.
+        work = partial(told, result, self.mask, bounds.output_kib << 10)
+        return await asyncio.to_thread(work) if self.wanted.secrets else work()
 
     async def _conclude(self, outcome: str, status: int, pieces: list[bytes]) -> None:
         """Keep what came of a run that was started for later, and have it told."""

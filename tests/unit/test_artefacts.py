@@ -121,3 +121,29 @@ def test_a_place_that_can_not_be_written_keeps_nothing_and_harms_nothing(kept: A
     assert not kept.keep(ONE, ANN, [saved("a")])
     assert kept.get(ONE, ANN, "a") is None
     assert kept.keep(ONE, ANN, [saved("a")]), "what was in the way has gone with the attempt"
+
+
+def test_what_loses_its_room_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path / "files", max_bytes=2 * LEAST_BYTES, age_s=100)
+
+    def slowly(place: Path) -> None:
+        place.write_bytes(b"1")
+        for run_id in (TWO, THREE):
+            assert keeping.keep(run_id, ANN, 1, Path.touch)
+
+    assert not keeping.keep(ONE, ANN, 1, slowly)
+    assert keeping.find(ONE, ANN) is None
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {f"{ANN}-{TWO}", f"{ANN}-{THREE}"}
+
+
+def test_a_defect_while_something_is_written_takes_no_room(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path / "files", max_bytes=LEAST_BYTES, age_s=100)
+
+    def broken(place: Path) -> None:
+        place.touch()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        keeping.keep(ONE, ANN, 1, broken)
+    assert list((tmp_path / "files").iterdir()) == []
+    assert keeping.keep(ONE, ANN, 1, Path.touch)

@@ -272,6 +272,13 @@ def test_the_process_has_no_descriptor_and_no_variable_of_the_service_and_ends_w
     one.close()
 
 
+def test_a_long_program_takes_nothing_of_what_the_next_one_may(process: ParserProcess) -> None:
+    for _ in range(3):  # four bytes for each character, once one of them needs four
+        body = json.dumps({"code": "\U0001f600" + "a" * (13 << 20)}, ensure_ascii=False).encode()
+        wanted, _ = asyncio.run(process.asked("run", spooled(body), {"default": 16 << 10}))
+        assert len(wanted.code) == (13 << 20) + 1
+
+
 def test_memory_comes_back(process: ParserProcess) -> None:
     body = b'{"code": "1", "payload": "' + b"x" * (64 << 20) + b'"}'
 
