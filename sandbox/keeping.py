@@ -20,7 +20,7 @@ from sandbox.places import private_directory
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PLACE = re.compile(r"([0-9]{1,10})-([0-9a-f]{32})")
-# What a place takes at least: thousands of empty ones are not free.
+# What a file takes at least: thousands of empty ones are not free.
 LEAST_BYTES = 4096
 
 
@@ -52,7 +52,7 @@ class Keeping:
 
         A place that its owner's share has no room for takes nobody else's.
         """
-        kept = _Kept(owner=owner, size_bytes=max(size_bytes, LEAST_BYTES), since=self._clock())
+        kept = _Kept(owner=owner, size_bytes=taken_by(size_bytes), since=self._clock())
         if not RUN_ID.fullmatch(run_id) or not self._reserve(run_id, kept):
             return False
         unfinished = self._directory / f"{run_id}.part"
@@ -129,8 +129,8 @@ class Keeping:
         found: dict[str, _Kept] = {}
         for path in self._directory.iterdir():
             if match := PLACE.fullmatch(path.name):
-                size_bytes = sum(part.lstat().st_size for part in (path.iterdir() if path.is_dir() else (path,)))
-                found[match[2]] = _Kept(owner=int(match[1]), size_bytes=max(size_bytes, LEAST_BYTES), since=path.lstat().st_mtime)
+                size_bytes = sum(taken_by(part.lstat().st_size) for part in (path.iterdir() if path.is_dir() else (path,)))
+                found[match[2]] = _Kept(owner=int(match[1]), size_bytes=taken_by(size_bytes), since=path.lstat().st_mtime)
             else:  # unfinished, or of an earlier version
                 _remove(path)
         for run_id, kept in sorted(found.items(), key=lambda one: one[1].since):
@@ -142,6 +142,11 @@ class Keeping:
 
     def _too_old(self, kept: _Kept) -> bool:
         return self._clock() - kept.since > self._age_s
+
+
+def taken_by(size_bytes: int) -> int:
+    """Return what a file of so many bytes takes of the disk."""
+    return max(size_bytes, LEAST_BYTES)
 
 
 def _remove_all(paths: Iterable[Path]) -> None:

@@ -91,6 +91,13 @@ def test_many_that_are_empty_are_not_free(kept: Artefacts) -> None:
     assert sum(kept.get(f"{number:032x}", ANN, "a") is not None for number in range(100)) == ROOM // LEAST_BYTES
 
 
+def test_many_small_files_of_one_run_are_not_free(kept: Artefacts, tmp_path: Path, clock: Clock) -> None:
+    assert not kept.keep(ONE, ANN, [saved(f"{number}", 1) for number in range(11)])
+    assert kept.keep(ONE, ANN, [saved(f"{number}", 1) for number in range(9)])
+    again = opened(tmp_path, clock, room=9 * LEAST_BYTES)
+    assert again.list(ONE, ANN) == (), "nor for the next service, which counts the list of their names, too"
+
+
 def test_what_is_too_old_is_not_given_out_and_goes(kept: Artefacts, clock: Clock, tmp_path: Path) -> None:
     kept.keep(ONE, ANN, [saved("a")])
     clock.now += 60
