@@ -63,6 +63,10 @@ class Mask:
         """Make the forms."""
         _ = self._forms
 
+    def forget(self) -> None:
+        """Keep no forms until they are needed again: they take hundreds of times the memory of the values."""
+        self.__dict__.pop("_forms", None)
+
     @property
     def reach(self) -> int:
         """Return how far a form may reach into text that is cut off: broken lines have at least as many characters as breaks."""
