@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.keeping import Keeping
+from sandbox.keeping import Keeping, taken_by
 from sandbox.models import SavedFile
 
 NAMES = "names.json"
@@ -40,7 +40,7 @@ class Artefacts:
                 (place / str(number)).write_bytes(file.content)
             (place / NAMES).write_text(json.dumps([file.name for file in files]))
 
-        return bool(files) and self._keeping.keep(run_id, owner, sum(len(file.content) for file in files), write)
+        return bool(files) and self._keeping.keep(run_id, owner, sum(taken_by(len(file.content)) for file in files), write)
 
     def list(self, run_id: str, owner: int | None) -> tuple[Artefact, ...]:
         """Return what is kept of a run, for a caller only of its own; nothing where nothing is."""

@@ -34,13 +34,17 @@ class Member:
 
 def children(pid: int) -> list[int]:
     """Return the processes started by any thread of `pid`."""
-    found: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - hot path
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - hot path
+    except OSError:
+        return []  # it ended meanwhile
+    found: list[int] = []
+    for thread in threads:
+        try:
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as stream:  # noqa: PTH123 - hot path
                 found.extend(map(int, stream.read().split()))
-    except OSError:
-        pass  # it ended meanwhile
+        except OSError:
+            continue  # this thread ended meanwhile; the others' children are to be seen all the same
     return found
 
 

@@ -20,7 +20,7 @@ from sandbox.places import private_directory
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 PLACE = re.compile(r"([0-9]{1,10})-([0-9a-f]{32})")
-# What a place takes at least: thousands of empty ones are not free.
+# What a file takes at least: thousands of empty ones are not free.
 LEAST_BYTES = 4096
 
 
@@ -52,18 +52,20 @@ class Keeping:
 
         A place that its owner's share has no room for takes nobody else's.
         """
-        kept = _Kept(owner=owner, size_bytes=max(size_bytes, LEAST_BYTES), since=self._clock())
+        kept = _Kept(owner=owner, size_bytes=taken_by(size_bytes), since=self._clock())
         if not RUN_ID.fullmatch(run_id) or not self._reserve(run_id, kept):
             return False
         unfinished = self._directory / f"{run_id}.part"
+        done = False
         try:
-            write(unfinished)
-            unfinished.rename(self._place(run_id, owner))
-        except OSError:
-            _remove(unfinished)
-            self._drop([run_id])
-            return False
-        return True
+            with contextlib.suppress(OSError):
+                write(unfinished)
+                done = self._settled(run_id, kept, unfinished)
+        finally:
+            if not done:
+                _remove(unfinished)
+                self._drop([run_id])
+        return done
 
     def find(self, run_id: str, owner: int | None) -> Path | None:
         """Return a run's place, for an owner only one of its own; None where there is none any more."""
@@ -92,6 +94,14 @@ class Keeping:
             _remove_all(places)
         return run_id not in gone
 
+    def _settled(self, run_id: str, kept: _Kept, unfinished: Path) -> bool:
+        """Give what is written its place, unless others have got its room meanwhile."""
+        with self._lock:
+            if self._kept.get(run_id) is not kept:
+                return False
+            unfinished.rename(self._place(run_id, kept.owner))
+            return True
+
     def _add(self, run_id: str, kept: _Kept) -> None:
         self._kept[run_id] = kept
         self._sizes.setdefault(kept.owner, {})[run_id] = kept.size_bytes
@@ -119,8 +129,8 @@ class Keeping:
         found: dict[str, _Kept] = {}
         for path in self._directory.iterdir():
             if match := PLACE.fullmatch(path.name):
-                size_bytes = sum(part.lstat().st_size for part in (path.iterdir() if path.is_dir() else (path,)))
-                found[match[2]] = _Kept(owner=int(match[1]), size_bytes=max(size_bytes, LEAST_BYTES), since=path.lstat().st_mtime)
+                size_bytes = sum(taken_by(part.lstat().st_size) for part in (path.iterdir() if path.is_dir() else (path,)))
+                found[match[2]] = _Kept(owner=int(match[1]), size_bytes=taken_by(size_bytes), since=path.lstat().st_mtime)
             else:  # unfinished, or of an earlier version
                 _remove(path)
         for run_id, kept in sorted(found.items(), key=lambda one: one[1].since):
@@ -132,6 +142,11 @@ class Keeping:
 
     def _too_old(self, kept: _Kept) -> bool:
         return self._clock() - kept.since > self._age_s
+
+
+def taken_by(size_bytes: int) -> int:
+    """Return what a file of so many bytes takes of the disk."""
+    return max(size_bytes, LEAST_BYTES)
 
 
 def _remove_all(paths: Iterable[Path]) -> None:

@@ -2,7 +2,7 @@
 
 It is made for accidents: a password in a traceback, a token in a logged header. A program that wants to hide a secret in its
 output finds a form that nobody looks for. What it costs is bounded, whatever a caller sends as a secret: a long value is looked for in
-pieces, and where the values are too many or too long to be looked for, no text is kept at all.
+pieces, and where the values are too many or too long to be looked for, or found nearly everywhere, no text is kept at all.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import base64
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, islice
 from urllib.parse import quote, quote_plus
 
 MARK = "[secret]"
@@ -29,6 +30,10 @@ OVERLAP_CHARS = 4
 # More than this is not looked for.
 MAX_CHARS = 64 << 10
 MAX_FORMS = 8 << 10
+# In so many places of one text; with more, nearly all of it is secret.
+MAX_PLACES = 32 << 10
+# Between texts that are looked at together: no white space, so that nothing is found across it.
+SEAM = "\0"
 # As many characters are soon made into their forms.
 FEW_CHARS = 256
 ESCAPES: tuple[Callable[[str], str], ...] = (
@@ -57,6 +62,10 @@ class Mask:
     def prepare(self) -> None:
         """Make the forms."""
         _ = self._forms
+
+    def forget(self) -> None:
+        """Keep no forms until they are needed again: they take hundreds of times the memory of the values."""
+        self.__dict__.pop("_forms", None)
 
     @property
     def reach(self) -> int:
@@ -89,30 +98,36 @@ class Mask:
         window = text[: chars + self.reach]
         return self._masked(window, 0, min(len(window), chars))
 
+    def each(self, texts: Sequence[str]) -> list[str]:
+        """Return texts without the secrets, at the cost of one text as long as all of them."""
+        window = SEAM.join(texts)
+        spans = self._found(window)
+        if spans is None:
+            return [text and MARK for text in texts]
+        firsts, lasts = [first for first, _ in spans], [last for _, last in spans]
+        masked, start = [], 0
+        for stop in accumulate(len(text) + len(SEAM) for text in texts):
+            end = stop - len(SEAM)
+            masked.append(_without(window, start, end, spans[bisect_right(lasts, start) : bisect_left(firsts, end)]))
+            start = stop
+        return masked
+
     def _masked(self, window: str, start: int, stop: int) -> str:
         if stop <= start:
             return ""
-        if self._forms is None:
-            return MARK
-        pieces: list[str] = []
-        for first, last in self._found(window):
-            if last <= start:
-                continue
-            if first >= stop:
-                break
-            pieces += [window[start:first], MARK] if first >= start else []
-            start = last
-        return "".join([*pieces, window[start : max(start, stop)]])
+        spans = self._found(window)
+        return MARK if spans is None else _without(window, start, stop, spans)
 
-    def _found(self, text: str) -> list[tuple[int, int]]:
-        """Return where secrets are, in order; what overlaps is one."""
-        forms = self._forms or {}
-        spans = set(chain.from_iterable(_places(form, text) for form in forms))
-        if any(forms.values()) and BREAK.search(text):
-            joined, origin = _joined(text)
-            for form, may_be_broken in forms.items():
-                if may_be_broken:
-                    spans |= {(origin[first], origin[last - 1] + 1) for first, last in _places(form, joined)}
+    def _found(self, text: str) -> list[tuple[int, int]] | None:
+        """Return where secrets are, in order; what overlaps is one. None for a text that is not to be kept."""
+        if self._forms is None:
+            return None
+        places = chain.from_iterable(_places(form, text) for form in self._forms)
+        if any(self._forms.values()) and BREAK.search(text):
+            places = chain(places, self._broken(text))
+        spans = set(islice(places, MAX_PLACES))
+        if next(places, None) is not None:
+            return None
         merged: list[tuple[int, int]] = []
         for first, last in sorted(spans):
             if merged and first <= merged[-1][1]:
@@ -120,6 +135,26 @@ class Mask:
             else:
                 merged.append((first, last))
         return merged
+
+    def _broken(self, text: str) -> Iterator[tuple[int, int]]:
+        """Give where forms are that are broken into lines."""
+        joined, origin = _joined(text)
+        for form, may_be_broken in (self._forms or {}).items():
+            if may_be_broken:
+                yield from ((origin[first], origin[last - 1] + 1) for first, last in _places(form, joined))
+
+
+def _without(window: str, start: int, stop: int, spans: Iterable[tuple[int, int]]) -> str:
+    """Return a part of a text without what is at these places; what begins before the part leaves no mark."""
+    pieces: list[str] = []
+    for first, last in spans:
+        if first >= stop:
+            break
+        if last <= start:
+            continue
+        pieces += [window[start:first], MARK] if first >= start else []
+        start = last
+    return "".join([*pieces, window[start : max(start, stop)]])
 
 
 def _places(form: str, text: str) -> Iterator[tuple[int, int]]:

@@ -73,6 +73,11 @@ def _take(fd: int, directory: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise _taken(fd, directory) from None
+        except OSError as error:
+            raise EngineUnavailable(
+                f"the lock {directory / LOCK} can't be taken: {error.strerror}",
+                hint="name a directory of a file system that has locks, as history.directory in the configuration",
+            ) from None
         time.sleep(POLL_S)
 
 

@@ -91,8 +91,7 @@ class Part:
 
     def grow(self, size_bytes: int) -> None:
         """Let it hold so much; what is coming makes room for what began to come before. Raises `QueueFull`."""
-        if self.given_up:
-            raise full(self._budget.held(self.uid))
+        self.check_kept()
         while True:
             try:
                 self.check(size_bytes)
@@ -105,6 +104,11 @@ class Part:
                     raise
                 last.give_up()
         self.count(size_bytes)
+
+    def check_kept(self) -> None:
+        """Check that nothing else took its room. Raises `QueueFull`."""
+        if self.given_up:
+            raise full(self._budget.held(self.uid))
 
     def coming(self) -> contextlib.AbstractContextManager[None]:
         """Return the block in which it grows with what comes."""

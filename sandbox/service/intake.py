@@ -95,6 +95,7 @@ class Intake:
                 body.spool.add(piece)
                 async with self._turns.turn(part.uid):
                     await asyncio.sleep(0)
+            part.check_kept()  # its last piece may have made room, while it waited for its turn
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > (largest_bytes := self._largest_bytes()):

@@ -93,6 +93,7 @@ def main() -> None:
                 os.close(file)
             del parts  # which is what keeps the body
             send(channel, msgspec.msgpack.encode(answer))
+            del answer  # the next body's memory would be less by that
 
 
 def bound(memory_bytes: int) -> None:

@@ -165,11 +165,11 @@ class Work:
 
     async def _carried_out(self, events: Events | None) -> tuple[str, list[bytes]]:
         state, live = self.state, self.live
-        if self.mask.takes_long:
-            await asyncio.to_thread(self.mask.prepare)
-        row = new_row(live, self.wanted, self.policy, self.mask)
+        begin = partial(new_row, live, self.wanted, self.policy, self.mask)
+        row = await asyncio.to_thread(begin) if self.wanted.secrets and self.policy.history.payloads else begin()
+        self.mask.forget()  # until the end: it is large, and those that wait are many
         try:
-            result = await self._result(row, events)
+            result = await self._ran(row, events)
             if result.files:
                 await asyncio.to_thread(state.artefacts.keep, live.run_id, live.caller_uid, result.files)
             output = await self._output(result) if is_kept(self.policy, result.outcome) else ""
@@ -187,21 +187,28 @@ class Work:
             self._ended(failed_row(row, failed(error), self.mask))  # or it would go on for ever there
             raise
         finally:
-            self.wanted = NOTHING
+            self.wanted, self.mask = NOTHING, mask_of(NOTHING)
             # The frames that an error went through refer to the request, and in circles to each other.
             clear_frames(sys.exc_info()[2])
         state.metrics.run_ended(live.policy, result)
         return result.outcome.value, await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
+
+    async def _ran(self, row: Row, events: Events | None) -> RunResult:
+        """Run it; however that ends, what takes the secrets out of it is prepared."""
+        try:
+            return await self._result(row, events)
+        finally:
+            if self.mask.takes_long:
+                await asyncio.to_thread(self.mask.prepare)
 
     async def _output(self, result: RunResult) -> str:
         """Return what the history keeps of what a run told."""
         bounds = self.state.config.history
         if not bounds.output_mib:
             return ""
-        size_bytes = len(result.stdout) + len(result.stderr) + sum(len(record.message) for record in result.logs)
-        return await aside(
-            size_bytes if self.wanted.secrets else 0, lambda: told(result, self.mask, bounds.output_kib << 10)
-        )
+        # Looking for secrets takes as long as there are many, however little was told.
+        work = partial(told, result, self.mask, bounds.output_kib << 10)
+        return await asyncio.to_thread(work) if self.wanted.secrets else work()
 
     async def _conclude(self, outcome: str, status: int, pieces: list[bytes]) -> None:
         """Keep what came of a run that was started for later, and have it told."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import accumulate, takewhile
 from typing import Any
 
 from sandbox.models import LogRecord, Outcome, RunResult
@@ -53,10 +54,13 @@ def end_of(data: bytes, mask: Mask, part_bytes: int) -> str:
 
 def last_records(records: Sequence[LogRecord], mask: Mask, part_bytes: int) -> tuple[list[dict[str, Any]], int]:
     """Return the last log records that fit, and how many are older."""
+    sizes = accumulate(len(record.message) + len(record.level) for record in reversed(records))
+    last = records[len(records) - sum(1 for _ in takewhile((2 * part_bytes).__ge__, sizes)) :]
+    # Together: there may be thousands, and each would be looked through for every form of every secret. Without them, most are shorter.
+    messages = mask.each([record.message for record in last])
     kept: list[dict[str, Any]] = []
     left = part_bytes
-    for record in reversed(records):
-        message = mask.beginning(record.message, left)
+    for record, message in zip(reversed(last), reversed(messages), strict=True):
         left -= len(message) + len(record.level)
         if left < 0:
             break

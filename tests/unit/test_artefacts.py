@@ -91,6 +91,13 @@ def test_many_that_are_empty_are_not_free(kept: Artefacts) -> None:
     assert sum(kept.get(f"{number:032x}", ANN, "a") is not None for number in range(100)) == ROOM // LEAST_BYTES
 
 
+def test_many_small_files_of_one_run_are_not_free(kept: Artefacts, tmp_path: Path, clock: Clock) -> None:
+    assert not kept.keep(ONE, ANN, [saved(f"{number}", 1) for number in range(11)])
+    assert kept.keep(ONE, ANN, [saved(f"{number}", 1) for number in range(9)])
+    again = opened(tmp_path, clock, room=9 * LEAST_BYTES)
+    assert again.list(ONE, ANN) == (), "nor for the next service, which counts the list of their names, too"
+
+
 def test_what_is_too_old_is_not_given_out_and_goes(kept: Artefacts, clock: Clock, tmp_path: Path) -> None:
     kept.keep(ONE, ANN, [saved("a")])
     clock.now += 60
@@ -121,3 +128,29 @@ def test_a_place_that_can_not_be_written_keeps_nothing_and_harms_nothing(kept: A
     assert not kept.keep(ONE, ANN, [saved("a")])
     assert kept.get(ONE, ANN, "a") is None
     assert kept.keep(ONE, ANN, [saved("a")]), "what was in the way has gone with the attempt"
+
+
+def test_what_loses_its_room_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path / "files", max_bytes=2 * LEAST_BYTES, age_s=100)
+
+    def slowly(place: Path) -> None:
+        place.write_bytes(b"1")
+        for run_id in (TWO, THREE):
+            assert keeping.keep(run_id, ANN, 1, Path.touch)
+
+    assert not keeping.keep(ONE, ANN, 1, slowly)
+    assert keeping.find(ONE, ANN) is None
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {f"{ANN}-{TWO}", f"{ANN}-{THREE}"}
+
+
+def test_a_defect_while_something_is_written_takes_no_room(tmp_path: Path) -> None:
+    keeping = Keeping(tmp_path / "files", max_bytes=LEAST_BYTES, age_s=100)
+
+    def broken(place: Path) -> None:
+        place.touch()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        keeping.keep(ONE, ANN, 1, broken)
+    assert list((tmp_path / "files").iterdir()) == []
+    assert keeping.keep(ONE, ANN, 1, Path.touch)

@@ -174,6 +174,6 @@ def test_a_job_that_does_not_fit_into_memory_is_told_as_such() -> None:
 
 
 def test_what_getting_ready_took_is_not_the_programs_processor_time(library: Library) -> None:
-    library(busy="import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'sum(range(20_000_000))'], check=True)")
+    library(busy="import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'sum(range(80_000_000))'], check=True)")
     assert run_preloaded("result = 1", "busy").quit.cpu_s < 0.1
     assert run_preloaded("import busy; result = 1").quit.cpu_s > 0.1

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import time
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
@@ -75,6 +76,39 @@ def test_what_it_costs_to_look_for_a_secret_is_bounded_and_what_can_t_be_looked_
         assert mask.text(f"before {secret} after") == f"before {MARK} after"
 
 
+def test_secrets_that_are_nearly_everywhere_leave_nothing_and_take_no_time() -> None:
+    mask = Mask(["a" * length for length in range(1, 250)])
+    assert mask._forms, "all are looked for"
+    began = time.process_time()
+    for masked in (mask.text("a" * 65_536), mask.end("a" * 65_536, 9_000), mask.beginning("a" * 65_536, 9_000), *mask.each(["a" * 65_536])):
+        assert masked == MARK
+    assert mask.each(["a" * 65_536, ""]) == [MARK, ""]
+    assert time.process_time() - began < 5
+
+
+def test_thousands_of_log_records_are_masked_as_fast_as_one_text() -> None:
+    mask = Mask([f"secret {number:04}'\"\\" for number in range(200)])
+    mask.prepare()
+    records = tuple(LogRecord(level="info", message="x" if number % 100 else f"a secret {number % 200:04}'\"\\", elapsed_s=0.0) for number in range(10_000))
+    began = time.process_time()
+    text = told(RunResult(run_id="r", outcome=Outcome.FAILED, logs=records), mask, 16 << 10)
+    assert time.process_time() - began < 0.7, "each by itself takes seconds"
+    found = json.loads(text)
+    assert {record["message"] for record in found["logs"]} == {"x", f"a {MARK}"}
+    assert len(found["logs"]) + found["left_out"]["logs"] == len(records)
+    assert len(found["logs"]) > 2_500
+
+
+@given(st.lists(st.text("ab\0\n", max_size=9), max_size=6), st.text("ab\0", min_size=1, max_size=4))
+def test_several_texts_together_are_masked_at_least_as_each_by_itself(texts: list[str], secret: str) -> None:
+    mask = Mask([secret])
+    together = mask.each(texts)
+    assert len(together) == len(texts)
+    if "\0" not in secret:
+        assert together == [mask.text(text) for text in texts]
+    assert not [text for text in together if secret in text.replace(MARK, "\n")]
+
+
 def test_secrets_that_overlap_leave_nothing_of_either() -> None:
     assert Mask(["abcdef", "defghi"]).text("xabcdefghix") == f"x{MARK}x"
     assert Mask(["aaaa"]).text("aaaaaa") == MARK
@@ -128,6 +162,6 @@ def test_everything_that_a_run_told_is_masked_and_bounded() -> None:
     assert found["error"] == {"type": f"E{MARK}", "message": f"no {MARK}", "line": 3, "traceback": found["error"]["traceback"]}
     assert found["error"]["traceback"].endswith(f"E{MARK}: no {MARK}\n")
     assert len(found["error"]["traceback"]) <= 1_000 + len(MARK)
-    assert found["left_out"] == {"stdout_bytes": 4_012, "stderr_bytes": 0, "logs": 7}
+    assert found["left_out"] == {"stdout_bytes": 4_012, "stderr_bytes": 0, "logs": 8}
     assert len(text) < 6_000
     assert told(RunResult(run_id="r", outcome=Outcome.KILLED), Mask([]), 1_000) == ""

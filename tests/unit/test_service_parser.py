@@ -86,16 +86,33 @@ def pid_of(process: ParserProcess) -> int:
 
 VALUES = st.recursive(st.one_of(st.none(), st.integers(-9, 99_999), st.text(max_size=12)), lambda inner: st.one_of(
     st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_leaves=8)  # fmt: skip
-FIELDS = st.lists(st.tuples(st.sampled_from(["payload", "message", "files", "code", "cod\\u0065", "requirements", "policy", "limits", "env"]), VALUES), max_size=6)
-CHANGE = st.none() | st.tuples(st.integers(0), st.sampled_from([b"", *(char.encode() for char in '"[]{},:1\\ \x01')]), st.booleans())
+FIELDS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["payload", "message", "files", "code", "cod\\u0065", "requirements", "policy", "limits", "env"]
+        ),
+        VALUES,
+    ),
+    max_size=6,
+)
+CHANGE = st.none() | st.tuples(
+    st.integers(0), st.sampled_from([b"", *(char.encode() for char in '"[]{},:1\\ \x01')]), st.booleans()
+)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(FIELDS, st.booleans(), CHANGE, st.sampled_from([None, 0, 2]))
 def test_what_the_process_makes_of_a_body_is_what_is_made_of_it_at_once(
-    process: ParserProcess, fields: list[tuple[str, Any]], plain: bool, change: tuple[int, bytes, bool] | None, indent: int | None
+    process: ParserProcess,
+    fields: list[tuple[str, Any]],
+    plain: bool,
+    change: tuple[int, bytes, bool] | None,
+    indent: int | None,
 ) -> None:
-    members = ", ".join(f'"{name}": {json.dumps(value, ensure_ascii=plain, indent=indent)}' for name, value in [*fields, ("code", "result = payload")])
+    members = ", ".join(
+        f'"{name}": {json.dumps(value, ensure_ascii=plain, indent=indent)}'
+        for name, value in [*fields, ("code", "result = payload")]
+    )
     body = b"{%s}" % members.encode()
     if change is not None:
         place, put, instead = change
@@ -124,7 +141,10 @@ def test_no_way_to_write_json_has_libraries_parsed_in_the_service(name: str, dat
     """Whatever names libraries goes to the process, however its characters are written."""
 
     def written(text: str) -> str:
-        return "".join(data.draw(st.sampled_from([char, f"\\u{ord(char):04x}", *(["\\/"] if char == "/" else [])])) for char in text)
+        return "".join(
+            data.draw(st.sampled_from([char, f"\\u{ord(char):04x}", *(["\\/"] if char == "/" else [])]))
+            for char in text
+        )
 
     value = f'["{written("six")}"]' if name == "requirements" else f'"{written("# /// script")}\\n# ///"'
     body = f'{{"code": "1", "{written(name)}": {value}}}'.encode()
@@ -154,7 +174,13 @@ GREEDY = "def stuck(body, code_kib):\n    return [bytes(len(body)) for _ in rang
 def with_kind(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Have the process take bodies apart with other code, as if a parser were that bad."""
     lines = f"from sandbox.service import parsing\n{text}parsing.KINDS['run'] = stuck\n"
-    monkeypatch.setattr(parser, "PROGRAM", parser.PROGRAM.replace("from sandbox.service.parsing import main;", "") .replace("main()", f"exec({lines!r}); parsing.main()"))
+    monkeypatch.setattr(
+        parser,
+        "PROGRAM",
+        parser.PROGRAM.replace("from sandbox.service.parsing import main;", "").replace(
+            "main()", f"exec({lines!r}); parsing.main()"
+        ),
+    )
 
 
 @pytest.mark.parametrize(("text", "options"), [(STUCK, {"most_s": 0.3}), (GREEDY, {})], ids=["time", "memory"])
@@ -209,7 +235,9 @@ def test_a_process_that_does_not_come_up_is_not_the_body_s_fault(monkeypatch: py
 
 
 @pytest.mark.parametrize(("missing", "code"), [("memfd_create", "queue_full"), ("socketpair", "internal")])
-def test_without_a_descriptor_left_the_answer_says_to_try_again(monkeypatch: pytest.MonkeyPatch, missing: str, code: str) -> None:
+def test_without_a_descriptor_left_the_answer_says_to_try_again(
+    monkeypatch: pytest.MonkeyPatch, missing: str, code: str
+) -> None:
     def none_left(*_: Any) -> Any:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -278,7 +306,10 @@ def test_who_goes_away_leaves_nothing_behind_and_the_next_one_gets_an_answer_of_
         await both.asked("run", spooled(body.replace(b"%d", b"0")), KNOWN, uid=1)
         before = fds()
         for number in range(1, 20):
-            gone = [asyncio.create_task(both.asked("run", spooled(body.replace(b"%d", b"9")), KNOWN, uid=1)) for _ in range(3)]
+            gone = [
+                asyncio.create_task(both.asked("run", spooled(body.replace(b"%d", b"9")), KNOWN, uid=1))
+                for _ in range(3)
+            ]
             await asyncio.sleep(0.0005 * number)
             for task in gone:
                 task.cancel()
@@ -291,7 +322,9 @@ def test_who_goes_away_leaves_nothing_behind_and_the_next_one_gets_an_answer_of_
     turn(act)
 
 
-def test_the_process_has_no_descriptor_and_no_variable_of_the_service_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_has_no_descriptor_and_no_variable_of_the_service_and_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SANDBOX_TEST_SECRET", "s3cret")
     one = ParserProcess()
     with open("/dev/null", "rb") as held:
@@ -322,11 +355,22 @@ def test_no_module_is_taken_from_the_directory_that_the_service_was_started_in(
     assert not (tmp_path / "taken").exists()
 
 
+def test_a_long_program_takes_nothing_of_what_the_next_one_may(process: ParserProcess) -> None:
+    for _ in range(3):  # four bytes for each character, once one of them needs four
+        body = json.dumps({"code": "\U0001f600" + "a" * (13 << 20)}, ensure_ascii=False).encode()
+        wanted, _ = asyncio.run(process.asked("run", spooled(body), {"default": 16 << 10}, uid=1))
+        assert len(wanted.code) == (13 << 20) + 1
+
+
 def test_memory_comes_back(process: ParserProcess) -> None:
     body = b'{"code": "1", "payload": "' + b"x" * (64 << 20) + b'"}'
 
     def rss_kib(pid: int | str) -> int:
-        return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")).split()[1])
+        return int(
+            next(
+                line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS:")
+            ).split()[1]
+        )
 
     found(process, b'{"code": "1", "requirements": ["six"]}')
     before = rss_kib(pid_of(process)), rss_kib("self")

@@ -22,7 +22,8 @@ from sandbox.metrics import Live, Metrics
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
 from sandbox.results import Results
-from sandbox.service import answers, server
+from sandbox.secret_mask import Mask
+from sandbox.service import answers, runs, server
 from sandbox.service.access import Access, Identity, Peer
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
@@ -31,6 +32,7 @@ from sandbox.service.config_model import Queue, ServiceConfig, Socket
 from sandbox.service.events import Events
 from sandbox.service.live import LiveRuns
 from sandbox.service.parser import Parser
+from sandbox.service.record import mask_of
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
 from sandbox.service.webhooks import Webhooks
@@ -411,3 +413,24 @@ def test_a_run_that_goes_on_without_its_client_gets_its_row_before_the_service_e
 
     play(tmp_path, act, drain_s=5.0)
     assert [row.outcome for row in scenes[0].ended] == ["succeeded"]
+
+
+def test_runs_that_wait_hold_nothing_of_what_looks_for_their_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Mask] = []
+
+    def recorded(wanted: RunRequest) -> Mask:
+        masks.append(mask_of(wanted))
+        return masks[-1]
+
+    monkeypatch.setattr(runs, "mask_of", recorded)
+    secrets = {"KEY": "a value\n" * 100}
+
+    async def act(here: Scene) -> None:
+        asked = [asyncio.create_task(here.answer(code, secrets=secrets)) for code in ("waits", "late")]
+        await here.until(lambda: here.state.admission.counts().waiting == 1)
+        assert [mask.takes_long and "_forms" not in vars(mask) for mask in masks] == [True, True]
+        here.runner.go.set()
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 503]
+        assert all(vars(mask)["_forms"] for mask in masks[:2]), "made beside the event loop, before they are needed"
+
+    play(tmp_path, act, running=1, waiting=1)

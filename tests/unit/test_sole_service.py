@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import sole_service as module
-from sandbox.errors import InvalidRequest
+from sandbox.errors import EngineUnavailable, InvalidRequest
 from sandbox.sole_service import LOCK, is_served, sole_service
 
 HOLD = """
@@ -127,3 +129,12 @@ def test_a_lock_file_that_says_nothing_still_locks_and_a_link_is_not_followed(tm
     with pytest.raises(Exception, match="can't be opened"), sole_service(tmp_path / "other", socket="/s"):
         pytest.fail("opened")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_file_system_without_locks_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(EngineUnavailable, match=r"service\.lock can't be taken: No locks available"), sole_service(tmp_path, socket="s"):
+        pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.family import THREADS_TRIED, fields, members, same_memory, told_by
+from sandbox.family import THREADS_TRIED, children, fields, members, same_memory, told_by
 from sandbox.kernel_memory import Descriptors, descriptors, queued_bytes
 from sandbox.watchdog import Mappings, Watchdog, anonymous_device, measure
 
@@ -38,6 +40,15 @@ def used_mib(code: str, *, cap_mib: int) -> float:
 
 def test_private_memory_is_counted() -> None:
     assert 64 <= used_mib("x = bytearray(64 << 20)", cap_mib=1024) < 100
+
+
+def test_a_thread_that_ends_meanwhile_hides_no_child_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with program("import subprocess; subprocess.Popen(['sleep', '30'])") as pid:
+        listed = os.listdir
+        monkeypatch.setattr(os, "listdir", lambda path: ["999999999", *listed(path)])
+        found = children(pid)
+        assert len(found) == 1
+        os.kill(found[0], signal.SIGKILL)
 
 
 def test_memory_of_children_is_counted_with_their_parent() -> None:
