@@ -103,8 +103,10 @@ def environment_of(reference: str) -> str | None:
     return match[1] if match else None
 
 
-def ensure(engine: Engine, reference: str, *, policy_pull: Literal["missing", "never"]) -> ImageRecord:
-    """Return the image that `reference` names, pulled when it is not there and the policy lets it.
+def ensure(
+    engine: Engine, reference: str, *, policy_pull: Literal["missing", "never"], why_not: str = "may not be pulled"
+) -> ImageRecord:
+    """Return the image that `reference` names, pulled when it is not there and the policy lets it; `why_not` tells why it doesn't.
 
     Raises `InvalidRequest` (no name), or `ImageUnavailable` with the registry's reason and what is at hand.
     """
@@ -120,7 +122,7 @@ def ensure(engine: Engine, reference: str, *, policy_pull: Literal["missing", "n
             available=_names(engine),
         )
     if name.startswith("localhost/") or policy_pull == "never":
-        why = "may not be pulled" if policy_pull == "never" else "can't be pulled: it is a name of this host only"
+        why = why_not if policy_pull == "never" else "can't be pulled: it is a name of this host only"
         raise ImageUnavailable(
             f"the image {name} is not here and {why}", hint=_at_hand(engine), available=_names(engine)
         )

@@ -157,8 +157,8 @@ def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
     return _declared(project, text, name, 1)
 
 
-def parse_script(code: str) -> Declared | None:
-    """Return what a script says in its `# /// script` header (PEP 723), or None without one.
+def parse_script(code: str, *, name: str = "script") -> Declared | None:
+    """Return what a script says in its `# /// script` header (PEP 723), or None without one; `name` is the script's.
 
     Raises `InvalidRequest` with the line in the script.
     """
@@ -168,7 +168,7 @@ def parse_script(code: str) -> Declared | None:
     first, *others = (code.count("\n", 0, start.start()) + 1 for start in starts)
     if others:
         raise InvalidRequest(
-            f"script:{others[0]}: this is the second header of libraries, the first is in line {first}",
+            f"{name}:{others[0]}: this is the second header of libraries, the first is in line {first}",
             hint="keep one block from # /// script to # ///",
         )
     start = starts[0].end() + 1
@@ -179,14 +179,14 @@ def parse_script(code: str) -> Declared | None:
         end += 1
     if closing < 0 or (end == len(lines) and len(code) > start + MAX_HEADER_CHARS):
         raise InvalidRequest(
-            f"script:{first}: the header of libraries that begins here has no end within {MAX_HEADER_CHARS >> 10} KiB",
+            f"{name}:{first}: the header of libraries that begins here has no end within {MAX_HEADER_CHARS >> 10} KiB",
             hint='begin each of its lines with "# " and close it with a line that is just # ///',
         )
     text = "\n".join(line[2:] for line in lines[:closing])
     _check_text(text, "the script's header", MAX_TOML_CHARS)
-    table = _toml(text, "script", first + 1)
-    _check_uv(table, text, "script", first + 1)
-    return _declared(table, text, "script", first + 1)
+    table = _toml(text, name, first + 1)
+    _check_uv(table, text, name, first + 1)
+    return _declared(table, text, name, first + 1)
 
 
 def check_python(required: str, python: tuple[int, int] | None, image: str) -> None:

@@ -81,7 +81,7 @@ def list_command() -> None:
 def check_command(reference: str, pull: bool) -> None:
     """Say whether the image REFERENCE would be admitted, and what is in it."""
     with _engine() as engine:
-        record = ensure(engine, reference, policy_pull="missing" if pull else "never")
+        record = ensure(engine, reference, policy_pull="missing" if pull else "never", why_not="is fetched only with --pull")
         admitted = admit(engine, record, cache_dir=verdict_dir())
     version = ".".join(map(str, admitted.python_version)) if admitted.python_version else "of unknown version"
     click.echo(f"{escaped(admitted.name)} is admitted.")
@@ -96,7 +96,7 @@ def check_command(reference: str, pull: bool) -> None:
 def remove_command(reference: str) -> None:
     """Remove the image REFERENCE from this host, with any sandbox that runs in it."""
     with _engine() as engine:
-        ensure(engine, reference, policy_pull="never")
+        ensure(engine, reference, policy_pull="never", why_not="so there is nothing to remove")
         engine.remove_image(resolve(reference), force=True)
     click.echo(f"Removed {resolve(reference)}")
 

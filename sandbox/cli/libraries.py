@@ -42,12 +42,13 @@ def asks_for_libraries(options: dict[str, Any], *, code: str = "") -> bool:
     return bool(options["libraries"] or options["requirement_files"]) or "# /// script" in code
 
 
-def requirements_of(options: dict[str, Any], *, code: str = "") -> Declared:
-    """Return what the options ask for, or else the header of the script (PEP 723). Raises `InvalidRequest`, `NotFound`."""
+def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = "script") -> Declared:
+    """Return what the options ask for, or else the header of the script (PEP 723) of this name. Raises `InvalidRequest`, `NotFound`."""
+    from sandbox.printable import printable
     from sandbox.requirements import Declared, parse_libraries, parse_script
 
     if not options["libraries"] and not options["requirement_files"]:
-        return parse_script(code) or Declared()
+        return parse_script(code, name=printable(filename)) or Declared()
     found = [Declared(parse_libraries("\n".join(options["libraries"]))), *map(read_requirements, options["requirement_files"])]
     libraries = {library for one in found for library in one.libraries}
     return Declared(tuple(sorted(libraries)), ",".join(dict.fromkeys(one.python for one in found if one.python)))

@@ -36,7 +36,7 @@ def logs(*, run_id: str, as_json: bool) -> None:
         if value not in (None, "", [], False):
             click.echo(f"{name:<{width}}  {printable(spelled(name, value))}")
     if output is None:
-        click.echo("what it told is not kept: its policy decides (history.output), and how old it is", err=True)
+        click.echo("what it told is not kept: that depends on its policy (history.output), on its age, and on its service, which must live to the run's end", err=True)
         return
     for title, text in parts(output):
         # What a program told stands apart, so that no line of it passes for one of ours.

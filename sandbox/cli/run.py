@@ -271,7 +271,7 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
         # Inputs are read before root is given up: they are the caller's to read. They are parsed afterwards.
         code = read()
         payload, files = read_payload(options["input_text"]), read_files(options["files"])
-        asked = requirements_of(options, code=code) if asks_for_libraries(options, code=code) else ()
+        asked = requirements_of(options, code=code, filename=filename) if asks_for_libraries(options, code=code) else ()
         inputs = Inputs(code, payload, files, *asked)
         if obj.get("own_process"):
             leave_root(quiet=options["quiet"], with_index=bool(inputs.requirements))

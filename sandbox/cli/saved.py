@@ -28,6 +28,8 @@ def open_directory(path: str | None) -> int | None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(13, f"user id {os.geteuid()} may not write there")
+    except (FileExistsError, NotADirectoryError):
+        raise InvalidRequest(f"--save-files {path} can't be used: there is a file of that name, or above it", hint="name a directory") from None
     except OSError as error:
         raise InvalidRequest(
             f"--save-files {path} can't be used: {error.strerror}",

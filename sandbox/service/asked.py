@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from sandbox.errors import InvalidRequest
 from sandbox.imports import check_modules
 from sandbox.models import RunRequest, Tightening
+from sandbox.printable import printable
 from sandbox.requirements import Declared, parse_libraries, parse_script
 from sandbox.service.bodies import (
     CheckBody,
@@ -115,7 +116,7 @@ def _program(asked: RunBody | CheckBody, code_kib: Mapping[str, int], python: st
     code = code_of(asked, code_kib[asked.policy])
     named = parse_libraries("\n".join(asked.requirements)) if asked.requirements else ()
     if not named and HEADER in code:
-        return code, parse_script(code) or Declared()
+        return code, parse_script(code, name=printable(asked.filename)) or Declared()
     return code, Declared(named, python)
 
 

@@ -20,7 +20,7 @@ from sandbox.cli.answer import answer_of
 from sandbox.cli.document import readable
 from sandbox.cli.later import check_detached
 from sandbox.cli.main import cli, report, run_command
-from sandbox.cli.saved import save_files
+from sandbox.cli.saved import open_directory, save_files
 from sandbox.cli.screen import Screen, escaped
 from sandbox.document import as_document
 from sandbox.errors import BuildFailed, EngineUnavailable, InvalidRequest
@@ -252,3 +252,11 @@ def test_a_run_that_stays_here_by_a_variable_is_told_of_the_variable() -> None:
     with pytest.raises(InvalidRequest) as refused:
         check_detached({"no_service": True, "policy": "default", "save_files": None}, [])
     assert "SANDBOX_NO_SERVICE" in refused.value.hint
+
+
+def test_a_file_is_no_directory_for_saved_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    for place in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(InvalidRequest, match="there is a file of that name, or above it") as told:
+            open_directory(str(place))
+        assert told.value.hint == "name a directory"

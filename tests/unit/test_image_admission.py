@@ -78,6 +78,11 @@ def test_a_failed_pull_gives_the_registrys_reason_and_what_is_here() -> None:
     assert caught.value.facts["available"] == ["localhost/x:latest"]
 
 
+def test_whoever_only_looks_is_told_how_to_fetch_the_image() -> None:
+    with pytest.raises(ImageUnavailable, match=r"is not here and is fetched only with --pull"):
+        ensure(engine(Images(record())), "python:nope", policy_pull="never", why_not="is fetched only with --pull")
+
+
 def test_a_policy_that_never_pulls_is_obeyed() -> None:
     images = Images(registry={"docker.io/library/python:3": record()})
     with pytest.raises(ImageUnavailable, match="may not be pulled"):

@@ -326,3 +326,8 @@ def test_a_python_that_the_image_does_not_have_is_refused_with_both_versions_and
 def test_a_python_that_is_no_constraint_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="the request: requires-python is not a version constraint"):
         check_python("three", (3, 11), "python:3.11")
+
+
+def test_a_mistake_in_a_script_s_header_is_told_with_the_script_s_name() -> None:
+    with pytest.raises(InvalidRequest, match=r"^warm\.py:2: "):
+        parse_script("# /// script\n# dependencies = [\n# ///\n", name="warm.py")
