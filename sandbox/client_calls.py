@@ -276,7 +276,9 @@ def encoded(name: str, content: bytes) -> str:
 
 
 def part(name: str) -> str:
-    """Return a name as one part of a path."""
+    """Return a name as one part of a path. Raises `InvalidRequest` for an empty one, which would ask for something else."""
+    if not name:
+        raise InvalidRequest("the name or id that is asked for is empty", hint="give one; runs() and environments() list them")
     return quote(name, safe="")
 
 

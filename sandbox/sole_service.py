@@ -51,6 +51,8 @@ def is_served(directory: Path) -> bool:
         fd = os.open(directory / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
+    except OSError:  # it can't be told, and so no run is said to have ended with its service
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

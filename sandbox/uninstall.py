@@ -281,6 +281,8 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except PermissionError:
         running.as_root(["rm", "-f", "--", str(path)])
+    except OSError as error:
+        raise EngineUnavailable(f"{path} can't be removed: {error.strerror}", hint=f"as root: rm -f {path}") from None
 
 
 def remove_tree(path: Path) -> None:

@@ -337,3 +337,9 @@ def test_text_in_the_place_of_bytes_or_a_list_is_refused_with_what_to_write() ->
         with pytest.raises(InvalidRequest, match="are one text") as refused:
             client.build_environment("six")
         assert "['six']" in refused.value.hint
+
+
+@pytest.mark.parametrize("ask", ["recorded", "cancel", "result", "files", "environment", "policy", "template", "remove_environment"])
+def test_an_empty_name_is_not_asked_for(ask: str) -> None:
+    with Client("/nowhere/s") as client, pytest.raises(InvalidRequest, match="is empty"):
+        getattr(client, ask)("")

@@ -138,3 +138,8 @@ def test_a_file_system_without_locks_is_said_in_words(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(EngineUnavailable, match=r"service\.lock can't be taken: No locks available"), sole_service(tmp_path, socket="s"):
         pass
+
+
+def test_where_the_lock_can_t_be_read_nothing_is_said_to_be_over(tmp_path: Path) -> None:
+    (tmp_path / LOCK).symlink_to(LOCK)
+    assert is_served(tmp_path)
