@@ -40,7 +40,6 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
     from sandbox.service.server import serve
 
     config = load_config(Path(config_path) if config_path is not None else None, os.environ).config
-    log.set_up(config.log)
     more_descriptors()
     allocator.give_back()
     sys.setswitchinterval(SWITCH_S)
@@ -48,7 +47,8 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
         runtime_dir=places.runtime_dir(), cache_dir=places.cache_dir(), data_dir=places.data_dir(),
         policy_dirs=policy_directories(obj["policy_dirs"]),
     )  # fmt: skip
-    asyncio.run(serve(config, where, inherited=inherited))
+    with log.set_up(config.log):
+        asyncio.run(serve(config, where, inherited=inherited))
     return 0
 
 

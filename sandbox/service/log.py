@@ -5,10 +5,14 @@ What is logged with `extra={"facts": {...}}` has these as fields of its own in J
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import queue
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 from aiohttp.http_exceptions import HttpProcessingError
@@ -20,6 +24,10 @@ from sandbox.service.config_model import Log
 
 LOG = logging.getLogger("sandbox.service")
 MAX_NAME_CHARS = 80
+# So many lines wait for whoever reads the log; what comes on top is lost, and said to be.
+WAITING_LINES = 10_000
+# When the service ends, the last lines get so long.
+LAST_S = 2.0
 
 
 class JsonLines(logging.Formatter):
@@ -57,13 +65,59 @@ def no_bytes_of_requests(record: logging.LogRecord) -> bool:
     return True
 
 
-def set_up(config: Log, stream: TextIO = sys.stderr) -> None:
-    """Send everything that is logged to `stream`."""
+class Beside(logging.Handler):
+    """Has a thread write the lines: a pipe or terminal that nobody reads keeps nobody waiting but that thread."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(WAITING_LINES)
+        self._lost = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a record written, or count it as lost."""
+        try:
+            if self._lost:
+                self._lines.put_nowait(self.format(lost(self._lost)))
+                self._lost = 0
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Write what waits, if that is possible soon."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=LAST_S)
+            self._thread.join(LAST_S)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):  # nobody is there to read it
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+
+
+def lost(count: int) -> logging.LogRecord:
+    """Return what stands in the place of lines that are lost."""
+    return LOG.makeRecord(LOG.name, logging.WARNING, "", 0, "%d lines of the log are lost: they came faster than they were read", (count,), None)
+
+
+@contextlib.contextmanager
+def set_up(config: Log, stream: TextIO = sys.stderr) -> Iterator[None]:
+    """Send everything that is logged to `stream`, until the block ends."""
     human = config.format == "human" or (config.format == "auto" and stream.isatty())
-    handler = logging.StreamHandler(stream)
+    handler = Beside(stream)
     handler.setFormatter(HumanLines() if human else JsonLines())
     handler.addFilter(no_bytes_of_requests)
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def run_ended(row: Row) -> None:

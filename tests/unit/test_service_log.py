@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
+import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from sandbox.history_row import Row
+from sandbox.service import log
 from sandbox.service.config_model import Log
-from sandbox.service.log import run_ended, set_up
+from sandbox.service.log import WAITING_LINES, run_ended, set_up
 
 ROW = Row(run_id="a1", caller=1001, caller_name="alice", received=100.0, ended=100.25, policy="small", outcome="succeeded", node_id="n")
 
@@ -33,14 +38,16 @@ def own_handlers() -> Iterator[None]:
     root.setLevel(level)
 
 
-def lines(stream: io.StringIO, **settings: Any) -> io.StringIO:
-    set_up(Log(**settings), stream)
-    return stream
+@contextlib.contextmanager
+def lines(stream: io.StringIO, **settings: Any) -> Iterator[io.StringIO]:
+    """Log into a stream, which has it all after the block."""
+    with set_up(Log(**settings), stream):
+        yield stream
 
 
 def test_the_end_of_a_run_is_one_line_with_a_field_for_each_fact() -> None:
-    stream = lines(io.StringIO())
-    run_ended(ROW)
+    with lines(io.StringIO()) as stream:
+        run_ended(ROW)
     (line,) = stream.getvalue().splitlines()
     found = json.loads(line)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
@@ -51,23 +58,23 @@ def test_the_end_of_a_run_is_one_line_with_a_field_for_each_fact() -> None:
 
 
 def test_on_a_terminal_it_is_a_sentence() -> None:
-    stream = lines(Terminal())
-    run_ended(ROW)
+    with lines(Terminal()) as stream:
+        run_ended(ROW)
     assert re.fullmatch(r"\d\d:\d\d:\d\d run a1 of alice under small: succeeded after 250 ms\n", stream.getvalue())
 
 
 @pytest.mark.parametrize(("setting", "stream", "human"), [("auto", Terminal, True), ("auto", io.StringIO, False), ("human", io.StringIO, True), ("json", Terminal, False)])
 def test_the_setting_comes_before_what_the_stream_is(setting: str, stream: type[io.StringIO], human: bool) -> None:
-    written = lines(stream(), format=setting)
-    logging.getLogger("sandbox.x").warning("careful")
+    with lines(stream(), format=setting) as written:
+        logging.getLogger("sandbox.x").warning("careful")
     assert written.getvalue().endswith("warning: careful\n") == human
     assert written.getvalue().startswith("{") != human
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_what_comes_from_outside_breaks_no_line(stream: type[io.StringIO]) -> None:
-    written = lines(stream())
-    run_ended(Row(run_id="a1", caller=1, caller_name="x", received=1.0, policy="\x1b[31m\n{}\u2028" + "y" * 1000, outcome="not_found"))
+    with lines(stream()) as written:
+        run_ended(Row(run_id="a1", caller=1, caller_name="x", received=1.0, policy="\x1b[31m\n{}\u2028" + "y" * 1000, outcome="not_found"))
     assert len(written.getvalue().splitlines()) == 1
     assert written.getvalue().isascii()
     assert "\x1b" not in written.getvalue()
@@ -75,12 +82,48 @@ def test_what_comes_from_outside_breaks_no_line(stream: type[io.StringIO]) -> No
 
 
 def test_a_traceback_comes_along_and_a_level_leaves_lines_out() -> None:
-    stream = lines(io.StringIO(), level="error")
-    logging.getLogger("sandbox.x").warning("left out")
-    try:
-        raise ValueError("a defect")
-    except ValueError:
-        logging.getLogger("sandbox.x").exception("failed")
+    with lines(io.StringIO(), level="error") as stream:
+        logging.getLogger("sandbox.x").warning("left out")
+        try:
+            raise ValueError("a defect")
+        except ValueError:
+            logging.getLogger("sandbox.x").exception("failed")
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["level"] == "error"
     assert "ValueError: a defect" in json.loads(line)["traceback"]
+
+
+def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_says_how_much_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "LAST_S", 0.1)
+    reading, writing = os.pipe()
+    count = 2 * WAITING_LINES
+    read: list[str] = []
+    with os.fdopen(writing, "w") as stream, os.fdopen(reading) as reader:
+        with set_up(Log(), stream):
+            for number in range(count):  # many times what a pipe holds; with a plain StreamHandler it never ends
+                logging.getLogger("sandbox.x").info("line %d", number)
+            there = threading.Thread(target=lambda: read.extend(reader))
+            there.start()
+            while not any("are lost" in line for line in read):
+                logging.getLogger("sandbox.x").info("one more")
+                time.sleep(0.01)
+        stream.close()
+        there.join(10)
+    found = [json.loads(line) for line in read]
+    numbers = [int(line["message"].split()[1]) for line in found if line["message"].startswith("line ")]
+    lost = sum(int(line["message"].split()[0]) for line in found if "are lost" in line["message"])
+    assert numbers == list(range(len(numbers))), "what is kept is in order, and nothing is left out in the middle"
+    assert WAITING_LINES <= len(numbers) < count
+    assert lost >= count - len(numbers)
+
+
+def test_the_end_of_the_service_does_not_wait_for_whoever_reads_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "LAST_S", 0.1)
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w")
+    with set_up(Log(), stream):
+        for number in range(5_000):
+            logging.getLogger("sandbox.x").info("line %d", number)
+    os.close(reading)  # which ends the thread's write, too
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
