@@ -191,7 +191,7 @@ def check_amounts(options: dict[str, Any]) -> None:
     if options["cpus"] is not None and not 0 < options["cpus"] <= MAX_COUNT:
         raise InvalidRequest(f"--cpus {options['cpus']:g} is not a number of CPUs", hint="write for example 0.5 or 2")
     if options["pids"] is not None and options["pids"] > MAX_COUNT:
-        raise InvalidRequest(f"--pids {str(options['pids'])[:20]}… is more than any machine has", hint="write for example 16")
+        raise InvalidRequest(f"--pids {str(options['pids'])[:20]}…: no machine has so many processes", hint="write for example 16")
     if options["image"] == "":
         raise InvalidRequest("--image is empty", hint="name an image, or leave --image out for the policy's own")
 

@@ -165,9 +165,7 @@ class Work:
 
     async def _carried_out(self, events: Events | None) -> tuple[str, list[bytes]]:
         state, live = self.state, self.live
-        begin = partial(new_row, live, self.wanted, self.policy, self.mask)
-        row = await asyncio.to_thread(begin) if self.wanted.secrets and self.policy.history.payloads else begin()
-        self.mask.forget()  # until the end: it is large, and those that wait are many
+        row = await self._begun()
         try:
             result = await self._ran(row, events)
             if result.files:
@@ -192,6 +190,13 @@ class Work:
             clear_frames(sys.exc_info()[2])
         state.metrics.run_ended(live.policy, result)
         return result.outcome.value, await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
+
+    async def _begun(self) -> Row:
+        """Return what the history gets to know at first."""
+        make = partial(new_row, self.live, self.wanted, self.policy, self.mask)
+        row = await asyncio.to_thread(make) if self.wanted.secrets and self.policy.history.payloads else make()
+        self.mask.forget()  # until the end: it is large, and those that wait are many
+        return row
 
     async def _ran(self, row: Row, events: Events | None) -> RunResult:
         """Run it; however that ends, what takes the secrets out of it is prepared."""
