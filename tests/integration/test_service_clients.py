@@ -117,10 +117,10 @@ def test_a_run_is_started_watched_and_fetched_by_either_client(client: Any) -> N
     assert client.files(run_id) == [{"name": "a.txt", "size_bytes": 3}]
     assert client.file(run_id, "a.txt") == b"abc"
     assert [row["run_id"] for row in client.runs(node="later")][:1] == [run_id]
-    for wrong in ("0" * 32, "../../health", ""):
-        with pytest.raises(NotFound):
+    for wrong, error in (("0" * 32, NotFound), ("../../health", NotFound), ("", InvalidRequest)):
+        with pytest.raises(error):
             client.result(wrong)
-        with pytest.raises(NotFound):
+        with pytest.raises(error):
             client.files(wrong)
 
 
