@@ -157,7 +157,7 @@ def test_one_answer_for_every_reader_of_a_service(service: Service, frames: list
             assert LINE_ENDS.split(row["explanation"]) == [row["explanation"]]
     if IN_CELLS:
         assert all(any("namespaces" in row["mechanism"] for row in one["receipt"]["controls"] if row["control"] == "isolation") for one in found)
-    ended = [strict(line) for line in lines(service.log().encode())]
+    ended = [strict(line) for line in lines(service.log(*(one["run_id"] for one in found)).encode())]
     for one in found:
         assert [line["outcome"] for line in ended if line.get("run_id") == one["run_id"]] == [one["outcome"]]
     assert not [line for line in ended if line["level"] == "error" or FORGED_ID in line["message"]]

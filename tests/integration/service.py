@@ -40,9 +40,15 @@ class Service:
         """Return a client of it."""
         return Client(self.socket)
 
-    def log(self) -> str:
-        """Return what it has logged."""
-        return (self.home / "log").read_text()
+    def log(self, *expected: str) -> str:
+        """Return what it has logged, in whole lines, as soon as all that is `expected` is there: a thread writes it."""
+        deadline = time.monotonic() + START_S
+        while True:
+            found, end, _ = (self.home / "log").read_text().rpartition("\n")
+            if all(text in found for text in expected):
+                return found + end
+            assert time.monotonic() < deadline, f"not logged: {expected}\n{found}"
+            time.sleep(0.01)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it, and return its exit status."""

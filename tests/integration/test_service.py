@@ -102,7 +102,7 @@ def test_the_log_has_a_line_for_each_run_s_end(service: Service, client: Client)
     result = client.run("raise ValueError", policy="small")
     with pytest.raises(PolicyDenied) as caught:
         client.run("result = 1", limits={"memory_mib": 1 << 20})
-    logged = [json.loads(line) for line in service.log().splitlines()]
+    logged = [json.loads(line) for line in service.log(result.run_id, "policy_denied").splitlines()]
     found = {line["run_id"]: line for line in logged if "run_id" in line}
     line = found[result.run_id]
     assert (line["policy"], line["outcome"], line["level"]) == ("small", "failed", "info")
@@ -223,8 +223,7 @@ def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(tmp_pa
     with served(home, SANDBOX_POOL__WARM='[{policy = "small"}, {policy = "absent"}]') as service, service.client() as client:
         until(lambda: client.health()["pool"]["ready"] == 1)
         assert client.run("result = 1", policy="small").document["durations"]["warm"]
-        assert "no sandbox is kept ready for policy absent" in service.log()
-        assert "policy in entry 2 of pool.warm: there is no policy named absent" in service.log()
+        service.log("no sandbox is kept ready for policy absent", "policy in entry 2 of pool.warm: there is no policy named absent")
 
 
 # ---- refusals, in one shape
@@ -479,7 +478,7 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
         service.process.send_signal(signal.SIGHUP)
         until(lambda: client.health()["status"] == "degraded")
         assert "small" in client.health()["problems"][0]
-        assert "policy small is as it was: " in service.log()
+        service.log("policy small is as it was: ")
         assert values(client)["limits.output_mib"] == 2
         assert client.run("result = 1", policy="small").value == 1
     finally:
