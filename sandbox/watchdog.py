@@ -35,6 +35,8 @@ FIRST_S = 0.01
 # that gives no one the time to take much more than the cap: a family that is slow to measure must not buy time.
 DUTY = 0.1
 LONGEST_PAUSE_S = 0.1
+# So much of it a program can take in a second: pages of zeros, written once (3 GiB/s were measured).
+FILLED_BYTES = 4 << 30
 # Each mapping costs the watchdog time to read.
 MAX_MAPPINGS = 200_000
 # What the kernel keeps for one file of a tmpfs besides its content: inode and directory entry.
@@ -202,6 +204,14 @@ def timed(look: Callable[[bool], Usage], thorough: bool) -> tuple[Usage, float]:
     return usage, time.thread_time() - began
 
 
+def pause_s(took_s: float, *, left_bytes: int, interval_s: float = INTERVAL_S) -> float:
+    """Return how long to wait until the next look, when the last one took `took_s` and left so much up to the cap.
+
+    What is slow to measure is looked at more seldom, though never so seldom that it could be past the cap long before.
+    """
+    return max(interval_s, min(took_s / DUTY, LONGEST_PAUSE_S, left_bytes / FILLED_BYTES))
+
+
 class Watchdog:
     """Measures one sandbox until stopped; `exceeded` says whether it went past the memory cap, or past `excess`.
 
@@ -233,9 +243,8 @@ class Watchdog:
             thorough = time.perf_counter() >= thorough_s
             # In a thread: what is slow to measure must not hold up the deadline and Ctrl-C.
             usage, took_s = await asyncio.to_thread(timed, self._look, thorough)
-            rest_s = min(took_s / DUTY, LONGEST_PAUSE_S)
             if thorough:
-                thorough_s = time.perf_counter() + rest_s
+                thorough_s = time.perf_counter() + min(took_s / DUTY, LONGEST_PAUSE_S)
             self.peak = Usage(
                 memory_bytes=max(self.peak.memory_bytes, usage.memory_bytes), tasks=max(self.peak.tasks, usage.tasks)
             )
@@ -243,5 +252,5 @@ class Watchdog:
                 self.exceeded, self.excess = True, usage.excess
                 self._kill()
                 return
-            near = usage.memory_bytes > self._cap_bytes // 4
-            await asyncio.sleep(self._interval_s if near else max(self._interval_s, rest_s))
+            left_bytes = self._cap_bytes - usage.memory_bytes
+            await asyncio.sleep(pause_s(took_s, left_bytes=left_bytes, interval_s=self._interval_s))

@@ -14,7 +14,7 @@ import pytest
 
 from sandbox.family import THREADS_TRIED, children, fields, members, same_memory, told_by
 from sandbox.kernel_memory import Descriptors, descriptors, queued_bytes
-from sandbox.watchdog import Mappings, Watchdog, anonymous_device, measure
+from sandbox.watchdog import INTERVAL_S, LONGEST_PAUSE_S, Mappings, Watchdog, anonymous_device, measure, pause_s
 
 MIB = 1 << 20
 WAIT = "print('ready', flush=True); input()"
@@ -95,6 +95,38 @@ def test_the_watchdog_kills_past_the_cap_and_remembers_the_peak() -> None:
     assert killed == [True]
     assert watchdog.exceeded
     assert watchdog.peak.memory_bytes >= 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("took_ms", "left_mib", "pause_ms"),
+    [
+        (0.0, 1024, 20), (1.0, 1024, 20), (2.0, 1024, 20),  # cheap: as often as ever
+        (5.0, 1024, 50), (50.0, 1024, 100),  # slow to measure: a tenth of one core, up to a bound
+        (50.0, 160, 39.0625), (50.0, 96, 23.4375), (50.0, 1, 20), (50.0, 0, 20),  # and no longer than filling the rest takes
+    ],
+)  # fmt: skip
+def test_what_is_cheap_to_measure_or_near_its_cap_is_looked_at_most_often(
+    took_ms: float, left_mib: int, pause_ms: float
+) -> None:
+    assert pause_s(took_ms / 1000, left_bytes=left_mib * MIB) * 1000 == pytest.approx(pause_ms)
+
+
+def test_the_watchdog_waits_no_longer_than_that_between_two_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(delay_s: float) -> None:
+        pauses.append(delay_s)
+        if len(pauses) == 6:
+            raise asyncio.CancelledError
+        await sleep(0)
+
+    monkeypatch.setattr("sandbox.watchdog.asyncio.sleep", noted)
+    # A clock of no duration: looks that cost nothing.
+    monkeypatch.setattr("sandbox.watchdog.time.thread_time", lambda: 0.0)
+    with program("pass") as pid, pytest.raises(asyncio.CancelledError):
+        asyncio.run(Watchdog(pid, cap_bytes=1024 * MIB, places=(), kill=lambda: None).watch())
+    assert max(pauses) == INTERVAL_S < LONGEST_PAUSE_S
 
 
 def test_a_process_that_is_gone_uses_nothing() -> None:
