@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import host, places, podman_program, spec
+from sandbox import places
+from sandbox.container import spec
+from sandbox.engine import program as podman_program
 from sandbox.errors import SandboxError
-from sandbox.host import Capability, HostFacts
-from sandbox.policy import load_policy, policy_names
+from sandbox.host import probe as host
+from sandbox.host.facts import Capability, HostFacts
+from sandbox.policy.load import load_policy, policy_names
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -213,8 +216,8 @@ def builder_row() -> Capability:
 
 def libraries_row() -> Capability:
     """What installs libraries, and from where: pip's own configuration decides."""
-    from sandbox.index import read_index
-    from sandbox.installation import tools
+    from sandbox.environment.installation import tools
+    from sandbox.index.pip_config import read_index
 
     try:
         index = read_index(os.environ, places.home()).public()

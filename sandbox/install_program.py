@@ -6,7 +6,7 @@ want of something answers `{"error": last lines}`.
 
 resolve  requirements -> `{"pylock", "python", "libc", "machine", "tool"}`; may use the index, through the egress proxy
 fetch    files of a lock -> each handed over with save_file; may use the index, as above
-install  wheels in /run/sandbox/wheels -> one tree stream (see `sandbox.tree`) per wheel, handed over; no network
+install  wheels in /run/sandbox/wheels -> one tree stream (see `sandbox.environment.tree`) per wheel, handed over; no network
 """
 
 from __future__ import annotations

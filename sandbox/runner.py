@@ -1,6 +1,6 @@
 """The runner: takes one run from request to result, and leaves nothing behind.
 
-Read `Runner._run` from top to bottom for the path of a run: policy, image, libraries; `sandbox.execution` goes on
+Read `Runner._run` from top to bottom for the path of a run: policy, image, libraries; `sandbox.run.execution` goes on
 from there: specification, sandbox, program, outcome, receipt.
 """
 
@@ -15,25 +15,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandbox import image, spec
-from sandbox.engine import Engine
-from sandbox.execution import NOBODY, Execution, Follow, Prepared
-from sandbox.host import HostFacts
-from sandbox.imports import MAX_MODULES, brings_modules, modules_of
+from sandbox.channel.modules import MAX_MODULES
+from sandbox.container import spec
+from sandbox.container.standby import Egress, Places, Setting, Source, alone
+from sandbox.engine.protocol import Engine
+from sandbox.host.facts import HostFacts
+from sandbox.image import admission as image
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.places import private_directory
-from sandbox.policy import LoadedPolicy, load_policy
-from sandbox.policy_model import Policy
+from sandbox.policy.load import LoadedPolicy, load_policy
+from sandbox.policy.model import Policy
 from sandbox.progress import OnProgress, Progress
-from sandbox.ready import Egress, Places, Setting, Source, alone
-from sandbox.remembered import Remembered
-from sandbox.request import check_request
+from sandbox.renewing_cache import Remembered
+from sandbox.run.execution import NOBODY, Execution, Follow, Prepared
+from sandbox.run.imports import brings_modules, modules_of
+from sandbox.run.request import check_request
 
 if TYPE_CHECKING:
-    from sandbox.code_check import CodeCheck
-    from sandbox.environment import Environments
-    from sandbox.environment_identity import Environment, Wanted
-    from sandbox.lock import Lock
+    from sandbox.environment.environments import Environments
+    from sandbox.environment.identity import Environment, Wanted
+    from sandbox.environment.lock import Lock
+    from sandbox.run.code_check import CodeCheck
 
 __all__ = ["Places", "Runner"]
 
@@ -170,7 +172,7 @@ class Runner:
 
     async def check(self, request: RunRequest) -> CodeCheck:
         """Look at a request's code on the Python and with the libraries that it would run with. Raises as `run` does."""
-        from sandbox.code_check import check_code
+        from sandbox.run.code_check import check_code
 
         async def execute(step: Prepared) -> RunResult:
             return await self._execution(step, asyncio.Event(), self._source).run()
@@ -200,7 +202,7 @@ class Runner:
     def environments(self) -> Environments:
         """Return the environments of this user."""
         if self._environments is None:
-            from sandbox.environment import Environments  # late: most runs need none
+            from sandbox.environment.environments import Environments  # late: most runs need none
 
             async def execute(step: Prepared) -> RunResult:
                 return await self._execution(step, asyncio.Event(), None).run()
@@ -287,7 +289,7 @@ class Runner:
 
         admitted = await self._images.get((asked.reference, pull), lambda: asyncio.to_thread(admit))
         if asked.requires_python:
-            from sandbox.requirements import check_python  # late: most runs say nothing of it
+            from sandbox.environment.requirements import check_python  # late: most runs say nothing of it
 
             check_python(asked.requires_python, admitted.python_version, asked.reference)
         return admitted
@@ -295,7 +297,7 @@ class Runner:
 
 def wanted(request: RunRequest, asked: Asked, base: image.AdmittedImage) -> Wanted:
     """Return the environment that a request asks for."""
-    from sandbox.environment_identity import Wanted
+    from sandbox.environment.identity import Wanted
 
     return Wanted(
         requirements=request.requirements,
@@ -323,9 +325,8 @@ def egress_of(policy: Policy) -> Egress | None:
     if network.mode == "none":
         return None
     from sandbox.egress.proxy import EgressCaps
-    from sandbox.egress.rules import Allowlist, parse_rule
-    from sandbox.index import host_certificates
-    from sandbox.installation import networks
+    from sandbox.egress.rules import Allowlist, networks, parse_rule
+    from sandbox.index.pip_config import host_certificates
 
     return Egress(
         allow=Allowlist(tuple(map(parse_rule, network.allow)), networks(network.allow_addresses)),

@@ -23,17 +23,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sandbox import image, places, spec, workspace
+from sandbox import places
 from sandbox.cli.handover import leave_root
-from sandbox.host import HostFacts, probe
-from sandbox.library import harness_directory, seccomp_file
+from sandbox.container import spec, workspace
+from sandbox.container.harness_files import harness_directory, seccomp_file
+from sandbox.engine.podman import PodmanEngine
+from sandbox.engine.program import scrubbed_environment
+from sandbox.host.facts import HostFacts
+from sandbox.host.probe import probe
+from sandbox.image import admission as image
 from sandbox.models import RunRequest
-from sandbox.podman_engine import PodmanEngine
-from sandbox.podman_program import scrubbed_environment
-from sandbox.policy import load_policy
-from sandbox.policy_file import policy_directories
+from sandbox.policy.directories import policy_directories
+from sandbox.policy.load import load_policy
+from sandbox.policy.seccomp import load_profile
 from sandbox.runner import Places, Runner
-from sandbox.seccomp import load_profile
 
 CODE = "result = 6 * 7\n"
 

@@ -28,10 +28,10 @@ from typing import Any
 
 from sandbox import places
 from sandbox.cli.handover import leave_root
-from sandbox.host import probe
+from sandbox.engine.podman import PodmanEngine
+from sandbox.host.probe import probe
 from sandbox.models import RunRequest
-from sandbox.podman_engine import PodmanEngine
-from sandbox.policy_file import policy_directories
+from sandbox.policy.directories import policy_directories
 from sandbox.runner import Places, Runner
 
 LIBRARIES = ("numpy", "pandas", "scikit-learn")

@@ -26,12 +26,12 @@ from typing import Any
 
 from sandbox import places
 from sandbox.client import Client, run_body
-from sandbox.environment_store import Record, Store
-from sandbox.host import probe
-from sandbox.lock import Lock
-from sandbox.podman_engine import PodmanEngine
-from sandbox.podman_program import scrubbed_environment
-from sandbox.workspace import acquire
+from sandbox.container.workspace import acquire
+from sandbox.engine.podman import PodmanEngine
+from sandbox.engine.program import scrubbed_environment
+from sandbox.environment.lock import Lock
+from sandbox.environment.store import Record, Store
+from sandbox.host.probe import probe
 from scripts.bench import build_spec, podman_flags, timed
 from tests.integration.service import Service, served
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import places
-from sandbox.spec import RUN_LABEL
+from sandbox.container.spec import RUN_LABEL
 
 COMMAND = [sys.executable, "-m", "sandbox"]
 TIMEOUT_S = 120

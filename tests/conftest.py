@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import places, spec, workspace
+from sandbox import places
+from sandbox.container import spec, workspace
+from sandbox.engine.podman import PodmanEngine
 from sandbox.errors import SandboxError
-from sandbox.host import HostFacts, probe
-from sandbox.podman_engine import PodmanEngine
-from sandbox.policy_file import policy_directories
+from sandbox.host.facts import HostFacts
+from sandbox.host.probe import probe
+from sandbox.policy.directories import policy_directories
 from sandbox.runner import Places
 from tests.escape.bench import ESCAPE_POLICY, Bench
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sandbox.engine import ContainerRecord, EngineInfo, ImageRecord
+from sandbox.engine.protocol import ContainerRecord, EngineInfo, ImageRecord
 from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotFound
 from tests import archive as archives
 

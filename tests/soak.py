@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.client import Client
-from sandbox.family import children, family, fields
+from sandbox.kernel.family import children, family, fields
 from tests.command import left_behind, workspaces
 from tests.integration.belongings import monitors, own_containers
 from tests.integration.service import Service, served

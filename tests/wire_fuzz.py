@@ -20,8 +20,9 @@ try:
 except ImportError:
     sys.exit("atheris is not installed for this Python: pip install atheris")
 
-with atheris.instrument_imports(include=["sandbox.wire", "sandbox.canonical", "sandbox.wire_records"]):
-    from sandbox.wire import FROM_HARNESS, Collector, FrameReader, Limits, ProtocolViolation, encode
+with atheris.instrument_imports(include=["sandbox.channel.frames", "sandbox.channel.canonical", "sandbox.channel.records"]):
+    from sandbox.channel.collector import Collector
+    from sandbox.channel.frames import FROM_HARNESS, FrameReader, Limits, ProtocolViolation, encode
 
 LIMITS = Limits(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)
 START = encode("R", b'{"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}') + encode("S")

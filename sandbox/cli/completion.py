@@ -79,7 +79,7 @@ def offered(found: Callable[[click.Context, str], Iterable[CompletionItem]]) -> 
 @offered
 def policies(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
     """Offer policies by name, and files."""
-    from sandbox.policy import policy_directories, policy_files
+    from sandbox.policy.load import policy_directories, policy_files
 
     given = [directory for each in lineage(context) for directory in each.params.get("policy_dirs") or () if directory.is_dir()]
     yield from (CompletionItem(name) for name in policy_files(policy_directories(given)))
@@ -124,7 +124,7 @@ def runs_that_go_on(context: click.Context, incomplete: str) -> Iterable[Complet
 def outcomes(context: click.Context, incomplete: str) -> Iterable[CompletionItem]:
     """Offer how a run may end."""
     del context, incomplete
-    from sandbox.service.record import ENDINGS
+    from sandbox.service.history.record import ENDINGS
 
     return [CompletionItem(name) for name in ENDINGS]
 
@@ -134,9 +134,9 @@ def environments(context: click.Context, incomplete: str) -> Iterable[Completion
     """Offer the environments of this host; as root, those of the user `sandbox`."""
     del context, incomplete
     from sandbox.cli.handover import leave_root
-    from sandbox.environment_store import Store
+    from sandbox.environment.requirements import without_hashes
+    from sandbox.environment.store import Store
     from sandbox.places import data_dir
-    from sandbox.requirements import without_hashes
 
     leave_root(quiet=True)
     return [item(record.id, " ".join(map(without_hashes, record.requirements))) for record in Store(data_dir()).records()[:LISTED]]

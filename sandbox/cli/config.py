@@ -13,12 +13,12 @@ from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.client import default_socket
 from sandbox.errors import SandboxError
-from sandbox.policy import policy_files
-from sandbox.policy_explain import toml_value
-from sandbox.policy_file import policy_directories
-from sandbox.service.config import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
-from sandbox.service.config_model import tables_of
-from sandbox.service.config_names import unknown_names
+from sandbox.policy.directories import policy_directories
+from sandbox.policy.explain import toml_value
+from sandbox.policy.load import policy_files
+from sandbox.service.config.load import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
+from sandbox.service.config.model import tables_of
+from sandbox.service.config.names import unknown_names
 
 
 @click.group("config")

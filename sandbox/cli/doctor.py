@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from sandbox import host
 from sandbox.cli.colour import marked
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.doctor import Report, examine
 from sandbox.errors import NotEnforceable, SandboxError
-from sandbox.host import HostFacts
-from sandbox.policy_file import policy_directories
+from sandbox.host import probe as host
+from sandbox.host.facts import HostFacts
+from sandbox.policy.directories import policy_directories
 
 MARKS = {"ok": ("ok", "green"), "fallback": ("fallback", "yellow"), "missing": ("missing", "red")}
 
@@ -44,9 +44,9 @@ def doctor(obj: dict[str, Any], *, as_json: bool) -> int:
 def base_image_present(facts: HostFacts) -> bool:
     """Ask Podman for the default image, after removing what dead runs left."""
     from sandbox import places
-    from sandbox.image import REPOSITORY
-    from sandbox.podman_engine import PodmanEngine
-    from sandbox.workspace import sweep
+    from sandbox.container.workspace import sweep
+    from sandbox.engine.podman import PodmanEngine
+    from sandbox.image.admission import REPOSITORY
 
     engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir())
     try:

@@ -23,12 +23,12 @@ from sandbox.cli.progress import Steps
 from sandbox.cli.run import parse_size
 from sandbox.cli.screen import escaped
 from sandbox.cli.session import Session, session
+from sandbox.environment.requirements import without_hashes
 from sandbox.errors import InvalidRequest, SandboxError
-from sandbox.requirements import without_hashes
 
 if TYPE_CHECKING:
-    from sandbox.lock import Lock
-    from sandbox.requirements import Declared
+    from sandbox.environment.lock import Lock
+    from sandbox.environment.requirements import Declared
     from sandbox.runner import Runner
 
 Result = TypeVar("Result")
@@ -92,8 +92,8 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
 @click.pass_obj
 def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: bool, **options: Any) -> None:
     """Build the environment of libraries, or say that it is there."""
-    from sandbox.lock import Lock
-    from sandbox.requirements import Declared
+    from sandbox.environment.lock import Lock
+    from sandbox.environment.requirements import Declared
 
     try:
         if lock_path and asks_for_libraries(options):
@@ -186,7 +186,7 @@ def export_command(obj: dict[str, Any], /, *, environment_id: str, kind: str) ->
 @click.pass_obj
 def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: str) -> None:
     """Send an environment to an OCI registry and print the name with which another machine pulls exactly it."""
-    from sandbox.environment_sharing import registry_reference
+    from sandbox.environment.sharing import registry_reference
 
     target = registry_reference(destination, with_digest=False)
     with opened(obj) as (_, runner):
@@ -203,7 +203,7 @@ def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: st
 @click.pass_obj
 def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> None:
     """Take an environment from an OCI registry, verified bit for bit against its lock, base image and build policy."""
-    from sandbox.environment_sharing import registry_reference
+    from sandbox.environment.sharing import registry_reference
 
     name = registry_reference(reference, with_digest=True)
     with opened(obj) as (_, runner):
@@ -236,7 +236,7 @@ def prune_command(
     obj: dict[str, Any], /, *, unused: str | None, older: str | None, budget: str | None, dry_run: bool
 ) -> None:
     """Remove environments and cached files by age, last use and size. Never what is in use."""
-    from sandbox.environment_store import PruneLimits
+    from sandbox.environment.store import PruneLimits
 
     if unused is None and older is None and budget is None:
         raise InvalidRequest("prune needs to know what may go", hint="for example: sandbox env prune --unused 30d")

@@ -34,7 +34,7 @@ def leave_root(*, quiet: bool = False, with_index: bool = False, keep: Collectio
     if account.pw_uid == 0:
         raise NotEnforceable(f"the user {USER!r} is root by another name", hint="give it a user id of its own")
     if with_index:
-        from sandbox.index import environment_for_handover
+        from sandbox.index.pip_config import environment_for_handover
 
         index = environment_for_handover(os.environ, home())
         os.environ.clear()

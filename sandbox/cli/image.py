@@ -12,19 +12,19 @@ from pathlib import Path
 import click
 
 from sandbox import places
-from sandbox.base_image import LABEL_RECIPE, RECIPE, bootstrap
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
-from sandbox.engine import Engine
+from sandbox.engine.protocol import Engine
 from sandbox.errors import ImageUnavailable
-from sandbox.image import REPOSITORY, admit, ensure, resolve
+from sandbox.image.admission import REPOSITORY, admit, ensure, resolve
+from sandbox.image.base.bootstrap import LABEL_RECIPE, RECIPE, bootstrap
 
 
 @contextlib.contextmanager
 def _engine() -> Iterator[Engine]:
     # Imported late: `sandbox image --help` needs neither Podman nor its client.
-    from sandbox.host import probe
-    from sandbox.podman_engine import PodmanEngine
+    from sandbox.engine.podman import PodmanEngine
+    from sandbox.host.probe import probe
 
     leave_root()
     runtime_dir = places.runtime_dir()

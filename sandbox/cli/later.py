@@ -19,7 +19,7 @@ from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.run import READER_GONE, conclude, parse_duration
 from sandbox.cli.runs import MAX_LISTED, connected, full_id
 from sandbox.cli.saved import open_directory
-from sandbox.client_calls import unreadable
+from sandbox.client.calls import unreadable
 from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
 
 if TYPE_CHECKING:

@@ -32,15 +32,15 @@ class OnDisk:
     """The history's file. A run that it has as going on has ended with its service, where none uses the directory."""
 
     def __init__(self, directory: Path) -> None:
-        from sandbox.history_reader import Reader
-        from sandbox.history_row import HISTORY
+        from sandbox.service.history.reader import Reader
+        from sandbox.service.history.row import HISTORY
 
         self._directory = directory
         self._reader = Reader(directory / HISTORY)
 
     def runs(self, **filters: Any) -> list[dict[str, Any]]:
         """Return runs, newest first."""
-        from sandbox.service.record import ending
+        from sandbox.service.history.record import ending
 
         ending(filters.get("outcome"))
         return [self._public(row, whole=False) for row in self._reader.list(**filters)]
@@ -53,8 +53,8 @@ class OnDisk:
         return self._public(row, whole=True)
 
     def _public(self, row: Any, *, whole: bool) -> dict[str, Any]:
-        from sandbox.history_row import SERVICE_ENDED, public
-        from sandbox.sole_service import is_served
+        from sandbox.service.history.row import SERVICE_ENDED, public
+        from sandbox.service.sole_service import is_served
 
         if row.state != "ended" and not is_served(self._directory):
             row = replace(row, state="ended", outcome="killed", explanation=SERVICE_ENDED)
@@ -79,8 +79,8 @@ def past(*, timeout_s: float = TIMEOUT_S, on_other_version: Callable[[str], None
 
 def on_disk() -> OnDisk | None:
     """Return the history of this user's service, where there is one that this user may read."""
-    from sandbox.history_row import HISTORY
-    from sandbox.service.config import load_config
+    from sandbox.service.config.load import load_config
+    from sandbox.service.history.row import HISTORY
 
     directory = Path(load_config(None, os.environ).config.history.directory)
     return OnDisk(directory) if os.access(directory / HISTORY, os.R_OK) else None

@@ -13,9 +13,10 @@ from sandbox.cli import completion
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
-from sandbox.policy import LoadedPolicy, load_policy, policy_directories, policy_files, shipped_directory
-from sandbox.policy_explain import Row, as_toml, explain, schema, shown
-from sandbox.seccomp import compile_source, render
+from sandbox.policy.explain import Row, as_toml, explain, schema
+from sandbox.policy.load import LoadedPolicy, load_policy, policy_directories, policy_files, shipped_directory
+from sandbox.policy.mistakes import shown
+from sandbox.policy.seccomp import compile_source, render
 
 AS_RUNS_SEE_IT = ("list", "show", "explain", "check")
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sandbox.cli.handover import leave_root
-from sandbox.service import systemd
+from sandbox.service.door import systemd
 
 # A thread that works on a large result gives way to the event loop after so long; Python's own 5 ms add up to stalls.
 SWITCH_S = 0.0005
@@ -32,11 +32,11 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
     # Secrets pass through this process: it must not be found in a core dump.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from sandbox import places
-    from sandbox.policy_file import policy_directories
-    from sandbox.ready import Places
+    from sandbox.container.standby import Places
+    from sandbox.policy.directories import policy_directories
     from sandbox.service import allocator, log
-    from sandbox.service.config import load_config
-    from sandbox.service.connections import more_descriptors
+    from sandbox.service.config.load import load_config
+    from sandbox.service.door.connections import more_descriptors
     from sandbox.service.server import serve
 
     config = load_config(Path(config_path) if config_path is not None else None, os.environ).config
@@ -54,9 +54,9 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
 
 def restart_services() -> int:
     """Have systemd restart what runs from this installation; tell how for what was started by hand."""
-    from sandbox import running
     from sandbox.cli.screen import escaped
     from sandbox.errors import SandboxError
+    from sandbox.installed import services as running
 
     failed = 0
     for service in running.services():

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from sandbox import places
 from sandbox.cli.handover import leave_root
-from sandbox.host import HostFacts, probe
-from sandbox.podman_engine import PodmanEngine
+from sandbox.engine.podman import PodmanEngine
+from sandbox.host.facts import HostFacts
+from sandbox.host.probe import probe
 
 if TYPE_CHECKING:
     from sandbox.runner import Runner
@@ -38,7 +39,7 @@ class Session:
     def runner(self, policy_dirs: Sequence[Path]) -> Runner:
         """Return a runner on this session's engine; `policy_dirs` come first in the search path."""
         from sandbox.places import data_dir
-        from sandbox.policy_file import policy_directories
+        from sandbox.policy.directories import policy_directories
         from sandbox.runner import Places, Runner
 
         places = Places(
@@ -52,7 +53,7 @@ class Session:
 
         `thorough`, and the first call after a boot, also looks for containers without a workspace.
         """
-        from sandbox.workspace import abandoned, sweep
+        from sandbox.container.workspace import abandoned, sweep
 
         stamp = self.runtime_dir / "swept"
         first = thorough or not stamp.exists()

@@ -17,7 +17,7 @@ def uninstall(*, dry_run: bool, yes: bool) -> int:
     As root, root's installation with the user `sandbox`; else that of the user who calls, with `sudo` for the command in
     /usr/local/bin. Packages stay. A second call goes on where the first one failed.
     """
-    from sandbox.uninstall import plan
+    from sandbox.installed.removal import plan
 
     planned = plan()
     if not planned.steps:

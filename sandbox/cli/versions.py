@@ -7,7 +7,7 @@ import functools
 import click
 
 from sandbox.cli.screen import escaped
-from sandbox.client_calls import versions_differ
+from sandbox.client.calls import versions_differ
 
 
 @functools.cache

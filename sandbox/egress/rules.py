@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from sandbox.egress.addresses import address_problem
 
@@ -167,3 +168,15 @@ def _label_problem(label: str) -> str:
     if len(label) > 63:
         return "a part between two dots has more than 63 characters"
     return "a part between two dots begins or ends with a hyphen"
+
+
+def rules_of(hosts: Iterable[str]) -> Iterator[Rule]:
+    """Yield a rule for every host; a page of an index may name what is none, and that is refused when it is asked for."""
+    for host in dict.fromkeys(hosts):
+        with contextlib.suppress(ValueError):
+            yield parse_rule(host)
+
+
+def networks(texts: Sequence[str]) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return IP networks from their texts."""
+    return tuple(ip_network(text) for text in texts)

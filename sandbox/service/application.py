@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from sandbox.errors import Internal, SandboxError
-from sandbox.service import catalogue, environments, later, maintenance, runs
-from sandbox.service.access import Access
-from sandbox.service.answers import error_answer, signed, translated
-from sandbox.service.intake import BODY, Intake
-from sandbox.service.queries import asked_for
+from sandbox.service.door.access import Access
+from sandbox.service.intake.reading import BODY, Intake
+from sandbox.service.routes import catalogue, environments, later, maintenance, runs
+from sandbox.service.routes.answers import error_answer, signed, translated
+from sandbox.service.routes.queries import asked_for
 from sandbox.service.state import CALLER, STATE, PolicyBook, State
 
 if TYPE_CHECKING:

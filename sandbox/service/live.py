@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, cast
 
+from sandbox.environment.requirements import without_hashes
 from sandbox.errors import MAX_FACT_CHARS, EngineUnavailable, NotFound, SandboxError
-from sandbox.requirements import without_hashes
 
 LOG = logging.getLogger("sandbox.service")
 

@@ -18,9 +18,9 @@ from typing import TextIO
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
-from sandbox.history_row import Row
 from sandbox.printable import printable
-from sandbox.service.config_model import Log
+from sandbox.service.config.model import Log
+from sandbox.service.history.row import Row
 
 LOG = logging.getLogger("sandbox.service")
 MAX_NAME_CHARS = 80

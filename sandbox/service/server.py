@@ -17,38 +17,38 @@ from typing import Any
 
 from aiohttp import web
 
-from sandbox.artefacts import Artefacts
-from sandbox.cell import Maker
-from sandbox.cells import CellCounts, CellLimits, Cells
+from sandbox.cell.cell import Maker
+from sandbox.cell.warm import CellCounts, CellLimits, Cells
+from sandbox.container.pool import Pool, PoolCounts, PoolLimits
+from sandbox.container.standby import Places, ReadySandbox
+from sandbox.container.workspace import sweep
+from sandbox.engine.podman import PodmanEngine
+from sandbox.environment.requirements import parse_libraries
 from sandbox.errors import Internal, SandboxError
-from sandbox.history import History, Retention
-from sandbox.history_row import HISTORY
-from sandbox.host import probe
-from sandbox.keeping import Keeping
-from sandbox.metrics import Live, Metrics, Shelved
+from sandbox.host.probe import probe
 from sandbox.models import RunRequest
-from sandbox.podman_engine import PodmanEngine
-from sandbox.pool import Pool, PoolCounts, PoolLimits
-from sandbox.ready import Places, ReadySandbox
-from sandbox.requirements import parse_libraries
-from sandbox.results import Results
 from sandbox.runner import Runner
-from sandbox.service import systemd
-from sandbox.service.access import Access
 from sandbox.service.admission import Admission
 from sandbox.service.application import application
-from sandbox.service.config import ServiceConfig
-from sandbox.service.config_model import History as Bounds
-from sandbox.service.config_model import Socket
-from sandbox.service.config_names import unknown_names
-from sandbox.service.connections import IDLE_S, Connections, most_connections
+from sandbox.service.config.load import ServiceConfig
+from sandbox.service.config.model import History as Bounds
+from sandbox.service.config.model import Socket
+from sandbox.service.config.names import unknown_names
+from sandbox.service.door import systemd
+from sandbox.service.door.access import Access
+from sandbox.service.door.connections import IDLE_S, Connections, most_connections
+from sandbox.service.door.listen import BACKLOG, Listener, open_socket
 from sandbox.service.handling import Handling
-from sandbox.service.listen import BACKLOG, Listener, open_socket
-from sandbox.service.parser import Parser
+from sandbox.service.history.artefacts import Artefacts
+from sandbox.service.history.history import History, Retention
+from sandbox.service.history.keeping import Keeping
+from sandbox.service.history.kept_answers import Results
+from sandbox.service.history.row import HISTORY
+from sandbox.service.intake.parser import Parser
+from sandbox.service.metrics import Live, Metrics, Shelved
+from sandbox.service.sole_service import sole_service
 from sandbox.service.state import PolicyBook, State
-from sandbox.service.webhooks import Webhooks, key_of
-from sandbox.sole_service import sole_service
-from sandbox.workspace import sweep
+from sandbox.service.webhooks.sending import Webhooks, key_of
 
 LOG = logging.getLogger("sandbox.service")
 # What an image's name stands for is looked up again after so long, at the latest.

@@ -11,26 +11,26 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sandbox.artefacts import Artefacts
-from sandbox.cells import Cells
+from sandbox.cell.warm import Cells
+from sandbox.container.pool import Pool
+from sandbox.container.standby import Setting
+from sandbox.engine.podman import PodmanEngine
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
-from sandbox.history import History
-from sandbox.host import HostFacts
-from sandbox.metrics import Metrics
-from sandbox.podman_engine import PodmanEngine
-from sandbox.policy import LoadedPolicy, load_policy, policy_files
-from sandbox.policy_explain import shown
-from sandbox.policy_file import NAME
-from sandbox.pool import Pool
-from sandbox.ready import Setting
-from sandbox.results import Results
+from sandbox.host.facts import HostFacts
+from sandbox.policy.directories import NAME
+from sandbox.policy.load import LoadedPolicy, load_policy, policy_files
+from sandbox.policy.mistakes import shown
 from sandbox.runner import Runner
-from sandbox.service.access import Caller
 from sandbox.service.admission import Admission
-from sandbox.service.config import ServiceConfig
+from sandbox.service.config.load import ServiceConfig
+from sandbox.service.door.access import Caller
+from sandbox.service.history.artefacts import Artefacts
+from sandbox.service.history.history import History
+from sandbox.service.history.kept_answers import Results
+from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
-from sandbox.service.parser import Parser
-from sandbox.service.webhooks import Webhooks
+from sandbox.service.metrics import Metrics
+from sandbox.service.webhooks.sending import Webhooks
 
 
 class PolicyBook:

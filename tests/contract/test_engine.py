@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from sandbox import places
-from sandbox.engine import Engine
-from sandbox.environment_image import BaseImage, WrittenImage, check, write_image
+from sandbox.engine.podman import PodmanEngine
+from sandbox.engine.protocol import Engine
+from sandbox.environment.layers import BaseImage, WrittenImage, check, write_image
+from sandbox.environment.tree import Kind, encode_header
 from sandbox.errors import BuildFailed, ImageUnavailable, NotFound
-from sandbox.host import probe
-from sandbox.podman_engine import PodmanEngine
-from sandbox.tree import Kind, encode_header
+from sandbox.host.probe import probe
 from tests import archive as archives
 from tests.fake_engine import BASE, FakeEngine
 

@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sandbox import mmdebstrap, places
-from sandbox.apt_sources import host_sources, os_release, sources_for, with_key_files
-from sandbox.index import read_index
+from sandbox import places
+from sandbox.image.base import mmdebstrap
+from sandbox.image.base.apt_sources import host_sources, os_release, sources_for, with_key_files
+from sandbox.index.pip_config import read_index
 
 HERE = Path(__file__).parent
 # What a reader has: a way to root, a way to download.

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sandbox.harness import compile_program
-from sandbox.index import host_certificates
+from sandbox.index.pip_config import host_certificates
 from tests.command import document, environment, left_behind
 from tests.e2e.libraries import PICTURES, TABLES, WEB
 from tests.e2e.website import KEY, PAGE, ROWS, Website, own_certificate, website

@@ -24,18 +24,18 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import SecretStr
 
-from sandbox import spec
-from sandbox.cell import Maker
-from sandbox.cells import CellCounts, CellLimits, Cells
-from sandbox.container import Container
-from sandbox.engine import Engine
+from sandbox.cell.cell import Maker
+from sandbox.cell.warm import CellCounts, CellLimits, Cells
+from sandbox.container import spec
+from sandbox.container.container import Container
+from sandbox.container.standby import fresh
+from sandbox.engine.podman import PodmanEngine
+from sandbox.engine.protocol import Engine
 from sandbox.errors import NotEnforceable
-from sandbox.host import HostFacts
+from sandbox.host.facts import HostFacts
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
-from sandbox.podman_engine import PodmanEngine
-from sandbox.policy import load_policy
-from sandbox.policy_model import Policy
-from sandbox.ready import fresh
+from sandbox.policy.load import load_policy
+from sandbox.policy.model import Policy
 from sandbox.runner import Places, Runner
 
 T = TypeVar("T")
@@ -220,7 +220,7 @@ def weakened(weaken: Weakening, kind: type[WeakSandbox] = WeakSandbox) -> Iterat
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sandbox.ready.Container", make)
+        patch.setattr("sandbox.container.standby.Container", make)
         yield made
 
 

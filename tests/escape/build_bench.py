@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from sandbox import installation, places
-from sandbox.environment_identity import LABEL_BUILD, Environment
+from sandbox import places
+from sandbox.environment import installation
+from sandbox.environment.identity import LABEL_BUILD, Environment
+from sandbox.environment.lock import Lock, LockedFile, LockedPackage
 from sandbox.errors import SandboxError
-from sandbox.lock import Lock, LockedFile, LockedPackage
 from sandbox.models import RunRequest, RunResult
 from tests.escape.bench import SLOWER, Bench
 from tests.integration.package_index import PackageIndex, sdist

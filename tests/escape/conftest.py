@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.index import VARIABLES
+from sandbox.index.pip_config import VARIABLES
 from tests.escape.bench import IN_CELLS, Bench
 from tests.escape.build_bench import Builds, own_builds
 from tests.integration.package_index import package_index

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from sandbox.client import Client
 from sandbox.runner import Places
-from sandbox.service.access import Access, Caller, Identity, decide
 from sandbox.service.application import application
-from sandbox.service.config_model import ServiceConfig
+from sandbox.service.config.model import ServiceConfig
+from sandbox.service.door.access import Access, Caller, Identity, decide
 from sandbox.service.server import accepting, running
 
 OWNER_UID = 424_242

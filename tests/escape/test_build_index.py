@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sandbox import environment
-from sandbox.index import discover_file_hosts
+from sandbox.environment import environments as environment
+from sandbox.index.files import discover_file_hosts
 from tests.escape.bench import SLOWER
 from tests.escape.build_bench import Builds, hostile_wheel
 from tests.integration.package_index import PackageIndex, package_index, wheel

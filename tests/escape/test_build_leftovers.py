@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import environment_image
-from sandbox.environment_identity import LABEL_BASE, LABEL_BUILD, LABEL_ENVIRONMENT, LABEL_LOCK
+from sandbox.environment import layers as environment_image
+from sandbox.environment.identity import LABEL_BASE, LABEL_BUILD, LABEL_ENVIRONMENT, LABEL_LOCK
 from sandbox.models import Outcome
 from tests.escape.build_bench import Builds, hostile_wheel
 

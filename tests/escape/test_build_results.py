@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.tree import Kind, encode_header
+from sandbox.environment.tree import Kind, encode_header
 from tests.escape.bench import SLOWER
 from tests.escape.build_bench import Builds, hostile_step, hostile_wheel
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import installation
+from sandbox.environment import installation
 from sandbox.errors import BuildFailed
 from tests.escape.build_bench import SYMLINK, Builds, hostile_wheel, zeros_wheel
 

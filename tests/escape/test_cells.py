@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from sandbox import library, verify_cell
+from sandbox.cell import verify as verify_cell
+from sandbox.container import harness_files as library
 from sandbox.errors import NotEnforceable
-from sandbox.family import children, family
+from sandbox.kernel.family import children, family
 from sandbox.models import ControlEvidence, Outcome, RunResult
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import SLOWER, Bench, CellRuns, value_of
@@ -389,8 +390,8 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **
     directory.chmod(0o755)
     (directory / "harness.py").write_text(source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sandbox.ready.harness_directory", lambda _: directory)
-        patch.setattr("sandbox.verify_cell.compare", compare)
+        patch.setattr("sandbox.container.standby.harness_directory", lambda _: directory)
+        patch.setattr("sandbox.cell.verify.compare", compare)
         runs = CellRuns(bench)
         try:
             results = [runs.run(bench.request(code, policy=policy, **{**ONE_NODE, **fields})) for code in codes]
@@ -469,7 +470,7 @@ def test_a_capability_that_is_kept_is_noticed(bench: Bench, policy: str, kept: s
 @pytest.mark.control
 def test_a_filter_that_can_not_be_installed_means_no_cell_and_a_container_that_says_so(bench: Bench, policy: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sandbox.cell_filter.MAKER_CALLS", ("mount", "capset"))
+        patch.setattr("sandbox.cell.filter.MAKER_CALLS", ("mount", "capset"))
         runs = CellRuns(bench, expected="container")
         try:
             result = runs.run(bench.request("result = 5", policy=policy, **ONE_NODE))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.family import children, family
+from sandbox.kernel.family import children, family
 from sandbox.models import Outcome
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import Bench

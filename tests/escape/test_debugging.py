@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.library import SOURCE
+from sandbox.container.harness_files import SOURCE
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import UNCONFINED, Bench, WeakResult, other_harness
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from sandbox.container.spec import RUN_LABEL
 from sandbox.errors import PolicyDenied
-from sandbox.execution import Follow
 from sandbox.models import Outcome, RunResult
-from sandbox.spec import RUN_LABEL
+from sandbox.run.execution import Follow
 from tests.escape.bench import Bench, Weakening
 
 pytestmark = pytest.mark.host_only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox import kernel_memory
+from sandbox.kernel import memory as kernel_memory
 from sandbox.models import Outcome
 from tests.escape.bench import Bench
 

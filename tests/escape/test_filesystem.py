@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.spec import JOB_DIR, LIB_DIR, MIB
+from sandbox.container.spec import JOB_DIR, LIB_DIR, MIB
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import CONTAINER_ROOT, UNCONFINED, WRITABLE_ROOT, Bench, WeakResult, tmpfs_option, weakening
 

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox import wire_records
-from sandbox.canonical import Canonical
+from sandbox.channel import records as wire_records
+from sandbox.channel.canonical import Canonical
+from sandbox.channel.frames import encode
 from sandbox.document import as_document
 from sandbox.models import Outcome
-from sandbox.service.config_model import ServiceConfig
-from sandbox.wire import encode
+from sandbox.service.config.model import ServiceConfig
 from tests.command import COMMAND, environment
 from tests.escape.bench import ESCAPE_POLICY, IN_CELLS, Bench, other_harness, weakened
 from tests.escape.service_bench import OWNER_UID, service_for, user

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.container.spec import MIB
 from sandbox.document import as_document
 from sandbox.errors import Internal, NotEnforceable
 from sandbox.models import Outcome
-from sandbox.spec import MIB
 from tests.escape.bench import Bench, other_harness, tightening
 
 pytestmark = pytest.mark.host_only
@@ -141,7 +141,7 @@ def test_a_lie_before_the_start_is_an_error_of_the_sandbox_and_no_success(
 
 @pytest.mark.parametrize(
     ("constant", "text"),
-    [("sandbox.enclosure.READY_TIMEOUT_S", "pass"), ("sandbox.execution.START_TIMEOUT_S", "ready()")],
+    [("sandbox.container.sandbox.READY_TIMEOUT_S", "pass"), ("sandbox.run.execution.START_TIMEOUT_S", "ready()")],
     ids=["never ready", "never takes the job"],
 )
 def test_a_harness_that_does_nothing_is_given_up(

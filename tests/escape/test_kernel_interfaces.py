@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox.seccomp import load_profile
+from sandbox.policy.seccomp import load_profile
 from tests.escape.attacks import needs_known_architecture, needs_x86_64, program, system_calls
 from tests.escape.bench import UNCONFINED, Bench, WeakResult
 

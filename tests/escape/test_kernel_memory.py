@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import kernel_memory
+from sandbox.container.spec import MIB
+from sandbox.kernel import memory as kernel_memory
 from sandbox.models import Outcome
-from sandbox.spec import MIB
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import UNCONFINED, Bench, value_of
 

@@ -6,8 +6,8 @@ from textwrap import dedent
 
 import pytest
 
+from sandbox.container.spec import MIB
 from sandbox.models import Outcome, RunResult
-from sandbox.spec import MIB
 from tests.escape.bench import Bench, tightening, tmpfs_option
 
 CAP_MIB = 96

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.kernel_files import MASKED_BY_PODMAN, MASKS
+from sandbox.container.kernel_files import MASKED_BY_PODMAN, MASKS
 from tests.escape.bench import CONTAINER_ROOT, UNMASKED, Bench, WeakResult, podmans_own
 
 if sys.version_info >= (3, 11):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.container.spec import MIB
 from sandbox.models import Outcome
-from sandbox.spec import MIB
 from tests.escape.bench import Bench
 
 pytestmark = pytest.mark.host_only

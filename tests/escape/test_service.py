@@ -19,7 +19,7 @@ import pytest
 
 from sandbox.errors import AccessDenied
 from sandbox.service.application import ROUTES
-from sandbox.service.config_model import ServiceConfig
+from sandbox.service.config.model import ServiceConfig
 from tests.escape.bench import Bench
 from tests.escape.service_bench import OWNER_UID, User, service_for, user
 

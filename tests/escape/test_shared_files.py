@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from sandbox.execution import Follow
-from sandbox.kernel_files import SYSTEM_DEVICES, TERMINALS
+from sandbox.container.kernel_files import SYSTEM_DEVICES, TERMINALS
+from sandbox.container.spec import LIB_DIR
 from sandbox.models import Outcome, RunResult
-from sandbox.spec import LIB_DIR
+from sandbox.run.execution import Follow
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import UNCONFINED, Bench, Weakening
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from sandbox.spec import OWNER_LABEL, RUN_LABEL
+from sandbox.container.spec import OWNER_LABEL, RUN_LABEL
 from tests.integration.service import Service
 
 

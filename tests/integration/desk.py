@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from sandbox import spec
-from sandbox.environment_identity import Environment
+from sandbox.container import spec
+from sandbox.environment.identity import Environment
+from sandbox.environment.lock import Lock
 from sandbox.errors import BuildFailed
-from sandbox.lock import Lock
 from sandbox.models import RunRequest, RunResult
-from sandbox.policy_file import policy_directories
+from sandbox.policy.directories import policy_directories
 from sandbox.runner import Places, Runner
 from tests.escape.bench import Bench, value_of
 from tests.integration.package_index import PackageIndex, package_index

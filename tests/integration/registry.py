@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.image import REPOSITORY
+from sandbox.image.admission import REPOSITORY
 from tests.command import environment
 
 

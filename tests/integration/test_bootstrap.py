@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sandbox import base_image, places
-from sandbox.apt_sources import os_release
+from sandbox import places
 from sandbox.cli.image import bootstrap_command
-from sandbox.engine import Engine, ImageRecord
+from sandbox.engine.podman import PodmanEngine
+from sandbox.engine.protocol import Engine, ImageRecord
 from sandbox.errors import BuildFailed
-from sandbox.host import probe
-from sandbox.image import AdmittedImage, admit, ensure
-from sandbox.podman_engine import PodmanEngine
+from sandbox.host.probe import probe
+from sandbox.image.admission import AdmittedImage, admit, ensure
+from sandbox.image.base import bootstrap as base_image
+from sandbox.image.base.apt_sources import os_release
 
 pytestmark = pytest.mark.podman
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import code_check, image
-from sandbox.code_check import CodeCheck, check_code
+from sandbox.container.standby import Setting, fresh
 from sandbox.errors import Internal, InvalidRequest
-from sandbox.execution import Execution, Prepared
-from sandbox.image import AdmittedImage
+from sandbox.image import admission as image
+from sandbox.image.admission import AdmittedImage
 from sandbox.models import Outcome, RunRequest, RunResult
-from sandbox.policy import load_policy
-from sandbox.ready import Setting, fresh
+from sandbox.policy.load import load_policy
+from sandbox.run import code_check
+from sandbox.run.code_check import CodeCheck, check_code
+from sandbox.run.execution import Execution, Prepared
 from tests.escape.bench import Bench
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import install_program, installation
-from sandbox.environment_image import BaseImage, add, write_image
-from sandbox.image import REPOSITORY
+from sandbox import install_program
+from sandbox.environment import installation
+from sandbox.environment.layers import BaseImage, add, write_image
+from sandbox.image.admission import REPOSITORY
 from tests.command import COMMAND, document, environment, sandbox
 from tests.integration.desk import Desk, desk, index, shared_images, versions
 from tests.integration.package_index import BACKEND, PackageIndex, package_index, sdist, wheel
@@ -29,11 +30,11 @@ WAIT_S = 60.0
 IN_A_PROCESS = """
 import asyncio, sys
 from pathlib import Path
-from sandbox.ready import Places
-from sandbox.host import probe
+from sandbox.container.standby import Places
+from sandbox.host.probe import probe
 from sandbox.models import RunRequest
-from sandbox.podman_engine import PodmanEngine
-from sandbox.policy_file import policy_directories
+from sandbox.engine.podman import PodmanEngine
+from sandbox.toml_file import policy_directories
 from sandbox.runner import Runner
 runtime, cache, data, policies, library = sys.argv[1:]
 engine = PodmanEngine(probe(Path(runtime)).engine, runtime_dir=Path(runtime))

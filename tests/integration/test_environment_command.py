@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sandbox import places
-from sandbox.environment_store import Store
-from sandbox.lock import Lock
+from sandbox.environment.lock import Lock
+from sandbox.environment.store import Store
 from tests.command import environment, sandbox
 from tests.integration.package_index import PackageIndex, package_index, wheel
 from tests.integration.service import served

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.environment.lock import Lock
 from sandbox.errors import BuildFailed, InvalidRequest
-from sandbox.lock import Lock
 from tests.command import environment, sandbox
 from tests.integration.certificates import certified
 from tests.integration.desk import Desk, desk, index, shared_images

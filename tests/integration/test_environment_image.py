@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from sandbox import places
-from sandbox.engine import Engine, ImageRecord
-from sandbox.environment_image import BaseImage, WrittenImage, add, check, write_image
+from sandbox.engine.podman import PodmanEngine
+from sandbox.engine.protocol import Engine, ImageRecord
+from sandbox.environment.layers import BaseImage, WrittenImage, add, check, write_image
+from sandbox.environment.tree import Kind, encode_header
 from sandbox.errors import BuildFailed, ImageUnavailable
-from sandbox.host import probe
-from sandbox.image import REPOSITORY
-from sandbox.podman_engine import PodmanEngine
-from sandbox.tree import Kind, encode_header
+from sandbox.host.probe import probe
+from sandbox.image.admission import REPOSITORY
 from tests import archive as archives
 from tests.command import sandbox
 from tests.integration.registry import Registry, insecure
@@ -147,9 +147,9 @@ def test_a_registry_that_nobody_vouches_for_gets_no_image(
 ADDING = """
 import sys
 from pathlib import Path
-from sandbox.host import probe
+from sandbox.host.probe import probe
 from sandbox.places import runtime_dir
-from sandbox.podman_engine import PodmanEngine
+from sandbox.engine.podman import PodmanEngine
 engine = PodmanEngine(probe(runtime_dir()).engine, runtime_dir=runtime_dir())
 engine.add_image(Path(sys.argv[1]), sys.argv[2])
 """

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from sandbox.environment_identity import Environment, image_name
-from sandbox.environment_store import PruneLimits, Record, Store, lease_key
+from sandbox.environment.identity import Environment, image_name
+from sandbox.environment.store import PruneLimits, Record, Store, lease_key
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest
-from sandbox.execution import Follow
 from sandbox.models import RunRequest, RunResult
 from sandbox.progress import Progress
+from sandbox.run.execution import Follow
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel
 from tests.integration.test_environment import IN_A_PROCESS
@@ -26,7 +26,7 @@ EVERYTHING = PruneLimits(budget_bytes=0)
 WAIT_S = 60.0
 KILLED_BEFORE_THE_RECORD = """
 import os
-from sandbox.environment_store import Store
+from sandbox.environment.store import Store
 def keep(self, record):
     print(record.id, flush=True)
     os.kill(os.getpid(), 9)

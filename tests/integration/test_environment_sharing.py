@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.image import REPOSITORY
+from sandbox.image.admission import REPOSITORY
 from tests.command import environment, sandbox
 from tests.integration.package_index import package_index, wheel
 from tests.integration.registry import Registry, insecure, podman, untag

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from sandbox.host import HostFacts
+from sandbox.host.facts import HostFacts
 from tests import platforms
 from tests.command import document, sandbox
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from sandbox import kernel
-from sandbox.family import family
+from sandbox.container.preload import at_rest
+from sandbox.container.standby import Places, ReadySandbox, Setting, fresh
+from sandbox.kernel import process as kernel
+from sandbox.kernel.family import family
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
-from sandbox.preload import at_rest
-from sandbox.ready import Places, ReadySandbox, Setting, fresh
 from sandbox.runner import Runner
 from tests.escape.bench import Bench, value_of
 from tests.integration.desk import Desk, desk, index, shared_images
@@ -144,7 +144,7 @@ def test_a_waiting_process_that_died_costs_the_run_nothing(bench: Bench, desk: D
 def test_whatever_an_import_does_the_run_has_its_sandbox(
     bench: Bench, desk: Desk, libraries: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sandbox.preload.READY_TIMEOUT_S", 3.0)  # long enough for what ends, short for what hangs
+    monkeypatch.setattr("sandbox.container.preload.READY_TIMEOUT_S", 3.0)  # long enough for what ends, short for what hangs
     loaded = {}
     for harm in HARM:
         preloading = Preloading(bench, desk.places, "good", harm)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.image import REPOSITORY
+from sandbox.image.admission import REPOSITORY
 from tests.command import left_behind, sandbox
 from tests.integration.registry import Registry, untag
 

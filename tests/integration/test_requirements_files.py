@@ -15,7 +15,7 @@ import pytest
 
 from sandbox.client import Client
 from sandbox.errors import BuildFailed
-from sandbox.index import VARIABLES
+from sandbox.index.pip_config import VARIABLES
 from tests.command import document, environment, sandbox
 from tests.integration.package_index import PackageIndex, package_index, wheel
 from tests.integration.service import served

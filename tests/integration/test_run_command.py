@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.policy import load_policy
-from sandbox.policy_file import policy_directories
+from sandbox.policy.directories import policy_directories
+from sandbox.policy.load import load_policy
 from tests.command import COMMAND, document, environment, left_behind, on_terminal, our_containers, sandbox, workspaces
 
 pytestmark = pytest.mark.podman

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client
-from sandbox.client_answers import (
+from sandbox.client.answers import (
     CodeCheck,
     Image,
     MissingModule,

@@ -24,8 +24,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from sandbox.errors import SandboxError
-from sandbox.service.connections import PER_USER
-from sandbox.service.openapi import openapi
+from sandbox.service.door.connections import PER_USER
+from sandbox.service.routes.openapi import openapi
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, raw, until
 

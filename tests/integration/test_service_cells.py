@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client, Result
-from sandbox.family import children, family
+from sandbox.kernel.family import children, family
 from tests.command import left_behind
 from tests.integration.belongings import command_line, monitors, own_containers
 from tests.integration.service import Service, served

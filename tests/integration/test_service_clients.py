@@ -19,7 +19,7 @@ import pytest
 from sandbox import __version__
 from sandbox.client import AsyncClient, Client
 from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFull
-from sandbox.service.record import ENDINGS
+from sandbox.service.history.record import ENDINGS
 from tests.command import environment, left_behind, sandbox
 from tests.integration.service import Service, served
 from tests.integration.test_service import until

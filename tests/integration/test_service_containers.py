@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client
-from sandbox.host import probe
-from sandbox.image import REPOSITORY
+from sandbox.host.probe import probe
+from sandbox.image.admission import REPOSITORY
 from sandbox.places import runtime_dir
 from tests.command import sandbox
 from tests.integration.service import Service, served

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from sandbox import places
+from sandbox.engine.podman import PING_TIMEOUT_S, SHORT_TIMEOUT_S, PodmanEngine
 from sandbox.errors import EngineUnavailable, SandboxError
-from sandbox.family import children
-from sandbox.host import probe
-from sandbox.podman_engine import PING_TIMEOUT_S, SHORT_TIMEOUT_S, PodmanEngine
+from sandbox.host.probe import probe
+from sandbox.kernel.family import children
 from tests.command import workspaces
 from tests.fake_engine import BASE
 from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client
-from sandbox.client_answers import BuildConnections, BuiltEnvironment, Environment, EnvironmentShown, Pruned, Stopped
+from sandbox.client.answers import BuildConnections, BuiltEnvironment, Environment, EnvironmentShown, Pruned, Stopped
 from sandbox.errors import BuildFailed, EngineUnavailable, NotFound, SandboxError
-from sandbox.index import VARIABLES
+from sandbox.index.pip_config import VARIABLES
 from tests.integration.package_index import PackageIndex, package_index, wheel
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until

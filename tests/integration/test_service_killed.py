@@ -10,7 +10,7 @@ import pytest
 
 from sandbox import places
 from sandbox.errors import SandboxError
-from sandbox.family import family
+from sandbox.kernel.family import family
 from tests.command import workspaces
 from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces
 from tests.integration.service import Service, served

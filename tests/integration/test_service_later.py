@@ -15,7 +15,7 @@ from typing import ClassVar
 import pytest
 
 from sandbox.errors import NotFound
-from sandbox.history_row import SERVICE_ENDED
+from sandbox.service.history.row import SERVICE_ENDED
 from tests.command import environment, sandbox
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, until

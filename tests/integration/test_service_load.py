@@ -150,7 +150,7 @@ def rss_mib(pid: int) -> float:
 def parsers(pid: int) -> list[int]:
     """Return the processes of a service that take bodies apart."""
     children = [int(child) for tasks in Path(f"/proc/{pid}/task").iterdir() for child in (tasks / "children").read_text().split()]
-    return [child for child in children if b"sandbox.service.parsing" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in children if b"sandbox.service.intake.parser_program" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def held(service: Service) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import QueueFull
-from sandbox.service.config_model import ServiceConfig
+from sandbox.service.config.model import ServiceConfig
 from tests.escape.bench import Bench
 from tests.escape.service_bench import OWNER_UID, User, service_for, user
 from tests.integration.test_service import WAIT_S, until

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.image import REPOSITORY
+from sandbox.image.admission import REPOSITORY
 from tests.command import COMMAND, left_behind, on_terminal, our_containers, sandbox
 
 pytestmark = pytest.mark.podman
@@ -129,7 +129,7 @@ def test_the_health_check_of_an_image_never_runs(script: Path, tmp_path: Path) -
 
 def test_a_container_that_lost_its_workspace_is_removed_by_the_doctor(script: Path) -> None:
     from sandbox import places
-    from sandbox.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, runs_id
+    from sandbox.container.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, runs_id
 
     place = runs_id(places.runtime_dir() / "runs")
     labels = {RUN_LABEL: "lost", OWNER_LABEL: "19999", PLACE_LABEL: place}

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sandbox import spec, verify
-from sandbox.policy_model import Policy
-from sandbox.spec import OWN_PROCESSES, Cap, ContainerSpec
-from sandbox.verify import Observed
+from sandbox.container import spec, verify
+from sandbox.container.spec import OWN_PROCESSES, Cap, ContainerSpec
+from sandbox.container.verify import Observed
+from sandbox.policy.model import Policy
 
 # The cap's name in a policy: its key in the body for Podman.
 CAPS = {"memory": "memory", "cpus": "cpu", "processes": "pids"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.host import HostFacts
+from sandbox.host.facts import HostFacts
 from tests import platforms
 from tests.kernel.breaking import CAPS, break_cap
 from tests.kernel.machine import NEWCOMER

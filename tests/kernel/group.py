@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sandbox import spec
-from sandbox.execution import Follow
-from sandbox.kernel import CGROUP_ROOT, parse_events, session_group
+from sandbox.container import spec
+from sandbox.kernel.process import CGROUP_ROOT, parse_events, session_group
 from sandbox.models import Outcome, RunResult
+from sandbox.run.execution import Follow
 from tests.escape.bench import Bench
 
 Seen = TypeVar("Seen")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from sandbox.container.spec import MIB, OWN_PROCESSES
 from sandbox.models import Outcome, RunResult
-from sandbox.policy_model import Policy
-from sandbox.spec import MIB, OWN_PROCESSES
+from sandbox.policy.model import Policy
 from tests.escape.bench import Bench
 from tests.kernel.group import Group, observe
 

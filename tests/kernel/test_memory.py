@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from sandbox import kernel_memory
-from sandbox.execution import Follow
+from sandbox.kernel import memory as kernel_memory
 from sandbox.models import Outcome, RunResult
+from sandbox.run.execution import Follow
 from tests.escape.bench import SLOWER, Bench, value_of
 from tests.escape.test_file_locks import LOCKING
 from tests.escape.test_memory import ATTACKS, CAP_MIB

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox import places, podman_program
-from sandbox.host import probe
+from sandbox import places
+from sandbox.engine import program as podman_program
+from sandbox.engine.podman import PodmanEngine
+from sandbox.host.probe import probe
 from sandbox.models import Outcome
-from sandbox.podman_engine import PodmanEngine
 from tests import platforms
 from tests.command import sandbox
 from tests.escape.bench import Bench

@@ -6,15 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sandbox.host import HostFacts
+from sandbox.container.spec import ContainerSpec, Place, build
+from sandbox.host.facts import HostFacts
 from sandbox.models import RunRequest
-from sandbox.policy import load_policy
-from sandbox.policy_file import policy_directories
-from sandbox.policy_model import Policy
-from sandbox.seccomp import load_profile
-from sandbox.service.asked import request_of, run_asked
-from sandbox.service.bodies import Written
-from sandbox.spec import ContainerSpec, Place, build
+from sandbox.policy.directories import policy_directories
+from sandbox.policy.load import load_policy
+from sandbox.policy.model import Policy
+from sandbox.policy.seccomp import load_profile
+from sandbox.service.intake.asked import request_of, run_asked
+from sandbox.service.intake.bodies import Written
 from tests.fake_engine import fake_info
 
 

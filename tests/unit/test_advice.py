@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.advice import advice
 from sandbox.models import ProgramError
-from sandbox.policy_model import Policy
+from sandbox.policy.model import Policy
+from sandbox.run.advice import advice
 from tests.unit.factory import policy
 
 DNS = "[Errno -3] Temporary failure in name resolution"

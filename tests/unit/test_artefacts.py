@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.artefacts import Artefact, Artefacts
-from sandbox.keeping import LEAST_BYTES, Keeping
 from sandbox.models import SavedFile
+from sandbox.service.history.artefacts import Artefact, Artefacts
+from sandbox.service.history.keeping import LEAST_BYTES, Keeping
 
 ANN, BEN = 1001, 1002
 ONE, TWO, THREE, FOUR = ("1" * 32, "2" * 32, "3" * 32, "4" * 32)

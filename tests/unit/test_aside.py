@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.aside import LARGE_BYTES, aside, copied
+from sandbox.off_loop import LARGE_BYTES, aside, copied
 
 
 @pytest.mark.parametrize(("size_bytes", "here"), [(0, True), (LARGE_BYTES, True), (LARGE_BYTES + 1, False)])

@@ -10,8 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox import base_image, mmdebstrap
-from sandbox.apt_sources import (
+from sandbox.engine.protocol import Engine
+from sandbox.errors import BuildFailed, InvalidRequest
+from sandbox.image.base import bootstrap as base_image
+from sandbox.image.base import mmdebstrap
+from sandbox.image.base.apt_sources import (
     AptSource,
     host_sources,
     os_release,
@@ -21,9 +24,7 @@ from sandbox.apt_sources import (
     transport_options,
     with_key_files,
 )
-from sandbox.base_layer import DEFAULT_EPOCH, PACKAGES_FILE, write_archive, write_layer
-from sandbox.engine import Engine
-from sandbox.errors import BuildFailed, InvalidRequest
+from sandbox.image.base.layer import DEFAULT_EPOCH, PACKAGES_FILE, write_archive, write_layer
 
 ONE_LINE = """
 # deb http://archive.example/debian bookworm main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.build_directory import sweep_builds, workplace
+from sandbox.environment.build_directory import sweep_builds, workplace
 
 
 def test_what_a_killed_build_left_goes_with_the_next_and_a_live_one_s_stays(tmp_path: Path) -> None:

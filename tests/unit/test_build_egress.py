@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sandbox.build_egress import MAX_ROWS, note, read, summed
-from sandbox.environment_store import Store
+from sandbox.environment.build_egress import MAX_ROWS, note, read, summed
+from sandbox.environment.store import Store
 from sandbox.models import EgressRecord
 
 

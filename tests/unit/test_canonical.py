@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox import canonical as module
-from sandbox.canonical import AT_ONCE_BYTES, MAX_NUMBER_CHARS, PIECE_BYTES, NotCanonical, canonical
+from sandbox.channel import canonical as module
+from sandbox.channel.canonical import AT_ONCE_BYTES, MAX_NUMBER_CHARS, PIECE_BYTES, NotCanonical, canonical
 from sandbox.harness import MAX_DEPTH, as_json_text
 from tests.hostile import texts
 from tests.readers import LINE_ENDS, STEERS, strict
@@ -177,7 +177,7 @@ def test_what_the_harness_sends_has_its_form_already_but_for_marks_inside_of_str
 )  # fmt: skip
 def test_a_compact_large_text_takes_memory_in_proportion(text: bytes) -> None:
     code = (
-        "import resource, sys\nfrom sandbox.canonical import canonical\ntext = sys.stdin.buffer.read()\n"
+        "import resource, sys\nfrom sandbox.channel.canonical import canonical\ntext = sys.stdin.buffer.read()\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "room = used + 16 * len(text)\nresource.setrlimit(resource.RLIMIT_AS, (room, room))\ncanonical(text)"
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sandbox.cell_filter import MAKER_CALLS, MAKER_RULES, instructions, maker_profile
+from sandbox.cell.filter import MAKER_CALLS, MAKER_RULES, instructions, maker_profile
 from sandbox.errors import NotEnforceable
-from sandbox.policy_file import shipped_directory
-from sandbox.seccomp import SeccompProfile, load_profile
+from sandbox.policy.directories import shipped_directory
+from sandbox.policy.seccomp import SeccompProfile, load_profile
 
 # Takes on a filter as a cell does, then asks for system calls; the answers are error numbers, 0 for success.
 ASK = """
@@ -76,7 +76,7 @@ def test_the_maker_s_profile_is_the_program_s_and_a_few_calls() -> None:
 
 
 def test_a_host_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.cell_filter.LIBRARY", "libnothing.so.9")
+    monkeypatch.setattr("sandbox.cell.filter.LIBRARY", "libnothing.so.9")
     profile = strict()
     other = SeccompProfile(name="x", path=profile.path, sha256="", document={}, text=profile.text + " ")
     with pytest.raises(NotEnforceable, match="this host has no libnothing"):

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cell import LIFE_S, Cell, Maker, NoCells
-from sandbox.cells import CellLimits, Cells
+from sandbox.cell.cell import LIFE_S, Cell, Maker, NoCells
+from sandbox.cell.pace import MAX_NODES, Paces
+from sandbox.cell.warm import CellLimits, Cells
+from sandbox.container.isolation_row import FAST, WANTED
+from sandbox.container.standby import Ready, Setting
 from sandbox.errors import EngineUnavailable, SandboxError
-from sandbox.isolation_row import FAST, WANTED
-from sandbox.kernel import CgroupEvents
+from sandbox.kernel.process import CgroupEvents
 from sandbox.models import ControlEvidence
-from sandbox.pace import MAX_NODES, Paces
-from sandbox.ready import Ready, Setting
 
 START_S = 0.3
 

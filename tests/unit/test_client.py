@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from sandbox import errors
-from sandbox.async_client import AsyncClient
 from sandbox.client import OPTIONAL, Client, NoService, bytes_of, error_of, run_body
+from sandbox.client.async_client import AsyncClient
 from sandbox.document import error_document
 from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
-from sandbox.service.bodies import RunBody
-from sandbox.service.bodies import run_body as parsed
+from sandbox.service.intake.bodies import RunBody
+from sandbox.service.intake.bodies import run_body as parsed
 from tests.unit.factory import wanted
 
 WAIT_S = 10.0

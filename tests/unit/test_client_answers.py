@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import sandbox
 from sandbox import client as client_module
-from sandbox import client_base
-from sandbox.async_client import AsyncClient
 from sandbox.client import Client
+from sandbox.client import base as client_base
+from sandbox.client.async_client import AsyncClient
 from sandbox.errors import EngineUnavailable, Internal, NotFound, QueueFull, SandboxError
 from tests.unit.echoing import KINDS, WAIT_S, answer_of
 

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import code_check_program, harness, spec
-from sandbox.code_check import CodeCheck, MissingModule, Problem, check_code, distribution_of
+from sandbox import code_check_program, harness
 from sandbox.code_check_program import MAX_IMPORTS, MAX_MISSING, check
+from sandbox.container import spec
+from sandbox.container.standby import Setting
 from sandbox.errors import Internal, InvalidRequest, PolicyDenied
-from sandbox.execution import Prepared
-from sandbox.image import AdmittedImage
+from sandbox.image.admission import AdmittedImage
 from sandbox.models import Outcome, RunResult, Tightening
-from sandbox.policy_file import policy_directories
-from sandbox.ready import Setting
-from sandbox.seccomp import load_profile
+from sandbox.policy.directories import policy_directories
+from sandbox.policy.seccomp import load_profile
+from sandbox.run.code_check import CodeCheck, MissingModule, Problem, check_code, distribution_of
+from sandbox.run.execution import Prepared
 from tests.unit.factory import policy
 
 # ---- what the program says

@@ -15,11 +15,11 @@ import pytest
 from sandbox import templates
 from sandbox.cli.completion import SHELLS, source
 from sandbox.cli.main import COMMANDS
-from sandbox.environment_store import Record, Store
-from sandbox.history import History, Retention
-from sandbox.history_row import HISTORY, Row
+from sandbox.environment.store import Record, Store
 from sandbox.places import private_directory
-from sandbox.service.record import ENDINGS
+from sandbox.service.history.history import History, Retention
+from sandbox.service.history.record import ENDINGS
+from sandbox.service.history.row import HISTORY, Row
 from tests.command import COMMAND, environment
 
 TIMEOUT_S = 60

@@ -6,8 +6,8 @@ import subprocess
 import time
 import uuid
 
-from sandbox.conmon import kill_left_over, monitors
-from sandbox.family import family
+from sandbox.engine.conmon import kill_left_over, monitors
+from sandbox.kernel.family import family
 
 
 def test_a_left_over_monitor_is_killed_with_what_it_started_and_no_other() -> None:

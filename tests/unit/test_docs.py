@@ -20,8 +20,8 @@ from sandbox.client import Client
 from sandbox.errors import SandboxError
 from sandbox.harness import compile_program
 from sandbox.models import EXIT_STATUS, Outcome
-from sandbox.service.config import variable_of
-from sandbox.service.config_model import KEYS, ServiceConfig
+from sandbox.service.config.load import variable_of
+from sandbox.service.config.model import KEYS, ServiceConfig
 
 ROOT = Path(__file__).parents[2]
 GENERATED = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}

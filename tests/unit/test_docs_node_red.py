@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.policy_file import parse
-from sandbox.service.config import load_config
-from sandbox.service.config_model import Socket
-from sandbox.service.listen import open_socket
+from sandbox.service.config.load import load_config
+from sandbox.service.config.model import Socket
+from sandbox.service.door.listen import open_socket
+from sandbox.toml_file import parse
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "node-red.md").read_text()

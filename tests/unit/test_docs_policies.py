@@ -12,10 +12,10 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from sandbox.errors import InvalidRequest, PolicyDenied
-from sandbox.policy import load_policy, shipped_directory
-from sandbox.policy_file import parse
-from sandbox.policy_model import KEYS, RESERVED, Policy, PolicyDocument, Sections, range_of, unit_of
-from sandbox.policy_order import ORDER
+from sandbox.policy.load import load_policy, shipped_directory
+from sandbox.policy.model import KEYS, RESERVED, Policy, PolicyDocument, Sections, range_of, unit_of
+from sandbox.policy.order import ORDER
+from sandbox.toml_file import parse
 
 DOCS = Path(__file__).parents[2] / "docs/policies.md"
 TEXT = DOCS.read_text()

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from typing import Any
 
-from sandbox.container import accepted
+from sandbox.container.container import accepted
 
 
 def test_a_wait_that_is_cancelled_as_the_connection_comes_is_quiet_and_loses_nothing() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from sandbox.base_layer import DEFAULT_EPOCH
-from sandbox.engine import ImageRecord
-from sandbox.environment_image import MAX_LAYERS, BaseImage, WrittenImage, add, check, write_image
+from sandbox.engine.protocol import ImageRecord
+from sandbox.environment.layers import MAX_LAYERS, BaseImage, WrittenImage, add, check, write_image
+from sandbox.environment.tree import Kind, TreeRefused, encode_header
 from sandbox.errors import BuildFailed, ImageUnavailable
-from sandbox.tree import Kind, TreeRefused, encode_header
+from sandbox.image.base.layer import DEFAULT_EPOCH
 from tests import archive as archives
 from tests.fake_engine import BASE, FakeEngine
 

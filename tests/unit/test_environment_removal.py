@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.environment_identity import image_name
-from sandbox.environment_removal import Removal
-from sandbox.environment_store import CACHED_FILES, PruneLimits, Record, Store
-from sandbox.wheel_cache import FileCache
+from sandbox.environment.identity import image_name
+from sandbox.environment.removal import Removal
+from sandbox.environment.store import CACHED_FILES, PruneLimits, Record, Store
+from sandbox.environment.wheel_cache import FileCache
 from tests.fake_engine import BASE, FakeEngine
 from tests.unit.test_environment_store import RECORD
 

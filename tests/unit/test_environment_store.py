@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.environment_store import PruneLimits, Record, Store, prunable
+from sandbox.environment.store import PruneLimits, Record, Store, prunable
 from sandbox.errors import BuildFailed
 
 DAY_S = 86_400.0
@@ -156,7 +156,7 @@ def test_only_one_at_a_time_works_on_a_key_and_the_other_waits(tmp_path: Path) -
 def test_an_environment_in_use_by_another_process_is_known_until_that_process_is_killed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     code = (
-        "import asyncio, sys, pathlib\nfrom sandbox.environment_store import Store\n"
+        "import asyncio, sys, pathlib\nfrom sandbox.environment.store import Store\n"
         "async def use():\n"
         "    async with Store(pathlib.Path(sys.argv[1])).in_use('env'):\n"
         "        print('using', flush=True)\n        await asyncio.sleep(60)\n"

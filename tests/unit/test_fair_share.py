@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.fair_share import Piece, first_out, going
+from sandbox.service.history.fair_share import Piece, first_out, going
 
 PIECES = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 50)), max_size=40)
 

@@ -15,8 +15,9 @@ from functools import partial
 
 import pytest
 
-from sandbox.family import children, fields
-from sandbox.wire import CANCEL, Collector, job_frames, preload_frame
+from sandbox.channel.collector import Collector
+from sandbox.channel.frames import CANCEL, job_frames, preload_frame
+from sandbox.kernel.family import children, fields
 from tests.unit.test_harness_driver import LIMITS, Harness, Run, job, run, separate, started_harness
 from tests.unit.test_harness_hostile import eventually, gone
 from tests.unit.test_harness_preload import STATE, Library, library, next_frame, run_preloaded

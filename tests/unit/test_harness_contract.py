@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from sandbox.channel.collector import Collector
 from sandbox.harness import MAX_SOURCE_BYTES
-from sandbox.wire import Collector
 from tests.unit.test_harness_driver import LIMITS, Harness, Run, run, started_harness
 
 

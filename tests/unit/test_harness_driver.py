@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import harness
-from sandbox.wire import HEADER, Collector, Limits, job_frames
+from sandbox.channel.collector import Collector
+from sandbox.channel.frames import HEADER, Limits, job_frames
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"

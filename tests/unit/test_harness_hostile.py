@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from sandbox import harness
-from sandbox.wire import CANCEL, Collector, encode, job_frames
+from sandbox.channel.collector import Collector
+from sandbox.channel.frames import CANCEL, encode, job_frames
 from tests.unit.test_harness_driver import LIMITS, Harness, job, run, separate, started_harness
 
 CHANNEL = """

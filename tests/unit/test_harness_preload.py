@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.wire import HEADER, Collector, preload_frame
+from sandbox.channel.collector import Collector
+from sandbox.channel.frames import HEADER, preload_frame
 from tests.unit.test_harness_driver import LIMITS, Run, run, started_harness
 
 Library = Callable[..., None]

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import history
 from sandbox.cli.past import OnDisk
 from sandbox.errors import EngineUnavailable
-from sandbox.history import History, Retention
-from sandbox.history_row import MIGRATIONS, SERVICE_ENDED, Row
-from sandbox.history_writer import GATHER_S, MAX_PENDING
-from sandbox.sole_service import sole_service
+from sandbox.service.history import history
+from sandbox.service.history.history import History, Retention
+from sandbox.service.history.row import MIGRATIONS, SERVICE_ENDED, Row
+from sandbox.service.history.writer import GATHER_S, MAX_PENDING
+from sandbox.service.sole_service import sole_service
 
 ANN, BEN = 1001, 1002
 DAY_S = 86_400.0
@@ -376,8 +376,8 @@ DISK_FULL = """
 import json, resource, sys
 from dataclasses import replace
 from pathlib import Path
-from sandbox.history import History, Retention
-from sandbox.history_row import Row
+from sandbox.service.history.history import History, Retention
+from sandbox.service.history.row import Row
 
 def largest_file_kib(kib):
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, resource.RLIM_INFINITY))
@@ -416,8 +416,8 @@ BUSY = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sandbox.history import History, Retention
-from sandbox.history_row import Row
+from sandbox.service.history.history import History, Retention
+from sandbox.service.history.row import Row
 
 kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))
 for number in range(1_000_000):
@@ -548,7 +548,7 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes_too(path: Path, mo
 @pytest.mark.parametrize("end", ["in order", "killed"])
 def test_the_file_can_be_read_when_no_service_is_there(path: Path, end: str) -> None:
     code = (
-        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.history import History, Retention\nfrom sandbox.history_row import Row\n"
+        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.service.history.history import History, Retention\nfrom sandbox.service.history.row import Row\n"
         "kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))\n"
         "kept.began(Row(run_id='r', caller=1, caller_name='ann', received=1.0, state='running'))\nassert kept.flush()\n"
         "if sys.argv[2] == 'killed': os.kill(os.getpid(), signal.SIGKILL)\nkept.close()\n"

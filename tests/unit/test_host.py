@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import host, kernel, podman_engine, podman_program
+from sandbox.engine import podman as podman_engine
+from sandbox.engine import program as podman_program
 from sandbox.errors import EngineUnavailable, NotEnforceable
-from sandbox.host import read_cache, subordinate_range, write_cache
+from sandbox.host import probe as host
+from sandbox.host.probe import read_cache, subordinate_range, write_cache
+from sandbox.kernel import process as kernel
 from tests.fake_engine import fake_info
 from tests.unit.factory import host as facts_of_a_host
 

@@ -22,28 +22,29 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 
-from sandbox import execution, wire_records
-from sandbox.canonical import Canonical
+from sandbox.channel import records as wire_records
+from sandbox.channel.canonical import Canonical
+from sandbox.channel.frames import FrameReader, encode
 from sandbox.cli.document import readable
 from sandbox.cli.main import cli
 from sandbox.cli.remote import Going
 from sandbox.client import Client
 from sandbox.errors import SandboxError
-from sandbox.execution import Execution, Prepared
-from sandbox.history import History, Retention
-from sandbox.metrics import Live, Metrics
 from sandbox.models import RunRequest, RunResult
 from sandbox.progress import Progress
-from sandbox.service.access import Access
+from sandbox.run import execution
+from sandbox.run.execution import Execution, Prepared
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
-from sandbox.service.config_model import ServiceConfig
+from sandbox.service.config.model import ServiceConfig
+from sandbox.service.door.access import Access
+from sandbox.service.history.history import History, Retention
+from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.log import HumanLines, JsonLines
-from sandbox.service.parser import Parser
+from sandbox.service.metrics import Live, Metrics
 from sandbox.service.server import accepting
 from sandbox.service.state import State
-from sandbox.wire import FrameReader, encode
 from tests.hostile import FORGED_ID, READY, Frame, streams
 from tests.readers import JSON, LINE_ENDS, NDJSON, SSE, STEERS, asked, document, lines, server_sent, strict, told
 from tests.unit.factory import container_spec, host, policy

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.engine import Engine, ImageRecord
+from sandbox.engine.protocol import Engine, ImageRecord
 from sandbox.errors import ImageUnavailable
-from sandbox.image import admit, ensure, oci_architecture
+from sandbox.image.admission import admit, ensure, oci_architecture
 
 IMAGE_ID = "c0ffee" * 10 + "abcd"
 

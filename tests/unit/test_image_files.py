@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox import image_files
 from sandbox.errors import ImageUnavailable
-from sandbox.image_cache import FilesystemVerdict
-from sandbox.image_files import inspect_filesystem
+from sandbox.image import files as image_files
+from sandbox.image.files import inspect_filesystem
+from sandbox.image.verdicts import FilesystemVerdict
 
 DIRECTORY, LINK, HARD, CHARACTER, FIFO = (
     tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE,

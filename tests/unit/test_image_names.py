@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox.errors import InvalidRequest
-from sandbox.image import resolve
+from sandbox.image.admission import resolve
 
 DIGEST = "sha256:" + "ab" * 32
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.channel.modules import MAX_MODULES, check_modules
 from sandbox.errors import InvalidRequest
-from sandbox.imports import MAX_MODULES, MAX_SCANNED_CHARS, brings_modules, check_modules, modules_of
+from sandbox.run.imports import MAX_SCANNED_CHARS, brings_modules, modules_of
 
 PROGRAM = """
 import os, sys
@@ -72,7 +73,7 @@ def test_only_the_beginning_of_a_text_is_looked_at() -> None:
 )  # fmt: skip
 def test_time_is_in_proportion_to_a_text_whatever_it_is(hard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def took_s(size: int) -> float:
-        monkeypatch.setattr("sandbox.imports.MAX_SCANNED_CHARS", size)
+        monkeypatch.setattr("sandbox.run.imports.MAX_SCANNED_CHARS", size)
         text = (hard * (size // len(hard) + 1))[:size]
         began = time.process_time()
         modules_of(text)

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-import sandbox.simple_page
+import sandbox.index.pages
 from sandbox.errors import BuildFailed, InvalidRequest
-from sandbox.index import (
+from sandbox.index.files import discover_file_hosts
+from sandbox.index.pip_config import (
     FIRST_PERSON,
     Index,
     as_pip_environment,
     default_url,
-    discover_file_hosts,
     environment_for_handover,
     read_index,
 )
@@ -415,7 +415,7 @@ def loop(handler: BaseHTTPRequestHandler) -> None:
 def test_an_index_that_misbehaves_is_one_clear_error(
     home: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, reason: str
 ) -> None:
-    monkeypatch.setattr(sandbox.simple_page, "MAX_PAGE_BYTES", 1 << 20)
+    monkeypatch.setattr(sandbox.index.pages, "MAX_PAGE_BYTES", 1 << 20)
     with serving(answer) as port, pytest.raises(BuildFailed, match=reason) as caught:
         discover_file_hosts(Index(urls=(f"http://me:s3cret@127.0.0.1:{port}/simple",)), "x")
     assert "s3cret" not in str(caught.value)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from sandbox import install_program
+from sandbox.environment.tree import Kind, TreeDecoder, TreeLimits
 from sandbox.install_program import (
     Opener,
     StepError,
@@ -30,7 +31,6 @@ from sandbox.install_program import (
     pack,
     run_tool,
 )
-from sandbox.tree import Kind, TreeDecoder, TreeLimits
 from tests.integration.package_index import wheel
 from tests.unit.test_tree import Listing
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.kernel import (
+from sandbox.kernel.oom import killed_for_memory
+from sandbox.kernel.process import (
     CgroupLimits,
     parse_limits,
     parse_mounts,
@@ -17,7 +18,6 @@ from sandbox.kernel import (
     read_process,
     read_status,
 )
-from sandbox.oom import killed_for_memory
 
 GROUP = "user.slice/user-1000.slice/user@1000.service/user.slice/libpod-abc.scope/container"
 

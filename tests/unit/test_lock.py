@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from sandbox.environment.lock import Lock, LockedFile, LockedPackage, from_pylock
+from sandbox.environment.requirements import parse_libraries, parse_requirements_txt
+from sandbox.environment.wheel_tags import target_tags
 from sandbox.errors import BuildFailed
-from sandbox.lock import Lock, LockedFile, LockedPackage, from_pylock
-from sandbox.policy_file import parse
-from sandbox.requirements import parse_libraries, parse_requirements_txt
-from sandbox.wheel_tags import target_tags
+from sandbox.toml_file import parse
 
 TAGS = target_tags((3, 11), ("glibc", 2, 36), "x86_64")
 A, B = "a" * 64, "b" * 64

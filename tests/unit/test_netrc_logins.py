@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.index import as_pip_environment, read_index
+from sandbox.index.pip_config import as_pip_environment, read_index
 
 LOGIN = "machine index.test login ada password s3cret/:@\n"
 

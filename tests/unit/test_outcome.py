@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox.models import EXIT_STATUS, Outcome, ProgramError
-from sandbox.outcome import Evidence, decide
+from sandbox.run.outcome import Evidence, decide
 from tests.unit.factory import policy
 
 RAISED = ProgramError(type="ValueError", message="no", line=3)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import places, podman_program
+from sandbox import places
 from sandbox.client import default_socket
+from sandbox.engine import program as podman_program
 from sandbox.errors import EngineUnavailable
 
 OWN = Path(pwd.getpwuid(os.getuid()).pw_dir)

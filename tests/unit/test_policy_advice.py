@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import PolicyDenied
-from sandbox.policy import load_policy
-from sandbox.policy_file import policy_directories, shipped_directory
+from sandbox.policy.directories import policy_directories, shipped_directory
+from sandbox.policy.load import load_policy
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.models import Tightening
-from sandbox.policy import Policy, load_policy, shipped_directory
-from sandbox.policy_explain import meaning
-from sandbox.policy_order import ORDER
+from sandbox.policy.explain import meaning
+from sandbox.policy.load import Policy, load_policy, shipped_directory
+from sandbox.policy.order import ORDER
 
 DOCS = (Path(__file__).parents[2] / "docs/policies.md").read_text()
 

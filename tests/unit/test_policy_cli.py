@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 
 from sandbox.cli.policy import policy
 from sandbox.errors import NotFound, SandboxError
-from sandbox.policy import load_policy, shipped_directory
-from sandbox.policy_explain import MEANINGS, explain, schema
-from sandbox.policy_file import parse
-from sandbox.policy_model import KEYS
+from sandbox.policy.explain import MEANINGS, explain, schema
+from sandbox.policy.load import load_policy, shipped_directory
+from sandbox.policy.model import KEYS
+from sandbox.toml_file import parse
 
 
 def run(*arguments: str, directory: Path | None = None) -> Result:

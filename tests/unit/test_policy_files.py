@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox import policy_file
+from sandbox import toml_file as policy_file
 from sandbox.errors import InvalidRequest, NotFound
-from sandbox.policy_file import key_lines, parse, policy_directories, read_toml, read_trusted, shipped_directory
+from sandbox.policy.directories import policy_directories, shipped_directory
+from sandbox.toml_file import key_lines, parse, read_toml, read_trusted
 
 STRANGER = 54321
 

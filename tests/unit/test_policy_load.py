@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied, SandboxError
-from sandbox.policy import BUILT_IN, LoadedPolicy, load_policy, policy_files, policy_names, shipped_directory
-from sandbox.policy_model import KEYS, Sections
-from sandbox.policy_order import ORDER
+from sandbox.policy.load import BUILT_IN, LoadedPolicy, load_policy, policy_files, policy_names, shipped_directory
+from sandbox.policy.model import KEYS, Sections
+from sandbox.policy.order import ORDER
 
 
 class Directories:

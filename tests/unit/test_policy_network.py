@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, PolicyDenied
-from sandbox.policy import Policy, load_policy, shipped_directory
-from sandbox.policy_explain import meaning
-from sandbox.policy_order import ORDER
+from sandbox.policy.explain import meaning
+from sandbox.policy.load import Policy, load_policy, shipped_directory
+from sandbox.policy.order import ORDER
 
 DOCS = (Path(__file__).parents[2] / "docs/policies.md").read_text()
 API = '[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n'

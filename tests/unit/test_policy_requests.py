@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.models import Tightening
-from sandbox.policy import Policy, load_policy, shipped_directory
+from sandbox.policy.load import Policy, load_policy, shipped_directory
 
 
 @pytest.fixture(scope="module")

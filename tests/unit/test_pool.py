@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+from sandbox.container.pool import GRACE_S, Pool, PoolLimits
+from sandbox.container.standby import ReadySandbox, Setting
 from sandbox.errors import EngineUnavailable
-from sandbox.pool import GRACE_S, Pool, PoolLimits
-from sandbox.ready import ReadySandbox, Setting
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.index import Index
-from sandbox.published import Published, published
+from sandbox.index.listing import Published, published
+from sandbox.index.pip_config import Index
 from tests.integration.package_index import package_index, sdist, wheel
 
 FILES = [

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.models import MAX_FILENAME_CHARS, RunRequest, Tightening
-from sandbox.request import check_code_size, check_request
+from sandbox.run.request import check_code_size, check_request
 from tests.unit.factory import policy
 
 POLICY = policy()

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.errors import InvalidRequest
-from sandbox.requirements import (
+from sandbox.environment.requirements import (
     MAX_REQUIREMENTS,
     Declared,
     check_python,
@@ -14,6 +13,7 @@ from sandbox.requirements import (
     parse_requirements_txt,
     parse_script,
 )
+from sandbox.errors import InvalidRequest
 
 A, B = "a" * 64, "b" * 64
 

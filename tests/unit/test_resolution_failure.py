@@ -11,11 +11,11 @@ import pytest
 from packaging.tags import parse_tag
 from packaging.version import Version
 
-from sandbox import resolution_failure
+from sandbox.environment import resolution_failure
+from sandbox.environment.resolution_failure import Failure, explained, named, nearest
 from sandbox.errors import BuildFailed
-from sandbox.index import Index
-from sandbox.published import Published, PublishedFile
-from sandbox.resolution_failure import Failure, explained, named, nearest
+from sandbox.index.listing import Published, PublishedFile
+from sandbox.index.pip_config import Index
 from tests.unit import factory
 
 POLICY = factory.policy()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import running
+from sandbox.installed import services as running
 
 PREFIX = "/opt/podman-sandbox-runner"
 PYTHON = f"{PREFIX}/bin/python"

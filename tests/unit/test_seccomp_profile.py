@@ -10,11 +10,21 @@ from typing import Any
 
 import pytest
 
-from sandbox import seccomp
 from sandbox.errors import InvalidRequest, NotFound
-from sandbox.policy import shipped_directory
-from sandbox.policy_file import read_toml
-from sandbox.seccomp import ALLOW, ENOSYS, EPERM, ERRNO, compile_source, for_architecture, lint, load_profile, render
+from sandbox.policy import seccomp
+from sandbox.policy.load import shipped_directory
+from sandbox.policy.seccomp import (
+    ALLOW,
+    ENOSYS,
+    EPERM,
+    ERRNO,
+    compile_source,
+    for_architecture,
+    lint,
+    load_profile,
+    render,
+)
+from sandbox.toml_file import read_toml
 
 SOURCE = shipped_directory() / "seccomp/python.toml"
 COMMITTED = shipped_directory() / "seccomp/python.json"

@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandbox.models import LogRecord, Outcome, ProgramError, RunResult
-from sandbox.secret_mask import MARK, MAX_CHARS, MAX_FORMS, PIECE_CHARS, Mask
-from sandbox.service.told import told
+from sandbox.service.history.secret_mask import MARK, MAX_CHARS, MAX_FORMS, PIECE_CHARS, Mask
+from sandbox.service.history.told import told
 
 FORMS: dict[str, Callable[[str], str]] = {
     "as it is": str, "repr": repr, "ascii": ascii, "bytes": lambda text: repr(text.encode()), "json": json.dumps,

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from sandbox.errors import AccessDenied
-from sandbox.service.access import (
+from sandbox.service.admission import Quota
+from sandbox.service.config.model import AccessRules, Restricted, Runners, ServiceConfig, Socket
+from sandbox.service.door.access import (
     MAX_GROUPS,
     NAMES_S,
     Access,
@@ -31,8 +33,6 @@ from sandbox.service.access import (
     peer_of,
     restricted,
 )
-from sandbox.service.admission import Quota
-from sandbox.service.config_model import AccessRules, Restricted, Runners, ServiceConfig, Socket
 from sandbox.service.server import opened
 
 OWNER = 1500

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, PolicyDenied
-from sandbox.service.asked import UnknownPolicy
-from sandbox.service.bodies import MAX_TEXTS, RunBody, prune_body, run_body
-from sandbox.service.parsing import KINDS
-from sandbox.service.runs import listed_at_most
+from sandbox.service.intake.asked import UnknownPolicy
+from sandbox.service.intake.bodies import MAX_TEXTS, RunBody, prune_body, run_body
+from sandbox.service.intake.parser_program import KINDS
+from sandbox.service.routes.runs import listed_at_most
 from tests.unit.factory import KNOWN, policy, wanted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox.errors import QueueFull
-from sandbox.service.budget import Budget
+from sandbox.service.intake.budget import Budget
 
 ONE, TWO, THREE = 1001, 1002, 1003
 

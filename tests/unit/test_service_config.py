@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from sandbox.cli.config import config
 from sandbox.client import default_socket
 from sandbox.errors import InvalidRequest, NotFound
-from sandbox.service.config import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
-from sandbox.service.config_file import named_socket
-from sandbox.service.config_model import MAX_PATH_BYTES, SECTIONS, ServiceConfig, tables_of
+from sandbox.places import named_socket
+from sandbox.service.config.load import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
+from sandbox.service.config.model import MAX_PATH_BYTES, SECTIONS, ServiceConfig, tables_of
 
 RUNNER = '[[access.runners]]\nusers = ["alice"]\npolicies = ["default"]\n'
 

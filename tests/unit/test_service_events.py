@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from sandbox.progress import Progress
-from sandbox.service.budget import Budget
-from sandbox.service.events import MAX_COUNTS, NDJSON, Events
+from sandbox.service.intake.budget import Budget
+from sandbox.service.routes.events import MAX_COUNTS, NDJSON, Events
 
 
 def told(events: Events) -> list[dict[str, Any]]:

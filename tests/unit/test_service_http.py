@@ -22,18 +22,18 @@ import pytest
 from aiohttp import web
 
 from sandbox.errors import InvalidRequest
-from sandbox.metrics import Live, Metrics
-from sandbox.service import connections
-from sandbox.service.access import Access
-from sandbox.service.answers import document
 from sandbox.service.application import answered, identified
-from sandbox.service.budget import Part
-from sandbox.service.config_model import ServiceConfig
-from sandbox.service.connections import LINGERING, PIECE_BYTES, more_descriptors, most_connections
-from sandbox.service.intake import BODY, Intake
-from sandbox.service.openapi import openapi
-from sandbox.service.queries import QUERIES, check_query
-from sandbox.service.runs import listed_at_most
+from sandbox.service.config.model import ServiceConfig
+from sandbox.service.door import connections
+from sandbox.service.door.access import Access
+from sandbox.service.door.connections import LINGERING, PIECE_BYTES, more_descriptors, most_connections
+from sandbox.service.intake.budget import Part
+from sandbox.service.intake.reading import BODY, Intake
+from sandbox.service.metrics import Live, Metrics
+from sandbox.service.routes.answers import document
+from sandbox.service.routes.openapi import openapi
+from sandbox.service.routes.queries import QUERIES, check_query
+from sandbox.service.routes.runs import listed_at_most
 from sandbox.service.server import accepting
 from sandbox.service.state import STATE, State
 

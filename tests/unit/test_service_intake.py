@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from sandbox.errors import QueueFull
-from sandbox.service.intake import Intake
+from sandbox.service.intake.reading import Intake
 
 OWNER = 1001
 

@@ -13,16 +13,16 @@ from urllib.parse import quote
 
 import pytest
 
-from sandbox.artefacts import Artefact
 from sandbox.doctor import Report
-from sandbox.history_row import SERVICE_ENDED, Row
-from sandbox.keeping import Keeping
 from sandbox.models import Outcome
-from sandbox.results import Results
-from sandbox.service import catalogue
-from sandbox.service.access import Caller
+from sandbox.service.door.access import Caller
+from sandbox.service.history.artefacts import Artefact
+from sandbox.service.history.keeping import Keeping
+from sandbox.service.history.kept_answers import Results
+from sandbox.service.history.row import SERVICE_ENDED, Row
+from sandbox.service.routes import catalogue
 from sandbox.service.state import CALLER, STATE
-from sandbox.service.webhooks import Webhooks
+from sandbox.service.webhooks.sending import Webhooks
 from tests.unit.test_service_runs import NDJSON, WAIT_S, Scene, play, soon_over
 
 __all__ = ["soon_over"]

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EngineUnavailable, InvalidRequest
-from sandbox.service import listen
-from sandbox.service.config_model import MAX_PATH_BYTES, Socket
-from sandbox.service.listen import Listener, open_socket
+from sandbox.service.config.model import MAX_PATH_BYTES, Socket
+from sandbox.service.door import listen
+from sandbox.service.door.listen import Listener, open_socket
 
 OWN_GROUP = grp.getgrgid(os.getegid()).gr_name
 unprivileged = pytest.mark.skipif(os.geteuid() == 0, reason="root may give files to every group")
@@ -100,7 +100,7 @@ def test_socket_is_never_open_to_more_than_it_will_be(place: Path, path: Path, g
     # Whoever watches sees the file as it is before each change of owner and mode, under the widest umask.
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from sandbox.service.config_model import Socket; from sandbox.service.listen import open_socket\n"
+        "from sandbox.service.config.model import Socket; from sandbox.service.door.listen import open_socket\n"
         "path, group = Path(sys.argv[1]), sys.argv[2] or None\n"
         "def watch(event, arguments):\n"
         "    if event in ('os.chmod', 'os.chown') and os.path.lexists(path):\n"
@@ -212,7 +212,7 @@ def test_socket_of_a_dead_service_is_replaced(path: Path, opened: Open) -> None:
 def test_socket_of_a_killed_service_is_replaced(path: Path, opened: Open) -> None:
     path.parent.mkdir(mode=0o700)
     code = (
-        "import signal, sys; from sandbox.service.config_model import Socket; from sandbox.service.listen import open_socket\n"
+        "import signal, sys; from sandbox.service.config.model import Socket; from sandbox.service.door.listen import open_socket\n"
         "listener = open_socket(Socket(path=sys.argv[1])); print(flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as service:
@@ -275,7 +275,7 @@ def test_of_several_starts_at_once_one_replaces_the_stale_socket(path: Path) -> 
     # serves, "0" from one that was refused.
     code = (
         "import os, sys, time; from sandbox.errors import SandboxError\n"
-        "from sandbox.service.config_model import Socket; from sandbox.service.listen import open_socket\n"
+        "from sandbox.service.config.model import Socket; from sandbox.service.door.listen import open_socket\n"
         "sys.addaudithook(lambda event, _: time.sleep(0.05) if event == 'os.remove' else None)\n"
         "begin, results, end = os.pipe(), os.pipe(), os.pipe()\n"
         "for _ in range(8):\n"

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.history_row import Row
 from sandbox.service import log
-from sandbox.service.config_model import Log
+from sandbox.service.config.model import Log
+from sandbox.service.history.row import Row
 from sandbox.service.log import WAITING_LINES, run_ended, set_up
 
 ROW = Row(run_id="a1", caller=1001, caller_name="alice", received=100.0, ended=100.25, policy="small", outcome="succeeded", node_id="n")

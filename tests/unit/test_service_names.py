@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sandbox.errors import InvalidRequest, NotFound
-from sandbox.policy import load_policy, shipped_directory
-from sandbox.service.config_model import ServiceConfig
-from sandbox.service.config_names import UnknownName, unknown_names
+from sandbox.policy.load import load_policy, shipped_directory
+from sandbox.service.config.model import ServiceConfig
+from sandbox.service.config.names import UnknownName, unknown_names
 from sandbox.service.state import PolicyBook
 
 ME = pwd.getpwuid(os.geteuid()).pw_name

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox.errors import Internal, InvalidRequest, PolicyDenied, SandboxError
-from sandbox.service import asked, parser
-from sandbox.service.asked import UnknownPolicy, run_asked
-from sandbox.service.parser import Parser, ParserProcess
-from sandbox.service.parsing import CPU_S
-from sandbox.service.spool import SMALL_BYTES, Spool
+from sandbox.service.intake import asked, parser
+from sandbox.service.intake.asked import UnknownPolicy, run_asked
+from sandbox.service.intake.parser import Parser, ParserProcess
+from sandbox.service.intake.parser_program import CPU_S
+from sandbox.service.intake.spool import SMALL_BYTES, Spool
 from tests.unit.factory import KNOWN
 
 LARGE = SMALL_BYTES + 1
@@ -177,7 +177,7 @@ def with_kind(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(
         parser,
         "PROGRAM",
-        parser.PROGRAM.replace("from sandbox.service.parsing import main;", "").replace(
+        parser.PROGRAM.replace("from sandbox.service.intake.parser_program import main;", "").replace(
             "main()", f"exec({lines!r}); parsing.main()"
         ),
     )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.service.prefer import Preferences, preferences
+from sandbox.service.routes.prefer import Preferences, preferences
 
 
 @pytest.mark.parametrize(

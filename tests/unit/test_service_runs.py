@@ -16,26 +16,27 @@ from typing import Any, cast
 import pytest
 
 from sandbox.errors import EngineUnavailable, PolicyDenied
-from sandbox.execution import Follow
-from sandbox.keeping import Keeping
-from sandbox.metrics import Live, Metrics
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
-from sandbox.results import Results
-from sandbox.secret_mask import Mask
-from sandbox.service import answers, runs, server
-from sandbox.service.access import Access, Identity, Peer
+from sandbox.run.execution import Follow
+from sandbox.service import server
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
-from sandbox.service.budget import Budget
-from sandbox.service.config_model import Queue, ServiceConfig, Socket
-from sandbox.service.events import Events
+from sandbox.service.config.model import Queue, ServiceConfig, Socket
+from sandbox.service.door.access import Access, Identity, Peer
+from sandbox.service.history.keeping import Keeping
+from sandbox.service.history.kept_answers import Results
+from sandbox.service.history.record import mask_of
+from sandbox.service.history.secret_mask import Mask
+from sandbox.service.intake.budget import Budget
+from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
-from sandbox.service.parser import Parser
-from sandbox.service.record import mask_of
+from sandbox.service.metrics import Live, Metrics
+from sandbox.service.routes import answers, runs
+from sandbox.service.routes.events import Events
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
-from sandbox.service.webhooks import Webhooks
+from sandbox.service.webhooks.sending import Webhooks
 from tests.unit.factory import policy
 
 WAIT_S = 20.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sandbox.history_row import Often
+from sandbox.service.history.row import Often
 from sandbox.service.server import seen_often
 
 HASHED = (f"six==1.17.0 --hash=sha256:{'a' * 64}",)

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import InvalidRequest
-from sandbox.service import systemd
-from sandbox.service.systemd import listen_fds, notify, reloading
+from sandbox.service.door import systemd
+from sandbox.service.door.systemd import listen_fds, notify, reloading
 
 UNUSED = 9_000  # so many descriptors nobody has open
 
@@ -35,7 +35,7 @@ def place() -> Iterator[Path]:
 
 def test_handed_over_descriptors_are_found_and_not_passed_on() -> None:
     code = (
-        "import os, sys; from sandbox.service.systemd import listen_fds\n"
+        "import os, sys; from sandbox.service.door.systemd import listen_fds\n"
         "os.dup2(int(sys.argv[1]), 3); os.dup2(3, 4)\n"
         "environ = {'LISTEN_FDS': '2', 'LISTEN_PID': str(os.getpid()), 'LISTEN_FDNAMES': 'a:b', 'HOME': '/'}\n"
         "print(listen_fds(environ, os.getpid()), environ, os.get_inheritable(3), os.get_inheritable(4))"
@@ -77,9 +77,9 @@ def test_promised_descriptor_that_is_not_open_is_an_error(monkeypatch: pytest.Mo
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not installed")
 def test_socket_of_systemd_is_served_and_stays(place: Path) -> None:
     code = (
-        "import os; from sandbox.service.config_model import Socket\n"
-        "from sandbox.service.listen import open_socket\n"
-        "from sandbox.service.systemd import listen_fds\n"
+        "import os; from sandbox.service.config.model import Socket\n"
+        "from sandbox.service.door.listen import open_socket\n"
+        "from sandbox.service.door.systemd import listen_fds\n"
         "listener = open_socket(Socket(), inherited=listen_fds(os.environ, os.getpid()))\n"
         "listener.socket.accept()[0].sendall(b'served'); listener.close()"
     )

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from sandbox.service.turns import Turns
+from sandbox.service.intake.turns import Turns
 
 
 async def order_of(turns: Turns, uids: list[int]) -> list[int]:

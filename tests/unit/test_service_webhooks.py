@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import AccessDenied, InvalidRequest, SandboxError
-from sandbox.service.config import load_config
-from sandbox.service.webhook_rules import address_of, refused
-from sandbox.service.webhooks import AT_ONCE, PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
+from sandbox.service.config.load import load_config
+from sandbox.service.webhooks.rules import address_of, refused
+from sandbox.service.webhooks.sending import AT_ONCE, PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
 
 RULES = ("http://127.0.0.1:1880/ended", "https://hooks.example.org/a/", "http://[::1]:80/x")
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import sole_service as module
 from sandbox.errors import EngineUnavailable, InvalidRequest
-from sandbox.sole_service import LOCK, is_served, sole_service
+from sandbox.service import sole_service as module
+from sandbox.service.sole_service import LOCK, is_served, sole_service
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from sandbox.sole_service import sole_service
+from sandbox.service.sole_service import sole_service
 
 with sole_service(Path(sys.argv[1]), socket="/run/one.sock"):
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
@@ -39,7 +39,7 @@ RACE = """
 import sys
 from pathlib import Path
 from sandbox.errors import InvalidRequest
-from sandbox.sole_service import sole_service
+from sandbox.service.sole_service import sole_service
 
 print("ready", flush=True)
 sys.stdin.readline()

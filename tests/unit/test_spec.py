@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.container.kernel_files import MASKS, SYSTEM_DEVICES, TERMINALS
+from sandbox.container.spec import PLACES_WRITABLE, plan_caps, spread
 from sandbox.errors import NotEnforceable
-from sandbox.host import HostFacts
-from sandbox.kernel_files import MASKS, SYSTEM_DEVICES, TERMINALS
+from sandbox.host.facts import HostFacts
 from sandbox.models import Tightening
-from sandbox.spec import PLACES_WRITABLE, plan_caps, spread
 from tests.fake_engine import fake_info
 from tests.unit.factory import PLACE, container_spec, host, old_host, policy
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sandbox.environment.tree import Kind, TreeDecoder, TreeLimits, TreeRefused, encode_header
 from sandbox.errors import BuildFailed
-from sandbox.tree import Kind, TreeDecoder, TreeLimits, TreeRefused, encode_header
 
 END = encode_header(Kind.END, "", 0)
 ROOMY = TreeLimits(files_count=100, installed_bytes=1 << 20)
@@ -247,7 +247,7 @@ def test_files_links_and_directories_count_named_or_not(entries: list[Entry]) ->
 
 
 def test_the_memory_for_paths_is_bounded_whatever_the_policy_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.tree.MAX_PATHS_CHARS", 1_000)
+    monkeypatch.setattr("sandbox.environment.tree.MAX_PATHS_CHARS", 1_000)
     decode(stream(file("a" * 200)))
     assert "1,000 characters" in refusal(*(file(f"{letter}" * 255) for letter in "abcd")).message
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sandbox import places, running, uninstall
+from sandbox import places
 from sandbox.cli.main import cli
 from sandbox.errors import EngineUnavailable
+from sandbox.installed import removal as uninstall
+from sandbox.installed import services as running
 
 
 @pytest.fixture

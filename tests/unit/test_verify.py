@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from sandbox.container.kernel_files import MASKED_BY_PODMAN, SYSTEM_DEVICES
+from sandbox.container.spec import EGRESS_DIR, JOB_DIR, LIB_DIR, ContainerSpec
+from sandbox.container.verify import Observed, compare
 from sandbox.errors import NotEnforceable
-from sandbox.kernel import NAMESPACES, CgroupLimits, Mount, ProcessFacts
-from sandbox.kernel_files import MASKED_BY_PODMAN, SYSTEM_DEVICES
-from sandbox.spec import EGRESS_DIR, JOB_DIR, LIB_DIR, ContainerSpec
-from sandbox.verify import Observed, compare
+from sandbox.kernel.process import NAMESPACES, CgroupLimits, Mount, ProcessFacts
 from tests.unit.factory import PLACE, container_spec, old_host
 
 

@@ -12,9 +12,17 @@ from contextlib import contextmanager
 
 import pytest
 
-from sandbox.family import THREADS_TRIED, children, fields, members, same_memory, told_by
-from sandbox.kernel_memory import Descriptors, descriptors, queued_bytes
-from sandbox.watchdog import INTERVAL_S, LONGEST_PAUSE_S, Mappings, Watchdog, anonymous_device, measure, pause_s
+from sandbox.container.watchdog import (
+    INTERVAL_S,
+    LONGEST_PAUSE_S,
+    Mappings,
+    Watchdog,
+    anonymous_device,
+    measure,
+    pause_s,
+)
+from sandbox.kernel.family import THREADS_TRIED, children, fields, members, same_memory, told_by
+from sandbox.kernel.memory import Descriptors, descriptors, queued_bytes
 
 MIB = 1 << 20
 WAIT = "print('ready', flush=True); input()"
@@ -121,9 +129,9 @@ def test_the_watchdog_waits_no_longer_than_that_between_two_looks(monkeypatch: p
             raise asyncio.CancelledError
         await sleep(0)
 
-    monkeypatch.setattr("sandbox.watchdog.asyncio.sleep", noted)
+    monkeypatch.setattr("sandbox.container.watchdog.asyncio.sleep", noted)
     # A clock of no duration: looks that cost nothing.
-    monkeypatch.setattr("sandbox.watchdog.time.thread_time", lambda: 0.0)
+    monkeypatch.setattr("sandbox.container.watchdog.time.thread_time", lambda: 0.0)
     with program("pass") as pid, pytest.raises(asyncio.CancelledError):
         asyncio.run(Watchdog(pid, cap_bytes=1024 * MIB, places=(), kill=lambda: None).watch())
     assert max(pauses) == INTERVAL_S < LONGEST_PAUSE_S
@@ -162,7 +170,7 @@ def test_hundreds_of_threads_take_no_longer_to_measure(monkeypatch: pytest.Monke
         looked.append(path)
         return fields(path, *names, column=column)
 
-    monkeypatch.setattr("sandbox.family.fields", counted)
+    monkeypatch.setattr("sandbox.kernel.family.fields", counted)
     with program(HEADLESS.format(others=300)) as pid:
         path, _ = told_by(pid)
     assert path.startswith(f"/proc/{pid}/task/")
@@ -206,9 +214,9 @@ def test_locks_watches_and_pipes_are_counted() -> None:
 
 
 def test_too_many_are_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.kernel_memory.MAX_LOCKS", 99)
+    monkeypatch.setattr("sandbox.kernel.memory.MAX_LOCKS", 99)
     assert opened(LOCKED).excess == "more than 99 file locks at a time"
-    monkeypatch.setattr("sandbox.kernel_memory.MAX_DESCRIPTORS", 5)
+    monkeypatch.setattr("sandbox.kernel.memory.MAX_DESCRIPTORS", 5)
     assert opened(PIPED).excess == "more than 5 open descriptors at a time"
 
 
@@ -251,7 +259,7 @@ def test_of_a_shared_mapping_that_was_cut_what_was_seen_before_counts() -> None:
 
 
 def test_beside_a_cgroup_only_what_that_leaves_out_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox.kernel_memory.MAX_LOCKS", 99)
+    monkeypatch.setattr("sandbox.kernel.memory.MAX_LOCKS", 99)
     killed: list[bool] = []
     with program(f"held = bytearray(64 << 20)\n{LOCKED}") as pid:
         watchdog = Watchdog(pid, cap_bytes=MIB, places=(), kill=lambda: killed.append(True), cgroup=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.environment.wheel_cache import FileCache, HashCheck, Incoming, room_for
 from sandbox.errors import BuildFailed
-from sandbox.wheel_cache import FileCache, HashCheck, Incoming, room_for
 
 CONTENT = b"a wheel, in pieces"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -11,12 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.errors import Internal, InvalidRequest
-from sandbox.harness import name_problem
-from sandbox.models import LogRecord
-from sandbox.wire import (
+from sandbox.channel.collector import Collector
+from sandbox.channel.frames import (
     MAX_BODY_BYTES,
-    Collector,
     FrameReader,
     Limits,
     ProtocolViolation,
@@ -24,6 +21,9 @@ from sandbox.wire import (
     job_frames,
     preload_frame,
 )
+from sandbox.errors import Internal, InvalidRequest
+from sandbox.harness import name_problem
+from sandbox.models import LogRecord
 from tests.unit.test_harness_driver import separate
 
 LIMITS = Limits(output_bytes=100, result_bytes=50, files_bytes=30, files_count=3, log_records=2)

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox.wire import FROM_HARNESS, MAX_BODY_BYTES, Collector, FrameReader, Limits, ProtocolViolation, encode
+from sandbox.channel.collector import Collector
+from sandbox.channel.frames import FROM_HARNESS, MAX_BODY_BYTES, FrameReader, Limits, ProtocolViolation, encode
 
 LIMITS = Limits(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)
 READY = {"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import workspace
-from sandbox.engine import EXPORT_LABEL, ContainerRecord
+from sandbox.container import workspace
+from sandbox.container.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, UID_FIRST, UID_LAST, runs_id
+from sandbox.engine.podman import remove_dead_sockets
+from sandbox.engine.protocol import EXPORT_LABEL, ContainerRecord
 from sandbox.errors import EngineUnavailable
-from sandbox.podman_engine import remove_dead_sockets
-from sandbox.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, UID_FIRST, UID_LAST, runs_id
 from tests.fake_engine import BASE, FakeEngine
 
 

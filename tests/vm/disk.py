@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import mmdebstrap
-from sandbox.apt_sources import os_release
 from sandbox.errors import BuildFailed
+from sandbox.image.base import mmdebstrap
+from sandbox.image.base.apt_sources import os_release
 
 if sys.version_info >= (3, 11):
     import tomllib

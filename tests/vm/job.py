@@ -10,7 +10,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-from sandbox import image, places
+from sandbox import places
+from sandbox.image import admission as image
 from tests.e2e.libraries import EVERYTHING
 from tests.vm import disk, emulator, storage
 

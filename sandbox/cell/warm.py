@@ -1,0 +1,400 @@
+"""Where runs get cells from: warm containers, one or a few for each caller and node, image and policy.
+
+A warm container carries out one run at a time, so that its cgroup's limits are that run's, and has the next cell ready
+meanwhile; it is free again when every process of the run is gone. More of them are started while runs wait; idle ones
+retire; one that broke is replaced, and who waits for it waits for the next. Whoever can't have a cell gets a container
+of its own, which holds more, and the receipt says why. Where the policy says "auto", so does a node whose messages come
+no faster than containers are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+
+from sandbox.cell.cell import LIFE_S, Cell, Maker, NoCells
+from sandbox.cell.pace import Paces
+from sandbox.container.isolation_row import SLOW_ENOUGH, STARTS, in_cell, in_container
+from sandbox.container.standby import Ready, Setting, Source
+from sandbox.errors import EngineUnavailable, SandboxError
+
+CHECK_S = 5.0
+ATTEMPTS = 3
+# What keeps a host from making cells may be a setting, or a count that is used up for a while.
+AGAIN_S = 60.0
+FIRST_GUESS_MIB = 32.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellLimits:
+    """`per_node` warm containers at most for one caller's node, `memory_mib` and `most` for all, retired when unused for `idle_s`.
+
+    The kernel takes milliseconds to end what a run has left, more where that has much memory, and never `gone_s`.
+    """
+
+    memory_mib: float = 512.0
+    most: int = 1_000
+    per_node: int = 2
+    idle_s: float = 300.0
+    gone_s: float = 10.0
+
+
+@dataclass(eq=False)
+class Warm:
+    """One warm container, and the cell that it has ready or is making."""
+
+    maker: Maker
+    born: float
+    used: float
+    next: asyncio.Task[Cell]
+    memory_mib: float = FIRST_GUESS_MIB
+
+
+@dataclass(eq=False)
+class Group:
+    """The warm containers that are alike; `waiting` are runs that wait for one of them to be free.
+
+    Of the `busy` ones, those in `ending` will be as soon as the last run's processes are gone.
+    `why_not` is why no cell could be made, and until `not_before` nobody tries again.
+    """
+
+    key: tuple[str, str]
+    setting: Setting
+    idle: list[Warm] = field(default_factory=list)
+    busy: set[Warm] = field(default_factory=set)
+    ending: set[Warm] = field(default_factory=set)
+    starting: int = 0
+    waiting: deque[asyncio.Future[Warm]] = field(default_factory=deque)
+    why_not: str = ""
+    not_before: float = -math.inf
+
+    @property
+    def all(self) -> list[Warm]:
+        """Every container that runs."""
+        return [*self.idle, *self.busy]
+
+    def fail(self, error: Exception) -> None:
+        """Tell everybody who waits that there will be none."""
+        while self.waiting:
+            if not (turn := self.waiting.popleft()).done():
+                turn.set_exception(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyCell:
+    """A cell that waits for its job, in the terms of `ready.Ready`."""
+
+    sandbox: Cell
+    asked: float
+    proxy: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellCounts:
+    """What there is, and what was done since the beginning."""
+
+    containers: int
+    memory_mib: float
+    cells: int
+    started: int
+    retired: int
+    broken: int
+    refused: int
+
+
+class Cells:
+    """Gives runs their cells, and every other run what `containers` gives it."""
+
+    def __init__(
+        self, make: Callable[[Setting], Maker], containers: Source, limits: CellLimits, *,
+        start_s: Callable[[Setting], float], clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """`make` returns the maker of a setting, not started; `start_s` is how long a container of one takes to start."""
+        self._make = make
+        self._containers = containers
+        self._limits = limits
+        self._start_s = start_s
+        self._clock = clock
+        self._paces = Paces()
+        self._groups: OrderedDict[tuple[str, str], Group] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._closing = False
+        self._count = {"cells": 0, "started": 0, "retired": 0, "broken": 0, "refused": 0}
+
+    async def __aenter__(self) -> Cells:
+        """Begin to retire what is idle."""
+        self._keeper = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Remove every warm container."""
+        self._closing = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        for group in self._groups.values():
+            group.fail(EngineUnavailable("the service is stopping", hint="try again when it is back"))
+        await self.drop(lambda _: True)
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- for runs
+
+    def source(self, setting: Setting, run_id: str) -> contextlib.AbstractAsyncContextManager[Ready]:
+        """Give one run its sandbox: a cell where its policy says so and this host can. See `ready.Source`."""
+        per_run = setting.policy.isolation.per_run
+        if per_run == "container" or not setting.owner:
+            return self._containers(setting, run_id)
+        return self._by_pace(setting, run_id) if per_run == "auto" else self._cell(setting, run_id)
+
+    @contextlib.asynccontextmanager
+    async def _by_pace(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+        """Give a run a cell while its node is too fast for containers, and no run waits for the first warm one."""
+        asked, start_s = self._clock(), self._start_s(setting)
+        pace = self._paces.of((setting.owner, setting.kind))
+        fast = pace.begins(asked, start_s)
+        at_hand = fast and self._at_hand(self._group(setting))
+        try:
+            async with self._cell(setting, run_id) if at_hand else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready:
+                yield ready
+        finally:
+            pace.ended(asked, self._clock(), start_s)
+
+    @contextlib.asynccontextmanager
+    async def _cell(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+        group = self._group(setting)
+        try:
+            taken = await self._take(group) if self._clock() >= group.not_before else None
+        except NoCells as refusal:
+            taken = None
+            group.why_not, group.not_before = refusal.message, self._clock() + AGAIN_S
+        if taken is None:
+            self._count["refused"] += 1
+            async with self._container(setting, run_id, group.why_not) as ready:
+                yield ready
+            return
+        warm, cell = taken
+        cell.evidence = in_cell(setting.policy.isolation.per_run, cell.evidence)
+        try:
+            yield ReadyCell(sandbox=cell, asked=cell.marks["begin"])
+        finally:
+            self._give_back(group, warm, cell)
+
+    @contextlib.asynccontextmanager
+    async def _container(self, setting: Setting, run_id: str, why: str) -> AsyncIterator[Ready]:
+        async with self._containers(setting, run_id) as ready:
+            ready.sandbox.evidence += (in_container(setting.policy.isolation.per_run, why),)
+            yield ready
+
+    async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
+        """Retire the warm containers whose setting is `unwanted`, each when its run has ended; wait for the idle ones."""
+        going = []
+        for key, group in list(self._groups.items()):
+            if unwanted(group.setting):
+                del self._groups[key]
+                while group.idle:
+                    going.append(self._retire(group.idle.pop()))
+        await asyncio.gather(*going, return_exceptions=True)
+
+    def makers(self) -> list[Maker]:
+        """Return the makers of all warm containers."""
+        return [warm.maker for group in self._groups.values() for warm in group.all]
+
+    def counts(self) -> CellCounts:
+        """Return what there is now."""
+        return CellCounts(containers=len(self.makers()), memory_mib=round(self._memory_mib(), 1), **self._count)
+
+    # ---- taking and giving back
+
+    def _group(self, setting: Setting) -> Group:
+        key = (setting.owner, setting.kind)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(key, setting)
+        self._groups.move_to_end(key)  # most recently used last
+        return group
+
+    async def _take(self, group: Group) -> tuple[Warm, Cell]:
+        """Return a free container and the cell that it has ready. Raises a `SandboxError`."""
+        for attempt in range(ATTEMPTS):
+            warm = group.idle.pop() if group.idle else await self._free_one(group, again=attempt > 0)
+            group.busy.add(warm)
+            try:
+                cell = await self._next(warm)
+            except asyncio.CancelledError:
+                self._free(group, warm)
+                raise
+            except Exception as error:
+                self._broken(group, warm)
+                if not isinstance(error, SandboxError) or isinstance(error, NoCells) or attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            if cell.alive():
+                self._count["cells"] += 1
+                warm.next = asyncio.create_task(warm.maker.cell())
+                return warm, cell
+            self._broken(group, warm)
+        raise EngineUnavailable("the warm containers of this node die as they start", hint="run `sandbox doctor`")
+
+    async def _next(self, warm: Warm) -> Cell:
+        """Return the cell that waits; another one where only that has died."""
+        cell = await asyncio.shield(warm.next)
+        if not cell.alive() and warm.maker.fit():
+            warm.next = asyncio.create_task(warm.maker.cell())
+            cell = await asyncio.shield(warm.next)
+        return cell
+
+    async def _free_one(self, group: Group, *, again: bool) -> Warm:
+        """Wait for a container of the group to be free, and start one more while there is room. Raises a `SandboxError`.
+
+        Who has to wait `again`, because a container died, comes first.
+        """
+        turn: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
+        (group.waiting.appendleft if again else group.waiting.append)(turn)
+        self._grow(group)
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._free(group, turn.result())
+            raise
+
+    def _give_back(self, group: Group, warm: Warm, cell: Cell) -> None:
+        """End a cell; its container is free again when it is gone, unless its cgroup has been at a limit."""
+        cell.kill()
+        warm.used = self._clock()
+        if ((events := cell.events) and (events.oom_kills or events.fork_failures)) or warm.used - warm.born > LIFE_S / 2:
+            cell.end()
+            self._replace(group, warm)
+        else:
+            group.ending.add(warm)
+            self._in_background(self._emptied(group, warm, cell))
+
+    async def _emptied(self, group: Group, warm: Warm, cell: Cell) -> None:
+        """Wait for the end of a cell's processes, which count against the container's limits, and let the next in line have it."""
+        try:
+            await asyncio.wait_for(cell.wait_end(), self._limits.gone_s)
+        except asyncio.TimeoutError:
+            self._replace(group, warm)
+        else:
+            self._free(group, warm)
+        finally:
+            cell.end()
+
+    def _replace(self, group: Group, warm: Warm) -> None:
+        """Retire a container that has just had a run, and start another one for those who wait."""
+        group.busy.discard(warm)
+        group.ending.discard(warm)
+        self._retire(warm)
+        self._grow(group)
+
+    def _free(self, group: Group, warm: Warm) -> None:
+        """Let the next in line have a container; one of a group that was dropped is for those who waited before that."""
+        group.ending.discard(warm)
+        while group.waiting:
+            if not (turn := group.waiting.popleft()).done():
+                turn.set_result(warm)
+                return
+        group.busy.discard(warm)
+        if self._closing or self._groups.get(group.key) is not group:
+            self._retire(warm)
+        else:
+            group.idle.append(warm)
+            self._room(0.0)
+
+    def _broken(self, group: Group, warm: Warm) -> None:
+        self._count["broken"] += 1
+        group.busy.discard(warm)
+        self._retire(warm, counted=False)
+        self._grow(group)
+
+    # ---- warm containers
+
+    def _grow(self, group: Group) -> None:
+        """Start one more container where runs wait that none on its way, or about to be free, is for."""
+        waiting = sum(not turn.done() for turn in group.waiting)
+        if waiting <= len(group.ending) or group.starting or self._closing or len(group.all) >= self._limits.per_node:
+            return
+        if self._room(FIRST_GUESS_MIB) or not group.all:
+            group.starting += 1
+            self._in_background(self._start(group))
+
+    def _at_hand(self, group: Group) -> bool:
+        """Tell whether a run of the group need not wait for its first container, which is started if need be."""
+        if not (group.all or group.starting) and self._clock() >= group.not_before:
+            group.starting += 1
+            self._in_background(self._start(group))
+        return bool(group.all) or self._clock() < group.not_before
+
+    def _room(self, more_mib: float) -> bool:
+        """Tell whether so much more fits the budget, after retiring what is idle and was used longest ago."""
+        for group in self._groups.values():
+            while group.idle and not self._fits(more_mib):
+                self._retire(group.idle.pop(0))
+        return self._fits(more_mib)
+
+    def _fits(self, more_mib: float) -> bool:
+        count = sum(len(group.all) + group.starting for group in self._groups.values()) + bool(more_mib)
+        return count <= self._limits.most and self._memory_mib() + more_mib <= self._limits.memory_mib
+
+    def _memory_mib(self) -> float:
+        starting = sum(group.starting for group in self._groups.values()) * FIRST_GUESS_MIB
+        return starting + sum(warm.memory_mib for group in self._groups.values() for warm in group.all)
+
+    async def _start(self, group: Group) -> None:
+        maker = self._make(group.setting)
+        try:
+            await maker.start(uuid.uuid4().hex)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told to who waits
+            group.starting -= 1
+            if not group.all:  # else those that are busy will be free
+                group.fail(error)
+            return
+        group.starting -= 1
+        self._count["started"] += 1
+        # What can't be imported is not tried again.
+        group.setting = replace(group.setting, preload=maker.preloaded)
+        now = self._clock()
+        warm = Warm(maker=maker, born=now, used=now, next=asyncio.create_task(maker.cell()))
+        warm.memory_mib = maker.memory_mib() or FIRST_GUESS_MIB
+        group.busy.add(warm)
+        self._free(group, warm)
+        self._grow(group)
+
+    def _retire(self, warm: Warm, *, counted: bool = True) -> asyncio.Task[None]:
+        self._count["retired"] += counted
+        return self._in_background(self._removed(warm))
+
+    async def _removed(self, warm: Warm) -> None:
+        warm.maker.sandbox.kill()
+        # Its last cell may not have come to be. A dead engine can't remove anything: what is left is swept later.
+        with contextlib.suppress(Exception):
+            (await warm.next).end()
+        with contextlib.suppress(Exception):
+            await warm.maker.dispose()
+
+    async def _keep(self) -> None:
+        """Retire what nobody has used for long, what has died, and groups that are empty."""
+        while True:
+            await asyncio.sleep(min(CHECK_S, self._limits.idle_s / 4))
+            now = self._clock()
+            for key, group in list(self._groups.items()):
+                for warm in list(group.idle):
+                    if not warm.maker.fit() or now - warm.used > self._limits.idle_s or now - warm.born > LIFE_S / 2:
+                        group.idle.remove(warm)
+                        self._retire(warm)
+                if not (group.all or group.starting or group.waiting):
+                    del self._groups[key]
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

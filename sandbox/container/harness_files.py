@@ -1,0 +1,60 @@
+"""Files of ours that the engine is pointed at, kept in the cache and named by their content.
+
+The harness directory is what sandboxes see at `/run/sandbox/lib`; the seccomp file is what the runtime reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import py_compile
+import shutil
+import tempfile
+from pathlib import Path
+
+from sandbox.errors import EngineUnavailable
+from sandbox.policy.seccomp import SeccompProfile
+
+SOURCE = Path(__file__).parents[1] / "harness.py"
+
+
+def harness_directory(cache_dir: Path) -> Path:
+    """Return a directory with this version's harness, made once and named by its content.
+
+    The byte code serves images with this host's Python version; others compile the source at each start (~15 ms).
+    """
+    source = SOURCE.read_bytes()
+    directory = cache_dir / f"harness-{hashlib.sha256(source).hexdigest()[:16]}"
+    if directory.is_dir():
+        return directory
+    try:
+        temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix="harness-new-"))
+        (temporary / "harness.py").write_bytes(source)
+        # Unchecked: the file in the sandbox has other times, and nobody inside can change it.
+        py_compile.compile(
+            str(temporary / "harness.py"), dfile="/run/sandbox/lib/harness.py", doraise=True,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )  # fmt: skip
+        for path in (temporary, *temporary.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    except OSError as error:
+        raise EngineUnavailable(
+            f"the harness can't be stored in {cache_dir}: {error.strerror}",
+            hint="free some space there, then try again",
+        ) from None
+    try:
+        os.rename(temporary, directory)  # noqa: PTH104 - atomic, fails when another process was first
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
+
+
+def seccomp_file(profile: SeccompProfile, cache_dir: Path) -> Path:
+    """Return a file with exactly the linted text of `profile`, written when there is none yet."""
+    known = cache_dir / f"seccomp-{profile.name}-{profile.sha256[:16]}.json"
+    try:
+        if known.read_text() == profile.text:
+            return known
+    except OSError:
+        pass
+    return profile.write_to(cache_dir)

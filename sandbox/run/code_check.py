@@ -1,0 +1,150 @@
+"""Checking code without running it: whether it compiles on an environment's own Python, and what its imports lack.
+
+Nothing is parsed on this host. The code goes into an ordinary verified sandbox as the payload of
+`sandbox.code_check_program`; what comes back is believed no more than the result of any run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from sandbox.code_check_program import MAX_IMPORTS, MAX_MISSING, MAX_NAME_CHARS, MAX_TEXT_CHARS
+from sandbox.container.standby import Setting
+from sandbox.errors import Internal, InvalidRequest
+from sandbox.index.package_names import package_of_module
+from sandbox.models import Outcome, RunRequest, RunResult, Strict
+from sandbox.run.execution import Prepared
+from sandbox.run.request import check_request
+
+PROGRAM = Path(__file__).parents[1] / "code_check_program.py"
+MAX_ANSWER_BYTES = 1 << 20
+MAX_PLACE = 1 << 31
+CUT_CHARS = 20  # the mark of a text that was cut
+# How a compiler ends that a program drove too deep, rather than one that was ended.
+CRASHES = {"SIGSEGV", "SIGABRT", "SIGBUS"}
+# What one Python or another brings along: no package of that name on an index is meant.
+STANDARD = sys.stdlib_module_names | {
+    "_bootlocale", "aifc", "annotationlib", "asynchat", "asyncore", "audioop", "binhex", "cgi", "cgitb", "chunk", "compression",
+    "crypt", "distutils", "dummy_threading", "formatter", "imghdr", "imp", "lib2to3", "macpath", "mailcap", "msilib", "nis", "nntplib",
+    "ossaudiodev", "parser", "pipes", "smtpd", "sndhdr", "spwd", "sunau", "symbol", "telnetlib", "tomllib", "uu", "xdrlib",
+}  # fmt: skip
+DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+Execute = Callable[[Prepared], Awaitable[RunResult]]
+Place = Annotated[int, Field(ge=1, le=MAX_PLACE)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS + CUT_CHARS)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+
+
+class Problem(Strict):
+    """Why code does not compile: where (from 1, in characters), in Python's words, and the beginning of that line."""
+
+    line: Place
+    column: Place
+    message: Text
+    text: Text
+
+
+class MissingModule(Strict):
+    """A top-level name that the code imports and nothing has, and where first; a relative import is one, too.
+
+    `install` is the distribution that most likely brings it, None where none does.
+    """
+
+    module: Name
+    line: Place
+    install: str | None
+
+
+class CodeCheck(Strict):
+    """The answer on one piece of code; `python` is the version that it was compiled with.
+
+    Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code expects.
+    Only the first 500 imported names and 100 missing modules are listed.
+    """
+
+    python: str
+    problem: Problem | None
+    missing: tuple[MissingModule, ...]
+    imports: tuple[str, ...]
+
+
+class _Missing(Strict):
+    module: Name
+    line: Place
+
+
+class _Answer(Strict):
+    """What the program in the sandbox may say."""
+
+    python: Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3}){2}$")]
+    problem: Problem | None
+    missing: Annotated[tuple[_Missing, ...], Field(max_length=MAX_MISSING)]
+    imports: Annotated[tuple[Name, ...], Field(max_length=MAX_IMPORTS)]
+
+
+async def check_code(code: str, filename: str, *, setting: Setting, execute: Execute) -> CodeCheck:
+    """Check code in a sandbox of its own, under the same limits as a run; `filename` is what errors call it.
+
+    Raises `PolicyDenied` for more code than the policy takes, `InvalidRequest` for code that Python can't be made to judge within
+    the limits, `Internal` for a sandbox that gave no answer, and whatever `execute` raises.
+    """
+    policy = setting.policy
+    check_request(RunRequest(code=code, filename=filename, policy=policy.name), policy)
+    # The text as a harness would decode it. No two halves of a character are left that JSON would join.
+    text = code.encode(errors="surrogatepass").decode(errors="surrogateescape")
+    request = RunRequest(
+        code=PROGRAM.read_text(), filename=PROGRAM.name, policy=policy.name, payload_json=json.dumps({"code": text}).encode()
+    )  # fmt: skip
+    # The setting is that of a run, so that a sandbox which stands ready for one will do.
+    result = await execute(
+        Prepared(request=request, run_id=uuid.uuid4().hex, image=setting.admitted.name, setting=setting)
+    )
+    return answer_of(result, filename)
+
+
+def answer_of(result: RunResult, filename: str) -> CodeCheck:
+    """Return what a check came to. Raises `InvalidRequest` or `Internal`, see `check_code`."""
+    name = repr(filename[:80])
+    exhausted = result.outcome in (Outcome.TIMED_OUT, Outcome.OUT_OF_MEMORY)
+    if exhausted or (result.outcome is Outcome.KILLED and result.signal in CRASHES):
+        reason = result.explanation.removeprefix("the program ")
+        raise InvalidRequest(
+            f"{name} can't be checked: compiling it {reason}",
+            hint="divide large or deeply nested expressions; the limits are those of a run under this policy",
+            outcome=result.outcome.value,
+        )
+    if result.outcome is not Outcome.SUCCEEDED:
+        raise Internal(
+            f"the check of {name} ended without an answer: {result.explanation}",
+            hint="try again; report this if it repeats",
+            outcome=result.outcome.value,
+        )
+    text = result.result_json or b""
+    try:
+        if len(text) > MAX_ANSWER_BYTES:
+            raise ValueError
+        said = _Answer.model_validate_json(text)
+    except ValueError:  # pydantic's own error is one
+        raise Internal(f"the sandbox gave no valid answer on {name}", hint="report this") from None
+    missing = tuple(
+        MissingModule(module=one.module, line=one.line, install=distribution_of(one.module)) for one in said.missing
+    )
+    return CodeCheck(python=said.python, problem=said.problem, missing=missing, imports=said.imports)
+
+
+def distribution_of(module: str) -> str | None:
+    """Return what to install for a module that is missing, or None when no index can have it."""
+    top = module.partition(".")[0]
+    if top.startswith("_") or top in STANDARD:
+        return None
+    found = package_of_module(top)
+    return found if DISTRIBUTION.fullmatch(found) else None

@@ -1,0 +1,61 @@
+"""Which modules a program imports, as its text seems to tell. Pure: nothing is parsed, imported or executed.
+
+What a run imports is guessed before it runs, so that the next sandbox of its kind can have it imported already. A wrong
+guess costs that sandbox a little memory, and no program its result. So the text is looked through line by line, as far as
+`MAX_SCANNED_CHARS`, in time in proportion to that: Python's parser takes time and memory that a text can choose.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+from sandbox.channel.modules import MAX_MODULE_CHARS, MAX_MODULES, MODULE
+
+MAX_SCANNED_CHARS = 32 << 10
+# No part can match what the part before it has left, so that none is tried again: the time is in proportion to the text.
+STATEMENT = re.compile(r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b|import[ \t]+([^\n;#]+))", re.MULTILINE)
+LONG_TEXT = re.compile("\"\"\"|'''")
+IMPORTABLE = re.compile(r"[^.]+\.(?:.+\.)?(?:py|pyc|so)")
+
+
+def modules_of(code: str) -> tuple[str, ...]:
+    """Return the modules that a program seems to import, without those of the standard library: `sklearn.cluster`, not `sklearn`.
+
+    In full, since many packages load little by themselves, and their parts are what takes the time. In the order of the
+    text, each once, at most `MAX_MODULES`.
+    """
+    return _bounded(_imported(code))
+
+
+
+
+def brings_modules(files: Iterable[str]) -> bool:
+    """Tell whether one of these files, in the working directory, could be imported.
+
+    It then comes before any library of that name, which a preloaded library would ignore.
+    """
+    return any(IMPORTABLE.fullmatch(name) for name in files)
+
+
+def _bounded(names: Iterable[str]) -> tuple[str, ...]:
+    known: dict[str, None] = {}
+    for name in names:
+        if len(known) == MAX_MODULES:
+            break
+        if len(name) <= MAX_MODULE_CHARS and MODULE.fullmatch(name):
+            known[name] = None
+    return tuple(known)
+
+
+def _imported(code: str) -> Iterator[str]:
+    """Yield the full names of the modules in the order of the text. What stands in texts of several lines is not looked at."""
+    scanned = code[:MAX_SCANNED_CHARS].removeprefix("\ufeff")
+    for outside in LONG_TEXT.split(scanned)[::2]:
+        for statement in STATEMENT.finditer(outside):
+            names = [statement[1]] if statement[1] else statement[2].split(",", MAX_MODULES)
+            for name in (name.strip().partition(" ")[0] for name in names):
+                root = name.partition(".")[0]
+                if root not in sys.stdlib_module_names and root != "__main__":
+                    yield name

@@ -1,0 +1,47 @@
+"""What is checked of a request before anything starts: its sizes, and what the policy lets through. Nothing of it is parsed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sandbox.errors import InvalidRequest, PolicyDenied
+from sandbox.harness import name_problem
+
+if TYPE_CHECKING:
+    from sandbox.models import RunRequest
+    from sandbox.policy.model import Policy
+
+
+def check_code_size(size_bytes: int, policy: str, code_kib: int, *, at_least: bool = False) -> None:
+    """Check that a program may be so long under a policy that takes `code_kib`, before anything is made of its text. Raises `PolicyDenied`."""
+    _check_size("code_kib", size_bytes, code_kib << 10, policy, said="at least " if at_least else "")
+
+
+def check_request(request: RunRequest, policy: Policy) -> None:
+    """Raise `PolicyDenied` or `InvalidRequest` for what the policy does not let through."""
+    check_code_size(len(request.code.encode(errors="surrogatepass")), policy.name, policy.limits.code_kib)
+    data_bytes = len(request.payload_json) + len(request.message_json) + sum(map(len, request.files.values()))
+    _check_size("payload_mib", data_bytes, policy.limits.payload_mib << 20, policy.name)
+    if not request.filename.isprintable():
+        raise InvalidRequest("`filename` has control or invisible characters", hint="give the script a plain name, such as script.py")
+    for name in request.files:
+        if problem := name_problem(name):
+            raise InvalidRequest(
+                f"the file name {name[:80]!r} {problem}", hint="give files plain names, without a path"
+            )
+    for name in request.env:
+        policy.env_allowed(name)
+    for name in request.secrets:
+        policy.secret_allowed(name)
+    secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
+    for name, value in (*request.env.items(), *secrets.items()):
+        if "\0" in value:
+            raise InvalidRequest(f"the value of {name} has a NUL character, which no variable can hold", hint="send it in the payload or as a file")
+
+
+def _check_size(key: str, size_bytes: int, allowed_bytes: int, policy: str, *, said: str = "") -> None:
+    if size_bytes > allowed_bytes:
+        raise PolicyDenied(
+            f"the request has {said}{size_bytes} bytes, policy {policy!r} takes {allowed_bytes} (limits.{key})",
+            hint="send less, or choose a policy that takes more",
+        )

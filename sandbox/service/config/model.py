@@ -1,0 +1,399 @@
+"""The service's configuration: every key with its default, its range and its meaning.
+
+`sandbox.service.config.load` reads it from a file and the environment; `sandbox config show` prints the meanings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from sandbox.errors import InvalidRequest
+from sandbox.models import Strict
+from sandbox.places import usual_data_dir, usual_socket
+from sandbox.policy.directories import NAME as POLICY_NAME
+from sandbox.policy.model import ANY, ConflictError
+from sandbox.service.admission import AdmissionLimits
+from sandbox.service.webhooks.rules import address_of
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+MAX_PATH_BYTES = 107  # of sun_path, without the byte that ends it
+# Directory services have names such as "domain users@example.org".
+GROUP = re.compile(r"[^\s:@,/\x00-\x1f\x7f]([^:,/\x00-\x1f\x7f]{0,253}[^\s:,/\x00-\x1f\x7f])?")
+MODE = re.compile(r"0?[0-7]{3}")
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _key(default: Any, meaning: str, expected: str, *, low: float | None = None, high: float | None = None,
+         least: int | None = None) -> Any:  # fmt: skip
+    """Return a field; a callable `default` is called for each object, `expected` follows the words "must be"."""
+    factory: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**factory, description=meaning, ge=low, le=high, min_length=least,
+                 allow_inf_nan=None if low is None else False, json_schema_extra={"expected": expected})  # fmt: skip
+
+
+def _number(default: Any, meaning: str, unit: str, *, low: int, high: int, whole: bool) -> Any:
+    expected = f"{'a whole number' if whole else 'a number'} of {unit} from {low} to {high}"
+    return _key(default, meaning, expected, low=low, high=high)
+
+
+def _count(default: Any, meaning: str, of: str = "runs", *, low: int = 0) -> Any:
+    return _number(default, meaning, of, low=low, high=100_000, whole=True)
+
+
+def _mib(default: int, meaning: str, *, low: int = 0) -> Any:
+    return _number(default, meaning, "MiB", low=low, high=1_048_576, whole=True)
+
+
+def _seconds(default: float, meaning: str, *, low: int = 0) -> Any:
+    return _number(default, meaning, "seconds", low=low, high=31_536_000, whole=False)
+
+
+def _usual_socket() -> str:
+    return usual_socket(os.environ)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _two_per_core() -> int:
+    return 2 * _cores()
+
+
+def _socket_path(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable() or len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ValueError(f"must be an absolute path of at most {MAX_PATH_BYTES} bytes, as the path of a socket must be")
+    return str(Path(path))  # one spelling: callers are told apart by the name of the socket that they came by
+
+
+def _restricted_path(path: str | None) -> str | None:
+    return None if path is None else _socket_path(path)
+
+
+def _directory(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _key_file(path: str | None) -> str | None:
+    return path if path is None else _directory(path)
+
+
+def _webhook(url: str) -> str:
+    try:
+        address = address_of(url)
+    except InvalidRequest as error:
+        raise ValueError(f"can't be a rule: {error.message}") from None
+    if "?" in url:
+        raise ValueError("must have no query: what it covers is decided by the path")
+    return address.url
+
+
+def _mode(text: str | None) -> str | None:
+    if text is None:
+        return None
+    bits = int(text, 8) if MODE.fullmatch(text) else 0
+    if bits & 0o600 != 0o600 or bits & ~0o660:
+        raise ValueError('must be "0600" or, for the members of the group, "0660": nobody else may reach the socket')
+    return text
+
+
+def _group(name: str | None) -> str | None:
+    if name is not None and not GROUP.fullmatch(name):
+        raise ValueError("must be a group's name")
+    return name
+
+
+def _who(name: str) -> str:
+    if not GROUP.fullmatch(name.removeprefix("@")):
+        raise ValueError('must be a user, "@" and a group, or "uid" and a number')
+    return name
+
+
+def _granted(name: str) -> str:
+    if name != ANY and not POLICY_NAME.fullmatch(name):
+        raise ValueError('must be the name of a policy, or "*" for all of them')
+    return name
+
+
+def _policy(name: str) -> str:
+    if not POLICY_NAME.fullmatch(name):
+        raise ValueError("must be the name of a policy")
+    return name
+
+
+def _module(name: str) -> str:
+    if not MODULE.fullmatch(name):
+        raise ValueError("must be the name of a module, such as numpy or os.path")
+    return name
+
+
+Who = Annotated[str, AfterValidator(_who)]
+
+
+class Socket(Strict):
+    """Where the service listens, and who can reach it there."""
+
+    path: Annotated[str, AfterValidator(_socket_path)] = _key(
+        _usual_socket, "The socket. Its directory is created where it is missing.", "an absolute path"
+    )
+    mode: Annotated[str | None, AfterValidator(_mode)] = _key(
+        None, "The socket's mode; without it 0660 where a group is named, else 0600.", 'a text such as "0660"'
+    )
+    group: Annotated[str | None, AfterValidator(_group)] = _key(
+        None, "Its members reach the socket. Without it, the service's own user and root alone do.", "a group's name"
+    )
+
+    @model_validator(mode="after")
+    def _mode_needs_group(self) -> Socket:
+        if self.group is None and self.permissions & 0o060:
+            mistake = f'socket.mode is "{self.mode}" and lets a group in, but socket.group names none'
+            raise ConflictError(mistake, "socket.mode")
+        return self
+
+    @property
+    def permissions(self) -> int:
+        """Return the mode that the socket gets."""
+        return int(self.mode or ("0600" if self.group is None else "0660"), 8)
+
+
+class Runners(Strict):
+    """Who may run, under which policies, and how much at once."""
+
+    users: tuple[Who, ...] = _key(
+        ...,
+        'Users, "@" and a group, or "uid 1234" for a user without a name here.',
+        'a list of users and "@group", at least one',
+        least=1,
+    )
+    policies: tuple[Annotated[str, AfterValidator(_granted)], ...] = _key(
+        ..., 'Names of policies, or "*" for all.', "a list of names of policies, at least one", least=1
+    )
+    max_running: int | None = _count(None, "Runs of each of them at once; without it queue.per_caller_running.", low=1)
+    max_queued: int | None = _count(None, "Waiting runs of each of them; without it queue.per_caller_waiting.")
+
+
+class AccessRules(Strict):
+    """Who may do what. The service's own user and root may always do everything."""
+
+    maintainers: tuple[Who, ...] = _key(
+        (),
+        "Who may maintain: prune, stop all, see every run. It gives no right to run.",
+        'a list of users and "@group"',
+    )
+    runners: tuple[Runners, ...] = _key(
+        (),
+        "Who may run, and under which policies; the first entry that names a user or a group of theirs holds. "
+        "Without entries, the members of socket.group may run under every policy.",
+        "tables, each with users and policies: [[access.runners]]",
+    )
+
+
+class Restricted(Strict):
+    """A second socket, on which nobody is more than a caller: for the service's own user in a container, above all."""
+
+    path: Annotated[str | None, AfterValidator(_restricted_path)] = _key(
+        None, "The second socket; without it there is none. Its directory is its own, and may be shown to a container.", "an absolute path"
+    )
+    group: Annotated[str | None, AfterValidator(_group)] = _key(
+        None, "Its members reach the second socket. Without it, the service's own user and root alone do.", "a group's name"
+    )
+    policies: tuple[Annotated[str, AfterValidator(_granted)], ...] = _key(
+        (), 'Policies that whoever connects there may run under: names, or "*" for all.', "a list of names of policies"
+    )
+    max_running: int | None = _count(None, "Runs of each caller there at once; without it queue.per_caller_running.", low=1)
+    max_queued: int | None = _count(None, "Waiting runs of each caller there; without it queue.per_caller_waiting.")
+
+    @model_validator(mode="after")
+    def _path_needs_policies(self) -> Restricted:
+        if (self.path is None) != (not self.policies):
+            raise ConflictError("restricted.path and restricted.policies need each other", "restricted.policies")
+        return self
+
+
+class Queue(Strict):
+    """How much runs and waits at once."""
+
+    running: int = _count(_two_per_core, "Runs at once; without it two per core.", low=1)
+    waiting: int = _count(200, "Runs that may wait for their turn; more are refused at once.")
+    per_caller_running: int | None = _count(
+        None, "Runs of one caller at once; without it as many as queue.running.", low=1
+    )
+    per_caller_waiting: int = _count(100, "Runs of one caller that may wait; fewer than in all, to leave others room.")
+    wait_s: float = _seconds(30.0, "The longest wait for a turn, in seconds; then the run is refused.")
+    detached_wait_s: float = _seconds(3_600.0, "The same for a run whose result is fetched later: nobody waits for it.")
+    bodies_mib: int = _mib(
+        512,
+        "Bodies of requests that wait or run, and answers not read yet, in MiB together; one caller alone may hold half. "
+        "More are refused at once, but a caller that holds nothing is always taken.",
+        low=1,
+    )
+
+    @property
+    def limits(self) -> AdmissionLimits:
+        """Return the same in the terms of the queue itself."""
+        return AdmissionLimits(
+            running=self.running,
+            waiting=self.waiting,
+            per_caller_running=self.per_caller_running or self.running,
+            per_caller_waiting=self.per_caller_waiting,
+            wait_s=self.wait_s,
+        )
+
+
+class Warm(Strict):
+    """One kind of sandbox that is started with the service."""
+
+    policy: Annotated[str, AfterValidator(_policy)] = _key(
+        ..., "The policy that its runs are under.", "the name of a policy"
+    )
+    requirements: tuple[str, ...] = _key(
+        (), "Its libraries, as in a requirements file.", 'a list of requirements, such as ["numpy>=2"]'
+    )
+    preload: tuple[Annotated[str, AfterValidator(_module)], ...] = _key(
+        (), "Modules that are imported ahead of the run.", "a list of names of modules"
+    )
+
+
+class Pool(Strict):
+    """Sandboxes that are started ahead of need. Each is used for one run."""
+
+    memory_mib: int = _mib(512, "Memory that all ready sandboxes may take together, in MiB; 0 keeps none ready.")
+    per_setting: int = _count(
+        4, "Ready sandboxes of one kind: same environment, policy and preloaded modules.", "sandboxes"
+    )
+    idle_s: float = _seconds(300.0, "A ready sandbox that nobody needed for so many seconds is removed.", low=1)
+    starters: int = _count(
+        _cores, "Sandboxes that may be starting ahead of need at the same time, while runs come that fast; without it one per core.",
+        "sandboxes", low=1,
+    )  # fmt: skip
+    warm_seen: int = _count(
+        2, "Kinds of runs that were asked for most often in the last week, and are made ready when the service starts.", "kinds"
+    )
+    warm: tuple[Warm, ...] = _key(
+        (),
+        "Kinds of sandboxes that are made ready when the service starts.",
+        "tables, each with a policy: [[pool.warm]]",
+    )
+
+
+class Cells(Strict):
+    """Warm containers, for policies whose runs get cells. Each makes a cell for every run of one caller's node."""
+
+    memory_mib: int = _mib(512, "Memory that all warm containers may take together, in MiB.")
+    per_node: int = _count(2, "Warm containers of one node: as many of its runs go on at once.", "containers", low=1)
+    idle_s: float = _seconds(300.0, "A warm container that nobody needed for so many seconds is removed.", low=1)
+
+
+class History(Strict):
+    """What is remembered of runs, and for how long."""
+
+    directory: Annotated[str, AfterValidator(_directory)] = _key(
+        lambda: str(usual_data_dir()),
+        "Where the history, saved files and results lie. One service alone uses it: a second one of the same user needs another.",
+        "an absolute path",
+    )
+    age_days: float = _number(
+        30.0, "Runs older than so many days are forgotten.", "days", low=0, high=36_500, whole=False
+    )
+    size_mib: int = _mib(64, "Size of the history, in MiB; the oldest runs go first.", low=1)
+    output_kib: int = _number(
+        16,
+        "Of traceback, log records, and the ends of stdout and stderr, so many KiB each are kept of a run (history.output of its policy).",
+        "KiB", low=1, high=1_024, whole=True,
+    )  # fmt: skip
+    output_mib: int = _mib(32, "What is kept of the output of runs, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.")
+    output_age_days: float = _number(
+        7.0, "What is kept of the output of runs is forgotten after so many days.", "days", low=0, high=36_500, whole=False
+    )
+    files_mib: int = _mib(64, "Saved files that are kept for their callers, in MiB together; of whoever has most, the oldest go first. 0 keeps none.")
+    files_age_s: float = _seconds(3_600.0, "Saved files are kept for so many seconds.")
+    results_mib: int = _mib(64, "Results that are fetched later, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.")
+    results_age_s: float = _seconds(3_600.0, "Results that are fetched later are kept for so many seconds.")
+
+
+class Webhooks(Strict):
+    """Who may be told that a run has ended."""
+
+    allowed: tuple[Annotated[str, AfterValidator(_webhook)], ...] = _key(
+        (),
+        "Addresses that a request may have told (`notify`): scheme, host, port and path of each, and what lies below that path. "
+        "A name other than localhost must lead to a public address; name private ones by number.",
+        'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
+    )
+    key_file: Annotated[str | None, AfterValidator(_key_file)] = _key(
+        None, "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).", "an absolute path"
+    )
+
+
+class Stop(Strict):
+    """How the service ends."""
+
+    drain_s: float = _seconds(20.0, "When told to stop, runs get so many seconds to end; then they are cancelled.")
+
+
+class Log(Strict):
+    """What the service writes about itself."""
+
+    format: Literal["auto", "human", "json"] = _key(
+        "auto", "auto is human on a terminal and json elsewhere.", '"auto", "human" or "json"'
+    )
+    level: Literal["debug", "info", "warning", "error"] = _key(
+        "info", "The least important lines that are written.", '"debug", "info", "warning" or "error"'
+    )
+
+
+class ServiceConfig(Strict):
+    """The whole configuration."""
+
+    socket: Socket = Field(default_factory=Socket)
+    access: AccessRules = Field(default_factory=AccessRules)
+    restricted: Restricted = Field(default_factory=Restricted)
+    queue: Queue = Field(default_factory=Queue)
+    pool: Pool = Field(default_factory=Pool)
+    cells: Cells = Field(default_factory=Cells)
+    history: History = Field(default_factory=History)
+    webhooks: Webhooks = Field(default_factory=Webhooks)
+    stop: Stop = Field(default_factory=Stop)
+    log: Log = Field(default_factory=Log)
+
+    @model_validator(mode="after")
+    def _sockets_are_apart(self) -> ServiceConfig:
+        other = self.restricted.path
+        if other is not None and os.path.dirname(os.path.normpath(other)) == os.path.dirname(os.path.normpath(self.socket.path)):  # noqa: PTH120
+            mistake = "restricted.path and socket.path are in one directory, and who is shown the one would be shown the other"
+            raise ConflictError(mistake, "restricted.path")
+        return self
+
+    def effective(self) -> dict[str, Any]:
+        """Return every value that holds by its dotted key; None for a group, a second socket or a key that is not there."""
+        sections = self.model_dump(mode="json")
+        values = {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
+        return values | {
+            "socket.mode": f"{self.socket.permissions:04o}",
+            "queue.per_caller_running": self.queue.limits.per_caller_running,
+        }
+
+
+def tables_of(field: FieldInfo) -> type[Strict] | None:
+    """Return the model of a section, or of the tables that a key lists; None for other keys."""
+    arguments = getattr(field.annotation, "__args__", ())
+    return next(
+        (kind for kind in (field.annotation, *arguments) if isinstance(kind, type) and issubclass(kind, Strict)), None
+    )
+
+
+SECTIONS: dict[str, type[Strict]] = {
+    name: model for name, field in ServiceConfig.model_fields.items() if (model := tables_of(field))
+}
+KEYS: dict[str, FieldInfo] = {
+    f"{section}.{name}": field for section, model in SECTIONS.items() for name, field in model.model_fields.items()
+}

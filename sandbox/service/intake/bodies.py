@@ -1,0 +1,239 @@
+"""What clients send, taken apart without parsing what is meant for the sandbox. Pure.
+
+The payload and the message of a run are cut out of the request's body as bytes: their JSON is checked for its form
+while it is skipped, and becomes objects in the sandbox only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from sandbox.errors import InvalidRequest
+from sandbox.models import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS
+from sandbox.run.request import check_code_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+Value = TypeVar("Value")
+Written: TypeAlias = bytes | bytearray | memoryview
+# One byte of a text may be written in six, as \u0041.
+WRITTEN_BYTES = 6
+# In how many bytes a field may be written. What is longer is not even decoded, nor is a list or object of more texts.
+MAX_NAME_BYTES = 8 << 10
+MAX_FIELD_BYTES = {
+    "topic": WRITTEN_BYTES << 16,
+    "requirements": 1 << 20,
+    "preload": 64 << 10,
+    "env": 1 << 20,
+    "secrets": 1 << 20,
+}
+MAX_TEXTS = 2_000
+PIECE_CHARS = 64 << 10
+# What is skipped, and stays as it came: looked at by who needs it, when its size is known to be right.
+UNPARSED = ("code", "payload", "message", "files")
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)]
+Number = Annotated[float, msgspec.Meta(gt=0, le=MAX_COUNT)]
+Count = Annotated[int, msgspec.Meta(gt=0, le=MAX_COUNT)]
+Filename = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_FILENAME_CHARS)]
+# What else is named: the longest reference of an image has fewer characters, and so have other names by far.
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+# A topic of MQTT may have so many bytes.
+Topic = Annotated[str, msgspec.Meta(max_length=65_535)]
+
+
+class LimitsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Limits of one request; each may only be lower than the policy's."""
+
+    timeout_s: Seconds | None = None
+    memory_mib: Count | None = None
+    cpus: Number | None = None
+    processes: Count | None = None
+
+
+class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Who is told when the run has ended: an address that `webhooks.allowed` of the configuration covers."""
+
+    url: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A run: the code, the message it runs on, and under which policy with which libraries.
+
+    `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go on
+    when the client goes away; `notify` goes with `Prefer: respond-async`.
+    """
+
+    code: msgspec.Raw
+    payload: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
+    message: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+    topic: Topic = ""
+    node_id: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    filename: Filename = "script.py"
+    policy: Name = "default"
+    image: Name | None = None
+    requirements: tuple[str, ...] = ()
+    requires_python: str = ""
+    preload: tuple[str, ...] | None = None
+    limits: LimitsBody = LimitsBody()
+    env: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    files: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
+    wait_for_end: bool = False
+    notify: NotifyBody | None = None
+
+
+class EnvironmentBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Libraries to install on a policy's base image."""
+
+    requirements: tuple[str, ...]
+    policy: Name = "default"
+    image: Name | None = None
+
+
+class CheckBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Code to look at, and the libraries it would run with."""
+
+    code: msgspec.Raw
+    filename: Filename = "script.py"
+    policy: Name = "default"
+    image: Name | None = None
+    requirements: tuple[str, ...] = ()
+
+
+class PruneBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Which environments go: older than, unused for (seconds), or beyond a size (MiB)."""
+
+    older_s: Seconds | None = None
+    unused_s: Seconds | None = None
+    budget_mib: Count | None = None
+    dry_run: bool = False
+
+
+_TEXT = msgspec.json.Decoder(str)
+_FILES = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_CONTENT = msgspec.json.Decoder(bytes)
+
+
+def fields_of(kind: type[msgspec.Struct]) -> str:
+    """Return which fields a body has, as a hint."""
+    return f"its fields are {', '.join(kind.__struct_fields__)}; GET /v1/openapi.json describes them"
+
+
+class Form(Generic[Body]):
+    """Takes bodies of one kind apart: first into fields that nobody has decoded, then those of a sensible size as they are to be."""
+
+    def __init__(self, kind: type[Body]) -> None:
+        self._names = tuple(field.name for field in msgspec.structs.fields(kind))
+        outline = msgspec.defstruct(
+            "Outline",
+            [(name, msgspec.Raw, msgspec.Raw()) for name in self._names],
+            forbid_unknown_fields=True,
+            frozen=True,
+        )
+        self._outline = msgspec.json.Decoder(outline)
+        self._decoder = msgspec.json.Decoder(kind)
+        self._hint = fields_of(kind)
+
+    def decoded(self, body: Written) -> Body:
+        """Return what a body says. Raises `InvalidRequest` with the place in the body."""
+        outline = _decoded(self._outline, body, self._hint)
+        fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
+        small = []
+        for name, written in fields:
+            if written and name not in UNPARSED:
+                check_written(name, written, MAX_FIELD_BYTES.get(name, MAX_NAME_BYTES))
+                small.append(b'"%s":%s' % (name.encode(), written))
+        skipped = {name: written for name, written in fields if written and name in UNPARSED}
+        if "code" in skipped:  # which no body may lack
+            small.append(b'"code":""')
+        return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small), self._hint), **skipped)
+
+
+def check_size(what: str, size_bytes: int, most_bytes: int) -> None:
+    """Raise `InvalidRequest` where something has more bytes than it may."""
+    if size_bytes > most_bytes:
+        raise InvalidRequest(
+            f"{what} is too long: it has {size_bytes} bytes, of at most {most_bytes}", hint="send less in it"
+        )
+
+
+def check_written(name: str, written: memoryview, most_bytes: int) -> None:
+    """Check that a field is short enough to be decoded, and has not too many texts. Raises `InvalidRequest`."""
+    check_size(f"`{name}`", len(written), most_bytes)
+    pieces = range(0, len(written), PIECE_CHARS)
+    if sum(bytes(written[start : start + PIECE_CHARS]).count(b'"') for start in pieces) > 2 * MAX_TEXTS:
+        raise InvalidRequest(f"`{name}` has more than {MAX_TEXTS} texts", hint="send fewer")
+
+
+_RUN = Form(RunBody)
+_ENVIRONMENT = Form(EnvironmentBody)
+_CHECK = Form(CheckBody)
+_PRUNE = Form(PruneBody)
+
+
+def run_body(body: Written) -> RunBody:
+    """Return what a client wants run. Raises `InvalidRequest` with the place in the body."""
+    return _RUN.decoded(body)
+
+
+def environment_body(body: Written) -> EnvironmentBody:
+    """Return which libraries a client wants. Raises `InvalidRequest`."""
+    return _ENVIRONMENT.decoded(body)
+
+
+def check_body(body: Written) -> CheckBody:
+    """Return which code a client wants checked. Raises `InvalidRequest`."""
+    return _CHECK.decoded(body)
+
+
+def prune_body(body: Written) -> PruneBody:
+    """Return what a client wants removed. Raises `InvalidRequest`."""
+    return _PRUNE.decoded(body or bytearray(b"{}"))
+
+
+def code_of(body: RunBody | CheckBody, code_kib: int) -> str:
+    """Return the program of a body, which may have `code_kib` under its policy; what is longer is not even decoded.
+
+    Raises `PolicyDenied`, `InvalidRequest`.
+    """
+    check_code_size(len(memoryview(body.code)) // WRITTEN_BYTES, body.policy, code_kib, at_least=True)
+    code = _decoded(_TEXT, body.code, "send the program's text", "`code`")
+    check_code_size(len(code.encode(errors="surrogatepass")), body.policy, code_kib)
+    return code
+
+
+def files_of(body: RunBody) -> dict[str, bytes]:
+    """Return the files of a body by their names. Raises `InvalidRequest`."""
+    check_written("files", memoryview(body.files), len(memoryview(body.files)))
+    files = _decoded(_FILES, body.files, "send names and contents as base64", "`files`")
+    return {name: _content(name, written) for name, written in files.items()}
+
+
+def _content(name: str, written: msgspec.Raw) -> bytes:
+    try:
+        return _CONTENT.decode(written)
+    except msgspec.DecodeError:
+        raise InvalidRequest(
+            f"the file {name[:80]!r} is not base64", hint="encode its content as base64, in a text"
+        ) from None
+
+
+def _decoded(decoder: msgspec.json.Decoder[Value], body: Buffer, hint: str, what: str = "the request's body") -> Value:
+    with _told(hint, what):
+        return decoder.decode(body)
+
+
+@contextlib.contextmanager
+def _told(hint: str, what: str = "the request's body") -> Iterator[None]:
+    """Tell in words what can't be read. Raises `InvalidRequest`."""
+    try:
+        yield
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        reason = str(error).replace("`$.", "`") or "nested too deeply"
+        raise InvalidRequest(f"{what} can't be read: {reason}", hint=hint) from None
