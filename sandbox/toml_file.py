@@ -5,6 +5,7 @@ Knows nothing of what a policy means; `sandbox.policy.load` and `sandbox.policy.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -235,3 +236,8 @@ def _unquoted(part: str) -> str:
     if part[0] not in "\"'":
         return part
     return str(parse(f"key = {part}")["key"])
+
+
+def toml_value(value: Any) -> str:
+    """Return a value as TOML writes it, whole."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

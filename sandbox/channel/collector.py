@@ -1,4 +1,7 @@
-"""Take in what a sandbox sends of one run: output, log records, files, the result; bounded, and nothing believed."""
+"""What a sandbox sends of one run, taken in: output, log records, files, the result.
+
+The harness enforces the caps while it streams. All of them are enforced here again, because user code may have taken the harness over.
+"""
 
 from __future__ import annotations
 

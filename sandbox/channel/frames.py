@@ -1,8 +1,7 @@
-"""Frames between the runner and the harness, and what the runner believes of them: nothing unchecked.
+"""Frames between the runner and the harness: how they are written, read and bounded.
 
 A frame is one type byte, four bytes of big-endian length and a body of at most 1 MiB. `job_frames` gives
-what the runner sends; `FrameReader` and `Collector` take what comes back. The harness enforces the caps while
-it streams; `Collector` enforces all of them again, because user code may have taken the harness over.
+what the runner sends; `FrameReader` takes what comes back, and `sandbox.channel.collector` believes nothing of it unchecked.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sandbox.channel.collector import Collector, Kept
 from sandbox.channel.modules import check_modules
 from sandbox.channel.records import ProtocolViolation
 from sandbox.errors import InvalidRequest
 from sandbox.harness import name_problem
 
-__all__ = ["CANCEL", "MAX_BODY_BYTES", "Collector", "FrameReader", "Kept", "Limits", "ProtocolViolation", "encode", "job_frames", "preload_frame"]
+__all__ = ["CANCEL", "MAX_BODY_BYTES", "FrameReader", "Limits", "ProtocolViolation", "encode", "job_frames", "preload_frame"]
 
 PROTOCOL = 1
 MAX_BODY_BYTES = 1 << 20

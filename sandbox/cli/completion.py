@@ -27,13 +27,11 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(*, shell: str) -> None:
     """Print the completion script of a shell. scripts/setup installs them; by hand: `eval "$(sandbox completion bash)"`."""
-    click.echo(source(shell), nl=False)
+    click.echo(source(shell, click.get_current_context().find_root().command), nl=False)
 
 
-def source(shell: str) -> str:
-    """Return the script that has a shell ask for completions."""
-    from sandbox.cli.main import cli
-
+def source(shell: str, cli: click.Command) -> str:
+    """Return the script that has a shell ask for completions of `cli`, the whole command line."""
     found = get_completion_class(shell)
     if found is None:
         raise click.UsageError(f"there is no completion for {shell}")
@@ -42,10 +40,8 @@ def source(shell: str) -> str:
     return made.source_template % made.source_vars()
 
 
-def answer() -> int:
-    """Answer a shell that asks for completions, and say nothing about what goes wrong; return the exit status."""
-    from sandbox.cli.main import cli
-
+def answer(cli: click.Command) -> int:
+    """Answer a shell that asks for completions of `cli`, and say nothing about what goes wrong; return the exit status."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             cli(prog_name="sandbox", complete_var=VARIABLE, obj={})

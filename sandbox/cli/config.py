@@ -14,11 +14,11 @@ from sandbox.cli.screen import escaped
 from sandbox.client import default_socket
 from sandbox.errors import SandboxError
 from sandbox.policy.directories import policy_directories
-from sandbox.policy.explain import toml_value
 from sandbox.policy.load import policy_files
 from sandbox.service.config.load import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
 from sandbox.service.config.model import tables_of
 from sandbox.service.config.names import unknown_names
+from sandbox.toml_file import toml_value
 
 
 @click.group("config")

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sandbox.cli import completion
+from sandbox.cli.amounts import parse_size
 from sandbox.cli.files import MAX_TEXT_BYTES, Target, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
 from sandbox.cli.progress import Steps
-from sandbox.cli.run import parse_size
 from sandbox.cli.screen import escaped
 from sandbox.cli.session import Session, session
 from sandbox.environment.requirements import without_hashes

@@ -14,9 +14,10 @@ import click
 import msgspec
 
 from sandbox.cli import colour, completion
+from sandbox.cli.amounts import parse_duration
 from sandbox.cli.answer import answer_from
+from sandbox.cli.ending import READER_GONE, conclude
 from sandbox.cli.output import Output, reader_gone
-from sandbox.cli.run import READER_GONE, conclude, parse_duration
 from sandbox.cli.runs import MAX_LISTED, connected, full_id
 from sandbox.cli.saved import open_directory
 from sandbox.client.calls import unreadable

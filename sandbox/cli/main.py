@@ -130,7 +130,7 @@ def said_by_tool(output: object) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     if completion.asked():
-        sys.exit(completion.answer())
+        sys.exit(completion.answer(cli))
     sys.unraisablehook = interrupted_again
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     sys.exit(run_command(arguments, debug=debug))

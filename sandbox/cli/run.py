@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli import completion
+from sandbox.cli.amounts import MAX_COUNT, parse_duration, parse_memory
+from sandbox.cli.ending import READER_GONE, conclude
 from sandbox.cli.files import read_bytes, read_text
 from sandbox.cli.handover import leave_root
 from sandbox.cli.libraries import asks_for_libraries, library_options, requirements_of
 from sandbox.cli.output import Output, reader_gone
-from sandbox.cli.saved import open_directory, save_files
-from sandbox.cli.screen import escaped
+from sandbox.cli.saved import open_directory
 from sandbox.errors import InvalidRequest, SandboxError
 from sandbox.harness import name_problem
 
@@ -30,40 +29,12 @@ if TYPE_CHECKING:
     from sandbox.models import RunRequest
 
 DEFAULT_NAME = "script.py"
-READER_GONE = 128 + signal.SIGPIPE
-CANCELLED_OUTPUT_S = 1.0
-NAMED_FILES = 5  # of those that are not kept
-MAX_COUNT = 2**53 - 1  # as in sandbox.models, which takes long to import
-MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
 
-def parse_memory(text: str) -> int:
-    """Return MiB for `512m`, `1g`, `2048` (MiB). Raises `InvalidRequest`."""
-    return parse_size(text, option="--memory")
 
 
-def parse_size(text: str, *, option: str) -> int:
-    """Return MiB for what an option says: `512m`, `1g`, `2048` (MiB). Raises `InvalidRequest`."""
-    match = MEMORY.fullmatch(text.strip())
-    if match is None:
-        raise InvalidRequest(f"{option} {text!r} is not a size", hint="write for example 256m or 1g")
-    mib = float(match[1]) * {"k": 1 / 1024, "m": 1, "": 1, "g": 1024, "t": 1 << 20}[match[2].lower()]
-    if mib > MAX_COUNT:
-        raise InvalidRequest(f"{option} {text[:20]!r}… is more than any machine has", hint="write for example 256m or 1g")
-    if mib < 1:
-        raise InvalidRequest(f"{option} {text!r} is less than 1 MiB", hint="write for example 256m")
-    return int(mib)
 
 
-def parse_duration(text: str) -> float:
-    """Return seconds for `30`, `2.5s`, `500ms`, `2m`. Raises `InvalidRequest`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip())
-    seconds = float(match[1]) * {"ms": 0.001, "s": 1, None: 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if not 0 < seconds <= MAX_COUNT:
-        raise InvalidRequest(
-            f"--timeout {text[:40]!r} is not a duration above zero that anybody could wait for", hint="write for example 30s, 500ms or 2m"
-        )
-    return seconds
 
 
 def read_payload(text: str | None) -> bytes:
@@ -316,29 +287,5 @@ def carried_out(
     return embedded.carry_out(request, policy_dirs=obj["policy_dirs"], output=output, quiet=options["quiet"])
 
 
-def conclude(answer: Answer, output: Output, directory: int | None, options: dict[str, Any]) -> int:
-    """Show the result, keep the saved files, and return the exit status. The result comes first: nothing may lose it."""
-    status = exit_status(answer.outcome)
-    if not output.settle(timeout_s=CANCELLED_OUTPUT_S if answer.outcome == "cancelled" else None):
-        return status  # cancelled, and nobody reads: there is nowhere to write to
-    if output.gone:
-        reader_gone()
-        return READER_GONE
-    output.finish(answer)
-    if directory is not None:
-        save_files(answer.files, directory, keep_names=options["keep_names"])
-        os.close(directory)
-    elif answer.files and not options["as_json"] and not options["quiet"]:
-        names = ", ".join(escaped(file.name) for file in answer.files[:NAMED_FILES])
-        more = f" and {len(answer.files) - NAMED_FILES} more" if len(answer.files) > NAMED_FILES else ""
-        click.echo(f"sandbox: {len(answer.files)} file(s) not kept ({names}{more}); --save-files DIR keeps them", err=True)
-    return status
 
 
-def exit_status(outcome: str) -> int:
-    """Return the exit status of an outcome."""
-    if outcome == "succeeded":
-        return 0
-    from sandbox.models import EXIT_STATUS, Outcome  # late: they take longer to import than most runs to run
-
-    return EXIT_STATUS[Outcome(outcome)]

@@ -11,7 +11,7 @@ from sandbox.errors import BuildFailed
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-    from sandbox.environment.lock import LockedPackage
+    from sandbox.environment.locked_package import LockedPackage
 
 
 class AllowedHashes:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sandbox.environment.lock import LockedPackage
+from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.tree import TreeDecoder, TreeLimits, TreeRefused
 from sandbox.environment.wheel_cache import FileCache, HashCheck, Incoming
 from sandbox.errors import BuildFailed

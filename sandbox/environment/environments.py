@@ -36,7 +36,8 @@ from sandbox.environment.identity import (
     tree_limits,
 )
 from sandbox.environment.installation import Execute, Ground, Installer
-from sandbox.environment.lock import Lock, LockedPackage
+from sandbox.environment.lock import Lock
+from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.removal import Removal
 from sandbox.environment.resolution_failure import named
 from sandbox.environment.sharing import LOCK_FILE, lock_tree, unpack

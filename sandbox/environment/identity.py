@@ -9,7 +9,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from sandbox.environment.lock import Lock, LockedPackage
+from sandbox.environment.lock import Lock
+from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.requirements import without_hashes
 from sandbox.environment.tree import TreeLimits
 from sandbox.errors import InvalidRequest, PolicyDenied

@@ -23,7 +23,8 @@ from sandbox.channel.collector import FileSink
 from sandbox.container.spec import Bind
 from sandbox.container.standby import Egress, Setting
 from sandbox.egress.rules import networks, rules_of
-from sandbox.environment.lock import Lock, LockedPackage, from_pylock
+from sandbox.environment.lock import Lock, from_pylock
+from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.requirements import without_hashes
 from sandbox.environment.resolution_failure import DOING, Failure, explained, last_lines, named
 from sandbox.environment.wheel_tags import target_tags

@@ -12,7 +12,7 @@ from sandbox.index.links import PORTS, hosts_of
 from sandbox.index.pages import page_links
 from sandbox.index.pip_config import Index
 
-__all__ = ["file_addresses", "name_of"]
+__all__ = ["discover_file_hosts", "file_addresses", "name_of"]
 
 TIMEOUT_S = 10
 

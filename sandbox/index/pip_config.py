@@ -16,12 +16,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sandbox.errors import InvalidRequest
-from sandbox.index.files import discover_file_hosts
 from sandbox.index.links import PageLinks, hosts_of
 from sandbox.index.netrc_logins import logins
 from sandbox.places import home
 
-__all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "discover_file_hosts", "environment_for_handover", "read_index"]
+__all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "environment_for_handover", "read_index"]
 
 VARIABLES = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_CERT", "PIP_TRUSTED_HOST",

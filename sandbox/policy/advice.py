@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.policy.directories import policy_directories, shipped_directory
-from sandbox.policy.explain import toml_value
-from sandbox.toml_file import TomlFile
+from sandbox.toml_file import TomlFile, toml_value
 
 __all__ = ["opening"]
 

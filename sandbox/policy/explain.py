@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sandbox.policy.model import ANY, BUILT_IN, KEYS, PolicyDocument, unit_of
 from sandbox.policy.sections import INDEX
+from sandbox.toml_file import toml_value
 
 if TYPE_CHECKING:
     from sandbox.policy.load import LoadedPolicy
@@ -205,9 +205,6 @@ def as_toml(loaded: LoadedPolicy) -> str:
     return "\n".join(lines) + "\n"
 
 
-def toml_value(value: Any) -> str:
-    """Return a value as TOML writes it, whole."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 # ---- what a value may be -------------------------------------------------------------------------

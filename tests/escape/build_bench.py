@@ -24,7 +24,8 @@ import pytest
 from sandbox import places
 from sandbox.environment import installation
 from sandbox.environment.identity import LABEL_BUILD, Environment
-from sandbox.environment.lock import Lock, LockedFile, LockedPackage
+from sandbox.environment.lock import Lock
+from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
 from sandbox.models import RunRequest, RunResult
 from tests.escape.bench import SLOWER, Bench

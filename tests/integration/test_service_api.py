@@ -24,8 +24,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from sandbox.errors import SandboxError
+from sandbox.service.application import ROUTES
 from sandbox.service.door.connections import PER_USER
-from sandbox.service.routes.openapi import openapi
+from sandbox.service.openapi import openapi
 from tests.integration.service import Service, served
 from tests.integration.test_service import WAIT_S, raw, until
 
@@ -84,7 +85,7 @@ def url(service: Service) -> Iterator[str]:
         thread.join()
 
 
-document = schemathesis.openapi.from_dict(openapi())
+document = schemathesis.openapi.from_dict(openapi(ROUTES))
 
 
 @document.parametrize()

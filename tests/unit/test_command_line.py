@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.cli import run
+from sandbox.cli import amounts, run
 from sandbox.cli.answer import answer_of
 from sandbox.cli.document import readable
 from sandbox.cli.later import check_detached
@@ -32,24 +32,24 @@ from sandbox.places import user_runtime_dir
     ("text", "mib"), [("512m", 512), ("1g", 1024), ("2048", 2048), ("1 GiB", 1024), ("4096k", 4), ("0.5g", 512)]
 )
 def test_amounts_of_memory(text: str, mib: int) -> None:
-    assert run.parse_memory(text) == mib
+    assert amounts.parse_memory(text) == mib
 
 
 @pytest.mark.parametrize("text", ["", "0", "512q", "-1m", "m", "100k", "0.5"])
 def test_other_amounts_of_memory_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="--memory"):
-        run.parse_memory(text)
+        amounts.parse_memory(text)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("2.5s", 2.5), ("500ms", 0.5), ("2m", 120), ("1h", 3600)])
 def test_durations(text: str, seconds: float) -> None:
-    assert run.parse_duration(text) == seconds
+    assert amounts.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "0", "1d", "-1s", "1e3", "s", "0ms"])
 def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="--timeout"):
-        run.parse_duration(text)
+        amounts.parse_duration(text)
 
 
 @given(st.text())

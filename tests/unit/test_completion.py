@@ -14,7 +14,7 @@ import pytest
 
 from sandbox import templates
 from sandbox.cli.completion import SHELLS, source
-from sandbox.cli.main import COMMANDS
+from sandbox.cli.main import COMMANDS, cli
 from sandbox.environment.store import Record, Store
 from sandbox.places import private_directory
 from sandbox.service.history.history import History, Retention
@@ -99,7 +99,7 @@ def test_a_broken_policy_does_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_gets_a_script_that_asks_this_command(shell: str) -> None:
-    text = source(shell)
+    text = source(shell, cli)
     assert f"_SANDBOX_COMPLETE={shell}_complete" in text
     assert text.endswith("\n")
     printed = subprocess.run([*COMMAND, "completion", shell], capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=environment()).stdout
@@ -111,7 +111,7 @@ def test_bash_completes_with_the_script_that_is_printed(tmp_path: Path) -> None:
     command = tmp_path / "sandbox"
     command.write_text(f"#!/bin/sh\nexec {shlex.join(COMMAND)} \"$@\"\n")
     command.chmod(0o755)
-    (tmp_path / "completion").write_text(source("bash"))
+    (tmp_path / "completion").write_text(source("bash", cli))
     script = f"""
         . {tmp_path}/completion
         COMP_WORDS=(sandbox run --policy st) COMP_CWORD=3

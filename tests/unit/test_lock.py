@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sandbox.environment.lock import Lock, LockedFile, LockedPackage, from_pylock
+from sandbox.environment.lock import Lock, from_pylock
+from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.environment.requirements import parse_libraries, parse_requirements_txt
 from sandbox.environment.wheel_tags import target_tags
 from sandbox.errors import BuildFailed

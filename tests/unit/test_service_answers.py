@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from sandbox.service.routes import answers
+from sandbox.service import answers
 
 BODY = b"x" * (20 << 20)
 

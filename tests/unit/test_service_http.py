@@ -22,7 +22,8 @@ import pytest
 from aiohttp import web
 
 from sandbox.errors import InvalidRequest
-from sandbox.service.application import answered, identified
+from sandbox.service.answers import document
+from sandbox.service.application import ROUTES, answered, identified
 from sandbox.service.config.model import ServiceConfig
 from sandbox.service.door import connections
 from sandbox.service.door.access import Access
@@ -30,8 +31,7 @@ from sandbox.service.door.connections import LINGERING, PIECE_BYTES, more_descri
 from sandbox.service.intake.budget import Part
 from sandbox.service.intake.reading import BODY, Intake
 from sandbox.service.metrics import Live, Metrics
-from sandbox.service.routes.answers import document
-from sandbox.service.routes.openapi import openapi
+from sandbox.service.openapi import openapi
 from sandbox.service.routes.queries import QUERIES, check_query
 from sandbox.service.routes.runs import listed_at_most
 from sandbox.service.server import accepting
@@ -430,7 +430,7 @@ def test_a_limit_beyond_them_is_refused(text: str) -> None:
 
 
 def test_the_document_tells_what_a_limit_is() -> None:
-    parameters = openapi()["paths"]["/v1/runs"]["get"]["parameters"]
+    parameters = openapi(ROUTES)["paths"]["/v1/runs"]["get"]["parameters"]
     schema = next(parameter["schema"] for parameter in parameters if parameter["name"] == "limit")
     assert schema == {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
 

@@ -19,7 +19,8 @@ from sandbox.errors import EngineUnavailable, PolicyDenied
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
 from sandbox.run.execution import Follow
-from sandbox.service import server
+from sandbox.service import answers, server
+from sandbox.service.routes import runs
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
 from sandbox.service.config.model import Queue, ServiceConfig, Socket
@@ -32,7 +33,6 @@ from sandbox.service.intake.budget import Budget
 from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.metrics import Live, Metrics
-from sandbox.service.routes import answers, runs
 from sandbox.service.routes.events import Events
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State

@@ -16,10 +16,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from sandbox.errors import Internal, InvalidRequest, SandboxError
+from sandbox.service.answers import SERVER, error_answer, sign, translated
 from sandbox.service.door.access import peer_of
 from sandbox.service.door.listen import BACKLOG
 from sandbox.service.intake.reading import BODY_TIMEOUT_S
-from sandbox.service.routes.answers import SERVER, error_answer, sign, translated
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest

@@ -18,8 +18,8 @@ from sandbox.engine.protocol import ImageRecord
 from sandbox.errors import AccessDenied, SandboxError
 from sandbox.image.admission import ENVIRONMENTS
 from sandbox.policy.explain import explain
+from sandbox.service.answers import document
 from sandbox.service.door.access import Caller
-from sandbox.service.routes.answers import document
 from sandbox.service.state import CALLER, STATE
 
 
@@ -123,14 +123,6 @@ async def get_doctor(request: web.Request) -> web.Response:
     )
     policies = {name: reason for name, reason in report.policies.items() if may_know(caller, name)}
     return document({"usable": report.usable, **asdict(report), "policies": policies})
-
-
-async def get_openapi(request: web.Request) -> web.Response:
-    """Give the description of this API (OpenAPI 3.1)."""
-    from sandbox.service.routes.openapi import openapi  # late: it describes the routes, this one too
-
-    del request
-    return document(openapi())
 
 
 async def get_metrics(request: web.Request) -> web.Response:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sandbox.environment.identity import Environment
 from sandbox.environment.store import Record
 from sandbox.progress import OnProgress
-from sandbox.service.routes.answers import counted, document
+from sandbox.service.answers import counted, document
 from sandbox.service.routes.events import Events, format_asked, streamed
 from sandbox.service.routes.runs import understood
 from sandbox.service.state import CALLER, STATE

@@ -17,9 +17,9 @@ from sandbox.document import error_document, file_pieces
 from sandbox.errors import Internal, SandboxError
 from sandbox.models import LogRecord
 from sandbox.progress import Progress
+from sandbox.service.answers import gathered, sent
 from sandbox.service.intake.budget import Part
 from sandbox.service.intake.reading import BODY
-from sandbox.service.routes.answers import gathered, sent
 from sandbox.service.state import STATE
 
 LOG = logging.getLogger("sandbox.service")

@@ -6,23 +6,22 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sandbox.document import as_document, error_document
-from sandbox.errors import Internal, NotFound, SandboxError
+from sandbox.document import as_document
+from sandbox.errors import NotFound
 from sandbox.models import Outcome, RunResult
 from sandbox.off_loop import aside
+from sandbox.service.answers import document, large
 from sandbox.service.history.row import SERVICE_ENDED, Row
 from sandbox.service.intake.reading import BODY
 from sandbox.service.live import LiveRun, no_run
-from sandbox.service.routes.answers import document, large
 from sandbox.service.routes.prefer import Preferences, preferences
-from sandbox.service.state import CALLER, STATE, State
+from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from aiohttp import web
 
-    from sandbox.service.routes.runs import Work
+    from sandbox.service.routes.work import Work
 
 # A request may wait for so long; it can ask again.
 MAX_WAIT_S = 60
@@ -63,22 +62,8 @@ def going_on(live: LiveRun) -> web.Response:
     return answer
 
 
-async def kept(state: State, live: LiveRun, status: int, pieces: Sequence[bytes]) -> None:
-    """Keep what came of a run for its caller; where that is too large, that it was."""
-    # First the row: whatever happens, what is kept and what the history tells are not at odds.
-    await asyncio.to_thread(state.history.flush, 1.0)
-    if await asyncio.to_thread(state.results.keep, live.run_id, live.caller_uid, status, pieces):
-        return
-    too_large = NotFound(
-        f"the result of the run {live.run_id} is not kept: it takes {sum(map(len, pieces)) >> 20} MiB, or the disk is full",
-        hint="results are kept within history.results_mib of the service's configuration", run_id=live.run_id,
-    )  # fmt: skip
-    await asyncio.to_thread(state.results.keep, live.run_id, live.caller_uid, NotFound.http_status, [error_document(too_large)])
 
 
-def failed(error: BaseException) -> SandboxError:
-    """Return what a caller is told of an error, also of a defect of ours."""
-    return error if isinstance(error, SandboxError) else Internal("the service has a defect", hint="its log says more; report this")
 
 
 async def get_result(request: web.Request) -> web.StreamResponse:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from sandbox.environment.store import PruneLimits
 from sandbox.errors import InvalidRequest
+from sandbox.service.answers import document
 from sandbox.service.intake.bodies import MAX_NAME_BYTES, check_size, prune_body
 from sandbox.service.intake.reading import BODY
-from sandbox.service.routes.answers import document
 from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from sandbox import __version__
 from sandbox.models import ErrorBody, RunResult
-from sandbox.service.application import ROUTES
 from sandbox.service.intake.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
 from sandbox.service.routes.queries import QUERIES, TEXT
 
@@ -38,8 +38,8 @@ ERRORS = {
 }  # fmt: skip
 
 
-def openapi() -> dict[str, Any]:
-    """Return the document (OpenAPI 3.1)."""
+def openapi(routes: Iterable[tuple[str, str, object]]) -> dict[str, Any]:
+    """Return the document (OpenAPI 3.1) of routes: method, path, and the handler, whose docstring describes it."""
     _, schemas = msgspec.json.schema_components(BODIES.values(), ref_template="#/components/schemas/{name}")
     run = schemas["RunBody"]["properties"]
     run["payload"] = {"description": "Any JSON; it reaches the program byte for byte."}
@@ -48,7 +48,7 @@ def openapi() -> dict[str, Any]:
     run["code"] = schemas["CheckBody"]["properties"]["code"] = TEXT
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, handler in ROUTES:
+    for method, path, handler in routes:
         paths.setdefault(path, {})[method.lower()] = operation(method, path, str(handler.__doc__))
     return {
         "openapi": "3.1.0",
