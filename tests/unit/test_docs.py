@@ -97,7 +97,7 @@ def test_the_page_of_errors_says_when_the_service_raises_what_and_how() -> None:
     text = TEXTS["docs/errors.md"]
     assert "later service" not in text
     assert "reserved, nothing raises it" not in text
-    sources = "".join(path.read_text() for path in (ROOT / "sandbox/service").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "sandbox/service").rglob("*.py"))
     exact = set(re.findall(r"http_status=(\d+)", sources))
     assert exact == set(re.findall(r"(\d+) for a", text.split("## Errors", 1)[1].split("|", 1)[0]))
 
@@ -232,14 +232,36 @@ def test_no_file_names_a_developers_machine() -> None:
     assert found == []
 
 
-def test_every_module_is_on_the_map() -> None:
+def test_the_page_on_architecture_lists_the_packages_in_the_order_that_holds() -> None:
     text = TEXTS["docs/architecture.md"]
-    modules = [
-        path
-        for path in (ROOT / "sandbox").rglob("*.py")
-        if path.name != "__init__.py" and "templates" not in path.parts
-    ]
-    assert [path.name for path in modules if f"`{path.relative_to(ROOT / 'sandbox').as_posix()}`" not in text] == []
+    table = text.split("## The packages", 1)[1].split("\n## ", 1)[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    there = {path.stem for path in (ROOT / "sandbox").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(listed) == there - {"__init__", "__main__"}
+    layers = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    floors = [set(re.findall(r"\w+", line)) for line in re.findall(r'"([^"]+)"', layers[1])]
+    assert [name for name in listed if name not in set().union(*floors)] == []
+    heights = [next(height for height, floor in enumerate(floors) if name in floor) for name in listed]
+    assert heights == sorted(heights)
+    assert len(text.splitlines()) <= 150
+
+
+def test_each_package_says_what_it_is_for_and_where_to_begin() -> None:
+    packages = [path for path in (ROOT / "sandbox").rglob("__init__.py") if path.parent != ROOT / "sandbox"]
+    silent = {
+        path.parent.name: missing
+        for path in packages
+        if (missing := [word for word in ("Import", "Read `") if word not in path.read_text()]) and path.parent.name != "templates"
+    }
+    assert silent == {}
+
+
+def test_every_place_that_answers_a_question_is_there() -> None:
+    table = TEXTS["docs/architecture.md"].split("## Where is it decided?", 1)[1]
+    named = re.findall(r"`([\w/]+\.(?:py|toml))`", table)
+    assert len(re.findall(r"^\| .*\?", table, re.MULTILINE)) >= 10
+    assert [name for name in named if not ((ROOT / name).is_file() or (ROOT / "sandbox" / name).is_file())] == []
 
 
 def test_threat_model_and_escape_tests_name_the_same_boundaries() -> None:
@@ -249,7 +271,7 @@ def test_threat_model_and_escape_tests_name_the_same_boundaries() -> None:
 
 def test_every_dependency_is_justified() -> None:
     wanted = re.findall(r'^\s*"([a-z-]+)>=', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert [name for name in [*wanted, "hatchling"] if f"`{name}`" not in TEXTS["docs/architecture.md"]] == []
+    assert [name for name in [*wanted, "hatchling"] if f"`{name}`" not in TEXTS["docs/dependencies.md"]] == []
 
 
 # ---- the code contract

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,11 @@ PACKAGE = ROOT / "sandbox"
 SCRIPTS = set((PACKAGE / "templates").glob("*.py")) - {PACKAGE / "templates/__init__.py"}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path not in SCRIPTS)
 PURE = (
-    "errors", "models", "outcome", "spec", "verify", "requirements", "lock", "tree", "environment_identity",
+    "errors", "models", "run/outcome", "container/spec", "container/verify", "cell/spec", "cell/verify",
+    "environment/requirements", "environment/lock", "environment/tree", "environment/identity",
     "egress/addresses", "egress/answer_head", "egress/client_hello", "egress/request_body", "egress/request_head", "egress/rules",
-    "fair_share", "history_row", "secret_mask", "service/prefer", "service/told", "service/webhook_rules",
+    "service/history/fair_share", "service/history/row", "service/history/secret_mask", "service/history/told",
+    "service/routes/prefer", "service/webhooks/rules", "host/facts",
 )  # fmt: skip
 IO_MODULES = {
     "asyncio", "fcntl", "glob", "http", "io", "multiprocessing", "os", "requests", "select", "shutil", "signal",
@@ -84,7 +88,7 @@ every_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_podman_engine_imports_podman(path: Path) -> None:
     found = {name.split(".")[0] for name in imports(tree_of(path))} & {"podman", "requests"}
     # The index is asked over HTTP, by the client that podman-py brings along.
-    assert found <= {"podman_engine.py": {"podman", "requests"}, "simple_page.py": {"requests"}}.get(path.name, set())
+    assert found <= {"podman.py": {"podman", "requests"}, "pages.py": {"requests"}}.get(path.name, set())
 
 
 @every_source
@@ -150,6 +154,22 @@ def test_public_names_are_described(path: Path) -> None:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not ast.get_docstring(node)
     ]
     assert missing == []
+
+
+def test_a_wrong_import_in_any_package_breaks_the_order(tmp_path: Path) -> None:
+    """Each package and module imports the command line, which is above all of them: `lint-imports` must name every one."""
+    copy = tmp_path / "sandbox"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    below = [path for path in copy.iterdir() if path.name not in ("cli", "__main__.py", "__init__.py", "py.typed", "_policies")]
+    for path in below:
+        with (path / "__init__.py" if path.is_dir() else path).open("a") as file:
+            file.write("\nimport sandbox.cli.main\n")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1, found.stdout + found.stderr
+    wrong = set(re.findall(r"^sandbox\.(\w+) is not allowed to import sandbox\.cli", found.stdout, re.MULTILINE))
+    assert wrong == {path.stem for path in below}
 
 
 def test_the_package_says_that_it_is_typed() -> None:

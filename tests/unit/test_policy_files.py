@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandbox import toml_file as policy_file
+from sandbox import toml_file
 from sandbox.errors import InvalidRequest, NotFound
+from sandbox.policy import directories
 from sandbox.policy.directories import policy_directories, shipped_directory
 from sandbox.toml_file import key_lines, parse, read_toml, read_trusted
 
@@ -52,7 +53,7 @@ def test_shipped_directory_has_both_policies_and_the_profile() -> None:
 
 def test_installed_package_uses_the_policies_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "_policies").mkdir()
-    monkeypatch.setattr(policy_file, "__file__", str(tmp_path / "policy_file.py"))
+    monkeypatch.setattr(directories, "__file__", str(tmp_path / "policy/directories.py"))
     assert shipped_directory() == tmp_path / "_policies"
 
 
@@ -93,7 +94,7 @@ def reader_is_another(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.chown(file, STRANGER, STRANGER)
     monkeypatch.setattr(os, "geteuid", lambda: STRANGER + 1)
     monkeypatch.setattr(os, "getegid", lambda: STRANGER + 1)
-    monkeypatch.setattr(policy_file, "__file__", "/etc/passwd")  # the package is root's
+    monkeypatch.setattr(toml_file, "__file__", "/etc/passwd")  # the package is root's
 
 
 @pytest.mark.usefixtures("reader_is_another")
@@ -116,7 +117,7 @@ def test_file_writable_by_a_strange_group_is_refused(file: Path, monkeypatch: py
 def test_file_of_the_package_owner_is_trusted_in_a_checkout_of_someone_else(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_file, "__file__", str(file))
+    monkeypatch.setattr(toml_file, "__file__", str(file))
     assert read_trusted(file, what="policy") == ""
 
 
@@ -132,7 +133,7 @@ def test_missing_file_is_not_found(tmp_path: Path) -> None:
 
 
 def test_huge_file_is_refused(file: Path) -> None:
-    file.write_text("#" * (policy_file.MAX_FILE_BYTES + 1))
+    file.write_text("#" * (toml_file.MAX_FILE_BYTES + 1))
     with pytest.raises(InvalidRequest, match="larger than 256 KiB"):
         read_trusted(file, what="policy")
 

@@ -173,7 +173,7 @@ GREEDY = "def stuck(body, code_kib):\n    return [bytes(len(body)) for _ in rang
 
 def with_kind(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Have the process take bodies apart with other code, as if a parser were that bad."""
-    lines = f"from sandbox.service import parsing\n{text}parsing.KINDS['run'] = stuck\n"
+    lines = f"from sandbox.service.intake import parser_program as parsing\n{text}parsing.KINDS['run'] = stuck\n"
     monkeypatch.setattr(
         parser,
         "PROGRAM",

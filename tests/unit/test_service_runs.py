@@ -20,7 +20,6 @@ from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
 from sandbox.run.execution import Follow
 from sandbox.service import answers, server
-from sandbox.service.routes import runs
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
 from sandbox.service.config.model import Queue, ServiceConfig, Socket
@@ -33,6 +32,7 @@ from sandbox.service.intake.budget import Budget
 from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.metrics import Live, Metrics
+from sandbox.service.routes import work
 from sandbox.service.routes.events import Events
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
@@ -423,7 +423,7 @@ def test_runs_that_wait_hold_nothing_of_what_looks_for_their_secrets(tmp_path: P
         masks.append(mask_of(wanted))
         return masks[-1]
 
-    monkeypatch.setattr(runs, "mask_of", recorded)
+    monkeypatch.setattr(work, "mask_of", recorded)
     secrets = {"KEY": "a value\n" * 100}
 
     async def act(here: Scene) -> None:

@@ -60,7 +60,7 @@ def test_a_live_workspace_is_never_swept(tmp_path: Path) -> None:
 
 def test_what_a_killed_owner_left_is_removed_with_its_container(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom sandbox import workspace\n"
+        "import sys, time\nfrom pathlib import Path\nfrom sandbox.container import workspace\n"
         "print(workspace.acquire(Path(sys.argv[1])).uid, flush=True)\ntime.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
