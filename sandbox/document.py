@@ -37,17 +37,20 @@ def document_pieces(result: RunResult) -> Iterator[bytes]:
     for number, file in enumerate(result.files):
         yield b", "[: 2 * bool(number)]
         yield from file_pieces(file.name, file.content)
-    yield b"], " + _members(
-        warnings=list(result.warnings),
-        error=result.error.model_dump() if result.error else None,
-        exit_code=result.exit_code,
-        signal=result.signal,
-        peak_memory_mib=result.peak_memory_mib,
-        cpu_s=result.cpu_s,
-        egress=[record.model_dump() for record in result.egress],
-        durations=result.durations.model_dump(),
-        receipt=result.receipt.model_dump(mode="json") if result.receipt else None,
-    )[1:-1]
+    yield (
+        b"], "
+        + _members(
+            warnings=list(result.warnings),
+            error=result.error.model_dump() if result.error else None,
+            exit_code=result.exit_code,
+            signal=result.signal,
+            peak_memory_mib=result.peak_memory_mib,
+            cpu_s=result.cpu_s,
+            egress=[record.model_dump() for record in result.egress],
+            durations=result.durations.model_dump(),
+            receipt=result.receipt.model_dump(mode="json") if result.receipt else None,
+        )[1:-1]
+    )
     yield b', "result": '
     yield result.result_json or b"null"
     yield b', "additional_data": '

@@ -1406,7 +1406,9 @@ def _report_by_traceback() -> None:
             report(f"Exception in thread {name}:\n", found.exc_value)
 
     sys.excepthook = lambda _kind, error, _tb: report("", error)
-    sys.unraisablehook = lambda found: report(f"{found.err_msg or 'Exception ignored in'}: {found.object!r}\n", found.exc_value)
+    sys.unraisablehook = lambda found: report(
+        f"{found.err_msg or 'Exception ignored in'}: {found.object!r}\n", found.exc_value
+    )
     setattr(_thread, "_excepthook", in_thread)  # noqa: B010 - where `threading` takes it from
     if "threading" in sys.modules:
         setattr(sys.modules["threading"], "excepthook", in_thread)  # noqa: B010
@@ -1436,7 +1438,11 @@ def _rehearse(app_dir: str) -> None:
     main_module = sys.modules["__main__"]
     job: dict[str, Any] = dict.fromkeys(("topic", "timestamp", "run_id", "node_id"), "")
     job.update(filename="script.py", limits={"result_bytes": CHUNK_BYTES}, preloaded=False)
-    parts: dict[str, bytes | bytearray] = {"code": b"result = payload", "payload": b'{"a": [1, 2.5, "b"]}', "message": b'{"topic": ""}'}
+    parts: dict[str, bytes | bytearray] = {
+        "code": b"result = payload",
+        "payload": b'{"a": [1, 2.5, "b"]}',
+        "message": b'{"topic": ""}',
+    }
     program = Program(job, parts, _Nobody(), app_dir)  # type: ignore[arg-type]
     namespace = program._namespace(0.0)
     execute(compile_program(program._source(namespace), program.filename), namespace)
@@ -2333,7 +2339,12 @@ def _refuse(connection: Connection, message: str, cause: str | None) -> None:
 
 
 def _serve(
-    connection: Connection, app_dir: str, preloaded: bool, child: Child | None, kind: bytes, body: bytearray  # noqa: FBT001
+    connection: Connection,
+    app_dir: str,
+    preloaded: bool,  # noqa: FBT001
+    child: Child | None,
+    kind: bytes,
+    body: bytearray,
 ) -> None:
     """Take one job, whose first frame has come, from there to quit. Raises HarnessError."""
     if kind == b"C":
@@ -2505,7 +2516,9 @@ class Maker:
         if os.path.isdir("/dev/pts"):
             self._mount("devpts", "/dev/pts", "devpts", self.MS_NOSUID | self.MS_NOEXEC, self.terminals)
         for device in self.devices:  # the host's own: writing to them is no change, but setting their times is
-            self._mount("", device, "", self.MS_REMOUNT | self.MS_BIND | self.MS_RDONLY | self.MS_NOSUID | self.MS_NOEXEC)
+            self._mount(
+                "", device, "", self.MS_REMOUNT | self.MS_BIND | self.MS_RDONLY | self.MS_NOSUID | self.MS_NOEXEC
+            )
         os.chdir(self.app_dir)
         self._loopback()
 
@@ -2527,7 +2540,9 @@ class Maker:
         header, data = struct.pack("Ii", self.CAPABILITY_VERSION, 0), bytes(24)
         self._check(self.libc.capset(header, data), "giving up capabilities")
         _set_dumpable(0)
-        self._check(self.libc.prctl(self.PR_SET_SECCOMP, self.SECCOMP_MODE_FILTER, self.filter, 0, 0), "installing the filter")
+        self._check(
+            self.libc.prctl(self.PR_SET_SECCOMP, self.SECCOMP_MODE_FILTER, self.filter, 0, 0), "installing the filter"
+        )
 
 
 def _write(path: str, text: str) -> None:

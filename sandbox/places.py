@@ -170,7 +170,9 @@ def find_config(path: Path | None, environ: Mapping[str, str]) -> Path | None:
         from sandbox.toml_file import exists
 
         if not exists(path):
-            raise NotFound(f"the {WHAT} {path.absolute()} does not exist", hint="$SANDBOX_CONFIG names it: correct or unset that")
+            raise NotFound(
+                f"the {WHAT} {path.absolute()} does not exist", hint="$SANDBOX_CONFIG names it: correct or unset that"
+            )
     if path is not None:
         return path.absolute()
     from sandbox.toml_file import exists

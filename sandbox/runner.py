@@ -184,7 +184,12 @@ class Runner:
     async def setting(self, request: RunRequest) -> AsyncIterator[Setting]:
         """Give what decides the sandbox of such a request, whose libraries stay meanwhile. Raises as `run` does."""
         loaded = self._policies(request.policy)
-        asked = Asked(loaded=loaded, policy=loaded.policy, reference=self._reference(request, loaded.policy), requires_python=request.requires_python)
+        asked = Asked(
+            loaded=loaded,
+            policy=loaded.policy,
+            reference=self._reference(request, loaded.policy),
+            requires_python=request.requires_python,
+        )
         async with contextlib.AsyncExitStack() as used:
             admitted = await used.enter_async_context(self._base(asked))
             environment = None
@@ -235,7 +240,6 @@ class Runner:
             environment=environment.id if environment else None, lock_hash=environment.lock.hash if environment else None,
             follow=run.follow, began=run.began, queued_s=run.queued_s, environment_s=environment_s,
         )  # fmt: skip
-
 
     def _preload(self, request: RunRequest, policy: Policy) -> tuple[str, ...]:
         """Return what the sandbox has imported before the run: nothing, where each is started when a run asks."""

@@ -41,10 +41,6 @@ class TomlFile:
         return f"{self.path}:{self.lines.get(key, 1)}"
 
 
-
-
-
-
 def exists(path: Path) -> bool:
     """Tell whether `path` is there, in words when its directory can't be entered."""
     try:
@@ -74,7 +70,9 @@ def read_trusted(path: Path, *, what: str) -> str:
         ) from None
     try:
         _check_trusted(path, os.fstat(descriptor), what)
-        with open(descriptor, "rb", closefd=False) as stream:  # a directory, which this refuses, was refused above in our own words
+        with open(
+            descriptor, "rb", closefd=False
+        ) as stream:  # a directory, which this refuses, was refused above in our own words
             content = stream.read(MAX_FILE_BYTES + 1)
     finally:
         os.close(descriptor)

@@ -110,7 +110,9 @@ def mount_flag(mount: dict[str, Any]) -> str:
     if kind == "bind":
         return f"type=bind,source={mount['source']},destination={where},ro=true"
     rights = "ro=true" if "ro" in options else "U=true"
-    return f"type=tmpfs,destination={where},tmpfs-size={options['size']},tmpfs-mode={options['mode']},{rights},notmpcopyup"
+    return (
+        f"type=tmpfs,destination={where},tmpfs-size={options['size']},tmpfs-mode={options['mode']},{rights},notmpcopyup"
+    )
 
 
 def timed(command: list[str], **options: Any) -> float:
@@ -130,7 +132,13 @@ def cold(runs: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"runner": [], "podman_rest": [], "sandbox_run": [], "podman_run": []}
     script = work.directory / "trivial.py"
     script.write_text(CODE)
-    sandbox = [str(Path(sys.executable).with_name("sandbox")), "run", str(script), "--quiet", "--no-service"]  # a service has warm sandboxes
+    sandbox = [
+        str(Path(sys.executable).with_name("sandbox")),
+        "run",
+        str(script),
+        "--quiet",
+        "--no-service",
+    ]  # a service has warm sandboxes
     try:
         runner = Runner(
             lambda: engine, facts,

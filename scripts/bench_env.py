@@ -117,7 +117,8 @@ class Ours:
 def measure(runs: int) -> dict[str, Any]:
     """Measure all of them, interleaved; return the times in seconds."""
     times: dict[str, list[float]] = {
-        name: [] for name in ("pip", "uv", "from nothing", "wheels cached", "beside another", "there already", "wheels alone")
+        name: []
+        for name in ("pip", "uv", "from nothing", "wheels cached", "beside another", "there already", "wheels alone")
     }
     scratch = Path(tempfile.mkdtemp(prefix="bench-env-", dir=places.cache_dir()))
     ours = Ours(scratch)

@@ -46,7 +46,9 @@ def messages(client: Client, policy: str, pause_s: float, count: int) -> str:
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(prog="scripts/bench pace", description="Measure messages of one node by their pauses.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench pace", description="Measure messages of one node by their pauses."
+    )
     parser.add_argument("--runs", type=int, default=50, help="messages for each policy and pause")
     count = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as place:
@@ -54,7 +56,9 @@ def main() -> None:
         (home / "policies").mkdir()
         (home / "policies" / "paced.toml").write_text(PACED)
         with served(home) as service, service.client() as client:
-            print(f"{count} messages each; milliseconds: pause, median, p90, greatest; how many found a sandbox ready, and had a cell")
+            print(
+                f"{count} messages each; milliseconds: pause, median, p90, greatest; how many found a sandbox ready, and had a cell"
+            )
             for pause_s in PAUSES_S:
                 for policy in POLICIES:
                     time.sleep(SETTLE_S)

@@ -123,7 +123,9 @@ def single(service: Service, runs: int, *, libraries: bool) -> Rounds:
                     found["bwrap"] = timed(["bwrap", "--ro-bind", "/", "/", "--unshare-all", *bare])
                 if libraries:
                     found["pandas preloaded, warm"] = warm(client, PANDAS, **WITH_PANDAS)
-                    found["import pandas, inside"] = float(client.run(IMPORT, requirements=["pandas"], preload=[]).value)
+                    found["import pandas, inside"] = float(
+                        client.run(IMPORT, requirements=["pandas"], preload=[]).value
+                    )
                 rounds.append({name: spent for name, spent in found.items() if spent is not None})
     finally:
         work.release()
@@ -259,18 +261,28 @@ def memory_mib(pid: int, which: str = "VmRSS") -> float:
 
 def measure(runs: int, *, libraries: bool) -> dict[str, Any]:
     """Measure everything."""
-    with tempfile.TemporaryDirectory() as home, served(Path(home), SANDBOX_QUEUE__RUNNING="16") as service, service.client() as client:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        served(Path(home), SANDBOX_QUEUE__RUNNING="16") as service,
+        service.client() as client,
+    ):
         report: dict[str, Any] = {"runs": runs, "single_ms": single(service, runs, libraries=libraries)}
         report["memory_mib"] = {"service": memory_mib(service.process.pid), "ready sandbox": idle_mib(client)}
         report["throughput"] = {}
         for concurrency in (1, 2, 4, 8, 16):
             rate, times = throughput(service, concurrency, max(8, 2 * concurrency, runs))
-            report["throughput"][concurrency] = {"per_s": rate, "p50_ms": statistics.median(times), "max_ms": max(times)}
+            report["throughput"][concurrency] = {
+                "per_s": rate,
+                "p50_ms": statistics.median(times),
+                "max_ms": max(times),
+            }
         report["cells"] = {}
         for concurrency in (1, 2, 4):
             rate, times = throughput(service, concurrency, CELL_RUNS * runs, "cells")
             report["cells"][concurrency] = {"per_s": rate, "times_ms": times}
-        report["memory_mib"]["warm container"] = client.health()["cells"]["memory_mib"] / client.health()["cells"]["containers"]
+        report["memory_mib"]["warm container"] = (
+            client.health()["cells"]["memory_mib"] / client.health()["cells"]["containers"]
+        )
         report["refilling_ms"] = while_refilling(client, runs)
         report["payload_ms"] = payloads(client, max(3, runs // 5))
         report["known_ms"] = environments(service, client, max(3, runs // 5))

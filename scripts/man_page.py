@@ -12,10 +12,16 @@ VARIABLES = (
     ("SANDBOX_SOCKET", "The socket of the service that runs go to, and that the commands about a service ask."),
     ("SANDBOX_NO_SERVICE", "1 has runs happen in the command's own process, as --no-service does."),
     ("SANDBOX_CONFIG", "The configuration file of the service. SANDBOX_SECTION__KEY overrides one of its keys."),
-    ("NO_COLOR, FORCE_COLOR, TERM", "Whether colours are wanted: not with NO_COLOR or TERM=dumb, always with FORCE_COLOR."),
+    (
+        "NO_COLOR, FORCE_COLOR, TERM",
+        "Whether colours are wanted: not with NO_COLOR or TERM=dumb, always with FORCE_COLOR.",
+    ),
 )
 FILES = (
-    ("$XDG_CONFIG_HOME/podman-sandbox-runner/service.toml", "The service's configuration; without one, /etc/podman-sandbox-runner/service.toml."),
+    (
+        "$XDG_CONFIG_HOME/podman-sandbox-runner/service.toml",
+        "The service's configuration; without one, /etc/podman-sandbox-runner/service.toml.",
+    ),
     ("$XDG_RUNTIME_DIR/podman-sandbox-runner/service.sock", "The service's socket, unless something names another."),
 )
 
@@ -31,12 +37,24 @@ def item(head: str, words: str) -> list[str]:
     return [".TP", f"\\fB{text(head)}\\fR", text(words)]
 
 
-def page(commands: Iterable[tuple[click.Command, click.Context]], *, version: str, statuses: Iterable[tuple[str, str]]) -> str:
+def page(
+    commands: Iterable[tuple[click.Command, click.Context]], *, version: str, statuses: Iterable[tuple[str, str]]
+) -> str:
     """Return the whole page; `statuses` are exit statuses with their meanings."""
     found = list(commands)
     first, _ = found[0]
-    lines = [f'.TH SANDBOX 1 "" "podman\\-sandbox\\-runner {text(version)}" "User Commands"', ".SH NAME", f"{NAME} \\- {text(summary(first))}"]
-    lines += [".SH SYNOPSIS", f".B {NAME}", "[\\fIOPTIONS\\fR] \\fICOMMAND\\fR [\\fIARGUMENTS\\fR]", ".SH DESCRIPTION", text(first.help or "")]
+    lines = [
+        f'.TH SANDBOX 1 "" "podman\\-sandbox\\-runner {text(version)}" "User Commands"',
+        ".SH NAME",
+        f"{NAME} \\- {text(summary(first))}",
+    ]
+    lines += [
+        ".SH SYNOPSIS",
+        f".B {NAME}",
+        "[\\fIOPTIONS\\fR] \\fICOMMAND\\fR [\\fIARGUMENTS\\fR]",
+        ".SH DESCRIPTION",
+        text(first.help or ""),
+    ]
     lines += [".SH OPTIONS", *options(found[0]), ".SH COMMANDS"]
     for command, context in found[1:]:
         usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])

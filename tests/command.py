@@ -30,7 +30,11 @@ def environment(**changes: str) -> dict[str, str]:
 def without_socket(**changes: str) -> dict[str, str]:
     """Return the caller's environment with changes, in which no variable says where a service is or that none is wanted."""
     found = environment(**changes)
-    return {name: value for name, value in found.items() if name not in ("SANDBOX_SOCKET", "SANDBOX_SOCKET__PATH", "SANDBOX_NO_SERVICE")}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in ("SANDBOX_SOCKET", "SANDBOX_SOCKET__PATH", "SANDBOX_NO_SERVICE")
+    }
 
 
 def sandbox(

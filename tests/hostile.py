@@ -21,8 +21,26 @@ INJECTED = [
 ]  # fmt: skip
 
 WHITE = st.sampled_from([b"", b"", b" ", b"\n", b"\r", b"\t", b"\r\n\r\n", b"  \n \r"])
-LITERALS = st.sampled_from([b"null", b"true", b"false", b"nul", b"True", b"NaN", b"Infinity", b"-Infinity", b"undefined"])
-GOOD_NUMBERS = st.sampled_from([b"0", b"-0", b"-0.0", b"7", b"1.5", b"1e5", b"1E+2", b"1e308", b"1e-999", b"0e999", b"9007199254740993", b"9" * 400, b"9" * 4_300])
+LITERALS = st.sampled_from(
+    [b"null", b"true", b"false", b"nul", b"True", b"NaN", b"Infinity", b"-Infinity", b"undefined"]
+)
+GOOD_NUMBERS = st.sampled_from(
+    [
+        b"0",
+        b"-0",
+        b"-0.0",
+        b"7",
+        b"1.5",
+        b"1e5",
+        b"1E+2",
+        b"1e308",
+        b"1e-999",
+        b"0e999",
+        b"9007199254740993",
+        b"9" * 400,
+        b"9" * 4_300,
+    ]
+)
 NUMBERS = GOOD_NUMBERS | st.sampled_from(
     [b"1.8e308", b"1e309", b"-1e999", b"1e99999999999999999999",
      b"0.%s1e400" % (b"0" * 400), b"1%s.0" % (b"0" * 309), b"-" + b"9" * 4_299, b"9" * 4_301, b"9" * 6_000,
@@ -58,13 +76,18 @@ def _list(draw: Any, inner: st.SearchStrategy[bytes]) -> bytes:
 @st.composite
 def _object(draw: Any, inner: st.SearchStrategy[bytes], keys: st.SearchStrategy[bytes]) -> bytes:
     parts = [
-        draw(WHITE) + draw(keys) + draw(WHITE) + b":" + draw(WHITE) + part + draw(WHITE) for part in draw(st.lists(inner, max_size=4))
+        draw(WHITE) + draw(keys) + draw(WHITE) + b":" + draw(WHITE) + part + draw(WHITE)
+        for part in draw(st.lists(inner, max_size=4))
     ]
     return b"{" + (b",".join(parts) or draw(WHITE)) + b"}"
 
 
 def _texts(*, good: bool) -> st.SearchStrategy[bytes]:
-    leaves = strings(good=good) | (GOOD_NUMBERS if good else NUMBERS) | (st.sampled_from([b"null", b"true", b"false"]) if good else LITERALS)
+    leaves = (
+        strings(good=good)
+        | (GOOD_NUMBERS if good else NUMBERS)
+        | (st.sampled_from([b"null", b"true", b"false"]) if good else LITERALS)
+    )
     keys = st.sampled_from([b'"a"', b'"a"', b'"event"', b'"run_id"', b'"\\u0061"', b'""']) | strings(good=good)
     return st.recursive(leaves, lambda inner: _list(inner) | _object(inner, keys), max_leaves=6)
 
@@ -74,7 +97,11 @@ def texts(draw: Any, *, calm: bool = False) -> bytes:
     """Return what claims to be one JSON text: well-formed in most cases, however spelled, or always (`calm`); otherwise broken in one of many ways."""
     good = calm or draw(st.integers(0, 3)) > 0
     text: bytes = draw(_texts(good=good))
-    levels = draw(st.sampled_from([0, 0, 0, 1, 90]) if calm else st.sampled_from([0, 0, 0, 0, 1, 98, 99, 100, 101, 102, 300, 1_200]))
+    levels = draw(
+        st.sampled_from([0, 0, 0, 1, 90])
+        if calm
+        else st.sampled_from([0, 0, 0, 0, 1, 98, 99, 100, 101, 102, 300, 1_200])
+    )
     begin, end = draw(st.sampled_from([(b"[", b"]"), (b'{"a":', b"}"), (b"[\n", b"\r]"), (b'{"\\ud800":', b"}")]))
     text = draw(WHITE) + begin * levels + text + end * levels + draw(WHITE)
     if calm:
@@ -95,7 +122,9 @@ SAID = st.sampled_from(
     ["m", "", "two\nlines", "\r\rover", "é😀", "\u2028\u2029\x85", "\ud800", "\x1b[2J", "‮gnp", "x" * 3_000, EVENT.decode()]
     + [piece.decode(errors="replace") for piece in INJECTED]
 )  # fmt: skip
-ODD: st.SearchStrategy[Any] = st.sampled_from([None, True, -1, 0, 7, 2**31, 2**64, 1.5, 1e300, "", "text", [], {}, ["a", "b\nc"], "SIGKILL\n", 10**400])
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, -1, 0, 7, 2**31, 2**64, 1.5, 1e300, "", "text", [], {}, ["a", "b\nc"], "SIGKILL\n", 10**400]
+)
 
 
 @st.composite
@@ -110,7 +139,9 @@ def records(draw: Any, fields: dict[str, Any], *, calm: bool = False) -> bytes:
         fields[name] = draw(ODD)
     elif bend == 4 and fields:
         fields.pop(draw(st.sampled_from(list(fields))))
-    body = json.dumps(fields, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, None, 1]))).encode("utf-8", "surrogatepass")
+    body = json.dumps(fields, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, None, 1]))).encode(
+        "utf-8", "surrogatepass"
+    )
     if bend == 5:
         body = body.replace(b"1", draw(NUMBERS), 1)
     return body
@@ -121,7 +152,24 @@ QUIT = {"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cp
 META = {"output_topic": ..., "warnings": []}
 LOG = {"level": "info", "message": ..., "elapsed_s": 0.1}
 FAILURE = {"type": ..., "message": ..., "line": 1, "column": 1, "traceback": ..., "cause": None}
-NAMES = ["a.txt", "b", "c d.png", "naïve", ".bashrc", "-rf", "../x", "/x", "a\nb", "\u2028", "x" * 300, "", "{}", '"', "\\", "%0a"]
+NAMES = [
+    "a.txt",
+    "b",
+    "c d.png",
+    "naïve",
+    ".bashrc",
+    "-rf",
+    "../x",
+    "/x",
+    "a\nb",
+    "\u2028",
+    "x" * 300,
+    "",
+    "{}",
+    '"',
+    "\\",
+    "%0a",
+]
 
 
 @st.composite
@@ -137,7 +185,10 @@ def packet_files(draw: Any, *, calm: bool = False) -> list[Frame]:
 def _file_frames(packets: list[Frame]) -> list[Frame]:
     """Return the same as a supervisor announces it to the runner."""
     head = packets[0][1]
-    return [("F", json.dumps({"name": head[8:].decode(), "size": int.from_bytes(head[:8], "big")}).encode()), *packets[1:]]
+    return [
+        ("F", json.dumps({"name": head[8:].decode(), "size": int.from_bytes(head[:8], "big")}).encode()),
+        *packets[1:],
+    ]
 
 
 @st.composite
@@ -149,7 +200,9 @@ def _chunks(draw: Any, kind: str, *, calm: bool) -> list[Frame]:
 
 
 @st.composite
-def packets(draw: Any, *, announced: Callable[[list[Frame]], list[Frame]] = list, calm: bool | None = None) -> list[Frame]:
+def packets(
+    draw: Any, *, announced: Callable[[list[Frame]], list[Frame]] = list, calm: bool | None = None
+) -> list[Frame]:
     """Return what a program writes to its channel: a whole report, one in two of which (`calm`) breaks no rule but by its spelling."""
     calm = draw(st.booleans()) if calm is None else calm
     logs = records(LOG, calm=calm).map(lambda body: [("L", body)])

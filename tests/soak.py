@@ -126,7 +126,11 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
     kinds = [{"policy": policy, "node_id": f"node-{number}"} for number in range(clients)]
     problems: list[str] = []
     outcomes: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as home, served(Path(home), **SETTINGS, XDG_CACHE_HOME=f"{home}/cache") as service, service.client() as client:
+    with (
+        tempfile.TemporaryDirectory() as home,
+        served(Path(home), **SETTINGS, XDG_CACHE_HOME=f"{home}/cache") as service,
+        service.client() as client,
+    ):
         for kind in kinds:
             work(service, list(range(min(WARM_RUNS, runs) // clients)), Counter(), kind)
         quiet(service, client)
@@ -134,7 +138,8 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
         began = time.monotonic()
         shares = [list(range(first, runs, clients)) for first in range(clients)]
         threads = [
-            threading.Thread(target=work, args=(service, share, outcomes, kind)) for share, kind in zip(shares, kinds, strict=True)
+            threading.Thread(target=work, args=(service, share, outcomes, kind))
+            for share, kind in zip(shares, kinds, strict=True)
         ]
         for thread in threads:
             thread.start()
@@ -145,7 +150,9 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
         after, makers_after = held(service), makers(service)
         pool, cells = client.health()["pool"], client.health()["cells"]
         print(f"{runs} runs in {spent_s:.0f} s, {runs / spent_s:.1f} a second: {dict(outcomes)}")
-        print(f"before {replace(before, files=())}\nafter  {replace(after, files=())}\npool   {pool}\ncells  {cells}\nmakers {makers_before} {makers_after}")
+        print(
+            f"before {replace(before, files=())}\nafter  {replace(after, files=())}\npool   {pool}\ncells  {cells}\nmakers {makers_before} {makers_after}"
+        )
         if (policy == "cells") != bool(cells["cells"]):
             problems.append("the runs were not in cells" if policy == "cells" else "runs were in cells")
         if sum(one.memory_mib for one in makers_after) > sum(one.memory_mib for one in makers_before) + GROWTH_MIB / 4:
@@ -158,7 +165,9 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
             problems.append(f"threads grew from {before.threads} to {after.threads}")
         if new := set(after.files) - set(before.files):
             problems.append(f"new in the data and the cache: {sorted(new)[:10]}")
-        if (kept := sum(path.stat().st_size for path in saved(service).rglob("*") if path.parent != saved(service))) > SAVED_MIB << 20:
+        if (
+            kept := sum(path.stat().st_size for path in saved(service).rglob("*") if path.parent != saved(service))
+        ) > SAVED_MIB << 20:
             problems.append(f"saved files take {kept} bytes")
         if after.children > before.children:
             problems.append(f"processes grew from {before.children} to {after.children}")

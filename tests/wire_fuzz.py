@@ -20,7 +20,9 @@ try:
 except ImportError:
     sys.exit("atheris is not installed for this Python: pip install atheris")
 
-with atheris.instrument_imports(include=["sandbox.channel.frames", "sandbox.channel.canonical", "sandbox.channel.records"]):
+with atheris.instrument_imports(
+    include=["sandbox.channel.frames", "sandbox.channel.canonical", "sandbox.channel.records"]
+):
     from sandbox.channel.collector import Collector
     from sandbox.channel.frames import FROM_HARNESS, FrameReader, Limits, ProtocolViolation, encode
 
@@ -75,7 +77,9 @@ LOOP = asyncio.new_event_loop()
 
 def main() -> None:
     """Fuzz for as long as was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.wire_fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.wire_fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--corpus", type=Path, default=Path("build/wire-fuzz"))
     arguments = parser.parse_args()
@@ -84,7 +88,13 @@ def main() -> None:
     for kind in FROM_HARNESS:
         (corpus / f"seed-{ord(kind)}").write_bytes(b"\x01" + encode(kind, RIGHT.get(kind, b"1")))
     (corpus / "seed-all").write_bytes(b"\x01" + b"".join(encode(kind, RIGHT.get(kind, b"1")) for kind in "OELFfVAMXQ"))
-    options = [f"-max_total_time={arguments.seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=1024", f"-artifact_prefix={corpus}/"]
+    options = [
+        f"-max_total_time={arguments.seconds}",
+        "-max_len=4096",
+        "-timeout=10",
+        "-rss_limit_mb=1024",
+        f"-artifact_prefix={corpus}/",
+    ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], look)
     atheris.Fuzz()  # ends the process
 

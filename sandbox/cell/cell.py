@@ -90,7 +90,9 @@ class Cell(Sandbox):
             for pid in processes if self.spec.cpu_ids is not None else ():
                 os.sched_setaffinity(pid, self.spec.cpu_ids or ())
         except OSError as error:
-            raise NotEnforceable(f"a cell can't be held to its cores: {error.strerror}", hint="run `sandbox doctor`") from None
+            raise NotEnforceable(
+                f"a cell can't be held to its cores: {error.strerror}", hint="run `sandbox doctor`"
+            ) from None
 
     def _verify(self, maker: verify_cell.Maker) -> None:
         try:
@@ -101,7 +103,9 @@ class Cell(Sandbox):
             ) from None
         # Its peak would be that of every cell before it.
         self.cgroup = process.cgroup
-        seen = verify.Observed(process=process, own_namespaces=kernel.read_namespaces("self"), oci={}, kernel_files=frozenset())
+        seen = verify.Observed(
+            process=process, own_namespaces=kernel.read_namespaces("self"), oci={}, kernel_files=frozenset()
+        )
         self.evidence = verify_cell.compare(self.spec, seen, maker)
 
     @property
@@ -181,7 +185,9 @@ class Maker(ReadySandbox):
         try:
             self._orders = self.sandbox.second_channel()
             self._held.callback(self._orders.close)
-            self._seen = verify_cell.Maker(process=kernel.read_process(self.sandbox.pid), evidence=self.sandbox.evidence)
+            self._seen = verify_cell.Maker(
+                process=kernel.read_process(self.sandbox.pid), evidence=self.sandbox.evidence
+            )
         except (OSError, ValueError, KeyError) as error:
             await self.dispose()
             raise Internal(f"the maker of cells can't be read back: {error}", hint="try again") from None

@@ -108,7 +108,8 @@ def _library() -> ctypes.CDLL:
 
 def _add_rule(library: ctypes.CDLL, context: int, rule: dict[str, Any]) -> None:
     conditions = [
-        _Condition(arg["index"], OPERATORS[arg["op"]], arg["value"], arg.get("valueTwo") or 0) for arg in rule.get("args") or ()
+        _Condition(arg["index"], OPERATORS[arg["op"]], arg["value"], arg.get("valueTwo") or 0)
+        for arg in rule.get("args") or ()
     ]
     array = (_Condition * max(1, len(conditions)))(*conditions)
     action = _action(rule["action"], rule.get("errnoRet"))

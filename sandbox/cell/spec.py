@@ -14,7 +14,12 @@ MAKER_PROCESSES = 5
 # A second /proc with nothing over it: only where one is in full view may a cell have its own.
 # Source: mount_too_revealing() in the kernel's fs/namespace.c. crun mounts one at the root only.
 WHOLE_PROC = "/.proc"
-PROC_JSON = {"destination": WHOLE_PROC, "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec", "ro"]}
+PROC_JSON = {
+    "destination": WHOLE_PROC,
+    "type": "proc",
+    "source": "proc",
+    "options": ["nosuid", "nodev", "noexec", "ro"],
+}
 # The host's own, in rootless containers; others can be told by their times.
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 # What the cells of one container would share.
@@ -37,7 +42,9 @@ def maker_of(container: ContainerSpec) -> ContainerSpec:
     )  # fmt: skip
 
 
-def cell_of(maker: ContainerSpec, policy: Policy, seccomp: SeccompProfile, cpu_ids: tuple[int, ...] | None) -> ContainerSpec:
+def cell_of(
+    maker: ContainerSpec, policy: Policy, seccomp: SeccompProfile, cpu_ids: tuple[int, ...] | None
+) -> ContainerSpec:
     """Return one cell of a warm container: held to the program's own filter and counts, and to `cpu_ids` if any."""
     by_cgroup = maker.cap("cpus").mechanism == "cgroup"
     return replace(

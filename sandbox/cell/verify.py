@@ -79,7 +79,9 @@ def check_covers(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[
     found += [f"not covered: {', '.join(bare)}"] if bare else []
     found += [] if proc.kind == "proc" and proc.read_only else ["/proc is writable"]
     evidence = f"own /proc, read-only, {len(covers)} paths masked; own {', '.join(own[1:])}"
-    yield proven("cell mounts", "own /proc, own writable places", "mount", "; ".join(found) or evidence, holds=not found)
+    yield proven(
+        "cell mounts", "own /proc, own writable places", "mount", "; ".join(found) or evidence, holds=not found
+    )
 
 
 def hidden(mount: Mount | None) -> bool:
@@ -104,14 +106,24 @@ def check_caps(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
                 control=cap.control, wanted=cap.wanted, status="fallback", mechanism=cap.mechanism,
                 evidence=f"{evidence}; {cap.why}",
             )  # fmt: skip
-            yield Finding(evidence=row, problem="" if holds else f"{cap.control}: wanted {cap.wanted}, found {evidence}")
+            yield Finding(
+                evidence=row, problem="" if holds else f"{cap.control}: wanted {cap.wanted}, found {evidence}"
+            )
 
 
 def compare(spec: ContainerSpec, seen: Observed, maker: Maker) -> tuple[ControlEvidence, ...]:
     """Return the evidence for every control of a cell. Raises `NotEnforceable` naming each one that doesn't hold."""
 
     def findings() -> Iterator[Finding]:
-        for check in (check_user, check_network, check_capabilities, check_mounts, check_terminals, check_rlimits, check_caps):
+        for check in (
+            check_user,
+            check_network,
+            check_capabilities,
+            check_mounts,
+            check_terminals,
+            check_rlimits,
+            check_caps,
+        ):
             yield from check(spec, seen)
         for of_cell in (check_isolation, check_filter, check_covers):
             yield from of_cell(spec, seen, maker)

@@ -162,7 +162,11 @@ class Cells:
         fast = pace.begins(asked, start_s)
         at_hand = fast and self._at_hand(self._group(setting))
         try:
-            async with self._cell(setting, run_id) if at_hand else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready:
+            async with (
+                self._cell(setting, run_id)
+                if at_hand
+                else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready
+            ):
                 yield ready
         finally:
             pace.ended(asked, self._clock(), start_s)
@@ -270,7 +274,9 @@ class Cells:
         """End a cell; its container is free again when it is gone, unless its cgroup has been at a limit."""
         cell.kill()
         warm.used = self._clock()
-        if ((events := cell.events) and (events.oom_kills or events.fork_failures)) or warm.used - warm.born > LIFE_S / 2:
+        if (
+            (events := cell.events) and (events.oom_kills or events.fork_failures)
+        ) or warm.used - warm.born > LIFE_S / 2:
             cell.end()
             self._replace(group, warm)
         else:

@@ -212,5 +212,7 @@ class Collector:
         name = {"V": "result", "A": "additional_data"}[kind]
         text, replaced = in_form(bytes(self._json[kind]), {"V": "a result", "A": "additional data"}[kind])
         if replaced:
-            self._mended[name] = f"text that is not valid Unicode (a lone surrogate) had characters replaced (at {name})"
+            self._mended[name] = (
+                f"text that is not valid Unicode (a lone surrogate) had characters replaced (at {name})"
+            )
         return text

@@ -18,7 +18,16 @@ from sandbox.channel.records import ProtocolViolation
 from sandbox.errors import InvalidRequest
 from sandbox.harness import name_problem
 
-__all__ = ["CANCEL", "MAX_BODY_BYTES", "FrameReader", "Limits", "ProtocolViolation", "encode", "job_frames", "preload_frame"]
+__all__ = [
+    "CANCEL",
+    "MAX_BODY_BYTES",
+    "FrameReader",
+    "Limits",
+    "ProtocolViolation",
+    "encode",
+    "job_frames",
+    "preload_frame",
+]
 
 PROTOCOL = 1
 MAX_BODY_BYTES = 1 << 20
@@ -45,10 +54,6 @@ class Limits:
     fsize_bytes: int | None = None
     nofile: int | None = None
     nproc: int | None = None
-
-
-
-
 
 
 def encode(kind: str, body: bytes | memoryview = b"") -> bytes:
@@ -139,5 +144,3 @@ class FrameReader:
             return letter, await self._stream.readexactly(size)
         except asyncio.IncompleteReadError:
             raise ProtocolViolation("the sandbox's connection ended inside a frame") from None
-
-

@@ -20,7 +20,9 @@ def check_modules(names: Iterable[str]) -> None:
     """Raise `InvalidRequest` unless these are few and short names of modules."""
     names = tuple(names)
     if len(names) > MAX_MODULES:
-        raise InvalidRequest(f"{len(names)} modules are to be preloaded, at most {MAX_MODULES} can be", hint="name fewer")
+        raise InvalidRequest(
+            f"{len(names)} modules are to be preloaded, at most {MAX_MODULES} can be", hint="name fewer"
+        )
     for name in names:
         if len(name) > MAX_MODULE_CHARS or not MODULE.fullmatch(name):
             raise InvalidRequest(

@@ -21,7 +21,9 @@ def parse_size(text: str, *, option: str) -> int:
         raise InvalidRequest(f"{option} {text!r} is not a size", hint="write for example 256m or 1g")
     mib = float(match[1]) * {"k": 1 / 1024, "m": 1, "": 1, "g": 1024, "t": 1 << 20}[match[2].lower()]
     if mib > MAX_COUNT:
-        raise InvalidRequest(f"{option} {text[:20]!r}… is more than any machine has", hint="write for example 256m or 1g")
+        raise InvalidRequest(
+            f"{option} {text[:20]!r}… is more than any machine has", hint="write for example 256m or 1g"
+        )
     if mib < 1:
         raise InvalidRequest(f"{option} {text!r} is less than 1 MiB", hint="write for example 256m")
     return int(mib)
@@ -33,7 +35,8 @@ def parse_duration(text: str) -> float:
     seconds = float(match[1]) * {"ms": 0.001, "s": 1, None: 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not 0 < seconds <= MAX_COUNT:
         raise InvalidRequest(
-            f"--timeout {text[:40]!r} is not a duration above zero that anybody could wait for", hint="write for example 30s, 500ms or 2m"
+            f"--timeout {text[:40]!r} is not a duration above zero that anybody could wait for",
+            hint="write for example 30s, 500ms or 2m",
         )
     return seconds
 

@@ -95,6 +95,8 @@ def without_event(line: bytes) -> tuple[str, bytes]:
         fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         kind = msgspec.json.decode(fields.pop("event"), type=str)
     except (msgspec.DecodeError, RecursionError, KeyError) as error:
-        raise Internal(f"the service sent no event: {str(error) or type(error).__name__}", hint="look at its log") from None
+        raise Internal(
+            f"the service sent no event: {str(error) or type(error).__name__}", hint="look at its log"
+        ) from None
     values = (b"%s: %s" % (msgspec.json.encode(name), bytes(value)) for name, value in fields.items())
     return kind, b"{%s}" % b", ".join(values)

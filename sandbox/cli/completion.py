@@ -66,7 +66,11 @@ def offered(found: Callable[[click.Context, str], Iterable[CompletionItem]]) -> 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         del parameter
         with contextlib.suppress(Exception):  # see the module
-            return [item for item in found(context, incomplete) if item.type != "plain" or str(item.value).startswith(incomplete)]
+            return [
+                item
+                for item in found(context, incomplete)
+                if item.type != "plain" or str(item.value).startswith(incomplete)
+            ]
         return []
 
     return complete
@@ -77,7 +81,12 @@ def policies(context: click.Context, incomplete: str) -> Iterable[CompletionItem
     """Offer policies by name, and files."""
     from sandbox.policy.load import policy_directories, policy_files
 
-    given = [directory for each in lineage(context) for directory in each.params.get("policy_dirs") or () if directory.is_dir()]
+    given = [
+        directory
+        for each in lineage(context)
+        for directory in each.params.get("policy_dirs") or ()
+        if directory.is_dir()
+    ]
     yield from (CompletionItem(name) for name in policy_files(policy_directories(given)))
     if "/" in incomplete or incomplete.startswith("."):
         yield CompletionItem(incomplete, type="file")
@@ -135,7 +144,10 @@ def environments(context: click.Context, incomplete: str) -> Iterable[Completion
     from sandbox.places import data_dir
 
     leave_root(quiet=True)
-    return [item(record.id, " ".join(map(without_hashes, record.requirements))) for record in Store(data_dir()).records()[:LISTED]]
+    return [
+        item(record.id, " ".join(map(without_hashes, record.requirements)))
+        for record in Store(data_dir()).records()[:LISTED]
+    ]
 
 
 def latest() -> list[dict[str, Any]]:

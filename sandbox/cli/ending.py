@@ -40,7 +40,9 @@ def conclude(answer: Answer, output: Output, directory: int | None, options: dic
     elif answer.files and not options["as_json"] and not options["quiet"]:
         names = ", ".join(escaped(file.name) for file in answer.files[:NAMED_FILES])
         more = f" and {len(answer.files) - NAMED_FILES} more" if len(answer.files) > NAMED_FILES else ""
-        click.echo(f"sandbox: {len(answer.files)} file(s) not kept ({names}{more}); --save-files DIR keeps them", err=True)
+        click.echo(
+            f"sandbox: {len(answer.files)} file(s) not kept ({names}{more}); --save-files DIR keeps them", err=True
+        )
     return status
 
 

@@ -73,7 +73,9 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
     """Resolve libraries to exact files with hashes, and keep that as the answer to this request."""
     asked = wanted(options)
     # The file is the caller's, and opened with the caller's rights.
-    with contextlib.closing(Target(output_path, what="the lock")) if output_path else contextlib.nullcontext() as output:
+    with (
+        contextlib.closing(Target(output_path, what="the lock")) if output_path else contextlib.nullcontext() as output
+    ):
         with opened(obj, with_index=True, keep=[output.fileno()] if output else ()) as (_, runner):
             request = request_of(asked, options)
             lock = finished(lambda steps: runner.lock(request, steps, upgrade=upgrade))
@@ -229,7 +231,11 @@ def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> N
 @environment.command("prune")
 @click.option("--unused", metavar="AGE", help="Remove what was not used for this long: 30d, 12h.")
 @click.option("--older", metavar="AGE", help="Remove what was built longer ago than this.")
-@click.option("--budget", metavar="SIZE", help="Remove the least recently used until environments and cached files together take at most this: 10g.")
+@click.option(
+    "--budget",
+    metavar="SIZE",
+    help="Remove the least recently used until environments and cached files together take at most this: 10g.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.pass_obj
 def prune_command(
@@ -241,7 +247,9 @@ def prune_command(
     if unused is None and older is None and budget is None:
         raise InvalidRequest("prune needs to know what may go", hint="for example: sandbox env prune --unused 30d")
     limits = PruneLimits(
-        unused_s=age_s(unused), older_s=age_s(older), budget_bytes=parse_size(budget, option="--budget") * MIB if budget is not None else None
+        unused_s=age_s(unused),
+        older_s=age_s(older),
+        budget_bytes=parse_size(budget, option="--budget") * MIB if budget is not None else None,
     )
     with opened(obj) as (_, runner):
         removal = runner.environments().removal

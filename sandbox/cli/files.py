@@ -19,7 +19,9 @@ MAX_TEXT_BYTES = 4 << 20
 def read_bytes(path: str, *, what: str, max_bytes: int = MAX_INPUT_BYTES) -> bytes:
     """Return a file's content, or standard input for `-`. Raises `NotFound` or `InvalidRequest`."""
     if not path:  # which would be the working directory
-        raise InvalidRequest(f"{what} has an empty name", hint="name a file; a variable of the shell that is not set gives an empty text")
+        raise InvalidRequest(
+            f"{what} has an empty name", hint="name a file; a variable of the shell that is not set gives an empty text"
+        )
     try:
         if path == "-":
             data = sys.stdin.buffer.read(max_bytes + 1)

@@ -81,7 +81,9 @@ def list_command() -> None:
 def check_command(reference: str, pull: bool) -> None:
     """Say whether the image REFERENCE would be admitted, and what is in it."""
     with _engine() as engine:
-        record = ensure(engine, reference, policy_pull="missing" if pull else "never", why_not="is fetched only with --pull")
+        record = ensure(
+            engine, reference, policy_pull="missing" if pull else "never", why_not="is fetched only with --pull"
+        )
         admitted = admit(engine, record, cache_dir=verdict_dir())
     version = ".".join(map(str, admitted.python_version)) if admitted.python_version else "of unknown version"
     click.echo(f"{escaped(admitted.name)} is admitted.")

@@ -60,7 +60,9 @@ def check_detached(options: dict[str, Any], policy_dirs: list[Path]) -> None:
 def start(client: Client | None, fields: dict[str, Any], payload_json: bytes, options: dict[str, Any]) -> int:
     """Have the service start a run, and print its id. Raises a `SandboxError`."""
     if client is None:
-        raise EngineUnavailable("--detach needs a service that carries the run out, and none is running", hint="start it: sandbox serve")
+        raise EngineUnavailable(
+            "--detach needs a service that carries the run out, and none is running", hint="start it: sandbox serve"
+        )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # secrets pass through this process
     with client:
         named = {name: value for name, value in fields.items() if name != "code"}
@@ -75,7 +77,9 @@ def start(client: Client | None, fields: dict[str, Any], payload_json: bytes, op
 @click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @click.option("--wait", is_flag=True, help="Wait for the end of the run.")
 @click.option("--timeout", metavar="DURATION", help="Wait for it at most so long: 30s, 500ms, 2m.")
-@click.option("--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others.")
+@click.option(
+    "--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others."
+)
 @click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result.")
@@ -89,7 +93,9 @@ def result(*, run_id: str, wait: bool, timeout: str | None, save_files: str | No
             run_id = full_id(run_id, lambda: client.runs(limit=MAX_LISTED))
             document = ended(client, run_id, limit_s)
         if document is None:
-            click.echo(json.dumps({"run_id": run_id, "state": "running"}) if options["as_json"] else "", nl=options["as_json"])
+            click.echo(
+                json.dumps({"run_id": run_id, "state": "running"}) if options["as_json"] else "", nl=options["as_json"]
+            )
             click.echo(f"sandbox: {run_id[:12]} goes on; --wait waits for its end", err=True)
             return GOES_ON
         show(document, output)

@@ -49,7 +49,10 @@ def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = 
 
     if not options["libraries"] and not options["requirement_files"]:
         return parse_script(code, name=printable(filename)) or Declared()
-    found = [Declared(parse_libraries("\n".join(options["libraries"]))), *map(read_requirements, options["requirement_files"])]
+    found = [
+        Declared(parse_libraries("\n".join(options["libraries"]))),
+        *map(read_requirements, options["requirement_files"]),
+    ]
     libraries = {library for one in found for library in one.libraries}
     return Declared(tuple(sorted(libraries)), ",".join(dict.fromkeys(one.python for one in found if one.python)))
 
@@ -59,7 +62,9 @@ def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
     from sandbox.environment.requirements import Declared, parse_pyproject, parse_requirements_txt
 
     if len(above) > MAX_DEPTH or path in above:
-        raise InvalidRequest(f"{above[-1]} leads to {path} again, or deeper than {MAX_DEPTH} files", hint="name each file once")
+        raise InvalidRequest(
+            f"{above[-1]} leads to {path} again, or deeper than {MAX_DEPTH} files", hint="name each file once"
+        )
     text = decoded(read_bytes(path, what="the requirements file", max_bytes=MAX_TEXT_BYTES), path)
     name = Path(path).name
     if name.endswith(".toml"):
@@ -82,5 +87,6 @@ def decoded(data: bytes, path: str) -> str:
         return data[len(mark) :].decode(named[1].decode() if named else encoding)
     except (UnicodeDecodeError, LookupError):
         raise InvalidRequest(
-            f"the requirements file {path} is not {named[1].decode() if named else encoding.upper()} text", hint="save it as UTF-8"
+            f"the requirements file {path} is not {named[1].decode() if named else encoding.upper()} text",
+            hint="save it as UTF-8",
         ) from None

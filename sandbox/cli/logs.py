@@ -36,7 +36,10 @@ def logs(*, run_id: str, as_json: bool) -> None:
         if value not in (None, "", [], False):
             click.echo(f"{name:<{width}}  {printable(spelled(name, value))}")
     if output is None:
-        click.echo("what it told is not kept: that depends on its policy (history.output), on its age, and on its service, which must live to the run's end", err=True)
+        click.echo(
+            "what it told is not kept: that depends on its policy (history.output), on its age, and on its service, which must live to the run's end",
+            err=True,
+        )
         return
     for title, text in parts(output):
         # What a program told stands apart, so that no line of it passes for one of ours.
@@ -49,7 +52,10 @@ def parts(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if error:
         yield "error", error.get("traceback") or f"{error.get('type')}: {error.get('message')}"
     if records := output.get("logs"):
-        text = "\n".join(f"{record['elapsed_s']:9.3f} s [{record['level']}] {indent(record['message'], '  ').strip()}" for record in records)
+        text = "\n".join(
+            f"{record['elapsed_s']:9.3f} s [{record['level']}] {indent(record['message'], '  ').strip()}"
+            for record in records
+        )
         yield f"log{without(left_out.get('logs'), 'records')}", text
     for name in ("stdout", "stderr"):
         if output.get(name):

@@ -156,7 +156,16 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
     """Run one command line; return its exit status."""
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return cli(args=arguments, standalone_mode=False, prog_name="sandbox", obj={"own_process": True}, color=wanted(os.environ)) or 0
+        return (
+            cli(
+                args=arguments,
+                standalone_mode=False,
+                prog_name="sandbox",
+                obj={"own_process": True},
+                color=wanted(os.environ),
+            )
+            or 0
+        )
     except SandboxError as error:
         if debug:
             traceback.print_exc()

@@ -171,4 +171,8 @@ def cancelled_before_its_turn() -> Answer:
     """Return the answer of a run that was ended while it waited for its turn, which the service gives to nobody."""
     from sandbox.models import Outcome, RunResult
 
-    return answer_of(RunResult(run_id="", outcome=Outcome.CANCELLED, explanation="the run was cancelled while it waited for its turn"))
+    return answer_of(
+        RunResult(
+            run_id="", outcome=Outcome.CANCELLED, explanation="the run was cancelled while it waited for its turn"
+        )
+    )

@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "script.py"
 
 
-
-
-
-
-
-
 def read_payload(text: str | None) -> bytes:
     """Return the payload as it was given, unchecked."""
     if text is None:
@@ -55,12 +49,15 @@ def check_payload(data: bytes, text: str | None) -> None:
     try:
         json.loads(data, parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{source} is not UTF-8 text: byte {error.start + 1}", hint=as_file(file) or "save it as UTF-8") from None
+        raise InvalidRequest(
+            f"{source} is not UTF-8 text: byte {error.start + 1}", hint=as_file(file) or "save it as UTF-8"
+        ) from None
     except RecursionError:
         raise InvalidRequest(f"{source} is nested too deeply", hint="send flatter data") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}", hint=as_file(file) or as_text(text)
+            f"{source} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}",
+            hint=as_file(file) or as_text(text),
         ) from None
     except ValueError as error:
         raise InvalidRequest(f"{source} is not JSON: {error}", hint="send null or text instead") from None
@@ -73,14 +70,22 @@ def as_file(file: str | None) -> str:
     if file.endswith((".json", ".geojson")):
         return "correct it there: the payload is JSON"
     name = Path(file).name
-    reading = f'pandas.read_csv("{name}"), or open("{name}")' if name.lower().endswith((".csv", ".tsv")) else f'open("{name}"), or read_file("{name}")'
+    reading = (
+        f'pandas.read_csv("{name}"), or open("{name}")'
+        if name.lower().endswith((".csv", ".tsv"))
+        else f'open("{name}"), or read_file("{name}")'
+    )
     return f"the payload is JSON; a file of another kind is given as it is: --file {shlex.quote(file)}, and the program reads it: {reading}"
 
 
 def as_text(text: str | None) -> str:
     """Return how a text that is no JSON is written, or the file that it names."""
     if text is not None and text != "-" and Path(text).is_file():
-        return f"to send what is in the file: --input {shlex.quote(f'@{text}')}" if text.endswith(".json") else as_file(text)
+        return (
+            f"to send what is in the file: --input {shlex.quote(f'@{text}')}"
+            if text.endswith(".json")
+            else as_file(text)
+        )
     return "text needs quotes of its own: --input '\"hello\"'; a file of JSON is given as --input @data.json, any other as --file data.csv"
 
 
@@ -96,7 +101,8 @@ def pairs(values: tuple[str, ...], *, option: str) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name.isascii() and name.isidentifier()):
             raise InvalidRequest(
-                f"{option} {name[:80]!r} is not the name of a variable", hint="use letters, digits and _, not starting with a digit"
+                f"{option} {name[:80]!r} is not the name of a variable",
+                hint="use letters, digits and _, not starting with a digit",
             )
         if not equals:
             if name not in os.environ:
@@ -117,7 +123,10 @@ def read_files(values: tuple[str, ...]) -> dict[str, bytes]:
         if not equals or ("/" in name and Path(text).exists()):
             name, path = Path(text).name, text
         if not name or not path:
-            raise InvalidRequest(f"--file {text!r} is neither PATH nor NAME=PATH", hint="for example --file data.csv, or --file data.csv=/srv/today.csv")
+            raise InvalidRequest(
+                f"--file {text!r} is neither PATH nor NAME=PATH",
+                hint="for example --file data.csv, or --file data.csv=/srv/today.csv",
+            )
         if name in found:
             raise InvalidRequest(f"--file {name} is given twice", hint="give each name once: --file other.csv=PATH")
         found[name] = read_bytes(path, what="the file")
@@ -162,7 +171,9 @@ def check_amounts(options: dict[str, Any]) -> None:
     if options["cpus"] is not None and not 0 < options["cpus"] <= MAX_COUNT:
         raise InvalidRequest(f"--cpus {options['cpus']:g} is not a number of CPUs", hint="write for example 0.5 or 2")
     if options["pids"] is not None and options["pids"] > MAX_COUNT:
-        raise InvalidRequest(f"--pids {str(options['pids'])[:20]}…: no machine has so many processes", hint="write for example 16")
+        raise InvalidRequest(
+            f"--pids {str(options['pids'])[:20]}…: no machine has so many processes", hint="write for example 16"
+        )
     if options["image"] == "":
         raise InvalidRequest("--image is empty", hint="name an image, or leave --image out for the policy's own")
 
@@ -285,7 +296,3 @@ def carried_out(
     from sandbox.cli import embedded
 
     return embedded.carry_out(request, policy_dirs=obj["policy_dirs"], output=output, quiet=options["quiet"])
-
-
-
-

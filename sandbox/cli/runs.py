@@ -55,7 +55,9 @@ def ps(*, as_json: bool) -> None:
 
 @click.command("runs")
 @click.option("--node", help="Only runs of this node.")
-@click.option("--outcome", shell_complete=completion.outcomes, help="Only runs with this outcome, or this code of an error.")
+@click.option(
+    "--outcome", shell_complete=completion.outcomes, help="Only runs with this outcome, or this code of an error."
+)
 @click.option("--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="At most so many.")
 @json_option
 def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) -> None:
@@ -71,7 +73,12 @@ def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) ->
 
 @click.command("stop")
 @click.argument("run_id", metavar="[RUN]", required=False, shell_complete=completion.runs_that_go_on)
-@click.option("--all", "everything", is_flag=True, help="End every run, build and check, and retire every sandbox that stands ready.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="End every run, build and check, and retire every sandbox that stands ready.",
+)
 @json_option
 def stop(*, run_id: str | None, everything: bool, as_json: bool) -> None:
     """End RUN at once: its id, or the beginning of it. Whoever waits for it gets the outcome `cancelled`."""
@@ -111,7 +118,9 @@ def full_id(text: str, listed: Callable[[], Sequence[Row]]) -> str:
         return text
     found = sorted({str(row["run_id"]) for row in listed() if text and row["run_id"].startswith(text)})
     if not found:
-        raise NotFound(f"there is no run {text[:FULL_ID_CHARS]!r}", hint="sandbox runs lists them, sandbox ps those that go on")
+        raise NotFound(
+            f"there is no run {text[:FULL_ID_CHARS]!r}", hint="sandbox runs lists them, sandbox ps those that go on"
+        )
     if len(found) > 1:
         raise InvalidRequest(f"{len(found)} runs begin with {text!r}", hint=f"write more of it: {', '.join(found[:5])}")
     return found[0]
@@ -123,7 +132,14 @@ def going_on_table(found: Sequence[Row], *, now: float) -> list[str]:
     return table(
         head,
         [
-            (row["run_id"][:ID_CHARS], age(now - row["received"]), row["caller_name"], row["node_id"], row["policy"], row["state"])
+            (
+                row["run_id"][:ID_CHARS],
+                age(now - row["received"]),
+                row["caller_name"],
+                row["node_id"],
+                row["policy"],
+                row["state"],
+            )
             for row in found
         ],
     )
@@ -131,7 +147,9 @@ def going_on_table(found: Sequence[Row], *, now: float) -> list[str]:
 
 def history_table(found: Sequence[Row]) -> list[str]:
     """Return the lines that show runs of the history."""
-    return table(("RUN", "WHEN", "WHO", "NODE", "POLICY", "OUTCOME", "TIME", "START", "MEMORY"), list(map(history_cells, found)))
+    return table(
+        ("RUN", "WHEN", "WHO", "NODE", "POLICY", "OUTCOME", "TIME", "START", "MEMORY"), list(map(history_cells, found))
+    )
 
 
 def history_cells(row: Row) -> tuple[str, ...]:

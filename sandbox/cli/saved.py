@@ -29,7 +29,9 @@ def open_directory(path: str | None) -> int | None:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(13, f"user id {os.geteuid()} may not write there")
     except (FileExistsError, NotADirectoryError):
-        raise InvalidRequest(f"--save-files {path} can't be used: there is a file of that name, or above it", hint="name a directory") from None
+        raise InvalidRequest(
+            f"--save-files {path} can't be used: there is a file of that name, or above it", hint="name a directory"
+        ) from None
     except OSError as error:
         raise InvalidRequest(
             f"--save-files {path} can't be used: {error.strerror}",
@@ -55,7 +57,9 @@ def save_files(files: Iterable[File], fd: int, *, keep_names: bool = False) -> N
 
 def _write(content: bytes, name: str, fd: int) -> None:
     temporary = f".{os.urandom(16).hex()}.part"  # the program knows its run id, and not this
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd)
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=fd
+    )
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
@@ -63,5 +67,6 @@ def _write(content: bytes, name: str, fd: int) -> None:
     except OSError as error:
         os.unlink(temporary, dir_fd=fd)
         raise InvalidRequest(
-            f"the file {escaped(name)} can't be saved: {error.strerror}", hint="name an empty directory with room for it"
+            f"the file {escaped(name)} can't be saved: {error.strerror}",
+            hint="name an empty directory with room for it",
         ) from None

@@ -16,20 +16,34 @@ __all__ = ["Kept", "kept_names", "problem_of"]
 MAX_BYTES = 255
 ALSO = " ._-+,=@()"
 # A file manager, a shell, an interpreter, a build or a service manager acts upon files of these types, some without being asked.
-ACTIVE = frozenset(str.split("""
+ACTIVE = frozenset(
+    str.split("""
 py pyc pyo pyd pyw pyi pyz pth egg whl so dll dylib exe com bat cmd ps1 psm1 psd1 vb vbs vbe js jse mjs cjs ts wsf wsh hta scr pif msi
 msp cpl jar class sh bash zsh fish csh ksh rb pl pm php lua tcl awk mk mak cmake gradle ninja desktop directory service socket timer
 target path mount automount slice rules lnk url webloc inf ini reg conf cfg cnf config rc env properties toml plist appimage deb rpm
 apk run command workflow terminal el elc vim xlsm xlsb xltm xlam docm dotm pptm potm ppsm crx xpi pem key pub crt nix spec tf ipynb
-"""))
+""")
+)
 # Settings that tools look for by their whole name.
-SOUGHT = frozenset(str.split("""
+SOUGHT = frozenset(
+    str.split("""
 package.json package-lock.json composer.json bower.json tsconfig.json jsconfig.json nodemon.json lerna.json deno.json renovate.json
 docker-compose.yml docker-compose.yaml compose.yml compose.yaml action.yml action.yaml mkdocs.yml pubspec.yaml appveyor.yml
 azure-pipelines.yml cloudbuild.yaml codecov.yml serverless.yml kustomization.yaml skaffold.yaml chart.yaml values.yaml environment.yml
 requirements.txt constraints.txt cmakelists.txt pom.xml build.xml web.xml robots.txt index.html flows.json settings.json
-"""))
-DEVICES = frozenset(["con", "prn", "aux", "nul", "conin$", "conout$", *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³")])
+""")
+)
+DEVICES = frozenset(
+    [
+        "con",
+        "prn",
+        "aux",
+        "nul",
+        "conin$",
+        "conout$",
+        *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³"),
+    ]
+)
 
 
 class Kept(NamedTuple):

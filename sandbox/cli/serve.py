@@ -61,7 +61,9 @@ def restart_services() -> int:
     failed = 0
     for service in running.services():
         if service.uid != os.geteuid() and os.geteuid() != 0:
-            click.echo(f"process {service.pid} is a service of user id {service.uid}: that user, or root, may restart it")
+            click.echo(
+                f"process {service.pid} is a service of user id {service.uid}: that user, or root, may restart it"
+            )
         elif not service.unit:
             click.echo(escaped(f"process {service.pid} is a service that was started by hand, and goes on with what it has loaded;"
                                f" to restart it: {service.by_hand()}"))  # fmt: skip

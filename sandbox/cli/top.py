@@ -83,7 +83,9 @@ def frame(seen: dict[str, Any], *, now: float) -> list[str]:
         f" · {pool['taken']} taken · {pool['cold']} cold",
     ]
     if (cells := health.get("cells")) and cells["started"]:
-        lines.append(f"cells    {cells['containers']} warm containers · {cells['memory_mib']:,.0f} MiB · {cells['cells']} taken")
+        lines.append(
+            f"cells    {cells['containers']} warm containers · {cells['memory_mib']:,.0f} MiB · {cells['cells']} taken"
+        )
     if seen["going_on"]:
         lines += ["", *going_on_table(seen["going_on"], now=now)]
     if seen["last"]:

@@ -27,7 +27,18 @@ from sandbox.client.unix_http import NoService
 if TYPE_CHECKING:
     from sandbox.client.async_client import AsyncClient
 
-__all__ = ["OPTIONAL", "AsyncClient", "Client", "NoService", "Result", "bytes_of", "default_socket", "error_of", "result_of", "run_body"]
+__all__ = [
+    "OPTIONAL",
+    "AsyncClient",
+    "Client",
+    "NoService",
+    "Result",
+    "bytes_of",
+    "default_socket",
+    "error_of",
+    "result_of",
+    "run_body",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,9 @@ class AsyncClient(ClientBase):
         """Return itself."""
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the connections."""
         await self.close()
 
@@ -95,8 +97,12 @@ class AsyncClient(ClientBase):
         """
         fields = calls.fields_of(options, files, requirements)
         if on_event is None:
-            return await self._ask(calls.run(run_body(code, fields, payload=payload, payload_json=payload_json)), timeout_s)
-        async with contextlib.aclosing(self.stream(code, payload=payload, payload_json=payload_json, timeout_s=timeout_s, **fields)) as events:
+            return await self._ask(
+                calls.run(run_body(code, fields, payload=payload, payload_json=payload_json)), timeout_s
+            )
+        async with contextlib.aclosing(
+            self.stream(code, payload=payload, payload_json=payload_json, timeout_s=timeout_s, **fields)
+        ) as events:
             async for event in events:
                 if event["event"] == "result":
                     return result_of(event)
@@ -104,7 +110,13 @@ class AsyncClient(ClientBase):
         raise AssertionError  # a stream ends with a result, or raises
 
     def stream(
-        self, code: str, *, payload: Any = None, payload_json: bytes | None = None, timeout_s: float | None = None, **options: Any
+        self,
+        code: str,
+        *,
+        payload: Any = None,
+        payload_json: bytes | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Run code, and give what happens while it happens; takes what `run` takes. Raises a `SandboxError`.
 
@@ -113,22 +125,36 @@ class AsyncClient(ClientBase):
         in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when the
         run has its turn; what is refused before is raised. Closing the iterator before its end ends the run.
         """
-        return self.events("/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s)
+        return self.events(
+            "/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s
+        )
 
     async def start(
-        self, code: str, *, payload: Any = None, payload_json: bytes | None = None, timeout_s: float | None = None, **options: Any
+        self,
+        code: str,
+        *,
+        payload: Any = None,
+        payload_json: bytes | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
     ) -> str:
         """Have code run, and return the run's id at once; takes what `run` takes. `result` fetches its answer. Raises a `SandboxError`."""
-        return await self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
+        return await self._ask(
+            calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s
+        )
 
-    async def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
+    async def result(
+        self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
+    ) -> Result | None:
         """Return the answer of a run while it is kept, or None while the run goes on: at once, or when it has gone on for `wait_s` more.
 
         Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
         """
         return await self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
-    async def result_text(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> bytes | None:
+    async def result_text(
+        self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
+    ) -> bytes | None:
         """Return the same as the JSON text that it came as."""
         return await self._awaited(lambda left_s: calls.result_text(run_id, left_s), wait_s, timeout_s)
 
@@ -232,7 +258,12 @@ class AsyncClient(ClientBase):
     # ---- maintenance
 
     async def prune(
-        self, *, older_s: float | None = None, unused_s: float | None = None, budget_mib: int | None = None, dry_run: bool = False
+        self,
+        *,
+        older_s: float | None = None,
+        unused_s: float | None = None,
+        budget_mib: int | None = None,
+        dry_run: bool = False,
     ) -> Pruned:
         """Remove environments and cached files by age, last use and size; for maintainers. Raises `InvalidRequest`, `AccessDenied`."""
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
@@ -256,7 +287,9 @@ class AsyncClient(ClientBase):
         """Return the body of an answer. Raises a `SandboxError` for everything but success."""
         return await self._ask(Call(method=method, path=path, read=lambda answer: answer.body, body=body), timeout_s)
 
-    async def events(self, path: str, body: bytes, *, timeout_s: float | None = None) -> AsyncGenerator[dict[str, Any], None]:
+    async def events(
+        self, path: str, body: bytes, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
         told = calls.Told()
         async with contextlib.aclosing(self.lines(path, body, timeout_s=timeout_s)) as lines:
@@ -272,7 +305,10 @@ class AsyncClient(ClientBase):
 
         Closing the iterator closes the connection, and so ends the run.
         """
-        async with self._stream(path, body, self._silence(timeout_s)) as connection, contextlib.aclosing(connection.lines()) as lines:
+        async with (
+            self._stream(path, body, self._silence(timeout_s)) as connection,
+            contextlib.aclosing(connection.lines()) as lines,
+        ):
             async for line in lines:
                 yield line
 
@@ -298,7 +334,9 @@ class AsyncClient(ClientBase):
                 return calls.understood(call, answer)
             await self._refused(answer, deadline)
 
-    async def _awaited(self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None) -> T | None:
+    async def _awaited(
+        self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None
+    ) -> T | None:
         """Ask until there is something, for so long; the service itself waits for a minute at most."""
         left_s = self._patience(wait_s)
         deadline = time.monotonic() + (left_s or 0.0)

@@ -51,7 +51,9 @@ class AsyncConnection:
     @property
     def free(self) -> bool:
         """Tell whether it can take another request: connected, and nothing of an answer is left on it."""
-        return self._socket is not None and not (self._asked or self._broken_off or self._data or readable(self._socket))
+        return self._socket is not None and not (
+            self._asked or self._broken_off or self._data or readable(self._socket)
+        )
 
     async def connect(self) -> socket.socket:
         """Connect, unless it is connected; wait a little where the service's list of newcomers is full. Raises `NoService`."""
@@ -83,7 +85,11 @@ class AsyncConnection:
         headers = head_of(method, path, request_id, accept=accept, prefer=prefer, body=body)
         if body is not None:
             headers["Content-Length"] = str(len(body))
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "Host: localhost",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
         self._asked = True  # until all of the answer is read, nothing else can be asked here
         try:
             # Who refuses a body without reading it says why before it closes.
@@ -112,7 +118,10 @@ class AsyncConnection:
         try:
             async for piece in self._pieces():
                 if os.getpid() != self._process:
-                    raise Internal("this stream belongs to the process that it began in", hint="begin a stream of its own after a fork")
+                    raise Internal(
+                        "this stream belongs to the process that it began in",
+                        hint="begin a stream of its own after a fork",
+                    )
                 *ends, rest = piece.split(b"\n")
                 for end in ends:
                     yield b"".join([*line, end, b"\n"])
@@ -223,7 +232,10 @@ class AsyncConnection:
 
     def _gone(self, error: Exception) -> EngineUnavailable:
         if self._broken_off:
-            return EngineUnavailable("the call was broken off before it was answered", hint="something else ended what this client did; ask again")
+            return EngineUnavailable(
+                "the call was broken off before it was answered",
+                hint="something else ended what this client did; ask again",
+            )
         return gone(TimeoutError() if self._timed_out else error, self.timeout_s)
 
 

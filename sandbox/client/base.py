@@ -60,13 +60,18 @@ class ClientBase:
         """Return how long the service may be silent. Raises `InvalidRequest` for a time that nobody can wait."""
         silence = self.timeout_s if timeout_s is None else timeout_s
         if silence is not None and not silence > 0:
-            raise InvalidRequest(f"timeout_s is {silence}, and the service can't answer in that time", hint="give seconds above zero; Client(timeout_s=None) waits for ever")
+            raise InvalidRequest(
+                f"timeout_s is {silence}, and the service can't answer in that time",
+                hint="give seconds above zero; Client(timeout_s=None) waits for ever",
+            )
         return silence if silence is None else min(silence, LONGEST_S)
 
     def _patience(self, wait_s: float | None) -> float | None:
         """Return how long the end of a run is waited for. Raises `InvalidRequest` for what is no number."""
         if wait_s is not None and wait_s != wait_s:
-            raise InvalidRequest("wait_s is not a number of seconds", hint="give seconds; without it, the answer comes at once")
+            raise InvalidRequest(
+                "wait_s is not a number of seconds", hint="give seconds; without it, the answer comes at once"
+            )
         return wait_s if wait_s is None else min(max(wait_s, 0.0), LONGEST_S)
 
     def _longer(self, timeout_s: float | None, wait_s: float | None) -> float | None:

@@ -95,12 +95,18 @@ def unreadable(error: BaseException) -> Internal:
     why = str(error) or type(error).__name__
     if isinstance(error, (RecursionError, KeyError)):
         why = "it is nested too deeply" if isinstance(error, RecursionError) else f"it has no {error}"
-    return Internal(f"the service's answer can't be read: {why}", hint="have the program give a plainer result; if it is plain, report this")
+    return Internal(
+        f"the service's answer can't be read: {why}",
+        hint="have the program give a plainer result; if it is plain, report this",
+    )
 
 
 def foreign(what: str) -> Internal:
     """Return the error of an answer that is not the one to what was asked."""
-    return Internal(f"the service's answer is not the one to this request: {what}", hint="ask again on a new connection; report this")
+    return Internal(
+        f"the service's answer is not the one to this request: {what}",
+        hint="ask again on a new connection; report this",
+    )
 
 
 def understood(call: Call[T], answer: Answer) -> T:
@@ -141,13 +147,18 @@ def gone(error: Exception, timeout_s: float | None) -> EngineUnavailable:
         silent = f"for {timeout_s:g} s" if timeout_s is not None else "for too long"
         return EngineUnavailable(f"the service said nothing {silent}", hint="look at its log, or allow more time")
     reason = getattr(error, "strerror", None) or type(error).__name__
-    return EngineUnavailable(f"the service went away before it answered: {reason}", hint="look at its log, then try again")
+    return EngineUnavailable(
+        f"the service went away before it answered: {reason}", hint="look at its log, then try again"
+    )
 
 
 def check_target(method: str, path: str) -> None:
     """Raise `InvalidRequest` for what would be another request than the one that is meant, or none."""
     if not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
-        raise InvalidRequest(f"{path[:200]!r} is not the path of a route", hint="begin it with / and quote its parts: urllib.parse.quote(part, safe='')")
+        raise InvalidRequest(
+            f"{path[:200]!r} is not the path of a route",
+            hint="begin it with / and quote its parts: urllib.parse.quote(part, safe='')",
+        )
     if not (method.isascii() and method.isalpha()):
         raise InvalidRequest(f"{method[:40]!r} is not a method of HTTP", hint="GET, POST or DELETE")
 
@@ -250,7 +261,9 @@ def body_of(fields: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the request has no form as JSON: {error}", hint="send what the json module takes") from None
+        raise InvalidRequest(
+            f"the request has no form as JSON: {error}", hint="send what the json module takes"
+        ) from None
 
 
 def run_body(code: str, fields: Mapping[str, Any], *, payload: Any = None, payload_json: bytes | None = None) -> bytes:
@@ -265,20 +278,27 @@ def run_body(code: str, fields: Mapping[str, Any], *, payload: Any = None, paylo
         text = json.dumps(payload, allow_nan=False).encode() if payload_json is None else payload_json
         return b'{"payload": ' + text + b", " + json.dumps(named).encode()[1:]
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the request has no form as JSON: {error}", hint="send what the json module takes") from None
+        raise InvalidRequest(
+            f"the request has no form as JSON: {error}", hint="send what the json module takes"
+        ) from None
 
 
 def encoded(name: str, content: bytes) -> str:
     """Return a file's content as base64. Raises `InvalidRequest` for what is no bytes."""
     if isinstance(content, str):
-        raise InvalidRequest(f"the content of the file {name[:80]!r} is text, and files are bytes", hint='encode it: text.encode("utf-8")')
+        raise InvalidRequest(
+            f"the content of the file {name[:80]!r} is text, and files are bytes",
+            hint='encode it: text.encode("utf-8")',
+        )
     return base64.b64encode(content).decode()
 
 
 def part(name: str) -> str:
     """Return a name as one part of a path. Raises `InvalidRequest` for an empty one, which would ask for something else."""
     if not name:
-        raise InvalidRequest("the name or id that is asked for is empty", hint="give one; runs() and environments() list them")
+        raise InvalidRequest(
+            "the name or id that is asked for is empty", hint="give one; runs() and environments() list them"
+        )
     return quote(name, safe="")
 
 
@@ -387,7 +407,9 @@ def check(code: str, options: Mapping[str, Any]) -> Call[dict[str, Any]]:
 
 def removed(name: str) -> Call[str]:
     """Remove an environment."""
-    return Call(method="DELETE", path=f"/v1/environments/{part(name)}", read=lambda answer: str(answer.document()["removed"]))
+    return Call(
+        method="DELETE", path=f"/v1/environments/{part(name)}", read=lambda answer: str(answer.document()["removed"])
+    )
 
 
 def pruned(limits: Mapping[str, Any]) -> Call[dict[str, Any]]:
@@ -395,6 +417,8 @@ def pruned(limits: Mapping[str, Any]) -> Call[dict[str, Any]]:
     return posted("/v1/maintenance/prune", limits)
 
 
-def fields_of(options: Mapping[str, Any], files: Mapping[str, bytes] | None, requirements: Sequence[str]) -> dict[str, Any]:
+def fields_of(
+    options: Mapping[str, Any], files: Mapping[str, bytes] | None, requirements: Sequence[str]
+) -> dict[str, Any]:
     """Return the fields of a run beside code and payload."""
     return {**options, "files": files or {}, "requirements": requirements}

@@ -50,7 +50,9 @@ class Client(ClientBase):
         """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the connections."""
         self.close()
 
@@ -90,7 +92,9 @@ class Client(ClientBase):
         fields = calls.fields_of(options, files, requirements)
         if on_event is None:
             return self._ask(calls.run(run_body(code, fields, payload=payload, payload_json=payload_json)), timeout_s)
-        with contextlib.closing(self.stream(code, payload=payload, payload_json=payload_json, timeout_s=timeout_s, **fields)) as events:
+        with contextlib.closing(
+            self.stream(code, payload=payload, payload_json=payload_json, timeout_s=timeout_s, **fields)
+        ) as events:
             for event in events:
                 if event["event"] == "result":
                     return result_of(event)
@@ -98,7 +102,13 @@ class Client(ClientBase):
         raise AssertionError  # a stream ends with a result, or raises
 
     def stream(
-        self, code: str, *, payload: Any = None, payload_json: bytes | None = None, timeout_s: float | None = None, **options: Any
+        self,
+        code: str,
+        *,
+        payload: Any = None,
+        payload_json: bytes | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
     ) -> Generator[dict[str, Any], None, None]:
         """Run code, and give what happens while it happens; takes what `run` takes. Raises a `SandboxError`.
 
@@ -107,10 +117,18 @@ class Client(ClientBase):
         in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when the
         run has its turn; what is refused before is raised. Closing the iterator before its end ends the run.
         """
-        return self.events("/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s)
+        return self.events(
+            "/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s
+        )
 
     def start(
-        self, code: str, *, payload: Any = None, payload_json: bytes | None = None, timeout_s: float | None = None, **options: Any
+        self,
+        code: str,
+        *,
+        payload: Any = None,
+        payload_json: bytes | None = None,
+        timeout_s: float | None = None,
+        **options: Any,
     ) -> str:
         """Have code run, and return the run's id at once; takes what `run` takes. `result` fetches its answer. Raises a `SandboxError`."""
         return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
@@ -226,7 +244,12 @@ class Client(ClientBase):
     # ---- maintenance
 
     def prune(
-        self, *, older_s: float | None = None, unused_s: float | None = None, budget_mib: int | None = None, dry_run: bool = False
+        self,
+        *,
+        older_s: float | None = None,
+        unused_s: float | None = None,
+        budget_mib: int | None = None,
+        dry_run: bool = False,
     ) -> Pruned:
         """Remove environments and cached files by age, last use and size; for maintainers. Raises `InvalidRequest`, `AccessDenied`."""
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
@@ -250,7 +273,9 @@ class Client(ClientBase):
         """Return the body of an answer. Raises a `SandboxError` for everything but success."""
         return self._ask(Call(method=method, path=path, read=lambda answer: answer.body, body=body), timeout_s)
 
-    def events(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[dict[str, Any], None, None]:
+    def events(
+        self, path: str, body: bytes, *, timeout_s: float | None = None
+    ) -> Generator[dict[str, Any], None, None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
         told = calls.Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
@@ -271,7 +296,9 @@ class Client(ClientBase):
                 yield line
 
     @contextlib.contextmanager
-    def _stream(self, path: str, body: bytes, timeout_s: float | None) -> Iterator[tuple[Connection, http.client.HTTPResponse]]:
+    def _stream(
+        self, path: str, body: bytes, timeout_s: float | None
+    ) -> Iterator[tuple[Connection, http.client.HTTPResponse]]:
         deadline = time.monotonic() + self.retry_s
         while True:
             with self._connections.one(timeout_s) as connection:
@@ -292,7 +319,9 @@ class Client(ClientBase):
                 return calls.understood(call, answer)
             self._refused(answer, deadline)
 
-    def _awaited(self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None) -> T | None:
+    def _awaited(
+        self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None
+    ) -> T | None:
         """Ask until there is something, for so long; the service itself waits for a minute at most."""
         left_s = self._patience(wait_s)
         deadline = time.monotonic() + (left_s or 0.0)

@@ -29,7 +29,9 @@ class NoService(EngineUnavailable):
     """Nobody answers at the socket; `reason` is the system's error number."""
 
     def __init__(self, path: str, error: OSError) -> None:
-        self.reason = error.errno or errno.ENAMETOOLONG  # Python itself refuses a path that is too long, without a number
+        self.reason = (
+            error.errno or errno.ENAMETOOLONG
+        )  # Python itself refuses a path that is too long, without a number
         said, hint = why_not(path, self.reason, error.strerror or str(error))
         super().__init__(f"no service answers at {path}: {said}", hint=hint)
 
@@ -38,7 +40,11 @@ def why_not(path: str, number: int, said: str) -> tuple[str, str]:
     """Return why a socket can't be had, in words, and what to do."""
     # What is started without a word listens at the usual place, not where this variable points.
     named = os.environ.get("SANDBOX_SOCKET") == path
-    begin = "$SANDBOX_SOCKET names it: correct or unset that, or start the service whose socket it is" if named else "start it: sandbox serve"
+    begin = (
+        "$SANDBOX_SOCKET names it: correct or unset that, or start the service whose socket it is"
+        if named
+        else "start it: sandbox serve"
+    )
     other = "name the socket of a service in $SANDBOX_SOCKET, or as socket.path of the configuration"
     if number in (errno.EACCES, errno.EPERM):
         return said, f"{owned(path)}; membership in a group takes a new login"
@@ -89,7 +95,9 @@ def tried(connection: socket.socket, path: str) -> bool:
 
 def listener_of(connection: socket.socket) -> int:
     """Return the user id of who listens at the other end, as the kernel tells it."""
-    uid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
+    uid: int = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[
+        1
+    ]
     return uid
 
 
@@ -179,10 +187,15 @@ class Connection(http.client.HTTPConnection):
 
     def _gone(self, error: Exception) -> EngineUnavailable:
         if self._broken_off:
-            return EngineUnavailable("the call was broken off before it was answered", hint="another thread ended what this client did; ask again")
+            return EngineUnavailable(
+                "the call was broken off before it was answered",
+                hint="another thread ended what this client did; ask again",
+            )
         return gone(error, self.timeout)
 
-    def answer(self, method: str, path: str, body: bytes | None, *, accept: str, prefer: str = "") -> http.client.HTTPResponse:
+    def answer(
+        self, method: str, path: str, body: bytes | None, *, accept: str, prefer: str = ""
+    ) -> http.client.HTTPResponse:
         """Send a request, once, and return the answer's head. Raises `NoService`, `EngineUnavailable`, `Internal`."""
         request_id = os.urandom(16).hex()
         head = head_of(method, path, request_id, accept=accept, prefer=prefer, body=body)
@@ -218,7 +231,9 @@ class Connection(http.client.HTTPConnection):
     def line(self, response: http.client.HTTPResponse) -> bytes:
         """Return the next line of an answer, b"" at its end. Raises `EngineUnavailable`, `Internal` in a forked process."""
         if os.getpid() != self._process:
-            raise Internal("this stream belongs to the process that it began in", hint="begin a stream of its own after a fork")
+            raise Internal(
+                "this stream belongs to the process that it began in", hint="begin a stream of its own after a fork"
+            )
         try:
             line = response.readline()
         except (OSError, http.client.HTTPException) as error:

@@ -19,7 +19,9 @@ PerRun = Literal["container", "auto", "cell"]
 def in_container(per_run: PerRun, why: str) -> ControlEvidence:
     """Return the row of a run that might have had a cell and got a container of its own, which holds more."""
     evidence = f"a container of its own: {why}"
-    return ControlEvidence(control=CONTROL, wanted=WANTED[per_run], status="proven", mechanism="container", evidence=evidence)
+    return ControlEvidence(
+        control=CONTROL, wanted=WANTED[per_run], status="proven", mechanism="container", evidence=evidence
+    )
 
 
 def in_cell(per_run: PerRun, evidence: Sequence[ControlEvidence]) -> tuple[ControlEvidence, ...]:
@@ -28,5 +30,6 @@ def in_cell(per_run: PerRun, evidence: Sequence[ControlEvidence]) -> tuple[Contr
         return tuple(evidence)
     said = {"wanted": WANTED[per_run]}
     return tuple(
-        row.model_copy(update={**said, "evidence": f"{row.evidence}; {FAST}"}) if row.control == CONTROL else row for row in evidence
+        row.model_copy(update={**said, "evidence": f"{row.evidence}; {FAST}"}) if row.control == CONTROL else row
+        for row in evidence
     )

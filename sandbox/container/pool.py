@@ -324,5 +324,9 @@ class Pool:
         """Return how long nothing will change by itself."""
         now = self._clock()
         ends = [shelf.asked[-1] + self._limits.idle_s for shelf in self._shelves.values() if shelf.asked]
-        ends += [shelf.failed_at + FAILED_PAUSE_S for shelf in self._shelves.values() if shelf.failed_at > now - FAILED_PAUSE_S]
+        ends += [
+            shelf.failed_at + FAILED_PAUSE_S
+            for shelf in self._shelves.values()
+            if shelf.failed_at > now - FAILED_PAUSE_S
+        ]
         return max(0.05, min(ends, default=now + 60.0) - now + 0.01)

@@ -200,7 +200,9 @@ def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
     async def source(setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
         async with containers(setting, run_id) as ready:
             if (per_run := setting.policy.isolation.per_run) != "container":
-                ready.sandbox.evidence += (in_container(per_run, "without the service there is no warm one to make a cell in"),)
+                ready.sandbox.evidence += (
+                    in_container(per_run, "without the service there is no warm one to make a cell in"),
+                )
             yield ready
 
     return source

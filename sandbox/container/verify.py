@@ -220,8 +220,16 @@ def check_masks(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     covered = {mount.point for mount in seen.process.mounts if is_mask(mount)}
     bare = sorted((wanted - asked) | (wanted & seen.kernel_files - covered))
     # Of /sys nothing is there but what was asked for; cgroup version 1 shows every group of the host.
-    bare += sorted(mount.point for mount in seen.process.mounts if mount.kind in ("sysfs", "cgroup") and mount.point != SYSTEM_DEVICES)
-    evidence = f"not masked: {', '.join(bare)}" if bare else f"{len(wanted & covered)} paths masked, /sys has processors and memory nodes"
+    bare += sorted(
+        mount.point
+        for mount in seen.process.mounts
+        if mount.kind in ("sysfs", "cgroup") and mount.point != SYSTEM_DEVICES
+    )
+    evidence = (
+        f"not masked: {', '.join(bare)}"
+        if bare
+        else f"{len(wanted & covered)} paths masked, /sys has processors and memory nodes"
+    )
     yield proven("masked kernel files", f"{len(wanted)} paths, and /sys", "mount", evidence, holds=not bare)
 
 
@@ -243,7 +251,8 @@ def check_rlimits(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     """Open files, core dumps, message queues, queued signals."""
     limits = seen.process.limits
     files, core, queue, signals = (
-        limits.get(name, "?") for name in ("Max open files", "Max core file size", "Max msgqueue size", "Max pending signals")
+        limits.get(name, "?")
+        for name in ("Max open files", "Max core file size", "Max msgqueue size", "Max pending signals")
     )
     yield proven("open files", str(spec.open_files), "rlimit", f"RLIMIT_NOFILE {files}",
                  holds=files == f"{spec.open_files} {spec.open_files}")  # fmt: skip

@@ -52,7 +52,12 @@ class PodmanEngine:
     """Rootless Podman through its REST service; see `sandbox.engine.protocol.Engine` for the methods."""
 
     def __init__(
-        self, info: EngineInfo, *, runtime_dir: Path, short_timeout_s: float = SHORT_TIMEOUT_S, ping_timeout_s: float = PING_TIMEOUT_S
+        self,
+        info: EngineInfo,
+        *,
+        runtime_dir: Path,
+        short_timeout_s: float = SHORT_TIMEOUT_S,
+        ping_timeout_s: float = PING_TIMEOUT_S,
     ) -> None:
         """Start the private service; it becomes ready while the caller goes on. One that dies or hangs is replaced when it is needed.
 
@@ -134,7 +139,8 @@ class PodmanEngine:
                 except (requests.RequestException, PodmanError, OSError) as error:
                     reason = error
         raise EngineUnavailable(
-            f"Podman's service did not answer {method.upper()} {path}: {reason}", hint="try again; `sandbox doctor` tells more"
+            f"Podman's service did not answer {method.upper()} {path}: {reason}",
+            hint="try again; `sandbox doctor` tells more",
         ) from reason
 
     def _expect(self, response: Any, *statuses: int, otherwise: type[SandboxError], doing: str, hint: str = "") -> Any:
@@ -283,7 +289,12 @@ class PodmanEngine:
         """Add an image of our own making; see the protocol."""
         # The service would copy the archive once more before it reads it.
         printed = self._program(
-            "pull", "--quiet", f"docker-archive:{archive}", temporary=archive.parent, otherwise=BuildFailed, doing=f"add {name}"
+            "pull",
+            "--quiet",
+            f"docker-archive:{archive}",
+            temporary=archive.parent,
+            otherwise=BuildFailed,
+            doing=f"add {name}",
         )
         return self.image(printed.strip())
 

@@ -33,7 +33,11 @@ class AllowedHashes:
             return list(packages)
         first = packages[0]
         # One library may be asked for several times, for this Python and for that.
-        asked = [(one, hashes) for one, hashes in self._allowed.get(first.name, ()) if one.specifier.contains(first.version, prereleases=True)]
+        asked = [
+            (one, hashes)
+            for one, hashes in self._allowed.get(first.name, ())
+            if one.specifier.contains(first.version, prereleases=True)
+        ]
         if not asked:
             raise BuildFailed(
                 f"the package {first.name} {first.version} is needed and has no hash in the requirements, where others have one",

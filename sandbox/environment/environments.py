@@ -358,7 +358,9 @@ def storing(lock: Lock) -> Iterator[None]:
     try:
         yield
     except BuildFailed as error:
-        raise BuildFailed(f"storing {named(lock.requirements)} failed: {error.message}", hint=error.hint, **error.facts) from None
+        raise BuildFailed(
+            f"storing {named(lock.requirements)} failed: {error.message}", hint=error.hint, **error.facts
+        ) from None
 
 
 def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:

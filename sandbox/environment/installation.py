@@ -182,7 +182,9 @@ class Installer:
         said = await aside(len(text), lambda: answer_in(text))
         return self._answer(result, said, payload["step"], subject)
 
-    def _answer(self, result: RunResult, said: dict[str, Any] | None, step: str, subject: Sequence[str]) -> dict[str, Any]:
+    def _answer(
+        self, result: RunResult, said: dict[str, Any] | None, step: str, subject: Sequence[str]
+    ) -> dict[str, Any]:
         """Return what a step said, if it did. Raises `BuildFailed` with the reason of one that could not be done."""
         if result.outcome is not Outcome.SUCCEEDED:
             explanation = result.explanation.replace("limits.", "build.").removeprefix("the program ")
@@ -297,10 +299,6 @@ def answer_in(text: bytes) -> dict[str, Any] | None:
 def bounded(text: str) -> str:
     """Return the end of a tool's words, with no run of characters in it that patterns would take long to search."""
     return LONG_RUN.sub(r"\1\2", text[-MAX_ERROR_CHARS:])
-
-
-
-
 
 
 def tags_of(said: Mapping[str, Any]) -> tuple[str, ...]:

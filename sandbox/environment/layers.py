@@ -109,7 +109,9 @@ def write_image(
     entries = merged(trees)
     contents = [list(_pieces(paths, entries)) for paths in divided(entries)]
     try:
-        return _write_archive(archive, base, contents, name=name, labels=labels, created=created, files_count=len(entries))
+        return _write_archive(
+            archive, base, contents, name=name, labels=labels, created=created, files_count=len(entries)
+        )
     except OSError as error:
         archive.unlink(missing_ok=True)
         raise BuildFailed(
@@ -165,7 +167,9 @@ def _write_archive(
         with ThreadPoolExecutor(WRITERS) as pool:
             hashes = list(pool.map(partial(_write_layer, archive), places[:-1], ours, sizes, contents))
         layers = (*base.diff_ids, *(f"sha256:{found}" for found in hashes))
-        config = _encoded(_config(base, layers, labels, created.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")))
+        config = _encoded(
+            _config(base, layers, labels, created.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        )
         image_id = hashlib.sha256(config).hexdigest()
         manifest = [{"Config": f"{image_id}.json", "Layers": [*absent, *ours], "RepoTags": [name]}]
         file.seek(places[-1])

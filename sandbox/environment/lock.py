@@ -41,10 +41,6 @@ _CPYTHON = re.compile(r"\bcp(\d)(\d+)-")
 _ANEW = "make the lock anew: sandbox env lock --upgrade"
 
 
-
-
-
-
 class Lock(Strict):
     """The files of an environment for one Python series, by package name, and the requirements they fulfil."""
 
@@ -231,7 +227,9 @@ def _lock(packages: list[LockedPackage], python: object, requirements: object) -
         raise BuildFailed(f"{FILE}: {_reason(problem)}", hint=_ANEW) from None
 
 
-def _chosen(entry: dict[str, Any], order: dict[str, int], python: str, hashes: AllowedHashes, *, allow_sdists: bool) -> LockedPackage:
+def _chosen(
+    entry: dict[str, Any], order: dict[str, int], python: str, hashes: AllowedHashes, *, allow_sdists: bool
+) -> LockedPackage:
     """Return the package with its best file among those whose hashes are allowed: the earliest tag, then the highest build number."""
     from packaging.utils import parse_wheel_filename
 
@@ -321,8 +319,6 @@ def _reason(problem: ValidationError) -> str:
     first = problem.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")
-
-
 
 
 def _package_toml(package: LockedPackage) -> str:

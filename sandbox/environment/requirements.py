@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-__all__ = ["Declared", "check_python", "parse_libraries", "parse_pyproject", "parse_requirements_txt", "parse_script", "without_hashes"]
+__all__ = [
+    "Declared",
+    "check_python",
+    "parse_libraries",
+    "parse_pyproject",
+    "parse_requirements_txt",
+    "parse_script",
+    "without_hashes",
+]
 
 MAX_REQUIREMENTS = 1_000  # as many as a lock may have: what is exported from one can be asked for
 MAX_REQUIREMENT_CHARS = 200

@@ -64,7 +64,9 @@ class Incoming:
         self._check = check
         self._name = name
         try:
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the one that an installing sandbox reads stays open
+            target.parent.mkdir(
+                mode=0o700, parents=True, exist_ok=True
+            )  # the one that an installing sandbox reads stays open
             fd, path = tempfile.mkstemp(dir=work, prefix=".incoming-")
         except OSError as error:
             raise no_room(target.parent, error, name) from None
@@ -127,6 +129,8 @@ class CachedFile:
     def created(self) -> float:
         """Return the time of its last use."""
         return self.last_used
+
+
 @contextlib.contextmanager
 def room_for(name: str, directory: Path) -> Iterator[None]:
     """Tell of a disk that is full meanwhile what it has no room for. Raises `BuildFailed`."""

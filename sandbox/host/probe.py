@@ -34,10 +34,6 @@ CACHE_VERSION = 2
 SYSTEMD = Path("/run/systemd/system")  # there while systemd runs the host: sd_booted(3)
 
 
-
-
-
-
 def subordinate_range(path: Path, *, user: str, uid: int) -> tuple[int, int]:
     """Return (first id, count) of the user's first range in /etc/subuid or /etc/subgid; (0, 0) if none.
 

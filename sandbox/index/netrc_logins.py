@@ -18,7 +18,11 @@ def logins(environ: Mapping[str, str], home: Path) -> Callable[[str], str]:
     A file that can't be read, or is none, says nothing, as for pip.
     """
     named = environ.get("NETRC")
-    paths = [home / name for name in NAMES] if named is None else [home / named[2:] if named.startswith("~/") else Path(named)]
+    paths = (
+        [home / name for name in NAMES]
+        if named is None
+        else [home / named[2:] if named.startswith("~/") else Path(named)]
+    )
     try:
         known = netrc.netrc(str(next(path for path in paths if path.exists())))
     except (StopIteration, netrc.NetrcParseError, OSError, UnicodeDecodeError):

@@ -26,10 +26,6 @@ JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 ACCEPT = f"{JSON_PAGE}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
-
-
-
-
 def page_links(index: Index, url: str, timeout_s: float) -> list[str]:
     """Return the addresses on a page together with those that led to it; none when the page isn't there.
 
@@ -79,7 +75,9 @@ def _page_links(index: Index, url: str, timeout_s: float) -> list[str]:
         # Not checking a trusted host's certificate is what pip was told to do.
         warnings.filterwarnings("ignore", message="Unverified HTTPS request")
         session.max_redirects = MAX_REDIRECTS
-        session.trust_env = False  # the index has its login already, and ~/.netrc may have others for whom it redirects to
+        session.trust_env = (
+            False  # the index has its login already, and ~/.netrc may have others for whom it redirects to
+        )
         try:
             with session.get(url, headers={"Accept": ACCEPT}, timeout=timeout_s, verify=verify, stream=True) as answer:
                 if answer.status_code == 404:
@@ -130,7 +128,11 @@ def _refused(shown: str, status: int) -> BuildFailed:
     from sandbox.index.pip_config import LOGIN_HINT
 
     if status in (401, 403):
-        return BuildFailed(f"the package index {shown} refuses access: it answers with HTTP status {status}", hint=LOGIN_HINT, host=shown)
+        return BuildFailed(
+            f"the package index {shown} refuses access: it answers with HTTP status {status}",
+            hint=LOGIN_HINT,
+            host=shown,
+        )
     return BuildFailed(f"the package index {shown} answers with HTTP status {status}", hint="try again", host=shown)
 
 

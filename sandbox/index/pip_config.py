@@ -99,7 +99,9 @@ def read_index(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -
     with_login = logins(environ, home)
     return Index(
         urls=tuple(dict.fromkeys(with_login(_as_url(url, home).rstrip("/")) for url in urls)),
-        find_links=tuple(dict.fromkeys(with_login(_as_url(url, home)) for url in settings.get("find-links", "").split())),
+        find_links=tuple(
+            dict.fromkeys(with_login(_as_url(url, home)) for url in settings.get("find-links", "").split())
+        ),
         certificate=_certificate(settings.get("cert", ""), environ, home, root),
         trusted_hosts=tuple(dict.fromkeys(settings.get("trusted-host", "").split())),
     )
@@ -138,8 +140,6 @@ def environment_for_handover(environ: Mapping[str, str], home: Path, root: Path 
     """
     others = {name: value for name, value in environ.items() if name not in VARIABLES}
     return others | as_pip_environment(read_index(environ, home, root))
-
-
 
 
 def _settings(environ: Mapping[str, str], home: Path, root: Path) -> dict[str, str]:

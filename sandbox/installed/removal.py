@@ -92,20 +92,29 @@ def plan_of_user() -> Plan:
             result.add_directory(runtime)
     result.add_directory(places.below_home("XDG_CACHE_HOME", ".cache"))
     result.add_directory(places.config_dir())
-    for command, share in ((SYSTEM_COMMAND, SYSTEM_SHARE), (places.home() / ".local/bin/sandbox", places.home() / ".local/share")):
+    for command, share in (
+        (SYSTEM_COMMAND, SYSTEM_SHARE),
+        (places.home() / ".local/bin/sandbox", places.home() / ".local/share"),
+    ):
         add_command(result, command, share, own_venv)
     if data.is_dir():
         result.add(f"remove {data}: the program with its libraries, records of environments, the history",
                    functools.partial(remove_tree, data))  # fmt: skip
     if Path(sys.prefix) == SYSTEM_PREFIX:
-        result.stays.append(f"the program in {SYSTEM_PREFIX}: root installed it for everyone (as root: sandbox uninstall)")
+        result.stays.append(
+            f"the program in {SYSTEM_PREFIX}: root installed it for everyone (as root: sandbox uninstall)"
+        )
     elif not Path(sys.prefix).is_relative_to(data):
         result.stays.append(f"the program in {sys.prefix}: remove it as it came, such as with "
                             f"{sys.prefix}/bin/python -m pip uninstall {places.NAME}")  # fmt: skip
-    result.stays += histories_elsewhere([os.environ, *({**os.environ, **service.settings} for service in services)], within=data)
+    result.stays += histories_elsewhere(
+        [os.environ, *({**os.environ, **service.settings} for service in services)], within=data
+    )
     unit = places.home() / ".config/systemd/user/podman-sandbox-runner.service"
     if unit.exists():
-        result.stays.append(f"{unit}: it was not laid there by the set-up (systemctl --user disable {unit.stem}; rm {unit})")
+        result.stays.append(
+            f"{unit}: it was not laid there by the set-up (systemctl --user disable {unit.stem}; rm {unit})"
+        )
     result.stays += common_stays()
     return result
 
@@ -141,7 +150,9 @@ def histories_elsewhere(environs: Sequence[Mapping[str, str]], *, within: Path) 
         with contextlib.suppress(SandboxError, OSError):  # a configuration that can't be read names nothing
             directory = load_config(None, environ).config.history.directory
             if Path(directory).is_dir() and not Path(directory).is_relative_to(within):
-                found.add(f"{directory}: the history of a service, in a directory that its configuration names (history.directory)")
+                found.add(
+                    f"{directory}: the history of a service, in a directory that its configuration names (history.directory)"
+                )
     return sorted(found)
 
 
@@ -161,7 +172,11 @@ def common_stays() -> list[str]:
 def add_podman(result: Plan) -> None:
     """Add the end of our containers, our images, and Podman's pause process where no other container needs it."""
     try:
-        containers = [name for label in (RUN_LABEL, EXPORT_LABEL) for name in podman_lines("ps", "--all", "--quiet", "--filter", f"label={label}")]
+        containers = [
+            name
+            for label in (RUN_LABEL, EXPORT_LABEL)
+            for name in podman_lines("ps", "--all", "--quiet", "--filter", f"label={label}")
+        ]
         images = [name for name in podman_lines("images", "--format", "{{.Repository}}:{{.Tag}}") if is_our_image(name)]
         others = set(podman_lines("ps", "--quiet")) - set(containers)
     except SandboxError as error:
@@ -193,7 +208,9 @@ def podman(*arguments: str) -> str:
     """Run Podman. Raises `EngineUnavailable` when it fails."""
     answer = podman_command(*arguments, timeout_s=PODMAN_TIMEOUT_S)
     if answer.returncode != 0:
-        raise EngineUnavailable(f"`podman {' '.join(arguments[:2])}` failed: {answer.stderr.strip()[-300:]}", hint="run `sandbox doctor`")
+        raise EngineUnavailable(
+            f"`podman {' '.join(arguments[:2])}` failed: {answer.stderr.strip()[-300:]}", hint="run `sandbox doctor`"
+        )
     return answer.stdout
 
 
@@ -213,11 +230,15 @@ def plan_of_root() -> Plan:
         if service.uid == uid:
             result.add(f"stop the service ({service.describe()})", functools.partial(running.stop, service))
         else:
-            result.stays.append(f"process {service.pid} of user id {service.uid}: a service that runs from {SYSTEM_PREFIX}, of another user")
+            result.stays.append(
+                f"process {service.pid} of user id {service.uid}: a service that runs from {SYSTEM_PREFIX}, of another user"
+            )
     if account is not None:
         add_account(result, account)
         started = [{}, *(service.settings for service in services if service.uid == uid)]
-        result.stays += histories_elsewhere([{"HOME": account.pw_dir, **settings} for settings in started], within=Path(account.pw_dir))
+        result.stays += histories_elsewhere(
+            [{"HOME": account.pw_dir, **settings} for settings in started], within=Path(account.pw_dir)
+        )
     result.add_directory(SYSTEM_CONFIG)
     add_command(result, SYSTEM_COMMAND, SYSTEM_SHARE, SYSTEM_PREFIX)
     result.add_directory(SYSTEM_PREFIX)
@@ -235,7 +256,10 @@ def add_account(result: Plan, account: pwd.struct_passwd) -> None:
     result.add(f"end every process of the user {account.pw_name}, Podman's pause process and its containers among them",
                functools.partial(end_processes, uids))  # fmt: skip
     if Path("/var/lib/systemd/linger", account.pw_name).exists() and running.SYSTEMD.is_dir():
-        result.add(f"end the lingering session of {account.pw_name}", lambda: running.as_root(["loginctl", "disable-linger", account.pw_name]))
+        result.add(
+            f"end the lingering session of {account.pw_name}",
+            lambda: running.as_root(["loginctl", "disable-linger", account.pw_name]),
+        )
     result.add(f"remove the user {account.pw_name}, with its home {account.pw_dir} (images, environments, cache) and its subordinate ids",
                functools.partial(remove_account, account.pw_name))  # fmt: skip
     runtime = places.RUN_USER / str(account.pw_uid)
@@ -260,7 +284,11 @@ def processes_of(uids: tuple[range, ...], *, proc: Path = running.PROC) -> list[
     found = []
     for entry in proc.iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and any(entry.stat().st_uid in ids for ids in uids) and running.is_alive(int(entry.name), proc=proc):
+            if (
+                entry.name.isdigit()
+                and any(entry.stat().st_uid in ids for ids in uids)
+                and running.is_alive(int(entry.name), proc=proc)
+            ):
                 found.append(int(entry.name))
     return found
 
@@ -268,9 +296,13 @@ def processes_of(uids: tuple[range, ...], *, proc: Path = running.PROC) -> list[
 def remove_account(name: str) -> None:
     """Remove a user with its home; where systemd still ends its session, that is waited for. Raises `EngineUnavailable`."""
     # 12 says that the home or the spool could not be removed; a spool there never was.
-    done = subprocess.run(["userdel", "--remove", name], capture_output=True, text=True, errors="replace", check=False, cwd="/")
+    done = subprocess.run(
+        ["userdel", "--remove", name], capture_output=True, text=True, errors="replace", check=False, cwd="/"
+    )
     if done.returncode not in (0, 12):
-        raise EngineUnavailable(f"the user {name} can't be removed: {done.stderr.strip()}", hint=f"as root: userdel --remove {name}")
+        raise EngineUnavailable(
+            f"the user {name} can't be removed: {done.stderr.strip()}", hint=f"as root: userdel --remove {name}"
+        )
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -291,4 +323,6 @@ def remove_tree(path: Path) -> None:
     failed: list[str] = []
     shutil.rmtree(path, onerror=lambda _, name, __: failed.append(str(name)))
     if path.exists():
-        raise EngineUnavailable(f"{path} can't be removed as a whole: {failed[0] if failed else path}", hint=f"as root: rm -rf {path}")
+        raise EngineUnavailable(
+            f"{path} can't be removed as a whole: {failed[0] if failed else path}", hint=f"as root: rm -rf {path}"
+        )

@@ -66,7 +66,14 @@ def services(prefix: Path | str = sys.prefix, *, proc: Path = PROC) -> Iterator[
             if (found := serve_arguments(words, programs)) is None:
                 continue
             unit, manager = unit_of((entry / "cgroup").read_text()) if SYSTEMD.is_dir() else ("", "system")
-            yield Running(pid=int(entry.name), uid=entry.stat().st_uid, arguments=found, unit=unit, manager=manager, settings=settings_of(entry))
+            yield Running(
+                pid=int(entry.name),
+                uid=entry.stat().st_uid,
+                arguments=found,
+                unit=unit,
+                manager=manager,
+                settings=settings_of(entry),
+            )
 
 
 def settings_of(entry: Path) -> dict[str, str]:
@@ -75,7 +82,9 @@ def settings_of(entry: Path) -> dict[str, str]:
         pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return {}
-    return {name: value for name, mark, value in (pair.partition("=") for pair in pairs) if mark and SETTING.fullmatch(name)}
+    return {
+        name: value for name, mark, value in (pair.partition("=") for pair in pairs) if mark and SETTING.fullmatch(name)
+    }
 
 
 def serve_arguments(words: Sequence[str], programs: str) -> tuple[str, ...] | None:
@@ -111,7 +120,15 @@ def as_root(command: Sequence[str]) -> None:
 def carry_out(command: Sequence[str]) -> None:
     """Run a command to its end. Raises `EngineUnavailable` when it fails."""
     try:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False, cwd="/")
+        done = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+            cwd="/",
+        )
         reason = done.stderr.strip().splitlines()[-1:] if done.returncode else None
     except OSError as error:
         reason = [f"{command[0]}: {error.strerror}"]

@@ -13,7 +13,9 @@ from sandbox.toml_file import TomlFile, toml_value
 __all__ = ["opening"]
 
 
-def opening(key: str, value: Any, *, parent: str, file: TomlFile, opened: bool, any_open: bool, directories: Sequence[Path]) -> str:
+def opening(
+    key: str, value: Any, *, parent: str, file: TomlFile, opened: bool, any_open: bool, directories: Sequence[Path]
+) -> str:
     """Return how `parent` comes to let a child set `key` to `value`.
 
     `opened` says that it has a bound for the key already, `any_open` that it has bounds at all. A shipped policy is replaced by the next

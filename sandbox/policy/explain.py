@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from sandbox.policy.load import LoadedPolicy
 
 
-
-
-
 # ---- what a value means --------------------------------------------------------------------------
 
 
@@ -205,19 +202,7 @@ def as_toml(loaded: LoadedPolicy) -> str:
     return "\n".join(lines) + "\n"
 
 
-
-
 # ---- what a value may be -------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
 
 
 def schema() -> dict[str, Any]:

@@ -151,7 +151,8 @@ def _chain(path: Path, directories: Sequence[Path]) -> list[_Layer]:
             if not own:
                 raise
             raise NotFound(
-                f"{where}{parent} extends its own name, and it hides no policy of that name", hint="extend another policy, such as default"
+                f"{where}{parent} extends its own name, and it hides no policy of that name",
+                hint="extend another policy, such as default",
             ) from None
         if any(path.samefile(seen.file.path) for seen in chain):
             names = " -> ".join([*(seen.name for seen in chain), parent])
@@ -195,7 +196,13 @@ def _check_extension(
     def advice(key: str, value: Any) -> str:
         bound = value if _reaches(key, value, inherited[key]) else True  # of two names, none is the looser one
         return opening(
-            key, bound, parent=parent.name, file=parent.file, opened=key in opened, any_open=bool(opened), directories=directories
+            key,
+            bound,
+            parent=parent.name,
+            file=parent.file,
+            opened=key in opened,
+            any_open=bool(opened),
+            directories=directories,
         )
 
     for key, value in child.values.items():

@@ -66,7 +66,11 @@ def _no_file(match: re.Match[str], _policy: Policy) -> str:
     name = path.rpartition("/")[2]
     if not name or "'" in path:
         return ""
-    given = f"--file {name}" if path in (name, f"./{name}", f"/app/{name}") else f"--file {name}={path}, and the program opens {name}"
+    given = (
+        f"--file {name}"
+        if path in (name, f"./{name}", f"/app/{name}")
+        else f"--file {name}={path}, and the program opens {name}"
+    )
     return f"of your files, the sandbox has those that you send: {given}; what the program writes goes into its working directory"
 
 
@@ -79,7 +83,7 @@ def _network(_match: re.Match[str], policy: Policy) -> str:
     if network.mode == "none":
         # Not with the host of the message: a program must not have itself recommended one.
         return (
-            f"policy {policy.name} gives programs no network; one that does says network.mode = \"allowlist\" and "
+            f'policy {policy.name} gives programs no network; one that does says network.mode = "allowlist" and '
             f'network.allow = ["HOST:443"], for hosts that you trust with the payload: sandbox policy explain {policy.name}'
         )
     return f"names and connections go through a proxy only: {_proxy(policy)}"

@@ -29,8 +29,6 @@ def modules_of(code: str) -> tuple[str, ...]:
     return _bounded(_imported(code))
 
 
-
-
 def brings_modules(files: Iterable[str]) -> bool:
     """Tell whether one of these files, in the working directory, could be imported.
 

@@ -74,7 +74,9 @@ LIMITS = {
 def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str) -> tuple[Outcome, str]:
     """Decide a run that ended by itself, or by the harness's hand for what it wrote to the channel."""
     if seen.ended == "channel":
-        return Outcome.FAILED, "the program wrote to the runner's own channel" + (f": {seen.violation}" if seen.violation else "")
+        return Outcome.FAILED, "the program wrote to the runner's own channel" + (
+            f": {seen.violation}" if seen.violation else ""
+        )
     if seen.signal_name == signal.SIGXCPU.name:
         seconds = policy.limits.timeout_s * policy.limits.cpus
         return (
@@ -92,7 +94,10 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         kind = printable(seen.error.type, MAX_TYPE_CHARS)
         if kind in DOES_NOT_COMPILE:
             column = f", column {seen.error.column}" if seen.error.line and seen.error.column else ""
-            return Outcome.FAILED, f"the program raised {kind}{line}{column}: {printable(seen.error.message, MAX_SAID_CHARS)}"
+            return (
+                Outcome.FAILED,
+                f"the program raised {kind}{line}{column}: {printable(seen.error.message, MAX_SAID_CHARS)}",
+            )
         return Outcome.FAILED, f"the program raised {kind}{line}{advice(seen.error, policy)}"
     if not finished:
         return Outcome.FAILED, f"the program ended with exit status {seen.exit_code}"

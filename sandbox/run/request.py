@@ -23,7 +23,9 @@ def check_request(request: RunRequest, policy: Policy) -> None:
     data_bytes = len(request.payload_json) + len(request.message_json) + sum(map(len, request.files.values()))
     _check_size("payload_mib", data_bytes, policy.limits.payload_mib << 20, policy.name)
     if not request.filename.isprintable():
-        raise InvalidRequest("`filename` has control or invisible characters", hint="give the script a plain name, such as script.py")
+        raise InvalidRequest(
+            "`filename` has control or invisible characters", hint="give the script a plain name, such as script.py"
+        )
     for name in request.files:
         if problem := name_problem(name):
             raise InvalidRequest(
@@ -36,7 +38,10 @@ def check_request(request: RunRequest, policy: Policy) -> None:
     secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
     for name, value in (*request.env.items(), *secrets.items()):
         if "\0" in value:
-            raise InvalidRequest(f"the value of {name} has a NUL character, which no variable can hold", hint="send it in the payload or as a file")
+            raise InvalidRequest(
+                f"the value of {name} has a NUL character, which no variable can hold",
+                hint="send it in the payload or as a file",
+            )
 
 
 def _check_size(key: str, size_bytes: int, allowed_bytes: int, policy: str, *, said: str = "") -> None:

@@ -153,7 +153,13 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def slot(
-        self, caller: int, node: str, *, quota: Quota | None = None, on_wait: Callable[[], None] = lambda: None, wait_s: float | None = None,
+        self,
+        caller: int,
+        node: str,
+        *,
+        quota: Quota | None = None,
+        on_wait: Callable[[], None] = lambda: None,
+        wait_s: float | None = None,
     ) -> AsyncIterator[Slot]:
         """Wait for a slot and hold it for the block.
 

@@ -73,9 +73,7 @@ class Patience:
         self._left_s -= time.monotonic() - began
 
 
-async def sent(
-    request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]
-) -> web.StreamResponse:
+async def sent(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
     """Send an answer piece by piece, as fast as the client takes it; one that is gone, or hardly reads, is cut off."""
     if request.transport is None:
         return response
@@ -147,4 +145,8 @@ def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
 def paths_of(request: BaseRequest) -> list[str]:
     """Return what there is in the place of an address that leads nowhere."""
     application = getattr(request, "app", None)
-    return sorted({resource.canonical for resource in application.router.resources()}) if application is not None else ["/v1/health"]
+    return (
+        sorted({resource.canonical for resource in application.router.resources()})
+        if application is not None
+        else ["/v1/health"]
+    )

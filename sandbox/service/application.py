@@ -29,6 +29,7 @@ CLIENT_GONE = 499  # nobody reads it
 # A name in an address may have braces, which aiohttp takes for no part of one unless it is told so.
 BRACED = re.compile(r"\{(\w+)\}")
 
+
 async def get_openapi(_: web.Request) -> web.Response:
     """Give the description of this API (OpenAPI 3.1)."""
     return document(openapi(ROUTES))

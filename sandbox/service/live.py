@@ -111,7 +111,9 @@ class LiveRuns:
         """End one at once. Raises `NotFound`, also for somebody else's."""
         run = self.find(run_id, may_see)
         if run is None:
-            raise NotFound(f"no run {run_id[:64]!r} is going on", hint="`sandbox ps` lists those that are, and GET /v1/runs")
+            raise NotFound(
+                f"no run {run_id[:64]!r} is going on", hint="`sandbox ps` lists those that are, and GET /v1/runs"
+            )
         run.cancel.set()
 
     def cancel_all(self) -> int:

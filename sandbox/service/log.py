@@ -102,7 +102,15 @@ class Beside(logging.Handler):
 
 def lost(count: int) -> logging.LogRecord:
     """Return what stands in the place of lines that are lost."""
-    return LOG.makeRecord(LOG.name, logging.WARNING, "", 0, "%d lines of the log are lost: they came faster than they were read", (count,), None)
+    return LOG.makeRecord(
+        LOG.name,
+        logging.WARNING,
+        "",
+        0,
+        "%d lines of the log are lost: they came faster than they were read",
+        (count,),
+        None,
+    )
 
 
 @contextlib.contextmanager
@@ -127,4 +135,8 @@ def run_ended(row: Row) -> None:
         "run_id": row.run_id, "caller": row.caller_name, "policy": row.policy[:MAX_NAME_CHARS], "outcome": row.outcome,
         "duration_ms": spent_ms,
     }  # fmt: skip
-    LOG.info("run %(run_id)s of %(caller)s under %(policy)s: %(outcome)s after %(duration_ms)g ms", facts, extra={"facts": facts})
+    LOG.info(
+        "run %(run_id)s of %(caller)s under %(policy)s: %(outcome)s after %(duration_ms)g ms",
+        facts,
+        extra={"facts": facts},
+    )

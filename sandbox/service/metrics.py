@@ -193,7 +193,9 @@ class _Excerpt(CollectorRegistry):
         """Yield every metric with the rows that are left."""
         for metric in self._whole.collect():
             metric.samples = [
-                sample for sample in metric.samples if "policy" not in sample.labels or self._may_see(sample.labels["policy"])
+                sample
+                for sample in metric.samples
+                if "policy" not in sample.labels or self._may_see(sample.labels["policy"])
             ]
             yield metric
 

@@ -21,7 +21,10 @@ BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
 }
 PREFER = {("POST", "/v1/runs"): "respond-async, wait=SECONDS", ("GET", "/v1/runs/{id}/result"): "wait=SECONDS"}
 GOES_ON = {
-    ("POST", "/v1/runs"): "With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there.",
+    (
+        "POST",
+        "/v1/runs",
+    ): "With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there.",
     ("GET", "/v1/runs/{id}/result"): "The run goes on; Retry-After says when to ask again.",
 }
 EVENTS = {
@@ -44,7 +47,11 @@ def openapi(routes: Iterable[tuple[str, str, object]]) -> dict[str, Any]:
     run = schemas["RunBody"]["properties"]
     run["payload"] = {"description": "Any JSON; it reaches the program byte for byte."}
     run["message"] = {"type": "object", "description": "The whole message of the flow."}
-    run["files"] = {"type": "object", "additionalProperties": TEXT, "description": "Plain names, and their contents as base64."}
+    run["files"] = {
+        "type": "object",
+        "additionalProperties": TEXT,
+        "description": "Plain names, and their contents as base64.",
+    }
     run["code"] = schemas["CheckBody"]["properties"]["code"] = TEXT
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
@@ -52,13 +59,21 @@ def openapi(routes: Iterable[tuple[str, str, object]]) -> dict[str, Any]:
         paths.setdefault(path, {})[method.lower()] = operation(method, path, str(handler.__doc__))
     return {
         "openapi": "3.1.0",
-        "info": {"title": "podman-sandbox-runner", "version": __version__, "summary": "Runs untrusted Python in sandboxes."},
+        "info": {
+            "title": "podman-sandbox-runner",
+            "version": __version__,
+            "summary": "Runs untrusted Python in sandboxes.",
+        },
         "paths": paths,
         "components": {
             "schemas": {
                 **schemas,
                 "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
-                "Result": {"type": "object", "required": ["run_id", "outcome", "result"], "properties": result_properties()},
+                "Result": {
+                    "type": "object",
+                    "required": ["run_id", "outcome", "result"],
+                    "properties": result_properties(),
+                },
             }
         },
     }
@@ -90,7 +105,10 @@ def operation(method: str, path: str, text: str) -> dict[str, Any]:
     }  # fmt: skip
     if key in BODIES:
         schema = {"$ref": f"#/components/schemas/{BODIES[key].__name__}"}
-        found["requestBody"] = {"required": key != ("POST", "/v1/maintenance/prune"), "content": {"application/json": {"schema": schema}}}
+        found["requestBody"] = {
+            "required": key != ("POST", "/v1/maintenance/prune"),
+            "content": {"application/json": {"schema": schema}},
+        }
     return found
 
 

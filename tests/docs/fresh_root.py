@@ -130,11 +130,16 @@ class FreshRoot:
             "index-url": "".join(index.urls[:1]), "extra-index-url": " ".join(index.urls[1:]),
             "find-links": " ".join(index.find_links), "trusted-host": " ".join(index.trusted_hosts), "cert": f"/{BUNDLE}",
         }  # fmt: skip
-        self.write("etc/pip.conf", "[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items() if value))
+        self.write(
+            "etc/pip.conf", "[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items() if value)
+        )
         self.write("etc/environment", "".join(f"{name}={os.environ[name]}\n" for name in PROXIES if name in os.environ))
         release = os_release()
         sources = sources_for(
-            self.release, host_sources(), distribution=release.get("ID", ""), codename=release.get("VERSION_CODENAME", "")
+            self.release,
+            host_sources(),
+            distribution=release.get("ID", ""),
+            codename=release.get("VERSION_CODENAME", ""),
         )
         keys = self.path / "etc/apt/keyrings"
         keys.mkdir(exist_ok=True)

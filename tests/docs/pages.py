@@ -22,7 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(?P<language>\S*)\s*$")
-COMMENT = re.compile(r"<!--\s*(?P<key>not run|run last|save as|run with|before)\s*(?::\s*(?P<value>.*?))?\s*-->", re.DOTALL)
+COMMENT = re.compile(
+    r"<!--\s*(?P<key>not run|run last|save as|run with|before)\s*(?::\s*(?P<value>.*?))?\s*-->", re.DOTALL
+)
 USUALLY = {"python": "sandbox run --quiet", "toml": "sandbox policy check"}
 END = "@@ the end"  # printed last: a script that a block breaks off is not followed
 # A reader takes longer to type the next line.
@@ -87,7 +89,7 @@ def script(blocks: Iterable[Block], files: str) -> str:
     """
     lines = [
         "set -E -o pipefail",
-        "trap 'printf \"%s\\t%s\\t%s\\n\" \"$?\" \"$block\" \"$BASH_COMMAND\" >&9' ERR",
+        'trap \'printf "%s\\t%s\\t%s\\n" "$?" "$block" "$BASH_COMMAND" >&9\' ERR',
     ]
     for block in blocks:
         lines += [f"block={shlex.quote(block.name)}", f"echo {shlex.quote(f'@@ {block.name}')}"]

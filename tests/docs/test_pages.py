@@ -101,7 +101,9 @@ def follow_all(release: str, found: dict[tuple[str, str], Future[Followed]]) -> 
         with fresh_root(release) as root:
             root.take(ROOT, CHECKOUT, leave_out=LEFT_OUT)
             for page in PAGES:
-                found[release, page].set_result(follow(root, page, [block for block in blocks(page) if "run last" not in block.marks]))
+                found[release, page].set_result(
+                    follow(root, page, [block for block in blocks(page) if "run last" not in block.marks])
+                )
             last = [block for page in PAGES for block in blocks(page) if "run last" in block.marks]
             found[release, LAST].set_result(follow(root, LAST, last))
             found[release, ROOTS].set_result(install_as_root(root))
@@ -136,7 +138,9 @@ def test_every_command_of_the_page_succeeds(
 
 def test_what_is_not_run_has_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     """Listed here, so that it stays short."""
-    left_out = [block for page in PAGES for block in blocks_of(page, (ROOT / page).read_text()) if "not run" in block.marks]
+    left_out = [
+        block for page in PAGES for block in blocks_of(page, (ROOT / page).read_text()) if "not run" in block.marks
+    ]
     with capsys.disabled():
         for block in left_out:
             print(f"\nnot run: {block.name}: {block.marks['not run']}", end="")

@@ -52,7 +52,9 @@ def served(place: Path, *, tls: bool) -> Iterator[tuple[PackageIndex, str, dict[
     context, trusted = None, {}
     if tls:
         authority, signing = certified(place, "authority")
-        certificate, key = certified(place, "server", "-CA", authority, "-CAkey", signing, "-addext", "subjectAltName=DNS:localhost")
+        certificate, key = certified(
+            place, "server", "-CA", authority, "-CAkey", signing, "-addext", "subjectAltName=DNS:localhost"
+        )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         trusted = {"PIP_CERT": str(authority)}

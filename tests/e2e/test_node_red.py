@@ -137,7 +137,9 @@ def test_a_request_that_is_refused_comes_out_there_with_code_and_hint(flow: Node
 
 def test_buffers_and_files_travel_as_the_page_says(flow: NodeRed) -> None:
     sent = {"type": "Buffer", "data": [0, 255, 7]}
-    answer = flow.send({"picture": sent}, code="save_file('a.bin', payload['picture'])\nresult = payload['picture'][::-1]")
+    answer = flow.send(
+        {"picture": sent}, code="save_file('a.bin', payload['picture'])\nresult = payload['picture'][::-1]"
+    )
     assert answer["payload"] == {"type": "Buffer", "data": [7, 255, 0]}
     [file] = answer["python"]["files"]
     assert file["name"] == "a.bin"

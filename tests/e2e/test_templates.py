@@ -95,7 +95,9 @@ def test_ml_runs_on_a_machine_without_any_lock_wheel_or_record_and_again_without
     assert unreachable["error"]["code"] == "build_failed", "something was there: the test proves nothing"
     found = document(*command, env=environment(**fresh))
     assert found["outcome"] == "succeeded", found
-    kept = {path for path in tmp_path.rglob("*") if path.suffix in {".whl", ".tree"} or path.parent.name == "environments"}
+    kept = {
+        path for path in tmp_path.rglob("*") if path.suffix in {".whl", ".tree"} or path.parent.name == "environments"
+    }
     assert len([path for path in kept if path.suffix == ".whl"]) > 4
     assert [path.stem for path in kept if path.suffix == ".json"] == [found["receipt"]["environment"]]
     before = {path: path.stat().st_ctime_ns for path in kept if path.suffix == ".toml"}

@@ -269,7 +269,9 @@ class CellRuns:
         bench = self._bench
         make = partial(Maker, engine=bench.engine, facts=bench.facts, places=bench.places)
         containers = fresh(bench.engine, bench.facts, bench.places)
-        return await Cells(make, containers, CellLimits(per_node=1, memory_mib=1024), start_s=lambda _: 0.5).__aenter__()
+        return await Cells(
+            make, containers, CellLimits(per_node=1, memory_mib=1024), start_s=lambda _: 0.5
+        ).__aenter__()
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120 * SLOWER)

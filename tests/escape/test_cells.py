@@ -165,7 +165,11 @@ def test_nothing_of_any_kind_is_left_for_the_next_cell(flow: Flow) -> None:
 
 
 def test_a_program_that_fails_hangs_or_floods_leaves_nothing_either(flow: Flow) -> None:
-    for code in (LEAVE + "\nraise SystemExit(3)", LEAVE + "\nos.kill(os.getpid(), 9)", LEAVE + "\nwhile True: print('x' * 9999)"):
+    for code in (
+        LEAVE + "\nraise SystemExit(3)",
+        LEAVE + "\nos.kill(os.getpid(), 9)",
+        LEAVE + "\nwhile True: print('x' * 9999)",
+    ):
         assert flow.run(code).outcome is not Outcome.SUCCEEDED
         seen = flow.value(LOOK)
         assert seen["files"] == {"/app": [], "/tmp": [], "/dev/shm": []}
@@ -182,7 +186,10 @@ def test_every_process_of_a_cell_is_gone_with_its_run(flow: Flow) -> None:
 
 
 def test_numbers_drawn_in_cells_differ(flow: Flow) -> None:
-    drawn = [flow.value("import os, random, uuid\nresult = [random.random(), uuid.uuid4().hex, os.urandom(4).hex()]") for _ in range(3)]
+    drawn = [
+        flow.value("import os, random, uuid\nresult = [random.random(), uuid.uuid4().hex, os.urandom(4).hex()]")
+        for _ in range(3)
+    ]
     assert len({number for numbers in drawn for number in map(str, numbers)}) == 9
 
 
@@ -320,7 +327,9 @@ def test_what_the_host_s_user_has_few_of_can_t_be_taken(flow: Flow) -> None:
     assert found["watch"] == "EBADF", "there are no file watchers to be had"
 
 
-def test_the_map_of_project_ids_that_all_sandboxes_share_is_written_before_a_library_or_a_cell_could(flow: Flow) -> None:
+def test_the_map_of_project_ids_that_all_sandboxes_share_is_written_before_a_library_or_a_cell_could(
+    flow: Flow,
+) -> None:
     result = flow.run("result = open('/proc/self/projid_map').read()")
     assert value_of(result) == "", "a cell's own map, which it can't write"
     maker = flow.runs.makers()[-1].sandbox
@@ -383,7 +392,9 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **
             return real(*arguments)
         except NotEnforceable as refusal:
             noticed.update(refusal.facts["controls"])
-            return (ControlEvidence(control="isolation", wanted="", status="proven", mechanism="namespaces", evidence=""),)
+            return (
+                ControlEvidence(control="isolation", wanted="", status="proven", mechanism="namespaces", evidence=""),
+            )
 
     directory = bench.places.runtime_dir / "weak-harness"
     directory.mkdir(mode=0o755)
@@ -407,12 +418,17 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **
     "kept", ["import mmap, json; json.kept = mmap.mmap(-1, 4096)", "import json, tempfile; json.kept = tempfile.TemporaryFile()"],
     ids=["shared memory", "an open file"],
 )  # fmt: skip
-def test_a_library_that_keeps_what_cells_would_share_is_not_imported_ahead(bench: Bench, policy: str, kept: str) -> None:
+def test_a_library_that_keeps_what_cells_would_share_is_not_imported_ahead(
+    bench: Bench, policy: str, kept: str
+) -> None:
     code = "import sys\nahead = 'decimal' in sys.modules\nimport json\nresult = [ahead, hasattr(json, 'kept')]"
     imports = "        __import__(name)\n"
     harmless = weakened(bench, policy, {imports: imports + "        import json\n"}, code, preload=("decimal",))
     assert harmless.value == [True, False]
-    assert weakened(bench, policy, {imports: f"{imports}        {kept}\n"}, code, preload=("decimal",)).value == [False, False]
+    assert weakened(bench, policy, {imports: f"{imports}        {kept}\n"}, code, preload=("decimal",)).value == [
+        False,
+        False,
+    ]
 
 
 @pytest.mark.host_only
@@ -468,7 +484,9 @@ def test_a_capability_that_is_kept_is_noticed(bench: Bench, policy: str, kept: s
 
 @pytest.mark.host_only
 @pytest.mark.control
-def test_a_filter_that_can_not_be_installed_means_no_cell_and_a_container_that_says_so(bench: Bench, policy: str) -> None:
+def test_a_filter_that_can_not_be_installed_means_no_cell_and_a_container_that_says_so(
+    bench: Bench, policy: str
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sandbox.cell.filter.MAKER_CALLS", ("mount", "capset"))
         runs = CellRuns(bench, expected="container")

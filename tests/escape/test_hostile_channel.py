@@ -47,7 +47,19 @@ for packet in payload["packets"]:
     channel.send(base64.b64decode(packet))
 os._exit(0)
 """
-SAME = ("outcome", "explanation", "result", "additional_data", "output_topic", "warnings", "logs", "files", "error", "stdout", "stderr")
+SAME = (
+    "outcome",
+    "explanation",
+    "result",
+    "additional_data",
+    "output_topic",
+    "warnings",
+    "logs",
+    "files",
+    "error",
+    "stdout",
+    "stderr",
+)
 PRINTS = st.lists(st.tuples(st.integers(1, 2), st.sampled_from(INJECTED)), max_size=2)
 
 
@@ -77,7 +89,9 @@ def same(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 @SELDOM
 @given(packets(), PRINTS)
-def test_one_answer_from_the_command_s_own_process(bench: Bench, frames: list[Frame], prints: list[tuple[int, bytes]]) -> None:
+def test_one_answer_from_the_command_s_own_process(
+    bench: Bench, frames: list[Frame], prints: list[tuple[int, bytes]]
+) -> None:
     result = bench.run(PROGRAM, payload=payload_of(frames, prints))
     text = as_document(result).decode()
     assert LINE_ENDS.split(text) == [text]
@@ -87,7 +101,9 @@ def test_one_answer_from_the_command_s_own_process(bench: Bench, frames: list[Fr
 
 @settings(SELDOM, max_examples=4)
 @given(packets(), PRINTS)
-def test_one_answer_from_sandbox_run_without_a_service(tmp_path_factory: pytest.TempPathFactory, frames: list[Frame], prints: list[tuple[int, bytes]]) -> None:
+def test_one_answer_from_sandbox_run_without_a_service(
+    tmp_path_factory: pytest.TempPathFactory, frames: list[Frame], prints: list[tuple[int, bytes]]
+) -> None:
     place = tmp_path_factory.mktemp("run")
     policy = place / "escape.toml"
     policy.write_text(ESCAPE_POLICY)
@@ -111,7 +127,9 @@ def commanded(place: Path, payload: dict[str, Any], *options: str, **variables: 
 
 @SELDOM
 @given(streams())
-def test_one_answer_where_the_program_has_the_harness_s_place(bench: Bench, tmp_path_factory: pytest.TempPathFactory, frames: list[Frame]) -> None:
+def test_one_answer_where_the_program_has_the_harness_s_place(
+    bench: Bench, tmp_path_factory: pytest.TempPathFactory, frames: list[Frame]
+) -> None:
     place = tmp_path_factory.mktemp("taken")
     weak = bench.run_weakened("result = 1", other_harness(taken_over(place, frames))).result
     same([strict(as_document(weak))])
@@ -141,7 +159,9 @@ def answers(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 @OFTEN
 @given(packets(), PRINTS)
-def test_one_answer_for_every_reader_of_a_service(service: Service, frames: list[Frame], prints: list[tuple[int, bytes]]) -> None:
+def test_one_answer_for_every_reader_of_a_service(
+    service: Service, frames: list[Frame], prints: list[tuple[int, bytes]]
+) -> None:
     payload = payload_of(frames, prints)
     body = {"code": PROGRAM, "policy": "escape", "payload": payload, "node_id": "n"}
     found = answers(service.socket, body)
@@ -156,7 +176,10 @@ def test_one_answer_for_every_reader_of_a_service(service: Service, frames: list
             assert (row["run_id"], row["state"], row["outcome"]) == (one["run_id"], "ended", one["outcome"])
             assert LINE_ENDS.split(row["explanation"]) == [row["explanation"]]
     if IN_CELLS:
-        assert all(any("namespaces" in row["mechanism"] for row in one["receipt"]["controls"] if row["control"] == "isolation") for one in found)
+        assert all(
+            any("namespaces" in row["mechanism"] for row in one["receipt"]["controls"] if row["control"] == "isolation")
+            for one in found
+        )
     ended = [strict(line) for line in lines(service.log(*(one["run_id"] for one in found)).encode())]
     for one in found:
         assert [line["outcome"] for line in ended if line.get("run_id") == one["run_id"]] == [one["outcome"]]
@@ -262,7 +285,9 @@ def report(text: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_a_report_written_by_hand_has_the_same_outcome_for_every_reader(service: Service, tmp_path: Path, name: str) -> None:
+def test_a_report_written_by_hand_has_the_same_outcome_for_every_reader(
+    service: Service, tmp_path: Path, name: str
+) -> None:
     text, outcome = REPORTS[name]
     payload = report(text)
     found = answers(service.socket, {"code": PROGRAM, "policy": "escape", "payload": payload, "node_id": "n"})

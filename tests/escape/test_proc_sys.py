@@ -195,7 +195,9 @@ def test_without_masks_the_files_are_readable_and_root_changes_settings(bench: B
 @pytest.mark.control
 def test_podmans_own_proc_can_be_written_where_the_list_says(with_podmans_own: WeakResult) -> None:
     weak = with_podmans_own.value
-    assert {"/proc/N/comm", "/proc/N/oom_score_adj", "/proc/N/projid_map", "/proc/N/timerslack_ns"} <= set(weak["writable"])
+    assert {"/proc/N/comm", "/proc/N/oom_score_adj", "/proc/N/projid_map", "/proc/N/timerslack_ns"} <= set(
+        weak["writable"]
+    )
     assert not_listed(weak["writable"], "denied") == []
     assert {"mounts", "masked kernel files"} <= with_podmans_own.noticed
 

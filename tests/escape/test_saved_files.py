@@ -184,11 +184,25 @@ def test_a_name_like_our_own_temporary_one_does_no_harm(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "second.txt").read_text() == "second"
 
 
-ACTIVE = [".bashrc", ".profile", "-rf", "--help", "sitecustomize.py", "conftest.py", "Makefile", "authorized_keys", "autorun.inf", "a*.csv", "CON.txt"]
+ACTIVE = [
+    ".bashrc",
+    ".profile",
+    "-rf",
+    "--help",
+    "sitecustomize.py",
+    "conftest.py",
+    "Makefile",
+    "authorized_keys",
+    "autorun.inf",
+    "a*.csv",
+    "CON.txt",
+]
 
 
 def test_names_that_programs_of_the_host_act_upon_get_others_and_that_is_said(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(f"for name in {ACTIVE}: save_file(name, name)\nsave_file('data.csv', 'x')\nresult = 1")
+    (tmp_path / "script.py").write_text(
+        f"for name in {ACTIVE}: save_file(name, name)\nsave_file('data.csv', 'x')\nresult = 1"
+    )
     answer = saved(tmp_path / "script.py", tmp_path / "out")
     assert answer.returncode == 0, answer.stderr
     kept = sorted(os.listdir(tmp_path / "out"))
@@ -202,5 +216,7 @@ def test_names_that_programs_of_the_host_act_upon_get_others_and_that_is_said(tm
     )  # fmt: skip
     assert sorted(os.listdir(tmp_path / "own")) == sorted([*ACTIVE, "data.csv"])
     for directory, listed in (("own", False), ("out", True)):
-        shown = subprocess.run(["sh", "-c", "ls *"], cwd=tmp_path / directory, capture_output=True, text=True, check=False, timeout=60)
+        shown = subprocess.run(
+            ["sh", "-c", "ls *"], cwd=tmp_path / directory, capture_output=True, text=True, check=False, timeout=60
+        )
         assert ("data.csv" in shown.stdout and "Usage" not in shown.stdout) is listed

@@ -97,7 +97,10 @@ def test_who_has_no_right_gets_403_in_words_from_every_route(users: Users, metho
         }  # fmt: skip
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/v1/nothing"), ("PUT", "/v1/runs"), ("OPTIONS", "*"), ("HEAD", "/v1/runs")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/"), ("GET", "/v1/nothing"), ("PUT", "/v1/runs"), ("OPTIONS", "*"), ("HEAD", "/v1/runs")],
+)
 def test_who_has_no_right_is_not_told_which_routes_there_are(users: Users, method: str, path: str) -> None:
     status, answer = asked(users.nobody, method, path)
     assert status == 403
@@ -165,7 +168,9 @@ def test_a_run_of_another_can_not_be_seen_ended_or_told_from_one_that_never_was(
     def go() -> None:
         with users.alice.client() as client:
             code = "import time\nprint(1, flush=True)\ntime.sleep(4)\nresult = 'whole'"
-            ended.append(client.run(code, policy="escape", node_id=SECRET, on_event=lambda e: ids.append(e.get("run_id", ""))))
+            ended.append(
+                client.run(code, policy="escape", node_id=SECRET, on_event=lambda e: ids.append(e.get("run_id", "")))
+            )
 
     thread = threading.Thread(target=go)
     thread.start()
@@ -243,7 +248,9 @@ def test_no_request_makes_the_service_touch_a_path(users: Users, tmp_path: Path,
     answers: list[Any] = []
 
     def go() -> None:
-        status, answer = asked(users.team, "POST", "/v1/runs", {"code": "result = 1", "policy": "escape", **filled(fields)})
+        status, answer = asked(
+            users.team, "POST", "/v1/runs", {"code": "result = 1", "policy": "escape", **filled(fields)}
+        )
         answers.append((status, answer))
 
     thread = threading.Thread(target=go)
@@ -292,7 +299,20 @@ def test_control_whoever_opens_the_bait_is_seen(tmp_path: Path, flags: int) -> N
 
 def test_a_name_in_a_path_is_only_a_name(users: Users) -> None:
     for route in ("runs", "policies", "templates", "environments"):
-        for name in ("..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "..", "%00", "a%00b", "%ff", "a" * 5000, "*", "%2e%2e", "~root", "{id}", "%0d%0aX:%20y"):
+        for name in (
+            "..%2f..%2f..%2fetc%2fpasswd",
+            "%2fetc%2fpasswd",
+            "..",
+            "%00",
+            "a%00b",
+            "%ff",
+            "a" * 5000,
+            "*",
+            "%2e%2e",
+            "~root",
+            "{id}",
+            "%0d%0aX:%20y",
+        ):
             status, answer = asked(users.owner, "GET", f"/v1/{route}/{name}")
             assert status in (400, 403, 404, 405), (route, name, answer)
             assert "root:" not in json.dumps(answer)

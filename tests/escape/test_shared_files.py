@@ -79,7 +79,9 @@ def opened():
         except OSError:
             pass
 """
-TAKE = PATHS + """
+TAKE = (
+    PATHS
+    + """
 kept = []
 for path, descriptor in opened():
     try:
@@ -89,7 +91,10 @@ for path, descriptor in opened():
         os.close(descriptor)
 result = len(kept)
 """
-TRY = PATHS + """
+)
+TRY = (
+    PATHS
+    + """
 import stat
 NULL = os.makedev(1, 3)
 taken, tried, rest = [], 0, payload
@@ -107,6 +112,7 @@ for path, descriptor in opened():
     os.close(descriptor)
 result = {"taken": sorted(set(taken)), "tried": tried}
 """
+)
 # What all sandboxes share, and nobody of this project or of Podman ever locks.
 SHARED = (
     "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", LIB_DIR, SYSTEM_DEVICES,
@@ -193,7 +199,17 @@ for name, command in {"lock read": 5, "lock": 6, "open file lock read": 36, "ope
 result = found
 """)
 FCNTL = {"x86_64": 72, "aarch64": 25}
-ALLOWED = {"duplicate", "flags", "set flags", "status", "set status", "pipe size", "duplicate close-on-exec", "lock read", "lock"}
+ALLOWED = {
+    "duplicate",
+    "flags",
+    "set flags",
+    "status",
+    "set status",
+    "pipe size",
+    "duplicate close-on-exec",
+    "lock read",
+    "lock",
+}
 
 
 def fcntl_number() -> int:

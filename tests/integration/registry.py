@@ -64,7 +64,9 @@ def insecure(prefix: str) -> Iterator[None]:
     directory = Path.home() / ".config/containers/registries.conf.d"
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"sandbox-tests-{uuid.uuid4().hex}.conf"
-    file.write_text("\n".join(["[[registry]]", f'prefix = "{prefix}"', f'location = "{prefix}"', "insecure = true", ""]))
+    file.write_text(
+        "\n".join(["[[registry]]", f'prefix = "{prefix}"', f'location = "{prefix}"', "insecure = true", ""])
+    )
     try:
         yield
     finally:

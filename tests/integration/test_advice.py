@@ -102,7 +102,10 @@ def test_a_file_of_json_that_was_typed_without_its_sign_is_told_the_sign(tmp_pat
 
 LEFT = [
     ("open('chart.png', 'wb').write(b'x' * 10)\nresult = 1", "save_file('chart.png') hands one over (left: chart.png)"),
-    ("import os\nos.mkdir('out')\nopen('out/chart.png', 'w').write('x')\nresult = 1", "save_file('chart.png', read_file('out/chart.png', binary=True))"),
+    (
+        "import os\nos.mkdir('out')\nopen('out/chart.png', 'w').write('x')\nresult = 1",
+        "save_file('chart.png', read_file('out/chart.png', binary=True))",
+    ),
     ("for n in range(1000): open(f'{n:04}.txt', 'w').close()\nresult = 1", ", ...)"),
 ]
 

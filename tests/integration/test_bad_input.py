@@ -74,7 +74,10 @@ def test_a_script_that_does_not_compile_fails_with_line_column_and_text(tmp_path
     answer = sandbox("run", script)
     assert answer.returncode == 1
     assert 'File "broken.py", line 2\n    if x\n        ^' in answer.stderr
-    assert "sandbox: failed: the program raised SyntaxError at line 2, column 5: expected ':' (broken.py, line 2)" in answer.stderr
+    assert (
+        "sandbox: failed: the program raised SyntaxError at line 2, column 5: expected ':' (broken.py, line 2)"
+        in answer.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,17 @@ def ran(*command: str | Path, **variables: str) -> str:
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the Python of a new environment that has the client and nothing else."""
     place = tmp_path_factory.mktemp("alone")
-    build = [sys.executable, "-m", "pip", "--isolated", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--isolated",
+        "wheel",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
     ran(*build, "--wheel-dir", place, ROOT / "clients/python")
     (wheel,) = place.glob("podman_sandbox_client-*.whl")
     venv.create(place / "venv", with_pip=True)
@@ -58,7 +68,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_the_client_alone_talks_to_a_real_service_and_finds_it_by_its_configuration(python: Path, tmp_path: Path) -> None:
+def test_the_client_alone_talks_to_a_real_service_and_finds_it_by_its_configuration(
+    python: Path, tmp_path: Path
+) -> None:
     with served(tmp_path) as service:
         (tmp_path / "service.toml").write_text(f'[socket]\npath = "{service.socket}"\n')
         printed = ran(python, "-I", "-c", PROGRAM, SANDBOX_CONFIG=str(tmp_path / "service.toml"))

@@ -177,6 +177,10 @@ def test_the_service_prunes_what_it_says_that_it_would(library: str, tmp_path: P
         everything = {"environments": [built["id"]], "files": 2}
         assert pruned(budget_mib=20) == {"environments": [], "files": 0, "dry_run": False}, "the control: it fits"
         assert pruned(budget_mib=1, dry_run=True) == {**everything, "dry_run": True}
-        assert subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 0
+        assert (
+            subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 0
+        )
         assert pruned(budget_mib=1) == {**everything, "dry_run": False}
-        assert subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 1
+        assert (
+            subprocess.run(["podman", "image", "exists", built["image"]], check=False, timeout=WAIT_S).returncode == 1
+        )

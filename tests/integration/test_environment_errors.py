@@ -81,7 +81,9 @@ def test_wheels_for_other_pythons_are_named_also_beside_a_source_archive(desk: D
     assert desk.failure("late==3").hint.endswith("can use are 1.0")
 
 
-def test_a_module_s_name_that_has_only_a_source_archive_is_answered_with_the_package_s(desk: Desk, index: PackageIndex) -> None:
+def test_a_module_s_name_that_has_only_a_source_archive_is_answered_with_the_package_s(
+    desk: Desk, index: PackageIndex
+) -> None:
     index.add(sdist("sklearn", "0.0"), sdist("sklearn", "0.1"), *tiny("scikit_learn", "1.0"))
     error = desk.failure("sklearn")
     assert error.message == "sklearn has no wheel, only a source archive, whose build would run its code"
@@ -101,11 +103,15 @@ def test_requirements_that_contradict_each_other_are_told_with_the_reason(desk: 
     assert error.hint == "loosen one of the versions"
 
 
-def test_a_lock_for_another_python_than_the_image_s_is_refused_with_both_versions(desk: Desk, index: PackageIndex) -> None:
+def test_a_lock_for_another_python_than_the_image_s_is_refused_with_both_versions(
+    desk: Desk, index: PackageIndex
+) -> None:
     index.add(*tiny("tiny", "1.0"))
     built = desk.build("tiny")
     assert desk.build(lock=built.lock).id == built.id, "the control: this Python's"
-    with pytest.raises(InvalidRequest, match=r"the lock is for Python 3\.2, and the image \S+ has Python 3\.\d+") as caught:
+    with pytest.raises(
+        InvalidRequest, match=r"the lock is for Python 3\.2, and the image \S+ has Python 3\.\d+"
+    ) as caught:
         desk.build(lock=built.lock.model_copy(update={"python": "3.2"}))
     assert "--image" in caught.value.hint
 
@@ -127,7 +133,9 @@ def test_a_script_or_a_project_for_another_python_than_the_image_s_is_refused_be
             answer = sandbox(*arguments)
             assert answer.returncode == status, answer.stderr
             if status:
-                assert re.search(r"Python >=3\.99 is needed \(requires-python\), and the image \S+ has Python 3\.\d+", answer.stderr)
+                assert re.search(
+                    r"Python >=3\.99 is needed \(requires-python\), and the image \S+ has Python 3\.\d+", answer.stderr
+                )
                 assert "--image" in answer.stderr
         assert bool(index.hits) is (status == 0)
 
@@ -181,7 +189,9 @@ def test_an_index_that_sends_files_from_a_host_outside_the_policy_is_told(desk: 
     assert error.facts["refused"] == ["elsewhere.example.com:80 is not in the policy's build.allow"]
 
 
-def locked_elsewhere(desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, *archives: tuple[str, bytes]) -> str:
+def locked_elsewhere(
+    desk: Desk, index: PackageIndex, monkeypatch: pytest.MonkeyPatch, *archives: tuple[str, bytes]
+) -> str:
     """Lock the package `moved` at another index, which is gone then; return the host that the lock names."""
     with package_index() as former:
         former.add(*archives)
@@ -313,7 +323,9 @@ def test_every_connection_of_a_build_is_recorded_with_the_environment(desk: Desk
     rows = desk.runner().environments().store.egress(built.id)
     found = {(row["step"], f"{row['host']}:{row['port']}", row["allowed"]) for row in rows}
     assert {("resolve", here, True), ("fetch", here, True), ("fetch", "elsewhere.example.com:80", False)} <= found
-    assert {row["reason"] for row in rows if not row["allowed"]} == {"elsewhere.example.com:80 is not in the policy's build.allow"}
+    assert {row["reason"] for row in rows if not row["allowed"]} == {
+        "elsewhere.example.com:80 is not in the policy's build.allow"
+    }
     assert all(row["connections"] for row in rows)
 
 

@@ -141,7 +141,9 @@ def test_a_registry_that_nobody_vouches_for_gets_no_image(
         engine.push(added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path)
     # The control: only the certificate was missing.
     with insecure(registry.address):
-        assert engine.push(added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path).startswith("sha256:")
+        assert engine.push(added.names[0], f"{registry.address}/team/environment:2", work_dir=tmp_path).startswith(
+            "sha256:"
+        )
 
 
 ADDING = """

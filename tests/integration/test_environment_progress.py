@@ -27,7 +27,9 @@ pytestmark = pytest.mark.podman
 def on_a_terminal(*arguments: str) -> str:
     """Run a command whose standard error is a terminal; return what it showed there."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen([*COMMAND, *arguments], stderr=theirs, stdout=subprocess.DEVNULL, env=environment(TERM="xterm")) as process:
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stderr=theirs, stdout=subprocess.DEVNULL, env=environment(TERM="xterm")
+    ) as process:
         os.close(theirs)
         shown = b""
         try:
@@ -70,10 +72,17 @@ def test_a_client_of_the_service_is_told_the_steps_and_every_byte_that_came(
         events = [json.loads(line) for line in body.splitlines()]
         assert (status, events[-1]["event"]) == (200, "result"), events[-1]
         told = [event for event in events if event["event"] == "progress"]
-        assert [step for step, _ in groupby(event["step"] for event in told)] == ["resolving", "downloading", "installing", "storing"]
+        assert [step for step, _ in groupby(event["step"] for event in told)] == [
+            "resolving",
+            "downloading",
+            "installing",
+            "storing",
+        ]
         counts = [event["done_bytes"] for event in told if event["step"] == "downloading"]
         assert counts == sorted(counts)
-        assert {event["total_bytes"] for event in told if event["step"] == "downloading"} == {len(index.files[f"{library}-1.0-py3-none-any.whl"])}
+        assert {event["total_bytes"] for event in told if event["step"] == "downloading"} == {
+            len(index.files[f"{library}-1.0-py3-none-any.whl"])
+        }
         assert counts[-1] > BYTES
         # The control: once it is there, nothing is done and nothing told.
         _, _, body = raw(service, "POST", "/v1/environments", asked, accept="application/x-ndjson")

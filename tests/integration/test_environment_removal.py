@@ -46,7 +46,9 @@ def recorded(desk: Desk, built: Environment) -> Record:
     return record
 
 
-def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_ended(desk: Desk, built: Environment) -> None:
+def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_ended(
+    desk: Desk, built: Environment
+) -> None:
     removal, store = desk.runner().environments().removal, desk.runner().environments().store
     record = recorded(desk, built)
     refused = []
@@ -70,10 +72,14 @@ def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_en
         desk.bench.engine.image(built.name)
 
 
-def test_an_environment_that_a_container_of_anybody_s_uses_stays_with_its_record(desk: Desk, built: Environment) -> None:
+def test_an_environment_that_a_container_of_anybody_s_uses_stays_with_its_record(
+    desk: Desk, built: Environment
+) -> None:
     engine, environments = desk.bench.engine, desk.runner().environments()
     record = recorded(desk, built)
-    container, _ = engine.create({"image": built.name, "command": ["/none"], "entrypoint": [], "netns": {"nsmode": "none"}})
+    container, _ = engine.create(
+        {"image": built.name, "command": ["/none"], "entrypoint": [], "netns": {"nsmode": "none"}}
+    )
     try:
         assert environments.store.used_now() == frozenset()
         assert not environments.removal.try_remove(record)

@@ -35,7 +35,9 @@ def built(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     """Build an environment from an index on loopback; give its id and a script that uses it."""
     with package_index() as index:
         index.add(wheel("courier", "1.0", {"courier/__init__.py": "word = 'delivered'\n", "courier/data.txt": "x"}))
-        sources = environment(PIP_INDEX_URL=index.url, PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL="")
+        sources = environment(
+            PIP_INDEX_URL=index.url, PIP_CONFIG_FILE="/dev/null", PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL=""
+        )
         asked = ("--with", "courier", "--policy", policy)
         # An earlier session's lock names the address that its index had.
         locked = sandbox("env", "lock", *asked, "--upgrade", env=sources)
@@ -151,11 +153,17 @@ def test_pulling_an_environment_that_is_here_leaves_it_under_its_own_name_alone(
     registry: Registry, built: tuple[str, Path], policy: Path
 ) -> None:
     identity, _ = built
-    answer = sandbox("env", "pull", push(registry, identity, "team/courier:4"), "--policy", policy, env=registry.environment)
+    answer = sandbox(
+        "env", "pull", push(registry, identity, "team/courier:4"), "--policy", policy, env=registry.environment
+    )
     assert answer.returncode == 0, answer.stderr
     own = f"localhost/sandbox-environment:{identity[:32]}"
     shown = subprocess.run(
-        ["podman", "image", "inspect", own, "--format", "{{.RepoTags}}"], capture_output=True, text=True, check=True, timeout=60
+        ["podman", "image", "inspect", own, "--format", "{{.RepoTags}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert shown.stdout.strip() == f"[{own}]"
 

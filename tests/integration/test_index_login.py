@@ -40,7 +40,9 @@ def test_a_login_in_netrc_is_used_and_kept_nowhere(desk: Desk, guarded: PackageI
     assert "HTTP status 401" in desk.failure("tiny>=1").message
 
 
-@pytest.mark.parametrize("netrc", ["", "machine 127.0.0.1 login ada password wrong-s3cr3t\n", "machine other.test login ada password x\n"])
+@pytest.mark.parametrize(
+    "netrc", ["", "machine 127.0.0.1 login ada password wrong-s3cr3t\n", "machine other.test login ada password x\n"]
+)
 def test_a_missing_or_wrong_login_is_not_a_matter_of_spelling(
     desk: Desk, guarded: PackageIndex, tmp_path: Path, netrc: str
 ) -> None:

@@ -130,7 +130,9 @@ def test_the_process_that_waits_for_the_job_is_held_as_process_1_is(
     assert 1 < memory_mib < 15
 
 
-def test_a_waiting_process_that_died_costs_the_run_nothing(bench: Bench, desk: Desk, libraries: tuple[str, ...]) -> None:
+def test_a_waiting_process_that_died_costs_the_run_nothing(
+    bench: Bench, desk: Desk, libraries: tuple[str, ...]
+) -> None:
     def kill(ready: ReadySandbox) -> bool:
         os.kill(family(ready.sandbox.pid)[1], signal.SIGKILL)
         time.sleep(0.2)
@@ -144,7 +146,9 @@ def test_a_waiting_process_that_died_costs_the_run_nothing(bench: Bench, desk: D
 def test_whatever_an_import_does_the_run_has_its_sandbox(
     bench: Bench, desk: Desk, libraries: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sandbox.container.preload.READY_TIMEOUT_S", 3.0)  # long enough for what ends, short for what hangs
+    monkeypatch.setattr(
+        "sandbox.container.preload.READY_TIMEOUT_S", 3.0
+    )  # long enough for what ends, short for what hangs
     loaded = {}
     for harm in HARM:
         preloading = Preloading(bench, desk.places, "good", harm)

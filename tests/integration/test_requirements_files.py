@@ -58,7 +58,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             patch.delenv(name, raising=False)
         patch.setenv("PIP_CONFIG_FILE", os.devnull)
         patch.setenv("PIP_INDEX_URL", index.url)
-        index.add(wheel("greeting", "1.0", {"greeting.py": "WORDS = 'hello'\n"}, requires=["tiny"]), wheel("tiny", "1.0", {"tiny.py": ""}))
+        index.add(
+            wheel("greeting", "1.0", {"greeting.py": "WORDS = 'hello'\n"}, requires=["tiny"]),
+            wheel("tiny", "1.0", {"tiny.py": ""}),
+        )
         with served(home, XDG_CACHE_HOME=str(home / "cache"), XDG_CONFIG_HOME=str(home / "config")) as running:
             yield Place(index, running.socket, home)
 
@@ -106,7 +109,9 @@ def test_what_is_exported_is_taken_by_run_lock_and_pip_and_gives_the_same_files(
     file = tmp_path / "requirements.txt"
     file.write_text(exported.stdout)
     assert [answer.get("result") for answer in place.answers(file)] == ["hello", "hello"]
-    locked = sandbox("env", "lock", "--requirements", file, "--policy", "local", "--output", tmp_path / "pylock.toml", env=own)
+    locked = sandbox(
+        "env", "lock", "--requirements", file, "--policy", "local", "--output", tmp_path / "pylock.toml", env=own
+    )
     assert locked.returncode == 0, locked.stderr
     original = sandbox("env", "export", built, env=own).stdout
     files = [line for line in original.splitlines() if "sha256 =" in line]

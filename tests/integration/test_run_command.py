@@ -170,7 +170,10 @@ def test_files_that_nobody_keeps_are_mentioned(script: Path) -> None:
     answer = sandbox("run", script)
     assert "1 file(s) not kept (report.csv); --save-files" in answer.stderr
     script.write_text("for n in range(7): save_file(f'{n}.txt', 'x')\nresult = 1")
-    assert "7 file(s) not kept (0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more); --save-files" in sandbox("run", script).stderr
+    assert (
+        "7 file(s) not kept (0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more); --save-files"
+        in sandbox("run", script).stderr
+    )
 
 
 def test_quiet_leaves_only_output_and_result(script: Path) -> None:

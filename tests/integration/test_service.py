@@ -81,7 +81,11 @@ def test_a_run_gives_its_result_output_files_and_receipt(client: Client) -> None
 
 def test_a_program_that_fails_is_an_answer_with_its_line(client: Client) -> None:
     result = client.run("x = 1\nraise ValueError('no')")
-    assert (result.outcome, result.document["error"]["type"], result.document["error"]["line"]) == ("failed", "ValueError", 2)
+    assert (result.outcome, result.document["error"]["type"], result.document["error"]["line"]) == (
+        "failed",
+        "ValueError",
+        2,
+    )
 
 
 def test_a_syntax_error_is_the_program_s_failure_and_no_file_of_the_host_is_read_for_it(client: Client) -> None:
@@ -92,7 +96,11 @@ def test_a_syntax_error_is_the_program_s_failure_and_no_file_of_the_host_is_read
 
 
 def test_a_payload_passes_byte_for_byte(client: Client) -> None:
-    text = b'{"\\u00e4": [1.10, 1e400, 1E+02, -0, 12345678901234567890123, "\\ud83d\\ude00", ' + b"7, " * 1000 + b'null] , "a":\t 1}'
+    text = (
+        b'{"\\u00e4": [1.10, 1e400, 1E+02, -0, 12345678901234567890123, "\\ud83d\\ude00", '
+        + b"7, " * 1000
+        + b'null] , "a":\t 1}'
+    )
     result = client.run("result = msg['payload']['a']", payload_json=text)
     assert result.value == 1
     assert result.document["receipt"]["payload_hash"] == f"sha256:{hashlib.sha256(text).hexdigest()}"
@@ -124,7 +132,9 @@ def test_output_comes_while_the_program_still_runs(client: Client) -> None:
 
 
 def test_server_sent_events_carry_the_same(service: Service) -> None:
-    status, headers, body = raw(service, "POST", "/v1/runs", {"code": "print('x')\nresult = 2"}, accept="text/event-stream")
+    status, headers, body = raw(
+        service, "POST", "/v1/runs", {"code": "print('x')\nresult = 2"}, accept="text/event-stream"
+    )
     assert (status, headers["Content-Type"]) == (200, "text/event-stream")
     events = [json.loads(line.removeprefix(b"data: ")) for line in body.split(b"\n\n") if line]
     assert [events[0]["event"], events[-1]["event"], events[-1]["result"]] == ["accepted", "result", 2]
@@ -150,19 +160,26 @@ def raw(
 # ---- what the history keeps
 
 
-def test_a_payload_is_kept_where_the_policy_asks_for_it_and_nowhere_else(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_payload_is_kept_where_the_policy_asks_for_it_and_nowhere_else(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     home = tmp_path_factory.mktemp("kept")
     (home / "policies").mkdir()
     (home / "policies" / "kept.toml").write_text('extends = "default"\nhistory.payloads = true\n')
     with served(home) as service, service.client() as client:
         runs = {
-            policy: client.run("result = 'a result'", payload=[f"payload of {policy}"], secrets={"TOKEN": "a secret"}, policy=policy).run_id
+            policy: client.run(
+                "result = 'a result'", payload=[f"payload of {policy}"], secrets={"TOKEN": "a secret"}, policy=policy
+            ).run_id
             for policy in ("kept", "default")
         }
         shown = {policy: client.get(f"/v1/runs/{run_id}") for policy, run_id in runs.items()}
         assert (shown["kept"]["payload"], "payload" in shown["default"]) == ('["payload of kept"]', False)
         assert not any("payload" in row for row in client.runs())
-        logs = {policy: sandbox("logs", run_id, env=environment(SANDBOX_SOCKET=service.socket)) for policy, run_id in runs.items()}
+        logs = {
+            policy: sandbox("logs", run_id, env=environment(SANDBOX_SOCKET=service.socket))
+            for policy, run_id in runs.items()
+        }
     assert "payload of kept" in logs["kept"].stdout
     assert all("what it told is not kept" in shown.stderr for shown in logs.values()), "they succeeded"
     content = b"".join(path.read_bytes() for path in (home / "data").rglob("history.sqlite*"))
@@ -175,7 +192,9 @@ def test_a_payload_is_kept_where_the_policy_asks_for_it_and_nowhere_else(tmp_pat
 # ---- warm sandboxes
 
 
-def test_what_was_run_often_is_ready_at_the_next_start_with_what_it_imports(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_was_run_often_is_ready_at_the_next_start_with_what_it_imports(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     home = tmp_path_factory.mktemp("often")
     (home / "policies").mkdir()
     (home / "policies" / "tables.toml").write_text('extends = "default"\nisolation.preload = ["decimal"]\n')
@@ -209,7 +228,9 @@ def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: 
     while warm < 3:
         assert time.monotonic() < deadline, "no run found a sandbox ready"
         left = client.run(leave).value
-        assert {**left, "uid": 0} == {"files": [["left"]] * 3, "module": True, "variable": True, "uid": 0}, "it is there to be found"
+        assert {**left, "uid": 0} == {"files": [["left"]] * 3, "module": True, "variable": True, "uid": 0}, (
+            "it is there to be found"
+        )
         time.sleep(0.3)
         result = client.run(look)
         assert {**result.value, "uid": 0} == {"files": [[], [], []], "module": False, "variable": False, "uid": 0}
@@ -218,12 +239,20 @@ def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: 
     assert len(set(uids)) == len(uids), "each run has a sandbox, and so a user id, of its own"
 
 
-def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     home = tmp_path_factory.mktemp("warm")
-    with served(home, SANDBOX_POOL__WARM='[{policy = "small"}, {policy = "absent"}]') as service, service.client() as client:
+    with (
+        served(home, SANDBOX_POOL__WARM='[{policy = "small"}, {policy = "absent"}]') as service,
+        service.client() as client,
+    ):
         until(lambda: client.health()["pool"]["ready"] == 1)
         assert client.run("result = 1", policy="small").document["durations"]["warm"]
-        service.log("no sandbox is kept ready for policy absent", "policy in entry 2 of pool.warm: there is no policy named absent")
+        service.log(
+            "no sandbox is kept ready for policy absent",
+            "policy in entry 2 of pool.warm: there is no policy named absent",
+        )
 
 
 # ---- refusals, in one shape
@@ -243,7 +272,11 @@ def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(tmp_pa
         ({"image": "docker.io/library/other:1"}, SandboxError, "other"),
         ({"requirements": ["-r /etc/passwd"]}, InvalidRequest, "-r"),
         ({"requirements": ["x @ file:///etc/passwd"]}, SandboxError, "file:"),
-        ({"requires_python": ">=3.99"}, InvalidRequest, "Python >=3.99 is needed (requires-python), and the image localhost/"),
+        (
+            {"requires_python": ">=3.99"},
+            InvalidRequest,
+            "Python >=3.99 is needed (requires-python), and the image localhost/",
+        ),
         ({"requires_python": "three"}, InvalidRequest, "requires-python is not a version constraint"),
         ({"topic": 7}, InvalidRequest, "Expected `str`"),
         ({"unknown": 7}, InvalidRequest, "unknown"),
@@ -286,7 +319,9 @@ def test_what_is_not_granted_is_refused_in_words(
         ("POST", "/v1/environments", b'{"requirements": []}', 400),
     ],
 )
-def test_every_error_has_the_one_shape(service: Service, method: str, path: str, body: bytes | None, status: int) -> None:
+def test_every_error_has_the_one_shape(
+    service: Service, method: str, path: str, body: bytes | None, status: int
+) -> None:
     answered, _, text = raw(service, method, path, body)
     assert answered == status, text
     error = json.loads(text)["error"]
@@ -303,7 +338,10 @@ def test_a_run_can_be_ended_by_its_id_and_says_so(service: Service, client: Clie
     def go() -> None:
         with service.client() as other:
             results.append(
-                other.run("import time\nprint('x', flush=True)\ntime.sleep(60)", on_event=lambda e: ids.append(e.get("run_id", "")))
+                other.run(
+                    "import time\nprint('x', flush=True)\ntime.sleep(60)",
+                    on_event=lambda e: ids.append(e.get("run_id", "")),
+                )
             )
 
     thread = threading.Thread(target=go)
@@ -332,8 +370,13 @@ def test_a_run_that_shall_end_does_so_without_its_client(service: Service, clien
     node = f"stays {accept}"
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(service.socket)
-    body = json.dumps({"code": "import time\ntime.sleep(1)\nresult = 1", "node_id": node, "wait_for_end": True}).encode()
-    head = b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n" % (accept.encode(), len(body))
+    body = json.dumps(
+        {"code": "import time\ntime.sleep(1)\nresult = 1", "node_id": node, "wait_for_end": True}
+    ).encode()
+    head = b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n" % (
+        accept.encode(),
+        len(body),
+    )
     connection.sendall(head + body)
 
     def ours() -> list[Any]:
@@ -348,7 +391,10 @@ def test_a_run_that_shall_end_does_so_without_its_client(service: Service, clien
 def test_the_history_has_no_payload_code_output_or_secret(service: Service, client: Client) -> None:
     secret = "correct horse battery"
     client.run(
-        f"print('{secret}')\nresult = payload", payload={"k": secret}, secrets={"TOKEN": secret}, node_id=f"n{secret[:3]}"
+        f"print('{secret}')\nresult = payload",
+        payload={"k": secret},
+        secrets={"TOKEN": secret},
+        node_id=f"n{secret[:3]}",
     )
     assert client.runs(limit="1")[0]["payload_bytes"] > 0
     files = [path for path in (service.home / "data").rglob("*") if path.is_file()]
@@ -374,7 +420,13 @@ def test_what_a_caller_may_use_is_listed(client: Client) -> None:
 
 
 def test_what_is_not_there_is_told_by_the_same_errors_from_every_call(client: Client) -> None:
-    asked: list[Callable[[str], object]] = [client.template, client.environment, client.recorded, client.cancel, client.policy]
+    asked: list[Callable[[str], object]] = [
+        client.template,
+        client.environment,
+        client.recorded,
+        client.cancel,
+        client.policy,
+    ]
     for ask in asked:
         for name in ("absent", "a/../b", "ä b?c#d"):
             with pytest.raises((NotFound, AccessDenied, InvalidRequest)) as caught:
@@ -406,7 +458,9 @@ def test_code_is_checked_without_being_run(client: Client) -> None:
 # ---- load
 
 
-def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     home = tmp_path_factory.mktemp("small")
     with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAITING="1") as service:
         outcomes: list[str] = []
@@ -430,7 +484,10 @@ def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(tmp_pa
 
 
 def test_a_run_that_waited_in_vain_is_in_the_history(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with served(tmp_path_factory.mktemp("vain"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAIT_S="1") as service, service.client() as client:
+    with (
+        served(tmp_path_factory.mktemp("vain"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAIT_S="1") as service,
+        service.client() as client,
+    ):
         events = client.stream("import time\nprint(1, flush=True)\ntime.sleep(60)", node_id="long")
         while next(events)["event"] != "stdout":
             pass
@@ -467,7 +524,9 @@ def test_sigterm_lets_runs_end_and_leaves_nothing(tmp_path_factory: pytest.TempP
         assert not os.path.exists(service.socket)
 
 
-def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_broken(service: Service, client: Client) -> None:
+def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_broken(
+    service: Service, client: Client
+) -> None:
     file = service.policies / "small.toml"
     before = file.read_text()
     try:
@@ -488,7 +547,10 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
 
 
 def test_sighup_lets_larger_bodies_in_where_a_policy_takes_them_now(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with served(tmp_path_factory.mktemp("larger"), SANDBOX_QUEUE__BODIES_MIB="1") as service, service.client() as client:
+    with (
+        served(tmp_path_factory.mktemp("larger"), SANDBOX_QUEUE__BODIES_MIB="1") as service,
+        service.client() as client,
+    ):
         (service.policies / "large.toml").write_text('extends = "default"\nlimits.payload_mib = 256\n')
         with announced(service, 1 << 20) as held:  # beside it nothing fits, so that who is let in is told so at once
             held.sendall(b"{")

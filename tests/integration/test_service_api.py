@@ -169,7 +169,10 @@ def test_a_length_that_lies_puts_nothing_of_the_body_into_the_log(service: Servi
 
 
 def test_requests_in_one_go_are_answered_in_order(service: Service) -> None:
-    runs = [POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body) for body in (b'{"code": "result = %d"}' % n for n in range(5))]
+    runs = [
+        POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        for body in (b'{"code": "result = %d"}' % n for n in range(5))
+    ]
     answers = spoken(service, b"".join(runs) + LAST)
     assert [status for status, _, _ in answers] == [200] * 6
     assert [json.loads(body).get("result") for _, _, body in answers] == [0, 1, 2, 3, 4, None]
@@ -201,7 +204,11 @@ def test_nothing_is_upgraded(service: Service, upgrade: bytes) -> None:
 
 
 def test_nothing_that_a_client_names_becomes_a_header(service: Service) -> None:
-    for path in (b"/v1/runs/%0d%0aSet-Cookie:%20a=b", b"/v1/policies/%0aX-Own:%201", b"/v1/runs?before=%0d%0aX-Own:%201"):
+    for path in (
+        b"/v1/runs/%0d%0aSet-Cookie:%20a=b",
+        b"/v1/policies/%0aX-Own:%201",
+        b"/v1/runs?before=%0d%0aX-Own:%201",
+    ):
         (_, headers, _), *_ = spoken(service, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert not {"set-cookie", "x-own"} & set(headers)
 
@@ -209,7 +216,9 @@ def test_nothing_that_a_client_names_becomes_a_header(service: Service) -> None:
 def test_a_compressed_body_does_not_grow_in_the_service(service: Service) -> None:
     before = peak_mib(service)
     bomb = gzip.compress(b" " * 100_000_000)
-    answers = spoken(service, POST + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(bomb), bomb) + LAST)
+    answers = spoken(
+        service, POST + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(bomb), bomb) + LAST
+    )
     assert (answers[0][0], json.loads(answers[0][2])["error"]["code"]) == (400, "invalid_request")
     assert peak_mib(service) < before + 50
 
@@ -256,6 +265,9 @@ def test_one_user_s_connections_are_bounded_and_come_back(service: Service) -> N
 def test_a_nul_or_half_a_character_in_a_field_is_a_refusal_or_the_program_s_affair(service: Service) -> None:
     for fields in ({"code": "\0"}, {"env": {"A": "\0"}}, {"env": {"A\0B": "x"}}, {"node_id": "\0\n"}, {"topic": "\0"}, {"filename": "a\0b"},
                    {"files": {"a\0b": ""}}, {"secrets": {"A": "\0"}}, {"policy": "\0"}, {"image": "a\0b"}, {"requirements": ["a\0b"]}):  # fmt: skip
-        for text in (json.dumps({"code": "result = 1", **fields}), json.dumps({"code": "result = 1", **fields}).replace("\\u0000", "\\ud800")):
+        for text in (
+            json.dumps({"code": "result = 1", **fields}),
+            json.dumps({"code": "result = 1", **fields}).replace("\\u0000", "\\ud800"),
+        ):
             status, _, body = raw(service, "POST", "/v1/runs", text.encode())
             assert status in (200, 400, 403, 404), (fields, body)

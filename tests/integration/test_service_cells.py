@@ -52,7 +52,8 @@ def makers(service: Service) -> list[int]:
 
 def test_messages_of_a_node_share_a_container_and_each_has_a_cell_of_its_own(client: Client) -> None:
     seen = [
-        client.run("open('/tmp/x', 'x').close()\nimport os\nresult = [payload, os.getpid()]", payload=n, **NODE) for n in range(30)
+        client.run("open('/tmp/x', 'x').close()\nimport os\nresult = [payload, os.getpid()]", payload=n, **NODE)
+        for n in range(30)
     ]
     assert [result.value for result in seen] == [[n, 2] for n in range(30)]
     assert all("net" in isolation(result) for result in seen)
@@ -68,7 +69,12 @@ def test_all_that_a_run_has_works_in_a_cell(client: Client) -> None:
     )
     events: list[str] = []
     result = client.run(
-        code, topic="north", files={"in": b"\xff"}, secrets={"TOKEN": "four"}, on_event=lambda event: events.append(event["event"]), **NODE
+        code,
+        topic="north",
+        files={"in": b"\xff"},
+        secrets={"TOKEN": "four"},
+        on_event=lambda event: events.append(event["event"]),
+        **NODE,
     )
     assert result.value == {"secret": 4, "topic": "north", "child": "hi\n"}
     assert (result.stdout, result.stderr, result.files) == ("out\n", "err\n", {"f": b"\x00\xff"})
@@ -111,7 +117,11 @@ def test_messages_at_once_get_a_second_container_and_no_third(service: Service) 
 
     def go(number: int) -> None:
         with service.client() as client:
-            results.append(client.run("import time\ntime.sleep(0.2)\nresult = payload", payload=number, policy="cells", node_id="busy").value)
+            results.append(
+                client.run(
+                    "import time\ntime.sleep(0.2)\nresult = payload", payload=number, policy="cells", node_id="busy"
+                ).value
+            )
 
     threads = [threading.Thread(target=go, args=(number,)) for number in range(4)]
     for thread in threads:

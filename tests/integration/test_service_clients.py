@@ -57,7 +57,9 @@ def test_threads_with_one_client_get_each_their_own_runs_streams_and_errors(clie
                 assert "".join(event["text"] for event in events if event["event"] == "stdout") == f"{tag}\n"
                 assert events[-1]["result"] == tag
             elif way == "left":
-                with contextlib.closing(client.stream(f"import time\n{ECHO}\ntime.sleep(60)", payload=tag, node_id=tag)) as stream:
+                with contextlib.closing(
+                    client.stream(f"import time\n{ECHO}\ntime.sleep(60)", payload=tag, node_id=tag)
+                ) as stream:
                     assert next(event for event in stream if event["event"] == "stdout")["text"] == f"{tag}\n"
             elif way == "hasty":
                 with pytest.raises(EngineUnavailable):
@@ -77,7 +79,9 @@ def test_a_cancelled_task_ends_its_run_and_no_other(service: Service) -> None:
     async def work() -> tuple[Any, str]:
         async with AsyncClient(service.socket) as client:
             doomed = asyncio.create_task(client.run("import time\ntime.sleep(60)", node_id="doomed"))
-            other = asyncio.create_task(client.run("import time\ntime.sleep(2)\nresult = payload", payload="mine", node_id="other"))
+            other = asyncio.create_task(
+                client.run("import time\ntime.sleep(2)\nresult = payload", payload="mine", node_id="other")
+            )
             while [row["state"] for row in await client.runs(node="doomed")] != ["running"]:
                 await asyncio.sleep(0.02)
             doomed.cancel()
@@ -96,8 +100,15 @@ def test_one_async_client_works_in_one_event_loop_after_the_other(service: Servi
     asyncio.run(client.close())
 
 
-def test_what_the_service_refuses_for_too_much_is_asked_again_until_all_are_done(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with served(tmp_path_factory.mktemp("small"), SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__WAITING="1", SANDBOX_QUEUE__PER_CALLER_WAITING="1") as small:
+def test_what_the_service_refuses_for_too_much_is_asked_again_until_all_are_done(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with served(
+        tmp_path_factory.mktemp("small"),
+        SANDBOX_QUEUE__RUNNING="1",
+        SANDBOX_QUEUE__WAITING="1",
+        SANDBOX_QUEUE__PER_CALLER_WAITING="1",
+    ) as small:
         with ThreadPoolExecutor(THREADS) as threads, Client(small.socket) as plain, pytest.raises(QueueFull):
             list(threads.map(lambda n: plain.run("result = payload", payload=n), range(THREADS)))
         with ThreadPoolExecutor(THREADS) as threads, Client(small.socket, retry_s=120) as patient:
@@ -109,7 +120,11 @@ def test_what_the_service_refuses_for_too_much_is_asked_again_until_all_are_done
 
 
 def test_a_run_is_started_watched_and_fetched_by_either_client(client: Any) -> None:
-    run_id = client.start("import time\nprint('x')\nsave_file('a.txt', 'abc')\ntime.sleep(1)\nresult = payload * 2", payload=21, node_id="later")
+    run_id = client.start(
+        "import time\nprint('x')\nsave_file('a.txt', 'abc')\ntime.sleep(1)\nresult = payload * 2",
+        payload=21,
+        node_id="later",
+    )
     assert client.result(run_id) is None
     found = client.result(run_id, wait_s=30)
     assert (found.run_id, found.value, found.stdout, found.files) == (run_id, 42, "x\n", {"a.txt": b"abc"})
@@ -155,7 +170,8 @@ def test_the_description_of_the_interface_is_the_published_one(client: Any) -> N
         "GET /nothing HTTP/1.1\r\n{}\r\n",
         "PUT /v1/runs HTTP/1.1\r\n{}\r\n",
         'POST /v1/runs HTTP/1.1\r\n{}Content-Length: 14\r\n\r\n{{"code": "x="}}',
-        "POST /v1/runs HTTP/1.1\r\n{}Accept: application/x-ndjson\r\nContent-Length: 20\r\n\r\n" + '{{"code": "result=1"}}',
+        "POST /v1/runs HTTP/1.1\r\n{}Accept: application/x-ndjson\r\nContent-Length: 20\r\n\r\n"
+        + '{{"code": "result=1"}}',
         "POST /v1/runs HTTP/1.1\r\n{}Content-Length: 2\r\n\r\n{{}}",
     ],
 )
@@ -167,7 +183,9 @@ def test_every_answer_names_the_service_and_the_request(service: Service, reques
 
 @pytest.mark.parametrize("named", ["", "x" * 129, "a b", "\xe4"])
 def test_an_id_that_is_none_is_not_repeated(service: Service, named: str) -> None:
-    assert "x-request-id" not in head_of_answer(service, f"GET /v1/health HTTP/1.1\r\nHost: x\r\nX-Request-Id: {named}\r\n\r\n")
+    assert "x-request-id" not in head_of_answer(
+        service, f"GET /v1/health HTTP/1.1\r\nHost: x\r\nX-Request-Id: {named}\r\n\r\n"
+    )
 
 
 def test_what_is_no_http_is_answered_by_name_too(service: Service) -> None:

@@ -41,7 +41,11 @@ SCRIPTS: list[tuple[str, str, list[str]]] = [
     ("too long", "import time\ntime.sleep(60)", ["--timeout", "500ms"]),
     ("too much output", "print('x' * (40 << 20))", []),
     ("bytes that are no text", "import sys\nsys.stdout.buffer.write(b'\\xff\\x00\\xc3')\nresult = 1", []),
-    ("a character cut in two", "import os, time\nos.write(1, b'\\xc3')\ntime.sleep(0.3)\nos.write(1, b'\\xa4')\nresult = 1", []),
+    (
+        "a character cut in two",
+        "import os, time\nos.write(1, b'\\xc3')\ntime.sleep(0.3)\nos.write(1, b'\\xa4')\nresult = 1",
+        [],
+    ),
     ("a large result", "result = ['x' * 100] * 20_000", []),
     ("a warning", "result = float('nan')", []),
     ("syntax", "x = 1\nif x\n    y = 2", []),
@@ -104,14 +108,20 @@ def test_a_run_looks_the_same_with_and_without_a_service(
 
 
 def test_output_comes_byte_for_byte(script: Path, with_service: dict[str, str]) -> None:
-    script.write_text("import sys\nsys.stdout.buffer.write(b'\\xff\\x00\\\\xff\\xc3')\nsys.stderr.buffer.write(b'\\xfe')")
-    answer = subprocess.run([*COMMAND, "run", str(script), "--quiet"], env=with_service, capture_output=True, timeout=60, check=False)
+    script.write_text(
+        "import sys\nsys.stdout.buffer.write(b'\\xff\\x00\\\\xff\\xc3')\nsys.stderr.buffer.write(b'\\xfe')"
+    )
+    answer = subprocess.run(
+        [*COMMAND, "run", str(script), "--quiet"], env=with_service, capture_output=True, timeout=60, check=False
+    )
     assert answer.stdout == b"\xff\x00\\xff\xc3\n"
     assert answer.stderr.startswith(b"\xfe\n")
 
 
 def test_secrets_and_files_go_both_ways(script: Path, tmp_path: Path, with_service: dict[str, str]) -> None:
-    script.write_text("import os\nsave_file('out.bin', read_file('in', binary=True)[::-1])\nresult = len(os.environ['TOKEN'])")
+    script.write_text(
+        "import os\nsave_file('out.bin', read_file('in', binary=True)[::-1])\nresult = len(os.environ['TOKEN'])"
+    )
     (tmp_path / "in").write_bytes(b"\x00\x01\xff")
     answer = sandbox(
         "run", script, "--secret", "TOKEN", "--file", f"in={tmp_path / 'in'}", "--save-files", tmp_path / "kept",
@@ -156,7 +166,9 @@ def test_an_interrupt_cancels_the_run_and_its_last_words_still_come(
         assert client.get(f"/v1/runs/{found['run_id']}")["outcome"] == "cancelled"
 
 
-def test_a_command_that_is_killed_takes_its_run_along(script: Path, service: Service, with_service: dict[str, str]) -> None:
+def test_a_command_that_is_killed_takes_its_run_along(
+    script: Path, service: Service, with_service: dict[str, str]
+) -> None:
     script.write_text("import time\nprint('under way', flush=True)\ntime.sleep(60)")
     with running(script, with_service) as process, service.client() as client:
         assert process.stdout is not None
@@ -165,7 +177,9 @@ def test_a_command_that_is_killed_takes_its_run_along(script: Path, service: Ser
         until(lambda: client.health()["runs"]["running"] == 0)
 
 
-def test_a_reader_that_goes_away_ends_the_run_quietly(script: Path, service: Service, with_service: dict[str, str]) -> None:
+def test_a_reader_that_goes_away_ends_the_run_quietly(
+    script: Path, service: Service, with_service: dict[str, str]
+) -> None:
     script.write_text("while True: print('x' * 1000)")
     with running(script, with_service) as process, service.client() as client:
         assert process.stdout is not None
@@ -188,7 +202,9 @@ def test_the_service_is_found_at_its_usual_place(script: Path, service: Service)
     assert asked(service) == before + 1
 
 
-def test_the_service_is_found_where_its_configuration_has_it_listen(script: Path, tmp_path: Path, service: Service) -> None:
+def test_the_service_is_found_where_its_configuration_has_it_listen(
+    script: Path, tmp_path: Path, service: Service
+) -> None:
     file = tmp_path / "service.toml"
     file.write_text(f'[socket]\npath = "{service.socket}"\n')
     variables = without_socket(SANDBOX_CONFIG=str(file))
@@ -212,7 +228,10 @@ def test_a_policy_of_the_caller_s_own_stays_in_this_process(
     policy.write_text('extends = "default"\n')
     before = asked(service)
     assert document("run", script, "--policy", policy, env=with_service)["receipt"]["policy"] == "mine"
-    assert document("--policy-dir", tmp_path, "run", script, "--policy", "mine", env=with_service)["receipt"]["policy"] == "mine"
+    assert (
+        document("--policy-dir", tmp_path, "run", script, "--policy", "mine", env=with_service)["receipt"]["policy"]
+        == "mine"
+    )
     assert asked(service) == before
     assert document("run", script, "--policy", "small", env=with_service)["receipt"]["policy"] == "small"
     assert asked(service) == before + 1
@@ -240,7 +259,11 @@ def named_by_variable(place: str) -> tuple[str, str]:
 @pytest.fixture
 def places() -> Iterator[Path]:
     """Give a directory with every kind of place where no service can be had."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name, socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as shut:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as name,
+        socket.socket(socket.AF_UNIX) as dead,
+        socket.socket(socket.AF_UNIX) as shut,
+    ):
         directory = Path(name)
         dead.bind(f"{name}/dead")
         shut.bind(f"{name}/shut")
@@ -285,7 +308,9 @@ def test_without_the_service_it_runs_here_where_that_is_said(script: Path, tmp_p
 
 
 @pytest.mark.parametrize("place", ["absent", "file", "shut", "x" * 200], ids=lambda place: place[:12])
-@pytest.mark.parametrize("command", [["ps"], ["runs"], ["logs", "f" * 32], ["stop", "--all"], ["top"]], ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    "command", [["ps"], ["runs"], ["logs", "f" * 32], ["stop", "--all"], ["top"]], ids=lambda command: command[0]
+)
 def test_commands_about_the_service_say_the_same_of_it(places: Path, place: str, command: list[str]) -> None:
     why, hint = named_by_variable(place)
     answer = sandbox(*command, env=environment(SANDBOX_SOCKET=str(places / place)))
@@ -294,7 +319,9 @@ def test_commands_about_the_service_say_the_same_of_it(places: Path, place: str,
     assert hint in answer.stderr
 
 
-def test_a_socket_of_ours_that_refuses_us_is_an_error(script: Path, service: Service, with_service: dict[str, str]) -> None:
+def test_a_socket_of_ours_that_refuses_us_is_an_error(
+    script: Path, service: Service, with_service: dict[str, str]
+) -> None:
     mode = os.stat(service.socket).st_mode & 0o777
     os.chmod(service.socket, 0)
     try:
@@ -306,7 +333,9 @@ def test_a_socket_of_ours_that_refuses_us_is_an_error(script: Path, service: Ser
 
 
 def test_who_has_no_right_is_told_so_and_nothing_runs_here_instead(script: Path) -> None:
-    body = {"error": {"code": "access_denied", "message": "the user x may not use this service", "hint": "ask", "facts": {}}}
+    body = {
+        "error": {"code": "access_denied", "message": "the user x may not use this service", "hint": "ask", "facts": {}}
+    }
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         refusing = Served(f"{place}/s")
         refusing.answer(lambda connection: None, refusing.says(body, status=403))

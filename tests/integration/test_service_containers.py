@@ -48,7 +48,9 @@ def run_of(policy: str) -> tuple[str, str, dict[str, Any]]:
 
 def podman(*words: str) -> str:
     """Return what Podman prints."""
-    done = subprocess.run(["podman", *words], check=True, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["podman", *words], check=True, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
     return done.stdout.strip()
 
 
@@ -71,7 +73,9 @@ def other_image() -> Iterator[str]:
         podman("rmi", "--force", name)
 
 
-def in_container(directory: Path, *requests: object, options: tuple[str, ...] = (), image: str = f"{REPOSITORY}:latest") -> list[tuple[int, Any]]:
+def in_container(
+    directory: Path, *requests: object, options: tuple[str, ...] = (), image: str = f"{REPOSITORY}:latest"
+) -> list[tuple[int, Any]]:
     """Ask from a rootless container of this user that sees a socket's directory; `options` are podman's."""
     done = subprocess.run(
         ["podman", "--runtime", probe(runtime_dir()).engine.runtime_path, "run", "--rm", "--network", "none", "--volume", f"{directory}:/run/runner", *options, image,
@@ -87,7 +91,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
     """Give a service, and the directory of its second socket."""
     with tempfile.TemporaryDirectory(prefix="svr-", dir="/tmp") as place:
         socket = f"{place}/r/service.sock"
-        variables = {"SANDBOX_RESTRICTED__PATH": socket, "SANDBOX_RESTRICTED__POLICIES": '["default"]', "SANDBOX_RESTRICTED__MAX_RUNNING": "2"}
+        variables = {
+            "SANDBOX_RESTRICTED__PATH": socket,
+            "SANDBOX_RESTRICTED__POLICIES": '["default"]',
+            "SANDBOX_RESTRICTED__MAX_RUNNING": "2",
+        }
         with served(tmp_path_factory.mktemp("service"), **variables) as running:
             yield running, Path(socket).parent
 
@@ -100,7 +108,9 @@ def test_a_container_of_the_same_user_is_its_owner_on_the_first_socket(service: 
     assert ran[0] == 404  # not 403: any policy would do
 
 
-def test_on_the_second_socket_it_may_run_under_the_policies_named_and_nothing_else(service: tuple[Service, Path]) -> None:
+def test_on_the_second_socket_it_may_run_under_the_policies_named_and_nothing_else(
+    service: tuple[Service, Path],
+) -> None:
     running, directory = service
     with running.client() as owner:
         own = owner.run("result = 1", policy="small").run_id
@@ -148,4 +158,6 @@ def test_the_second_sockets_mistakes_are_told_by_the_check(tmp_path: Path) -> No
     file.write_text('[restricted]\npath = "/run/r/s.sock"\npolicies = ["defalt"]\n')
     answer = sandbox("config", "check", str(file))
     assert answer.returncode == 2
-    assert "restricted.policies: there is no policy named defalt; did you mean default?" in answer.stdout + answer.stderr
+    assert (
+        "restricted.policies: there is no policy named defalt; did you mean default?" in answer.stdout + answer.stderr
+    )

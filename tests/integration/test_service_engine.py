@@ -138,7 +138,10 @@ def test_every_run_is_answered_when_podman_dies_while_runs_go_on_and_start(servi
 
 def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(service: Service) -> None:
     def held() -> tuple[int, int]:
-        return (len(os.listdir(f"/proc/{service.process.pid}/fd")), len(os.listdir(f"/proc/{service.process.pid}/task")))
+        return (
+            len(os.listdir(f"/proc/{service.process.pid}/fd")),
+            len(os.listdir(f"/proc/{service.process.pid}/task")),
+        )
 
     def killed_once(client: Any) -> None:
         kill(engine_processes(service)[-1])
@@ -146,7 +149,9 @@ def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(servic
         until(lambda: settled(service))
 
     with service.client() as client:
-        for _ in range(KILLS):  # each thread that has spoken with Podman keeps a connection: as many as once worked at the same time
+        for _ in range(
+            KILLS
+        ):  # each thread that has spoken with Podman keeps a connection: as many as once worked at the same time
             killed_once(client)
         before = held()
         for _ in range(KILLS):
@@ -166,7 +171,11 @@ def test_runs_that_go_on_end_as_they_would_when_podman_or_every_conmon_is_killed
         with service.client() as client:
             try:
                 code = "import os, time\nprint(os.getuid(), flush=True)\ntime.sleep(20)\nresult = 1"
-                answers.append(client.run(code, on_event=lambda event: seen.append(event["text"]) if event["event"] == "stdout" else None).outcome)
+                answers.append(
+                    client.run(
+                        code, on_event=lambda event: seen.append(event["text"]) if event["event"] == "stdout" else None
+                    ).outcome
+                )
             except SandboxError as error:
                 answers.append(error.code)
 
@@ -213,7 +222,9 @@ def others() -> set[int]:
 @contextlib.contextmanager
 def an_engine(*, ping_timeout_s: float) -> Iterator[PodmanEngine]:
     facts = probe(places.runtime_dir())
-    engine = PodmanEngine(facts.engine, runtime_dir=places.runtime_dir(), short_timeout_s=1.0, ping_timeout_s=ping_timeout_s)
+    engine = PodmanEngine(
+        facts.engine, runtime_dir=places.runtime_dir(), short_timeout_s=1.0, ping_timeout_s=ping_timeout_s
+    )
     try:
         yield engine
     finally:
@@ -229,7 +240,9 @@ def test_a_call_that_podman_does_not_answer_goes_to_another_podman(others: set[i
     assert set(podman_below(os.getpid())) - others
 
 
-def test_a_container_that_hung_podman_was_asked_for_is_refused_and_the_next_is_made(others: set[int], engine: PodmanEngine) -> None:
+def test_a_container_that_hung_podman_was_asked_for_is_refused_and_the_next_is_made(
+    others: set[int], engine: PodmanEngine
+) -> None:
     spec: dict[str, Any] = {"image": BASE, "command": ["/none"], "entrypoint": [], "netns": {"nsmode": "none"}}
     engine.image(BASE)
     own = [pid for pid in podman_below(os.getpid()) if pid not in others]

@@ -30,7 +30,9 @@ def index() -> Iterator[PackageIndex]:
         patch.setenv("PIP_CONFIG_FILE", os.devnull)
         patch.setenv("PIP_INDEX_URL", served_index.url)
         for number in range(1, 4):
-            served_index.add(wheel("greeting", f"{number}.0", {"greeting.py": f"WORDS = 'hello {number}'\n"}, requires=["tiny"]))
+            served_index.add(
+                wheel("greeting", f"{number}.0", {"greeting.py": f"WORDS = 'hello {number}'\n"}, requires=["tiny"])
+            )
         served_index.add(wheel("tiny", "1.0", {"tiny.py": ""}), wheel("slow", "1.0", {"slow.py": ""}))
         yield served_index
 
@@ -56,7 +58,12 @@ def client(service: Service) -> Iterator[Client]:
 
 def present(image: str) -> bool:
     """Tell whether Podman has an image."""
-    return subprocess.run(["podman", "image", "exists", image], check=False, timeout=60, stdin=subprocess.DEVNULL).returncode == 0
+    return (
+        subprocess.run(
+            ["podman", "image", "exists", image], check=False, timeout=60, stdin=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
 
 
 def test_a_build_tells_its_steps_and_what_it_gave_is_listed_used_and_removed(client: Client) -> None:
@@ -103,7 +110,9 @@ def removed(client: Client, name: str) -> bool:
 
 
 @pytest.mark.parametrize("on_event", [None, lambda event: None], ids=["at the end", "streamed"])
-def test_a_build_that_fails_is_the_same_error_either_way(client: Client, on_event: Callable[[Any], None] | None) -> None:
+def test_a_build_that_fails_is_the_same_error_either_way(
+    client: Client, on_event: Callable[[Any], None] | None
+) -> None:
     with pytest.raises(BuildFailed, match="absent") as caught:
         client.build_environment(["absent"], policy="local", on_event=on_event)
     assert caught.value.hint
@@ -164,7 +173,11 @@ def test_everything_that_goes_on_or_waits_can_be_ended_at_once(
         assert stopped == {"stopped": 1, "builds_and_checks": 2}
         for thread in threads:
             thread.join(WAIT_S)
-        assert ended == {"build": ended["check"], "run": "cancelled", "check": "a maintainer ended everything that went on"}
+        assert ended == {
+            "build": ended["check"],
+            "run": "cancelled",
+            "check": "a maintainer ended everything that went on",
+        }
     until(lambda: client.health()["runs"] == {"running": 0, "waiting": 0})
     assert [row["id"] for row in client.environments()] == before
     assert client.check("x = 1")["problem"] is None

@@ -93,12 +93,17 @@ def test_descriptors_are_bounded_whatever_kinds_of_runs_there_are_and_go_back(tm
     settings = {
         "POOL__IDLE_S": IDLE_S, "POOL__MEMORY_MIB": MEMORY_MIB, "POOL__WARM_SEEN": 0, "CELLS__IDLE_S": IDLE_S, "CELLS__MEMORY_MIB": MEMORY_MIB,
     }  # fmt: skip
-    with served(tmp_path, **{f"SANDBOX_{key}": str(value) for key, value in settings.items()}) as service, service.client() as client:
+    with (
+        served(tmp_path, **{f"SANDBOX_{key}": str(value) for key, value in settings.items()}) as service,
+        service.client() as client,
+    ):
         before = descriptors(service)
         bound = before + MEMORY_MIB // SMALLEST_MIB * (EACH_READY + EACH_WARM) + AROUND
         with Watch(service) as watch:
             kinds = many_kinds(client)
-        print(f"descriptors: {before} before, {watch.most} at most with {kinds} kinds (bound: {bound}), {descriptors(service)} right after")
+        print(
+            f"descriptors: {before} before, {watch.most} at most with {kinds} kinds (bound: {bound}), {descriptors(service)} right after"
+        )
         assert kinds == NODES + len(MODULES) + POLICIES
         assert before < watch.most <= bound
         until(lambda: descriptors(service) <= before + KEPT, within_s=60)
@@ -110,7 +115,9 @@ def test_descriptors_are_bounded_whatever_kinds_of_runs_there_are_and_go_back(tm
 
 def taken_and_refused(service: Service, answers: list[tuple[int, dict[str, str], bytes]]) -> Counter[int]:
     """Have twelve clients send a large body each at once; end the runs that were taken once all others have their answer."""
-    body = json.dumps({"code": "import time\ntime.sleep(600)", "payload": "x" * (BODY_MIB * MIB), "limits": {"timeout_s": 30}}).encode()
+    body = json.dumps(
+        {"code": "import time\ntime.sleep(600)", "payload": "x" * (BODY_MIB * MIB), "limits": {"timeout_s": 30}}
+    ).encode()
     gate = threading.Barrier(BODIES)
 
     def send() -> None:
@@ -133,7 +140,9 @@ def taken_and_refused(service: Service, answers: list[tuple[int, dict[str, str],
     return Counter(status for status, _, _ in answers)
 
 
-def test_of_twelve_large_bodies_those_that_fit_are_taken_the_others_told_and_the_memory_goes_back(tmp_path: Path) -> None:
+def test_of_twelve_large_bodies_those_that_fit_are_taken_the_others_told_and_the_memory_goes_back(
+    tmp_path: Path,
+) -> None:
     with served(tmp_path, SANDBOX_POOL__MEMORY_MIB="0", SANDBOX_QUEUE__RUNNING="4") as service:
         with service.client() as client:
             ran(client)
@@ -152,7 +161,9 @@ def test_of_twelve_large_bodies_those_that_fit_are_taken_the_others_told_and_the
             del answers
             grown_mib = rss_mib(service) - before_mib
             until(lambda: rss_mib(service) < before_mib + BODY_MIB / 2, within_s=20)
-            print(f"memory: {before_mib:.0f} MiB before, {before_mib + grown_mib:.0f} right after, {rss_mib(service):.0f} now")
+            print(
+                f"memory: {before_mib:.0f} MiB before, {before_mib + grown_mib:.0f} right after, {rss_mib(service):.0f} now"
+            )
         assert "Traceback" not in service.log()
 
 
@@ -169,7 +180,11 @@ def test_large_bodies_that_are_refused_after_they_came_cost_no_memory_afterwards
         with service.client() as client:
             ran(client)
         before_mib = rss_mib(service)
-        found = {(name, number): raw(service, "POST", "/v1/runs", body)[0] for number in range(2) for name, body in REFUSED.items()}
+        found = {
+            (name, number): raw(service, "POST", "/v1/runs", body)[0]
+            for number in range(2)
+            for name, body in REFUSED.items()
+        }
         assert set(found.values()) <= {400, 403}, found
         until(lambda: rss_mib(service) < before_mib + BODY_MIB / 2, within_s=20)
         print(f"memory: {before_mib:.0f} MiB before, {rss_mib(service):.0f} now")

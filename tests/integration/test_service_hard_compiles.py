@@ -46,7 +46,9 @@ def warm(client: Client, node: dict[str, Any], text: str) -> str:
 
 @pytest.mark.parametrize("base", ["cells", "default"])
 @pytest.mark.parametrize(("text", "outcome"), HARD.values(), ids=HARD)
-def test_compiling_is_under_the_runs_limits_and_the_nodes_next_message_is_carried_out(client: Client, base: str, text: str, outcome: str) -> None:
+def test_compiling_is_under_the_runs_limits_and_the_nodes_next_message_is_carried_out(
+    client: Client, base: str, text: str, outcome: str
+) -> None:
     node: dict[str, Any] = {"policy": f"small-{base}", "node_id": f"hard {outcome}"}
     assert warm(client, node, text) == outcome
     for number in range(3):

@@ -49,7 +49,9 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "backslashes": lambda size: "x = '" + "\\" * size,
     "indents": lambda size: "".join(" " * depth + "if 1:\n" for depth in range(int((2 * size) ** 0.5))),
     "header": lambda size: "# /// script\n" + "# a = [[[[[[[[[[\n" * (size // 17) + "# ///\nresult = 1",
-    "header of libraries": lambda size: "# /// script\n# dependencies = [\n" + '# "a<1",\n' * (size // 10) + "# ]\n# ///\nresult = 1",
+    "header of libraries": lambda size: (
+        "# /// script\n# dependencies = [\n" + '# "a<1",\n' * (size // 10) + "# ]\n# ///\nresult = 1"
+    ),
     "headers": lambda size: "# /// script\n# ///\n" * (size // 19),
 }
 # Payloads that no policy refuses, large enough to be checked in pieces.
@@ -69,18 +71,25 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     policy = 'extends = "default"\nlimits.timeout_s = 10\nlimits.memory_mib = 512\n'
     (home / "policies").mkdir()
     (home / "policies/hard.toml").write_text(policy)
-    with served(home, SANDBOX_QUEUE__RUNNING="4", SANDBOX_QUEUE__WAITING="40", SANDBOX_QUEUE__PER_CALLER_WAITING="40") as running:
+    with served(
+        home, SANDBOX_QUEUE__RUNNING="4", SANDBOX_QUEUE__WAITING="40", SANDBOX_QUEUE__PER_CALLER_WAITING="40"
+    ) as running:
         yield running
 
 
 def request_of(text: str, libraries: list[str], *, path: str = "/v1/runs") -> bytes:
-    body = json.dumps({"code": text, "requirements": libraries, "policy": "hard"} | ({"limits": {"timeout_s": 1}} if path == "/v1/runs" else {})).encode()
+    body = json.dumps(
+        {"code": text, "requirements": libraries, "policy": "hard"}
+        | ({"limits": {"timeout_s": 1}} if path == "/v1/runs" else {})
+    ).encode()
     return post(path, body)
 
 
 def with_payload(first: bytes, middle: bytes, last: bytes) -> bytes:
     payload = first + middle * (PAYLOAD_BYTES // len(middle)) + last
-    return post("/v1/runs", b'{"code": "result = 1", "policy": "hard", "limits": {"timeout_s": 1}, "payload": %s}' % payload)
+    return post(
+        "/v1/runs", b'{"code": "result = 1", "policy": "hard", "limits": {"timeout_s": 1}, "payload": %s}' % payload
+    )
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -97,7 +106,13 @@ async def sent(service: Service, request: bytes) -> str:
         document = json.loads(await asyncio.wait_for(answered(reader), 60))
     finally:
         writer.transport.abort()
-    found = document["outcome"] if "outcome" in document else document["error"]["code"] if "error" in document else "checked"
+    found = (
+        document["outcome"]
+        if "outcome" in document
+        else document["error"]["code"]
+        if "error" in document
+        else "checked"
+    )
     return str(found)
 
 
@@ -140,7 +155,11 @@ class Neighbour(threading.Thread):
         with self.service.client() as client:
             while not self.stop.is_set():
                 try:
-                    result = client.run("import time\nwhile True: time.sleep(0.01)", node_id="neighbour", limits={"timeout_s": DEADLINE_S})
+                    result = client.run(
+                        "import time\nwhile True: time.sleep(0.01)",
+                        node_id="neighbour",
+                        limits={"timeout_s": DEADLINE_S},
+                    )
                 except QueueFull:  # the same user's bodies fill its share of the budget at this moment
                     self.refused += 1
                     self.stop.wait(0.1)
@@ -165,11 +184,15 @@ def health_in_a_crowd(service: Service, requests: Sequence[bytes]) -> tuple[floa
     health, bare = (statistics.quantiles(took, n=100) for took in (seen.service, seen.bare))
     for name, found, took in (("health", health, seen.service), ("a bare server", bare, seen.bare)):
         shown = [*(found[part - 1] for part in (50, 90, 99)), max(took)]
-        print(f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}")
+        print(
+            f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}"
+        )
     return health[89] - bare[89], max(seen.service) - max(seen.bare)
 
 
-def test_texts_that_are_hard_to_parse_stop_nobody_and_cost_nothing_afterwards(service: Service, requests: list[bytes]) -> None:
+def test_texts_that_are_hard_to_parse_stop_nobody_and_cost_nothing_afterwards(
+    service: Service, requests: list[bytes]
+) -> None:
     asyncio.run(crowd(service, requests, CROWD_S / 3))  # what the allocator keeps, it keeps once
     fds, before_mib = held(service), rss_mib(service.process.pid)
     neighbour = Neighbour(service)
@@ -184,7 +207,9 @@ def test_texts_that_are_hard_to_parse_stop_nobody_and_cost_nothing_afterwards(se
     assert max(neighbour.took_s) < DEADLINE_S + SLACK_S
     assert held(service) <= fds + 3
     beside_mib = [rss_mib(pid) for pid in parsers(service.process.pid)]
-    print(f"memory: {before_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after; processes that parse: {beside_mib}")
+    print(
+        f"memory: {before_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after; processes that parse: {beside_mib}"
+    )
     assert rss_mib(service.process.pid) < before_mib + 40
     assert len(beside_mib) <= 2
     assert sum(beside_mib) < 2 * before_mib

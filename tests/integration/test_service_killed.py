@@ -77,7 +77,9 @@ def test_after_sigkill_nothing_runs_and_the_next_start_tells_what_was_cut_off(
             assert client.run("result = 1").value == 1
 
 
-def test_a_service_killed_while_it_starts_sandboxes_leaves_none_either(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_service_killed_while_it_starts_sandboxes_leaves_none_either(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     home = tmp_path_factory.mktemp("early")
     ended: list[str] = []
     own: set[str] = set()

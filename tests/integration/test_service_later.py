@@ -49,7 +49,10 @@ def script(tmp_path: Path, text: str) -> str:
 
 
 def test_a_detached_run_is_shown_later_as_run_shows_it(service: Service, tmp_path: Path) -> None:
-    program = script(tmp_path, "import sys\nprint('out')\nprint('err', file=sys.stderr)\nsave_file('a.txt', 'content')\nresult = {'n': payload}")
+    program = script(
+        tmp_path,
+        "import sys\nprint('out')\nprint('err', file=sys.stderr)\nsave_file('a.txt', 'content')\nresult = {'n': payload}",
+    )
     status, run_id, said = command(service, "run", "--detach", "--input", "7", program)
     assert (status, len(run_id.strip()), said) == (0, 32, "")
     run_id = run_id.strip()
@@ -97,7 +100,11 @@ def test_a_failed_run_s_output_is_there_tomorrow_without_its_secrets_and_without
         assert "output" not in client.recorded(fine.run_id), "by default, of runs that fail alone"
         long = client.run("print('x' * 100_000)\nprint('the end')\nraise ValueError")
         kept = client.recorded(long.run_id)["output"]
-        assert (len(kept["stdout"]), kept["stdout"][-8:], kept["left_out"]["stdout_bytes"]) == (1024, "the end\n", 100_009 - 1024)
+        assert (len(kept["stdout"]), kept["stdout"][-8:], kept["left_out"]["stdout_bytes"]) == (
+            1024,
+            "the end\n",
+            100_009 - 1024,
+        )
         assert not any("output" in row for row in client.runs())
         with_service = command(service, "logs", failed.run_id)
     content = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("history.sqlite*"))
@@ -110,7 +117,9 @@ def test_a_failed_run_s_output_is_there_tomorrow_without_its_secrets_and_without
     assert (without_service.returncode, without_service.stdout, without_service.stderr) == with_service
     assert "--- stderr\n  with [secret]" in without_service.stdout
     assert len(json.loads(sandbox("runs", "--json", env=variables).stdout)["runs"]) == 3
-    assert sandbox("logs", failed.run_id, env={**variables, "SANDBOX_SOCKET": "/run/other.sock"}).returncode == 13, "a named service must be there"
+    assert sandbox("logs", failed.run_id, env={**variables, "SANDBOX_SOCKET": "/run/other.sock"}).returncode == 13, (
+        "a named service must be there"
+    )
 
 
 def test_the_policy_decides_what_is_kept(tmp_path: Path) -> None:
@@ -122,7 +131,11 @@ def test_the_policy_decides_what_is_kept(tmp_path: Path) -> None:
             (policy, code): "output" in client.recorded(client.run(f"print(1)\n{code}", policy=policy).run_id)
             for policy in ("default", "all", "none") for code in ("result = 1", "raise ValueError")
         }  # fmt: skip
-    assert [name for name, kept in outputs.items() if kept] == [("default", "raise ValueError"), ("all", "result = 1"), ("all", "raise ValueError")]
+    assert [name for name, kept in outputs.items() if kept] == [
+        ("default", "raise ValueError"),
+        ("all", "result = 1"),
+        ("all", "raise ValueError"),
+    ]
 
 
 def test_results_outlive_the_service_and_a_run_that_it_took_with_it_says_so(tmp_path: Path) -> None:
@@ -154,7 +167,10 @@ def test_results_outlive_the_service_and_a_run_that_it_took_with_it_says_so(tmp_
 
 def test_what_runs_when_the_service_stops_in_order_has_its_result_kept(tmp_path: Path) -> None:
     with served(tmp_path) as service, service.client() as client:
-        short, long = client.start("import time\ntime.sleep(2)\nresult = 1"), client.start("import time\ntime.sleep(9.5)\nresult = 1")
+        short, long = (
+            client.start("import time\ntime.sleep(2)\nresult = 1"),
+            client.start("import time\ntime.sleep(9.5)\nresult = 1"),
+        )
         until(lambda: {client.recorded(run_id)["state"] for run_id in (short, long)} == {"running"})
         assert service.stop() == 0
     with served(tmp_path) as service, service.client() as client:

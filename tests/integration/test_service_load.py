@@ -36,14 +36,19 @@ Writer: TypeAlias = asyncio.StreamWriter
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     queue = {"RUNNING": "4", "WAITING": "40", "PER_CALLER_WAITING": "40"}
-    with served(tmp_path_factory.mktemp("load"), **{f"SANDBOX_QUEUE__{key}": value for key, value in queue.items()}) as running:
+    with served(
+        tmp_path_factory.mktemp("load"), **{f"SANDBOX_QUEUE__{key}": value for key, value in queue.items()}
+    ) as running:
         yield running
 
 
 def request_of(number: int, *, accept: str = "application/json", code: str = CODE) -> bytes:
     payload = {"n": number, "pad": chr(97 + number % 26) * PAD_CHARS}
     body = json.dumps({"code": code, "payload": payload, "node_id": f"node {number % 7}"}).encode()
-    return b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n" % (accept.encode(), len(body)) + body
+    return (
+        b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAccept: %s\r\nContent-Length: %d\r\n\r\n" % (accept.encode(), len(body))
+        + body
+    )
 
 
 def right(number: int, body: bytes) -> str:
@@ -149,8 +154,16 @@ def rss_mib(pid: int) -> float:
 
 def parsers(pid: int) -> list[int]:
     """Return the processes of a service that take bodies apart."""
-    children = [int(child) for tasks in Path(f"/proc/{pid}/task").iterdir() for child in (tasks / "children").read_text().split()]
-    return [child for child in children if b"sandbox.service.intake.parser_program" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    children = [
+        int(child)
+        for tasks in Path(f"/proc/{pid}/task").iterdir()
+        for child in (tasks / "children").read_text().split()
+    ]
+    return [
+        child
+        for child in children
+        if b"sandbox.service.intake.parser_program" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def held(service: Service) -> int:
@@ -163,22 +176,30 @@ def held(service: Service) -> int:
     return len(os.listdir(f"/proc/{service.process.pid}/fd"))
 
 
-def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     mib, waiting = 30, 5
     home = tmp_path_factory.mktemp("bodies")
     with served(home, SANDBOX_QUEUE__RUNNING="1", SANDBOX_QUEUE__BODIES_MIB=str(2 * mib * waiting + mib)) as service:
         sleeping, body = (
-            json.dumps({"code": code, "payload": pad}).encode() for code, pad in (("import time\ntime.sleep(20)", ""), ("1", "x" * (mib << 20)))
+            json.dumps({"code": code, "payload": pad}).encode()
+            for code, pad in (("import time\ntime.sleep(20)", ""), ("1", "x" * (mib << 20)))
         )
         statuses: list[int] = []
-        threads = [threading.Thread(target=lambda: statuses.append(raw(service, "POST", "/v1/runs", body)[0])) for _ in range(waiting)]
+        threads = [
+            threading.Thread(target=lambda: statuses.append(raw(service, "POST", "/v1/runs", body)[0]))
+            for _ in range(waiting)
+        ]
         first = threading.Thread(target=raw, args=(service, "POST", "/v1/runs", sleeping))
         with service.client() as client:
             client.run("result = 1")
             first.start()
             until(lambda: client.health()["runs"]["running"] == 1)
             before = rss_mib(service.process.pid)
-            for number, thread in enumerate(threads, 1):  # one by one: the pieces of a body on its way are another matter
+            for number, thread in enumerate(
+                threads, 1
+            ):  # one by one: the pieces of a body on its way are another matter
                 thread.start()
                 until(lambda number=number: client.health()["runs"]["waiting"] == number)
             grown = rss_mib(service.process.pid) - before
@@ -201,7 +222,9 @@ def health_in_a_crowd(service: Service) -> float:
     health, bare = (statistics.quantiles(took, n=100) for took in (seen.service, seen.bare))
     for name, found, took in (("health", health, seen.service), ("a bare server", bare, seen.bare)):
         shown = [*(found[part - 1] for part in (50, 90, 99)), max(took)]
-        print(f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}")
+        print(
+            f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}"
+        )
     assert health[49] < HEALTH_S
     # The rest of the machine is as busy as the service: what a server that does nothing takes meanwhile is not the service's.
     assert health[89] < HEALTH_S + bare[89]

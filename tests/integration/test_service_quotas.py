@@ -38,7 +38,9 @@ def users(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
             yield users
 
 
-@pytest.mark.parametrize(("name", "running", "waiting"), [("alice", 1, 1), ("bob", 2, 3)], ids=["a quota of her own", "the usual one"])
+@pytest.mark.parametrize(
+    ("name", "running", "waiting"), [("alice", 1, 1), ("bob", 2, 3)], ids=["a quota of her own", "the usual one"]
+)
 def test_who_has_all_that_they_may_waits_or_is_refused_and_others_run_at_once(
     users: dict[str, User], name: str, running: int, waiting: int
 ) -> None:

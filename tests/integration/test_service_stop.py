@@ -37,7 +37,10 @@ def test_sigterm_waits_neither_for_a_run_without_an_end_nor_for_a_client_that_do
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     drain_s = 1
-    with served(tmp_path_factory.mktemp("stop"), SANDBOX_STOP__DRAIN_S=str(drain_s)) as service, service.client() as client:
+    with (
+        served(tmp_path_factory.mktemp("stop"), SANDBOX_STOP__DRAIN_S=str(drain_s)) as service,
+        service.client() as client,
+    ):
         with asked(service, "result = 'x' * (20 << 20)") as unread:
             assert unread.recv(15) == b"HTTP/1.1 200 OK"
             errors: list[str] = []
@@ -64,7 +67,9 @@ def test_an_interrupt_while_the_run_waits_for_its_turn_ends_it_and_says_so(
         with asked(service, "import time\ntime.sleep(25)"):
             until(lambda: client.health()["runs"]["running"] == 1)
             command = [*COMMAND, "run", str(script), "--json"]
-            with subprocess.Popen(command, env=environment(SANDBOX_SOCKET=service.socket), stdout=subprocess.PIPE) as waiting:
+            with subprocess.Popen(
+                command, env=environment(SANDBOX_SOCKET=service.socket), stdout=subprocess.PIPE
+            ) as waiting:
                 until(lambda: client.health()["runs"]["waiting"] == 1)
                 waiting.send_signal(signal.SIGINT)
                 said, _ = waiting.communicate(timeout=WAIT_S)

@@ -20,7 +20,12 @@ LONG = "import time\ntime.sleep(100)\nresult = 1"
 def second(home: Path, place: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Start a service on another socket, with the same directories, and wait for its end."""
     place.mkdir(mode=0o700)
-    environment = {**os.environ, "XDG_DATA_HOME": str(home / "data"), "SANDBOX_SOCKET__PATH": f"{place}/two.sock", **variables}
+    environment = {
+        **os.environ,
+        "XDG_DATA_HOME": str(home / "data"),
+        "SANDBOX_SOCKET__PATH": f"{place}/two.sock",
+        **variables,
+    }
     return subprocess.run([*COMMAND, "serve"], env=environment, text=True, capture_output=True, timeout=60, check=False)
 
 
@@ -62,7 +67,9 @@ def test_with_a_directory_of_its_own_it_serves_and_both_keep_what_is_theirs(
     with served(tmp_path) as service:
         going = long_run(service, found)
         own = own_containers(service)
-        with served(other, XDG_DATA_HOME=str(tmp_path / "data"), SANDBOX_HISTORY__DIRECTORY=str(other / "history")) as beside:
+        with served(
+            other, XDG_DATA_HOME=str(tmp_path / "data"), SANDBOX_HISTORY__DIRECTORY=str(other / "history")
+        ) as beside:
             assert own <= own_containers(service), "the second one's sweep at its start left the first one's sandboxes"
             with beside.client() as client:
                 assert client.run("result = 2").value == 2

@@ -56,7 +56,9 @@ def test_the_first_client_starts_the_service_and_systemd_ends_it_in_order(units:
     assert state(f"{UNIT}.service") == "active", "it has not told that it is ready"
 
     before = main_process(f"{UNIT}.service")
-    told = subprocess.run([sys.executable, "-m", "sandbox", "serve", "--restart"], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        [sys.executable, "-m", "sandbox", "serve", "--restart"], capture_output=True, text=True, check=False
+    )
     assert told.returncode == 0, told.stderr
     assert f"restarted: {UNIT}.service" in told.stdout.splitlines()
     assert main_process(f"{UNIT}.service") not in (before, "0")

@@ -71,7 +71,9 @@ exit "$status"
 """
 
 
-def built(package: str, *, size_mib: int, cache_size: str = "400m", storage_size: str = "600m") -> tuple[int, list[str], str]:
+def built(
+    package: str, *, size_mib: int, cache_size: str = "400m", storage_size: str = "600m"
+) -> tuple[int, list[str], str]:
     """Build an environment of one wheel of this size; return the status, what was printed in lines, and the errors."""
     account = pwd.getpwnam("sandbox")
     with tempfile.TemporaryDirectory(prefix="full-") as directory, package_index() as index:

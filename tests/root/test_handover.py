@@ -123,6 +123,8 @@ def test_a_lock_is_written_where_only_root_may_write(packages: Path, tmp_path: P
     assert target.stat().st_uid == 0
     # The control: the rest of the command has root's rights no more.
     assert NOTE in answer.stderr
+
+
 # ---- descriptors
 
 
@@ -137,7 +139,11 @@ def open_files(pid: int) -> list[str]:
 
 @pytest.mark.parametrize("meant_for_it", [True, False], ids=["for the service", "for another process"])
 def test_a_socket_that_systemd_opened_is_all_that_the_service_takes_along(meant_for_it: bool) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as place, socket.socket(socket.AF_UNIX) as opened, open("/etc/shadow") as shadow:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as place,
+        socket.socket(socket.AF_UNIX) as opened,
+        open("/etc/shadow") as shadow,
+    ):
         os.chmod(place, 0o755)
         opened.bind(f"{place}/s")
         os.chmod(f"{place}/s", 0o600)

@@ -21,7 +21,15 @@ WAIT_S = 20.0
 
 def answer_of(run_id: str, value: Any) -> dict[str, Any]:
     """Return the document of a run."""
-    return {"run_id": run_id, "outcome": "succeeded", "explanation": "", "result": value, "stdout": "", "stderr": "", "files": []}
+    return {
+        "run_id": run_id,
+        "outcome": "succeeded",
+        "explanation": "",
+        "result": value,
+        "stdout": "",
+        "stderr": "",
+        "files": [],
+    }
 
 
 class Echo(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

@@ -56,7 +56,11 @@ def old_host() -> HostFacts:
 
 
 PLACE = Place(
-    sandbox_id="r1", uid=30_000, job_dir=Path("/run/job"), lib_dir=Path("/cache/lib"), seccomp_path=Path("/cache/s.json")
+    sandbox_id="r1",
+    uid=30_000,
+    job_dir=Path("/run/job"),
+    lib_dir=Path("/cache/lib"),
+    seccomp_path=Path("/cache/s.json"),
 )
 
 

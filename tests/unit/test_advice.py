@@ -14,7 +14,11 @@ from tests.unit.factory import policy
 DNS = "[Errno -3] Temporary failure in name resolution"
 NONE = policy()
 OPEN = NONE.model_copy(
-    update={"network": NONE.network.model_copy(update={"mode": "allowlist", "allow": ("api.example.com:443", "db.example.com:5432")})}
+    update={
+        "network": NONE.network.model_copy(
+            update={"mode": "allowlist", "allow": ("api.example.com:443", "db.example.com:5432")}
+        )
+    }
 )
 
 
@@ -67,9 +71,17 @@ def test_a_file_that_is_not_there_is_sent_along(path: str, said: str) -> None:
         ("gaierror", DNS, ""),
         ("gaierror", "[Errno -2] Name or service not known", ""),
         ("URLError", f"<urlopen error {DNS}>", ""),
-        ("ConnectionError", f"HTTPSConnectionPool(host='api.test', port=8443): Max retries exceeded with url: / (Caused by NameResolutionError(\"{DNS}\"))", ""),
+        (
+            "ConnectionError",
+            f"HTTPSConnectionPool(host='api.test', port=8443): Max retries exceeded with url: / (Caused by NameResolutionError(\"{DNS}\"))",
+            "",
+        ),
         ("ConnectError", DNS, ""),
-        ("ClientConnectorError", "Cannot connect to host api.test:8443 ssl:default [Temporary failure in name resolution]", ""),
+        (
+            "ClientConnectorError",
+            "Cannot connect to host api.test:8443 ssl:default [Temporary failure in name resolution]",
+            "",
+        ),
         ("OperationalError", 'could not translate host name "db" to address: Temporary failure in name resolution', ""),
         ("OSError", "[Errno 101] Network is unreachable", ""),
         ("InfluxError", "it failed", f"socket.gaierror: {DNS}\n\nDuring handling of it\nInfluxError: it failed"),
@@ -87,28 +99,51 @@ def test_a_network_that_is_not_there_is_the_policys_doing(kind: str, message: st
 
 
 def test_a_refused_connection_is_the_sandboxs_own_loopback() -> None:
-    for kind, message in (("ConnectionRefusedError", "[Errno 111] Connection refused"), ("URLError", "<urlopen error [Errno 111] Connection refused>")):
+    for kind, message in (
+        ("ConnectionRefusedError", "[Errno 111] Connection refused"),
+        ("URLError", "<urlopen error [Errno 111] Connection refused>"),
+    ):
         assert "the sandbox's own, not this host's" in told(kind, message)
         assert "no network" in told(kind, message)
         assert "HTTP_PROXY" in told(kind, message, under=OPEN)
 
 
 def test_a_host_that_the_policy_does_not_allow_is_told_with_those_that_it_does() -> None:
-    for kind, message in (("URLError", "<urlopen error Tunnel connection failed: 403 Forbidden>"), ("ProxyError", "Unable to connect: 403 Forbidden")):
-        assert "lets them reach api.example.com:443, db.example.com:5432 (network.allow)" in told(kind, message, under=OPEN)
+    for kind, message in (
+        ("URLError", "<urlopen error Tunnel connection failed: 403 Forbidden>"),
+        ("ProxyError", "Unable to connect: 403 Forbidden"),
+    ):
+        assert "lets them reach api.example.com:443, db.example.com:5432 (network.allow)" in told(
+            kind, message, under=OPEN
+        )
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("ValueError", "no"), ("HTTPError", "HTTP Error 403: Forbidden"), ("FileNotFoundError", "chart"), ("TimeoutError", "timed out"), ("KeyError", "'host'")],
+    [
+        ("ValueError", "no"),
+        ("HTTPError", "HTTP Error 403: Forbidden"),
+        ("FileNotFoundError", "chart"),
+        ("TimeoutError", "timed out"),
+        ("KeyError", "'host'"),
+    ],
 )
 def test_other_errors_get_no_advice(kind: str, message: str) -> None:
     assert told(kind, message) == ""
 
 
-@given(st.sampled_from(["ModuleNotFoundError", "FileNotFoundError", "gaierror", "x"]), st.text(max_size=300), st.text(max_size=300))
+@given(
+    st.sampled_from(["ModuleNotFoundError", "FileNotFoundError", "gaierror", "x"]),
+    st.text(max_size=300),
+    st.text(max_size=300),
+)
 def test_whatever_a_program_says_advice_stays_one_short_line(kind: str, message: str, traceback: str) -> None:
-    for text in (message, f"No module named '{message}'", f"[Errno 2] No such file or directory: '{message}'", f"host='{message}' {DNS}"):
+    for text in (
+        message,
+        f"No module named '{message}'",
+        f"[Errno 2] No such file or directory: '{message}'",
+        f"host='{message}' {DNS}",
+    ):
         found = told(kind, text, traceback)
         assert len(found) < 900
         assert found.isprintable()

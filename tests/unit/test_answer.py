@@ -15,7 +15,10 @@ from sandbox.document import as_document
 from sandbox.errors import Internal
 from sandbox.models import Durations, Outcome, ProgramError, RunResult, SavedFile
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
 NAMES = st.text(string.ascii_letters, min_size=1, max_size=5)
 
 
@@ -49,7 +52,9 @@ def test_a_result_s_text_is_never_written_anew() -> None:
     assert answer_from(as_document(result)).result_json == text
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[1]", b'{"event": 1}', b'{"event": "x"', b"\xff", b'{"event": "x", "a": ' + b"[" * 9999])
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b"[1]", b'{"event": 1}', b'{"event": "x"', b"\xff", b'{"event": "x", "a": ' + b"[" * 9999]
+)
 def test_what_is_no_event_is_said_to_be_none(line: bytes) -> None:
     with pytest.raises(Internal, match="no event"):
         without_event(line)

@@ -22,7 +22,11 @@ from tests.hostile import texts
 from tests.readers import LINE_ENDS, STEERS, strict
 
 # A text of one piece, of several, and of several that another parser takes.
-SIZES = pytest.mark.parametrize(("padding", "at_once"), [(0, AT_ONCE_BYTES), (PIECE_BYTES, AT_ONCE_BYTES), (PIECE_BYTES, 0)], ids=["small", "pieces", "large"])
+SIZES = pytest.mark.parametrize(
+    ("padding", "at_once"),
+    [(0, AT_ONCE_BYTES), (PIECE_BYTES, AT_ONCE_BYTES), (PIECE_BYTES, 0)],
+    ids=["small", "pieces", "large"],
+)
 REFUSED = object()
 
 
@@ -52,13 +56,21 @@ def reference(text: bytes) -> Any:
         raise ValueError(word)
 
     def text_of(value: Any) -> Any:
-        return wellformed(value) if isinstance(value, str) else [text_of(item) for item in value] if isinstance(value, list) else value
+        return (
+            wellformed(value)
+            if isinstance(value, str)
+            else [text_of(item) for item in value]
+            if isinstance(value, list)
+            else value
+        )
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         return {wellformed(name): text_of(value) for name, value in found}
 
     try:
-        value = json.loads(text.decode(), parse_int=number, parse_float=number, parse_constant=constant, object_pairs_hook=pairs)
+        value = json.loads(
+            text.decode(), parse_int=number, parse_float=number, parse_constant=constant, object_pairs_hook=pairs
+        )
         # Names that come twice: what is dropped has levels, too.
         levels = depth_of(json.loads(text, object_pairs_hook=lambda found: [value for _, value in found]))
     except (ValueError, RecursionError):
@@ -92,7 +104,9 @@ def test_every_spelling_is_the_same_value_in_one_form_or_refused(text: bytes) ->
 
 @settings(max_examples=400, deadline=None)
 @given(texts(), st.integers(1, 40), st.booleans())
-def test_the_form_is_the_same_wherever_a_piece_ends_and_whoever_parses(text: bytes, piece_bytes: int, by_sqlite: bool) -> None:
+def test_the_form_is_the_same_wherever_a_piece_ends_and_whoever_parses(
+    text: bytes, piece_bytes: int, by_sqlite: bool
+) -> None:
     def outcome() -> Any:
         try:
             return canonical(text)
@@ -152,7 +166,12 @@ def test_what_some_reader_would_not_survive_is_refused_however_large(
 
 
 def test_what_the_harness_sends_has_its_form_already_but_for_marks_inside_of_strings() -> None:
-    value = {"a b": [1, 2.5, None, True, "é € 😀", "two\nlines"], "deep": json.loads("[" * 98 + "]" * 98), "b": b"bytes", "large": 2**13_999}
+    value = {
+        "a b": [1, 2.5, None, True, "é € 😀", "two\nlines"],
+        "deep": json.loads("[" * 98 + "]" * 98),
+        "b": b"bytes",
+        "large": 2**13_999,
+    }
     text, _ = as_json_text(value)
     assert canonical(text) == (text, False)
     assert canonical(text)[0] is text, "nothing is copied"

@@ -31,7 +31,11 @@ class FakeCell:
     living: bool = True
     ended: bool = False
     events: CgroupEvents | None = None
-    evidence: tuple[Any, ...] = (ControlEvidence(control="isolation", wanted="a cell", status="proven", mechanism="own net", evidence="shared: none"),)
+    evidence: tuple[Any, ...] = (
+        ControlEvidence(
+            control="isolation", wanted="a cell", status="proven", mechanism="own net", evidence="shared: none"
+        ),
+    )
     marks: dict[str, float] = field(default_factory=lambda: {"begin": 0.0})
 
     def alive(self) -> bool:
@@ -200,7 +204,9 @@ async def test_a_container_carries_out_one_run_at_a_time_and_more_are_started_up
 
 
 @trial
-async def test_a_container_is_free_once_what_the_last_run_left_is_gone_and_none_is_started_for_who_waits_for_that(world: World) -> None:
+async def test_a_container_is_free_once_what_the_last_run_left_is_gone_and_none_is_started_for_who_waits_for_that(
+    world: World,
+) -> None:
     async with world.cells(per_node=3) as cells:
         first = await run(cells, setting())
         await settle()
@@ -470,7 +476,9 @@ async def test_at_the_end_nothing_is_left(world: World) -> None:
 # ---- by pace
 
 
-async def messages(world: World, cells: Cells, count: int, *, take_s: float, pause_s: float, node: str = "1000/node") -> list[str]:
+async def messages(
+    world: World, cells: Cells, count: int, *, take_s: float, pause_s: float, node: str = "1000/node"
+) -> list[str]:
     """Carry out messages one after the other, and return what each got."""
     got = []
     for number in range(count):
@@ -485,14 +493,19 @@ async def messages(world: World, cells: Cells, count: int, *, take_s: float, pau
 
 
 @trial
-async def test_a_node_that_is_faster_than_containers_are_made_gets_cells_and_the_receipt_says_which(world: World) -> None:
+async def test_a_node_that_is_faster_than_containers_are_made_gets_cells_and_the_receipt_says_which(
+    world: World,
+) -> None:
     async with world.cells() as cells:
         got = await messages(world, cells, 20, take_s=0.1, pause_s=0.05)
         # After eight that were fast, the first warm container is started, and nobody waits for it.
         assert got == ["container"] * 9 + ["cell"] * 11
         assert ["come no faster than" in world.evidence[f"1000/node-{n}"][0] for n in range(9)] == [True] * 8 + [False]
         assert "its first cell is being made" in world.evidence["1000/node-8"][0]
-        assert [(row.wanted, row.mechanism) for row in world.rows[8:10]] == [(WANTED["auto"], "container"), (WANTED["auto"], "own net")]
+        assert [(row.wanted, row.mechanism) for row in world.rows[8:10]] == [
+            (WANTED["auto"], "container"),
+            (WANTED["auto"], "own net"),
+        ]
         assert world.rows[-1].evidence == f"shared: none; {FAST}", "why, in a cell, too"
 
 
@@ -522,7 +535,9 @@ async def test_many_long_programs_at_once_are_not_fast(world: World) -> None:
 
 
 @trial
-async def test_a_node_that_became_slow_goes_back_to_containers_and_one_in_between_does_not_change_each_time(world: World) -> None:
+async def test_a_node_that_became_slow_goes_back_to_containers_and_one_in_between_does_not_change_each_time(
+    world: World,
+) -> None:
     async with world.cells() as cells:
         await messages(world, cells, 12, take_s=0.01, pause_s=0.01)
         assert await messages(world, cells, 20, take_s=0.01, pause_s=1.5 * START_S) == ["cell"] * 20

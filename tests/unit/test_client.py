@@ -55,7 +55,9 @@ class Served:
         while b"\r\n\r\n" not in data:
             data += connection.recv(65536)
         head, _, body = data.partition(b"\r\n\r\n")
-        length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0)
+        length = next(
+            (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
+        )
         while len(body) < length:
             body += connection.recv(65536)
         self.requests.append(head.split(b"\r\n")[0])
@@ -102,7 +104,15 @@ def service() -> Iterator[Served]:
         served.close()
 
 
-ANSWER = {"run_id": "r", "outcome": "succeeded", "explanation": "", "result": 7, "stdout": "", "stderr": "", "files": []}
+ANSWER = {
+    "run_id": "r",
+    "outcome": "succeeded",
+    "explanation": "",
+    "result": 7,
+    "stdout": "",
+    "stderr": "",
+    "files": [],
+}
 
 
 def test_a_kept_connection_that_the_service_closed_is_opened_again_and_nothing_is_asked_twice(service: Served) -> None:
@@ -191,7 +201,9 @@ def test_an_error_in_a_stream_is_the_exception_that_it_was_there(service: Served
     assert (caught.value.hint, caught.value.facts) == ("later", {"retry_after_s": 3, "run_id": "r"})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if hasattr(kind, "code")], ids=lambda kind: kind.code)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in vars(errors).values() if hasattr(kind, "code")], ids=lambda kind: kind.code
+)
 def test_every_error_survives_the_way(kind: type[SandboxError]) -> None:
     back = error_of(json.loads(error_document(kind("what", hint="do", line=3), run_id="r"))["error"])
     assert type(back) is kind
@@ -244,7 +256,7 @@ def test_the_fields_of_a_run_are_those_that_the_service_knows() -> None:
         (b'1, "policy": "loose", "code": "evil", "secrets": {"A": "b"}, "wait_for_end": true', False),
         (b'1, "limits": {"timeout_s": 1}, "payload": 2', False),
         (b'1, "unknown": 1', True),
-        (b'1}', True),
+        (b"1}", True),
         (b"", True),
     ],
 )
@@ -315,13 +327,18 @@ def test_a_time_longer_than_the_system_s_clocks_is_as_good_as_for_ever(service: 
             client.result("r", wait_s=float("nan"))
 
 
-@pytest.mark.parametrize("path", ["v1/health", "/v1/he alth", "/v1/health HTTP/1.1\r\nX: y\r\n\r\nDELETE /v1/runs/1", "/ü", ""])
+@pytest.mark.parametrize(
+    "path", ["v1/health", "/v1/he alth", "/v1/health HTTP/1.1\r\nX: y\r\n\r\nDELETE /v1/runs/1", "/ü", ""]
+)
 def test_a_path_that_would_be_another_request_is_never_sent(service: Served, path: str) -> None:
     async def asked() -> None:
         async with AsyncClient(service.path, timeout_s=1.0) as client:
             await client.get(path)
 
-    with Client(service.path, timeout_s=1.0) as client, pytest.raises(InvalidRequest, match="is not the path of a route"):
+    with (
+        Client(service.path, timeout_s=1.0) as client,
+        pytest.raises(InvalidRequest, match="is not the path of a route"),
+    ):
         client.get(path)
     with pytest.raises(InvalidRequest, match="is not the path of a route"):
         asyncio.run(asked())
@@ -339,7 +356,9 @@ def test_text_in_the_place_of_bytes_or_a_list_is_refused_with_what_to_write() ->
         assert "['six']" in refused.value.hint
 
 
-@pytest.mark.parametrize("ask", ["recorded", "cancel", "result", "files", "environment", "policy", "template", "remove_environment"])
+@pytest.mark.parametrize(
+    "ask", ["recorded", "cancel", "result", "files", "environment", "policy", "template", "remove_environment"]
+)
 def test_an_empty_name_is_not_asked_for(ask: str) -> None:
     with Client("/nowhere/s") as client, pytest.raises(InvalidRequest, match="is empty"):
         getattr(client, ask)("")

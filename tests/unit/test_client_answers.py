@@ -66,7 +66,9 @@ class Said:
                 return False
             data += more
         head, _, body = data.partition(b"\r\n\r\n")
-        length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0)
+        length = next(
+            (int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0
+        )
         while len(body) < length:
             body += connection.recv(65536)
         self.heads.append(head.decode())
@@ -152,17 +154,34 @@ def test_an_answer_that_can_t_be_read_is_a_clear_error_and_the_next_one_is_right
 @pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_an_error_that_can_t_be_read_is_an_error(client: Any, service: Said, body: bytes, status: int) -> None:
-    service.answers = [said(body, status=status), said(b'{"error": %s}' % (body or b"0"), status=status), said(b'{"n": 1}')]
+    service.answers = [
+        said(body, status=status),
+        said(b'{"error": %s}' % (body or b"0"), status=status),
+        said(b'{"n": 1}'),
+    ]
     for _ in range(2):
         with pytest.raises(SandboxError):
             client.health()
     assert client.get("/a") == {"n": 1}
 
 
-@pytest.mark.parametrize("change", [{"files": [{"name": "x", "content_base64": "!"}]}, {"files": [7]}, {"files": None}, {"stdout": None}, {"outcome": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": [{"name": "x", "content_base64": "!"}]},
+        {"files": [7]},
+        {"files": None},
+        {"stdout": None},
+        {"outcome": 1},
+    ],
+)
 def test_an_answer_of_another_shape_is_a_clear_error(client: Any, service: Said, change: dict[str, Any]) -> None:
     wrong = {**answer_of(RUN, 1), **change}
-    service.answers = [said(json.dumps(wrong).encode()), events(ACCEPTED, {"event": "result", **wrong}), said(b'{"n": 1}')]
+    service.answers = [
+        said(json.dumps(wrong).encode()),
+        events(ACCEPTED, {"event": "result", **wrong}),
+        said(b'{"n": 1}'),
+    ]
     for options in ({}, {"on_event": lambda event: None}):
         with pytest.raises(Internal, match="can't be read"):
             client.run("x", **options)
@@ -177,7 +196,10 @@ FOREIGN = {
     "another run in between": [ACCEPTED, {"event": "accepted", "run_id": OTHER}, RESULT],
     "a run without an id": [{"event": "accepted"}, RESULT],
     "an id that is no text": [{"event": "accepted", "run_id": ["r"]}, RESULT],
-    "an error of another run": [ACCEPTED, {"event": "error", "error": {"code": "queue_full", "message": "", "run_id": OTHER}}],
+    "an error of another run": [
+        ACCEPTED,
+        {"event": "error", "error": {"code": "queue_full", "message": "", "run_id": OTHER}},
+    ],
     "an event without a name": [ACCEPTED, {"run_id": RUN}],
     "an event whose name is no text": [ACCEPTED, {"event": ["result"]}],
     "no object": [ACCEPTED, ["result"]],
@@ -194,7 +216,17 @@ def test_events_that_are_not_of_this_run_are_refused(client: Any, service: Said,
     assert client.get("/a") == {"n": 1}
 
 
-@pytest.mark.parametrize("line", [b"<", DEEP, b'{"event": "result", "result": %s}' % DEEP, b'{"event": "stdout", "text": "\xff"}', b'{"event":', b""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"<",
+        DEEP,
+        b'{"event": "result", "result": %s}' % DEEP,
+        b'{"event": "stdout", "text": "\xff"}',
+        b'{"event":',
+        b"",
+    ],
+)
 def test_a_line_that_can_t_be_read_is_a_clear_error(client: Any, service: Said, line: bytes) -> None:
     service.answers = [streamed(json.dumps(ACCEPTED).encode(), line), said(b'{"n": 1}')]
     with pytest.raises(Internal, match="can't be read"):
@@ -203,7 +235,10 @@ def test_a_line_that_can_t_be_read_is_a_clear_error(client: Any, service: Said, 
 
 
 def test_a_stream_that_ends_in_the_middle_of_a_line_went_away(client: Any, service: Said) -> None:
-    service.answers = [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{"event": "accepted", "run_CUT', said(b'{"n": 1}')]
+    service.answers = [
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{"event": "accepted", "run_CUT',
+        said(b'{"n": 1}'),
+    ]
     with pytest.raises(EngineUnavailable, match="went away"):
         list(client.stream("x"))
     assert client.get("/a") == {"n": 1}
@@ -220,7 +255,9 @@ def test_the_head_and_the_body_of_an_answer_name_the_same_run(client: Any, servi
 @given(answer=st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(lambda data: b"HTTP/1.1 200 OK\r\n" + data), st.binary(max_size=100).map(
     lambda data: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + data), st.binary(max_size=100).map(said)))  # fmt: skip
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_end_in_an_answer_or_a_sandbox_error_and_the_next_call_is_right(client: Any, service: Said, answer: bytes) -> None:
+def test_any_bytes_end_in_an_answer_or_a_sandbox_error_and_the_next_call_is_right(
+    client: Any, service: Said, answer: bytes
+) -> None:
     service.answers = [answer + b"CUT"]
     try:
         client.run("x")
@@ -235,7 +272,12 @@ def test_any_bytes_end_in_an_answer_or_a_sandbox_error_and_the_next_call_is_righ
 
 @pytest.mark.parametrize("name", ["message", "hint", "self", "code"])
 def test_facts_of_an_error_can_t_take_the_place_of_its_words(client: Any, service: Said, name: str) -> None:
-    service.answers = [said(json.dumps({"error": {"code": "not_found", "message": "what", "hint": "do", "facts": {name: 1}}}).encode(), status=404)]
+    service.answers = [
+        said(
+            json.dumps({"error": {"code": "not_found", "message": "what", "hint": "do", "facts": {name: 1}}}).encode(),
+            status=404,
+        )
+    ]
     with pytest.raises(NotFound) as caught:
         client.health()
     assert (caught.value.message, caught.value.hint) == ("what", "do")
@@ -283,8 +325,12 @@ def test_a_run_is_started_and_its_answer_fetched_when_it_is_there(client: Any, s
 # ---- too much at once
 
 
-FULL = said(b'{"error": {"code": "queue_full", "message": "full", "hint": "later", "facts": {"retry_after_s": 0}}}', status=429)
-CONNECTIONS = said(b'{"error": {"code": "queue_full", "message": "connections", "hint": "", "facts": {}}}', status=429, Retry_After="0")
+FULL = said(
+    b'{"error": {"code": "queue_full", "message": "full", "hint": "later", "facts": {"retry_after_s": 0}}}', status=429
+)
+CONNECTIONS = said(
+    b'{"error": {"code": "queue_full", "message": "connections", "hint": "", "facts": {}}}', status=429, Retry_After="0"
+)
 DONE = said(json.dumps(answer_of(RUN, 7)).encode())
 
 
@@ -296,7 +342,12 @@ def test_what_was_refused_for_too_much_is_asked_again_where_that_is_wanted(servi
         assert [event["event"] for event in client.stream("x")] == ["accepted", "result"]
         assert len(service.heads) == 6
         # What has begun is not asked again.
-        service.answers = [events(ACCEPTED, {"event": "error", "error": {"code": "queue_full", "message": "", "facts": {"retry_after_s": 0}}})]
+        service.answers = [
+            events(
+                ACCEPTED,
+                {"event": "error", "error": {"code": "queue_full", "message": "", "facts": {"retry_after_s": 0}}},
+            )
+        ]
         with pytest.raises(QueueFull):
             list(client.stream("x"))
         assert len(service.heads) == 7
@@ -318,10 +369,18 @@ def test_without_being_told_nothing_is_asked_twice_and_never_for_longer_than_tol
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_service_of_another_version_is_told_once(service: Said, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_of_another_version_is_told_once(
+    service: Said, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_base, "_LOGGED", set())
     other = said(b"{}", Server="podman-sandbox-runner/0.0.1")
-    service.answers = [other, other, said(b"{}", Server=f"podman-sandbox-runner/{sandbox.__version__}"), said(b"{}", Server="nginx/1.0"), said(b"{}")]
+    service.answers = [
+        other,
+        other,
+        said(b"{}", Server=f"podman-sandbox-runner/{sandbox.__version__}"),
+        said(b"{}", Server="nginx/1.0"),
+        said(b"{}"),
+    ]
     with caplog.at_level(logging.WARNING), KINDS[kind](service.path) as client:
         for _ in range(5):
             client.health()
@@ -347,11 +406,11 @@ def test_the_client_imports_the_standard_library_alone_and_asyncio_only_when_it_
     import subprocess
     import sys
 
-    code = (
-        "import sys; sys.path.insert(0, '.'); import sandbox.client as c; before = set(sys.modules); c.AsyncClient; print(*before); print(*sys.modules)"
-    )
+    code = "import sys; sys.path.insert(0, '.'); import sandbox.client as c; before = set(sys.modules); c.AsyncClient; print(*before); print(*sys.modules)"
     root = os.path.dirname(os.path.dirname(sandbox.__file__))
-    ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
+    )
     before, after = (set(line.split()) for line in ran.stdout.splitlines())
     assert {name.partition(".")[0] for name in after} - set(sys.stdlib_module_names) == {"sandbox", "__main__"}
     assert "asyncio" not in before

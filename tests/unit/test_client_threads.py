@@ -69,7 +69,9 @@ def asks(client: Any, tag: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("names_requests", [True, False], ids=["checked by id", "by connection alone"])
-def test_many_threads_with_one_client_get_each_its_own_answers(client: Any, service: Echo, names_requests: bool) -> None:
+def test_many_threads_with_one_client_get_each_its_own_answers(
+    client: Any, service: Echo, names_requests: bool
+) -> None:
     service.names_requests = names_requests  # the check must not be what makes it right
 
     def work(number: int) -> Counter[str]:
@@ -102,7 +104,9 @@ def test_after_an_exception_in_the_middle_the_next_answer_is_its_own(service: Ec
     try:
         with Client(service.path, on_other_version=quiet) as client:
             for turn in range(20):
-                service.meanwhile = lambda payload: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                service.meanwhile = lambda payload: signal.pthread_kill(
+                    threading.main_thread().ident or 0, signal.SIGUSR1
+                )
                 with pytest.raises(KeyboardInterrupt):
                     asked_and_waited(client, f"lost {turn}")
                 service.meanwhile = lambda payload: None
@@ -194,7 +198,9 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
             events.close()
             untouched.close()
             more.set()
-            until(lambda: sorted(service.gone) == ["ours", "untouched"])  # although the child lives, which has the connection, too
+            until(
+                lambda: sorted(service.gone) == ["ours", "untouched"]
+            )  # although the child lives, which has the connection, too
         finally:
             more.set()
             os.write(told, b"x")
@@ -222,7 +228,11 @@ def test_break_off_ends_streams_and_calls_of_all_threads_and_the_client_goes_on(
     service.meanwhile = meanwhile
 
     def waits(number: int) -> str:
-        asking = (lambda: client.run("x", payload=number)) if number % 2 else (lambda: list(client.stream("x", payload=number)))
+        asking = (
+            (lambda: client.run("x", payload=number))
+            if number % 2
+            else (lambda: list(client.stream("x", payload=number)))
+        )
         with pytest.raises(EngineUnavailable) as caught:
             asking()
         return str(caught.value)
@@ -258,7 +268,9 @@ def test_close_takes_nobody_s_answer_away_and_leaves_no_connection(client: Any, 
         assert all(future.result(WAIT_S) > 0 for future in working)
 
 
-def test_an_answer_that_names_another_request_is_refused_and_its_connection_not_used_again(service: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_names_another_request_is_refused_and_its_connection_not_used_again(
+    service: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for make in KINDS.values():
         with make(service.path, on_other_version=quiet) as client:
             with monkeypatch.context() as patched:

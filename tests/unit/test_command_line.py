@@ -203,14 +203,21 @@ INTERRUPTED = """if True:
 
 def test_an_interrupt_while_an_object_is_taken_apart_ends_the_command_and_shows_nothing() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=False
+        [sys.executable, "-c", INTERRUPTED],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "taken apart\n", "")
 
 
 def test_what_else_goes_wrong_while_an_object_is_taken_apart_is_shown() -> None:
     code = INTERRUPTED.replace("os.kill(os.getpid(), signal.SIGINT)", "1/0").replace("time.sleep(20)", "sys.exit(3)")
-    ended = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=15, check=False
+    )
     assert ended.returncode == 3
     assert "ZeroDivisionError" in ended.stderr
 

@@ -22,7 +22,13 @@ def on_a_terminal(*command: str, **variables: str) -> str:
     """Return what a command writes to a terminal."""
     ours, theirs = pty.openpty()
     plain = {name: value for name, value in environment().items() if name not in VARIABLES}
-    with subprocess.Popen([*COMMAND, *command], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env={**plain, "TERM": "xterm", **variables}):
+    with subprocess.Popen(
+        [*COMMAND, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**plain, "TERM": "xterm", **variables},
+    ):
         os.close(theirs)
         said = b""
         while True:
@@ -51,7 +57,10 @@ def test_colours_on_a_terminal_are_as_wanted(variables: dict[str, str], coloured
     assert ("\x1b" in said) == coloured
 
 
-@pytest.mark.parametrize(("variables", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)])
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)],
+)
 def test_colours_elsewhere_only_where_they_are_forced(variables: dict[str, str], coloured: bool) -> None:
     plain = {name: value for name, value in environment().items() if name not in VARIABLES}
     assert (RED in sandbox("policy", "show", "absent", env={**plain, **variables}).stderr) == coloured

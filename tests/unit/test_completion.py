@@ -68,7 +68,16 @@ def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path)
     directory = tmp_path / "podman-sandbox-runner"
     directory.mkdir(mode=0o700)
     with contextlib.closing(History(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
-        kept.ended(Row(run_id="1a" * 16, caller=os.getuid(), caller_name="ann", received=time.time(), state="ended", outcome="failed"))
+        kept.ended(
+            Row(
+                run_id="1a" * 16,
+                caller=os.getuid(),
+                caller_name="ann",
+                received=time.time(),
+                state="ended",
+                outcome="failed",
+            )
+        )
     alone = {"XDG_DATA_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "SANDBOX_SOCKET": ""}
     assert offered("sandbox logs ", **alone) == ["1a" * 6]
     assert offered("sandbox stop ", **alone) == []
@@ -84,8 +93,18 @@ def test_environments_are_offered_by_the_beginning_of_their_id(tmp_path: Path) -
         assert offered(f"sandbox env {command} ", XDG_DATA_HOME=str(tmp_path)) == ["2b" * 6]
 
 
-@pytest.mark.parametrize("typed", ["sandbox logs ", "sandbox stop ", "sandbox nothing ", "sandbox run 'open", "sandbox --debug logs f"])
-@pytest.mark.parametrize("variables", [{}, {"SANDBOX_CONFIG": "/nope"}, {"SANDBOX_SOCKET": "/" + "x" * 200}, {"HOME": "/nope", "XDG_RUNTIME_DIR": "/nope"}])
+@pytest.mark.parametrize(
+    "typed", ["sandbox logs ", "sandbox stop ", "sandbox nothing ", "sandbox run 'open", "sandbox --debug logs f"]
+)
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SANDBOX_CONFIG": "/nope"},
+        {"SANDBOX_SOCKET": "/" + "x" * 200},
+        {"HOME": "/nope", "XDG_RUNTIME_DIR": "/nope"},
+    ],
+)
 def test_what_can_t_be_had_is_not_offered_and_nothing_is_said(typed: str, variables: dict[str, str]) -> None:
     words = typed.replace("'", "")
     assert offered(words, **variables) in ([], sorted(COMMANDS))
@@ -102,14 +121,21 @@ def test_each_shell_gets_a_script_that_asks_this_command(shell: str) -> None:
     text = source(shell, cli)
     assert f"_SANDBOX_COMPLETE={shell}_complete" in text
     assert text.endswith("\n")
-    printed = subprocess.run([*COMMAND, "completion", shell], capture_output=True, text=True, timeout=TIMEOUT_S, check=True, env=environment()).stdout
+    printed = subprocess.run(
+        [*COMMAND, "completion", shell],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+        env=environment(),
+    ).stdout
     assert printed == text
 
 
 def test_bash_completes_with_the_script_that_is_printed(tmp_path: Path) -> None:
     """The whole way, in bash itself."""
     command = tmp_path / "sandbox"
-    command.write_text(f"#!/bin/sh\nexec {shlex.join(COMMAND)} \"$@\"\n")
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     command.chmod(0o755)
     (tmp_path / "completion").write_text(source("bash", cli))
     script = f"""

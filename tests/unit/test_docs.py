@@ -171,7 +171,9 @@ def test_every_setting_has_its_default_its_range_and_its_meaning(key: str) -> No
     expected, default, meaning = rows("docs/service.md", "Settings")[key]
     assert meaning == KEYS[key].description
     assert len(expected) > 5
-    bounds = [limit for rule in KEYS[key].metadata if (limit := getattr(rule, "ge", getattr(rule, "le", None))) is not None]
+    bounds = [
+        limit for rule in KEYS[key].metadata if (limit := getattr(rule, "ge", getattr(rule, "le", None))) is not None
+    ]
     assert all(f"{bound:.12g}" in expected for bound in bounds)
     value = ServiceConfig().model_dump(mode="json")[key.partition(".")[0]][key.partition(".")[2]]
     if not KEYS[key].default_factory:
@@ -180,7 +182,13 @@ def test_every_setting_has_its_default_its_range_and_its_meaning(key: str) -> No
 
 def test_where_settings_come_from_is_told() -> None:
     part = TEXTS["docs/service.md"].split("\n## Settings\n", 1)[1].split("\n## ", 1)[0]
-    for name in ("--config", "$SANDBOX_CONFIG", "/etc/podman-sandbox-runner/service.toml", "SANDBOX_SECTION__KEY", variable_of("queue.running")):
+    for name in (
+        "--config",
+        "$SANDBOX_CONFIG",
+        "/etc/podman-sandbox-runner/service.toml",
+        "SANDBOX_SECTION__KEY",
+        variable_of("queue.running"),
+    ):
         assert name in part
 
 
@@ -236,7 +244,9 @@ def test_the_page_on_architecture_lists_the_packages_in_the_order_that_holds() -
     text = TEXTS["docs/architecture.md"]
     table = text.split("## The packages", 1)[1].split("\n## ", 1)[0]
     listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    there = {path.stem for path in (ROOT / "sandbox").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    there = {
+        path.stem for path in (ROOT / "sandbox").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
     assert set(listed) == there - {"__init__", "__main__"}
     layers = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     assert layers is not None
@@ -252,7 +262,8 @@ def test_each_package_says_what_it_is_for_and_where_to_begin() -> None:
     silent = {
         path.parent.name: missing
         for path in packages
-        if (missing := [word for word in ("Import", "Read `") if word not in path.read_text()]) and path.parent.name != "templates"
+        if (missing := [word for word in ("Import", "Read `") if word not in path.read_text()])
+        and path.parent.name != "templates"
     }
     assert silent == {}
 

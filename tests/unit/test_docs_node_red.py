@@ -51,7 +51,11 @@ def test_the_directories_of_tmpfiles_are_as_the_service_asks_for_them(tmp_path: 
         (root / "etc/passwd").write_text(f"sandbox:x:{os.getuid()}:{os.getgid()}::/:/bin/sh\n")
         (root / "etc/group").write_text(f"sandbox:x:{os.getgid()}:\nnodered:x:{os.getgid()}:\n")
         done = subprocess.run(
-            [program, "--create", f"--root={root}", str(DOCS / "deploy/tmpfiles.conf")], capture_output=True, text=True, timeout=60, check=False
+            [program, "--create", f"--root={root}", str(DOCS / "deploy/tmpfiles.conf")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         import grp
@@ -70,13 +74,22 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     program = shutil.which("systemd-analyze")
     assert program, "systemd-analyze is missing: scripts/setup --dev installs systemd"
     unit = tmp_path / "podman-sandbox-runner.service"
-    unit.write_text((DOCS / "deploy/podman-sandbox-runner.service").read_text().replace("/usr/local/bin/sandbox", sys.executable))
+    unit.write_text(
+        (DOCS / "deploy/podman-sandbox-runner.service").read_text().replace("/usr/local/bin/sandbox", sys.executable)
+    )
     home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run([program, "verify", "--user", str(unit)], capture_output=True, text=True, timeout=60, check=False, env=home)
+    done = subprocess.run(
+        [program, "verify", "--user", str(unit)], capture_output=True, text=True, timeout=60, check=False, env=home
+    )
     assert (done.returncode, done.stderr.strip()) == (0, "")
     # The control: it looks.
     unit.write_text(unit.read_text().replace("Type=notify", "Type=nonsense"))
-    assert "nonsense" in subprocess.run([program, "verify", "--user", str(unit)], capture_output=True, text=True, timeout=60, check=False, env=home).stderr
+    assert (
+        "nonsense"
+        in subprocess.run(
+            [program, "verify", "--user", str(unit)], capture_output=True, text=True, timeout=60, check=False, env=home
+        ).stderr
+    )
 
 
 @pytest.mark.parametrize("code", ["ENOENT", "retry-after", "wait_for_end", "content_base64"])

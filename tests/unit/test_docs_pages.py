@@ -61,7 +61,9 @@ def test_each_command_that_fails_is_told_and_the_rest_goes_on(tmp_path: Path) ->
     for block in wanted:
         (tmp_path / f"{block.line}.py").write_text(block.text)
     (tmp_path / "page.sh").write_text(script(wanted, str(tmp_path)))
-    done = subprocess.run("bash page.sh 9>failed", shell=True, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        "bash page.sh 9>failed", shell=True, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True
+    )
     told = [line.split("\t") for line in (tmp_path / "failed").read_text().splitlines()]
     assert done.stdout.endswith(f"{END}\n")
     assert {(status, block) for status, block, _ in told} == {("1", "page.md:4"), ("3", "page.md:25")}
@@ -77,5 +79,7 @@ def test_every_block_of_a_page_says_what_it_is() -> None:
 
 def test_a_block_that_breaks_the_script_off_is_noticed(tmp_path: Path) -> None:
     broken = [block for block in blocks_of("page's", "```sh\necho 'open\n```\n```sh\ntrue\n```\n") if block.followed]
-    done = subprocess.run(["bash", "-c", script(broken, "/")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script(broken, "/")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+    )
     assert not done.stdout.endswith(f"{END}\n")

@@ -119,9 +119,12 @@ def test_a_profile_of_one_s_own_takes_a_policy_that_extends_none(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("file_mode", "directory_mode", "trusted"), [(0o644, 0o755, True), (0o646, 0o755, False), (0o644, 0o777, False), (0o644, 0o1777, True)]
+    ("file_mode", "directory_mode", "trusted"),
+    [(0o644, 0o755, True), (0o646, 0o755, False), (0o644, 0o777, False), (0o644, 0o1777, True)],
 )
-def test_who_may_write_a_policy_is_as_the_text_has_it(tmp_path: Path, file_mode: int, directory_mode: int, trusted: bool) -> None:
+def test_who_may_write_a_policy_is_as_the_text_has_it(
+    tmp_path: Path, file_mode: int, directory_mode: int, trusted: bool
+) -> None:
     place = tmp_path / "policies"
     place.mkdir()
     (place / "mine.toml").write_text('extends = "default"\n')

@@ -39,7 +39,9 @@ def file(name: str, body: bytes = b"x") -> Entry:
     return (Kind.FILE, name, body)
 
 
-def image_of(trees: list[tuple[str, Path]], archive: Path, base: ImageRecord | None = None, **changes: Any) -> WrittenImage:
+def image_of(
+    trees: list[tuple[str, Path]], archive: Path, base: ImageRecord | None = None, **changes: Any
+) -> WrittenImage:
     """Write the image of these trees on the fake engine's base."""
     known = base or FakeEngine().image(BASE)
     asked: dict[str, Any] = {"name": NAME, "labels": LABELS, "created": CREATED, **changes}
@@ -169,7 +171,10 @@ def test_an_image_that_can_not_be_written_is_a_failed_build_with_the_place_and_l
     assert image_of([("numpy", tree)], target).id == written.id
     limit = int(target.stat().st_size * share)
     target.unlink()
-    with file_size_limit(limit), pytest.raises(BuildFailed, match=rf"can't be written to {target}: File too large") as caught:
+    with (
+        file_size_limit(limit),
+        pytest.raises(BuildFailed, match=rf"can't be written to {target}: File too large") as caught,
+    ):
         image_of([("numpy", tree)], target)
     assert str(tmp_path) in caught.value.hint
     assert not target.exists()
@@ -226,7 +231,9 @@ def test_the_image_follows_from_the_files_not_from_which_package_brought_them(tm
 
 
 def test_many_large_directories_take_a_bounded_number_of_layers(tmp_path: Path) -> None:
-    trees = [stored(tmp_path / f"p{number}.tree", file(f"p{number}/x", bytes(8 << 20))) for number in range(MAX_LAYERS + 3)]
+    trees = [
+        stored(tmp_path / f"p{number}.tree", file(f"p{number}/x", bytes(8 << 20))) for number in range(MAX_LAYERS + 3)
+    ]
     layers = layers_of(image_of(trees, tmp_path / "image.tar"))
     assert len(layers) == MAX_LAYERS
     names = [name for layer in layers for name in members(layer)]
@@ -238,7 +245,10 @@ def test_every_layer_of_ours_is_named_by_its_hash_and_the_bases_layers_are_only_
     told = archives.manifest(found)
     assert set(found) == {told["Config"], "manifest.json", *told["Layers"]}
     assert archives.sha256(found[told["Config"]]) == written.id
-    assert written.layers == (*FakeEngine().image(BASE).layers, *(f"sha256:{archives.sha256(one)}" for one in layers_of(written)))
+    assert written.layers == (
+        *FakeEngine().image(BASE).layers,
+        *(f"sha256:{archives.sha256(one)}" for one in layers_of(written)),
+    )
     assert not any(found["base-0.tar"])
     assert told["RepoTags"] == [NAME] == [written.name]
 

@@ -451,20 +451,31 @@ NAMES = [
     "[x].py", "-", ".", "app", "\u202e", "a\nb", "a\0b", "x" * 300,
 ]  # fmt: skip
 FAILS = "def f(number):\n    return 1 / number  # mine\n\nf(0)"
-IN_A_THREAD = FAILS.replace("f(0)", "import threading\nthread = threading.Thread(target=f, args=(0,))\nthread.start()\nthread.join()\nresult = 1")
+IN_A_THREAD = FAILS.replace(
+    "f(0)",
+    "import threading\nthread = threading.Thread(target=f, args=(0,))\nthread.start()\nthread.join()\nresult = 1",
+)
 UNRAISABLE = "class C:\n    def __del__(self):\n        1 / 0  # mine\n\nC()\nresult = 1"
 WARNS = "import warnings\n\nwarnings.warn('careful')  # mine\nresult = 1"
 LATE = "\n\ndef f(x, x): pass  # mine"
 
 
 @pytest.mark.parametrize("name", [*NAMES, os.path.abspath(json.decoder.__file__), "THE HARNESS", "PIPE", "FILE"])
-@pytest.mark.parametrize("code", [FAILS, IN_A_THREAD, UNRAISABLE, WARNS, LATE, "x = 1 is 1  # mine\nresult = 1", "x = ((  # mine"])
-def test_whatever_a_program_is_called_the_lines_that_are_shown_are_its_own(code: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "code", [FAILS, IN_A_THREAD, UNRAISABLE, WARNS, LATE, "x = 1 is 1  # mine\nresult = 1", "x = ((  # mine"]
+)
+def test_whatever_a_program_is_called_the_lines_that_are_shown_are_its_own(
+    code: str, name: str, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file.py").write_text(FILE)
     collector = Collector(LIMITS)
     with started_harness() as process:
-        given = {"THE HARNESS": process.app.parent / "lib/harness.py", "PIPE": tmp_path / "pipe", "FILE": tmp_path / "file.py"}
+        given = {
+            "THE HARNESS": process.app.parent / "lib/harness.py",
+            "PIPE": tmp_path / "pipe",
+            "FILE": tmp_path / "file.py",
+        }
         process.send_job(code, filename=str(given.get(name, name)))
         for kind, body in process.frames_until_quit():
             collector.feed(kind, body)
@@ -479,13 +490,17 @@ def test_whatever_a_program_is_called_the_lines_that_are_shown_are_its_own(code:
 
 
 def test_files_of_the_program_s_name_are_not_taken_for_the_program() -> None:
-    done = run("open('script.py', 'w').write('not\\nthis\\nline\\n' * 9)\n" + IN_A_THREAD, files={"script.py": FILE.encode()})
+    done = run(
+        "open('script.py', 'w').write('not\\nthis\\nline\\n' * 9)\n" + IN_A_THREAD, files={"script.py": FILE.encode()}
+    )
     assert b"# mine" in done.stderr
     assert b"not" not in done.stderr
     assert b"another file" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["/dev/zero", "PIPE", "/proc/self/environ", "/etc/passwd", "<x>", "nowhere.py", "LARGE.py"])
+@pytest.mark.parametrize(
+    "name", ["/dev/zero", "PIPE", "/proc/self/environ", "/etc/passwd", "<x>", "nowhere.py", "LARGE.py"]
+)
 def test_code_that_a_program_calls_after_a_file_has_no_line_of_it_shown(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large.py").write_bytes(b"# another file\n" * (MAX_SOURCE_BYTES // 15 + 1))

@@ -221,7 +221,10 @@ def test_an_import_that_leaves_something_running_is_named(library: Library, text
 
 
 def test_an_import_that_forks_comes_back_once(library: Library) -> None:
-    library(twice="import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)", fails="import os\nif not os.fork(): raise OSError\nos.wait()")
+    library(
+        twice="import os\npid = os.fork()\nif pid: os.waitpid(pid, 0)",
+        fails="import os\nif not os.fork(): raise OSError\nos.wait()",
+    )
     done = run_preloaded("import twice; result = twice.pid > 0", "twice", "fails")
     assert done.ready.preloaded == ["twice", "fails"]
     assert done.result

@@ -536,7 +536,10 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes_too(path: Path, mo
         for number in range(history.WAITING_WHOLE * 4):
             kept.ended(run(number, output=output(1_000), payload="p"))
         waiting = list(kept._writer._pending.values())
-        assert sum(any(isinstance(value, str) and len(value) > 900 for value in values) for values in waiting) <= 2 * history.WAITING_WHOLE
+        assert (
+            sum(any(isinstance(value, str) and len(value) > 900 for value in values) for values in waiting)
+            <= 2 * history.WAITING_WHOLE
+        )
         other.execute("COMMIT")
         assert kept.flush(60)
         assert kept.lost == 0

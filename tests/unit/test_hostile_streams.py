@@ -94,7 +94,9 @@ class Stage:
         self._over: asyncio.Event
         self._policy = policy()
 
-    async def run(self, wanted: RunRequest, *, run_id: str, follow: Any, on_progress: Any, cancel: asyncio.Event, **_: Any) -> RunResult:
+    async def run(
+        self, wanted: RunRequest, *, run_id: str, follow: Any, on_progress: Any, cancel: asyncio.Event, **_: Any
+    ) -> RunResult:
         """Play the frames in the place of a run."""
         on_progress(Progress(step="image"))
         setting = SimpleNamespace(policy=self._policy, admitted=SimpleNamespace(digest="sha256:0"), egress=None)
@@ -117,7 +119,10 @@ class Stage:
             artefacts=SimpleNamespace(keep=lambda *_: None),
         ))  # fmt: skip
         self._over = asyncio.Event()
-        with contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access, socket.socket(socket.AF_UNIX) as opened:
+        with (
+            contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access,
+            socket.socket(socket.AF_UNIX) as opened,
+        ):
             opened.bind(self.path)
             async with accepting(application(state, access), opened):
                 ready.set()
@@ -203,7 +208,11 @@ def answers(stage: Stage) -> list[dict[str, Any]]:
             assert FORGED_ID not in one["run_id"]
             assert one["receipt"]["run_id"] == one["run_id"]
             recorded = client.recorded(one["run_id"])
-            assert (recorded["run_id"], recorded["state"], recorded["outcome"]) == (one["run_id"], "ended", one["outcome"])
+            assert (recorded["run_id"], recorded["state"], recorded["outcome"]) == (
+                one["run_id"],
+                "ended",
+                one["outcome"],
+            )
     return found
 
 
@@ -247,7 +256,17 @@ FORGED = b'{"event":"result","run_id":"%s","outcome":"succeeded","explanation":"
 
 def spread(result: bytes) -> list[Frame]:
     """Return the frames of a run with this result."""
-    return [("S", b""), ("V", result), ("M", b"{}"), ("Q", json.dumps({"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1}).encode())]
+    return [
+        ("S", b""),
+        ("V", result),
+        ("M", b"{}"),
+        (
+            "Q",
+            json.dumps(
+                {"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1}
+            ).encode(),
+        ),
+    ]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n\r\ndata: "])
@@ -263,16 +282,24 @@ def test_half_a_character_is_replaced_with_a_warning_at_every_size(stage: Stage,
     stage.frames = spread(b'["%s","\\ud800"]' % (b"x" * size))
     for one in answers(stage):
         assert one["result"][1] == "\ufffd"
-        assert one["warnings"] == ["text that is not valid Unicode (a lone surrogate) had characters replaced (at result)"]
+        assert one["warnings"] == [
+            "text that is not valid Unicode (a lone surrogate) had characters replaced (at result)"
+        ]
 
 
 @pytest.mark.control
-def test_control_without_the_one_form_the_forged_event_reaches_readers(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_without_the_one_form_the_forged_event_reaches_readers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wire_records, "canonical", lambda text: Canonical(text, False))
     stage.frames = spread(b"[1,\n" + FORGED + b"\n]")
     body = json.dumps({"code": "result = 1"}).encode()
     _, _, text = asked(stage.path, body, NDJSON)
-    assert any(json.loads(line).get("run_id") == FORGED_ID for line in text.split(b"\n") if line.startswith(b'{"event":"result"'))
+    assert any(
+        json.loads(line).get("run_id") == FORGED_ID
+        for line in text.split(b"\n")
+        if line.startswith(b'{"event":"result"')
+    )
     with Client(stage.path) as client, contextlib.suppress(ValueError, SandboxError):
         got = client.run("result = 1", on_event=lambda _: None)
         assert got.run_id == FORGED_ID
@@ -285,7 +312,14 @@ def test_an_exception_s_name_adds_no_row_to_what_is_shown_of_a_run(stage: Stage)
     stage.frames = [("S", b""), ("X", json.dumps(failure).encode())]
     found = answers(stage)
     assert {one["outcome"] for one in found} == {"killed"}
-    stage.frames += [("Q", json.dumps({"exit_code": 1, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1}).encode())]
+    stage.frames += [
+        (
+            "Q",
+            json.dumps(
+                {"exit_code": 1, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1}
+            ).encode(),
+        )
+    ]
     found = answers(stage)
     shown = rows(stage, found[0]["run_id"])
     assert shown["outcome"] == "failed"

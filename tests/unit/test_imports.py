@@ -90,7 +90,23 @@ def test_any_text_gives_names_that_may_be_preloaded(code: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "a.", ".a", "a..b", "a-b", "1a", "a b", "a\n", "ä", "os;print(1)", "a'b", '"', "a" * 101, "__import__('os')"],
+    [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "a-b",
+        "1a",
+        "a b",
+        "a\n",
+        "ä",
+        "os;print(1)",
+        "a'b",
+        '"',
+        "a" * 101,
+        "__import__('os')",
+    ],
 )
 def test_only_names_of_modules_are_preloaded(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:

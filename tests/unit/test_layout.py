@@ -161,7 +161,11 @@ def test_a_wrong_import_in_any_package_breaks_the_order(tmp_path: Path) -> None:
     copy = tmp_path / "sandbox"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    below = [path for path in copy.iterdir() if path.name not in ("cli", "__main__.py", "__init__.py", "py.typed", "_policies")]
+    below = [
+        path
+        for path in copy.iterdir()
+        if path.name not in ("cli", "__main__.py", "__init__.py", "py.typed", "_policies")
+    ]
     for path in below:
         with (path / "__init__.py" if path.is_dir() else path).open("a") as file:
             file.write("\nimport sandbox.cli.main\n")

@@ -265,7 +265,12 @@ def test_hashes_for_other_versions_do_not_count() -> None:
 
 def test_of_several_files_one_with_an_allowed_hash_is_taken() -> None:
     c = "c" * 64
-    both = package("six", "1.17.0", wheel("six-1.17.0-cp311-cp311-linux_x86_64.whl", sha256=A), wheel("six-1.17.0-py3-none-any.whl", sha256=c))
+    both = package(
+        "six",
+        "1.17.0",
+        wheel("six-1.17.0-cp311-cp311-linux_x86_64.whl", sha256=A),
+        wheel("six-1.17.0-py3-none-any.whl", sha256=c),
+    )
     assert locked(both).packages[0].file.sha256 == A
     assert locked(both, requirements=(f"six --hash=sha256:{c}",)).packages[0].file.sha256 == c
 
@@ -308,7 +313,12 @@ def test_the_hash_is_of_the_files_not_of_the_mirror() -> None:
 
 
 def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
-    asked = (f"numpy>=2 --hash=sha256:{A}", 'tomli; python_version < "3.11"', f"six --hash=sha256:{B}", f"x --hash=sha256:{B}")
+    asked = (
+        f"numpy>=2 --hash=sha256:{A}",
+        'tomli; python_version < "3.11"',
+        f"six --hash=sha256:{B}",
+        f"x --hash=sha256:{B}",
+    )
     source = package("x", "1.0", sdist="x-1.0.tar.gz")
     lock = locked(NUMPY, SIX, source, requirements=asked, allow_sdists=True)
     text = lock.as_toml()
@@ -322,7 +332,11 @@ def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (B, "c" * 64, r"pylock\.toml:\d+: the lock was changed after it was made: the package six 1\.17\.0 is not the one"),
+        (
+            B,
+            "c" * 64,
+            r"pylock\.toml:\d+: the lock was changed after it was made: the package six 1\.17\.0 is not the one",
+        ),
         ('requirements = [\n    "numpy",', 'requirements = [\n    "numpy<2",', "the lock was changed"),
         ('python = "3.11"', 'python = "3.12"', "the lock was changed"),
         ('python = "3.11"', 'python = "2.7"', "python: "),

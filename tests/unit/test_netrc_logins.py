@@ -23,7 +23,9 @@ def urls(home: Path, url: str = "https://index.test/simple", **environ: str) -> 
 def test_the_login_of_an_index_is_read_from_netrc_as_pip_reads_it(home: Path) -> None:
     assert urls(home) == ("https://ada:s3cret%2F%3A%40@index.test/simple",)
     assert urls(home, "https://index.test:8443/simple") == ("https://ada:s3cret%2F%3A%40@index.test:8443/simple",)
-    links = read_index({"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "https://index.test/all", "PIP_NO_INDEX": "1"}, home, home)
+    links = read_index(
+        {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "https://index.test/all", "PIP_NO_INDEX": "1"}, home, home
+    )
     assert links.find_links == ("https://ada:s3cret%2F%3A%40@index.test/all",)
 
 

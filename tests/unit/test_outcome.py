@@ -59,7 +59,10 @@ def test_only_success_exits_with_0_and_no_two_outcomes_share_a_status() -> None:
 
 def test_too_much_of_what_the_kernel_holds_is_named() -> None:
     seen = Evidence(memory_exceeded=True, memory_excess="more than 8,192 file locks at a time")
-    assert decide(seen, policy())[1] == "the program needed more than 8,192 file locks at a time, which take memory of the kernel"
+    assert (
+        decide(seen, policy())[1]
+        == "the program needed more than 8,192 file locks at a time, which take memory of the kernel"
+    )
 
 
 def test_explanations_name_the_limit_and_the_key() -> None:

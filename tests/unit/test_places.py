@@ -36,7 +36,9 @@ def variants(tmp_path: Path) -> dict[str, str | None]:
             "link": str(tmp_path / "link"), "of another user": "/" if os.getuid() else "/nonexistent"}  # fmt: skip
 
 
-def test_whatever_is_no_runtime_directory_of_this_user_counts_as_none(usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_is_no_runtime_directory_of_this_user_counts_as_none(
+    usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in variants(tmp_path).items():
         if value is None:
             monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -53,7 +55,9 @@ def test_a_directory_of_this_user_is_taken(usual: Path, tmp_path: Path, monkeypa
     assert places.user_runtime_dir() == named
 
 
-def test_without_any_a_private_one_is_made_which_clients_find_too(usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_a_private_one_is_made_which_clients_find_too(
+    usual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usual.rmdir()
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     made = tmp_path / "shared" / f"podman-sandbox-runner-{os.getuid()}"

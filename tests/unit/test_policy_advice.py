@@ -53,7 +53,9 @@ def test_what_a_shipped_policy_keeps_closed_is_opened_by_a_copy_of_ones_own(
         (home / "seccomp").mkdir(parents=True)
         (home / "seccomp/mine.json").write_bytes((shipped_directory() / "seccomp/python.json").read_bytes())
     said = advice(child)
-    steps = re.search(r"make a base of your own: (.*); then write (extends = \S+) in the place of (extends = \S+)$", said)
+    steps = re.search(
+        r"make a base of your own: (.*); then write (extends = \S+) in the place of (extends = \S+)$", said
+    )
     assert steps, said
     for command in steps[1].split("; "):
         subprocess.run(["sh", "-c", command], check=True, timeout=60)

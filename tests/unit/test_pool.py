@@ -292,7 +292,9 @@ async def test_closing_leaves_nothing_also_of_what_was_being_started(world: Worl
 
 
 @trial
-async def test_modules_are_preloaded_ahead_of_need_only_and_those_that_can_not_be_are_not_tried_again(world: World) -> None:
+async def test_modules_are_preloaded_ahead_of_need_only_and_those_that_can_not_be_are_not_tried_again(
+    world: World,
+) -> None:
     kind = cast("Setting", Kind("a", preload=("numpy", "absent")))
     async with world.pool() as pool:
         async with pool.source(kind, "first"):

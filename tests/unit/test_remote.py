@@ -53,7 +53,9 @@ def test_a_socket_of_ours_that_refuses_us_at_the_usual_place_is_an_error(usual: 
 
 
 @pytest.mark.parametrize("options", [{"no_service": True}, {"policy": "./mine.toml"}, {"policy": "mine.toml"}])
-def test_what_keeps_a_run_here_keeps_it_here_also_where_a_service_is_named(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
+def test_what_keeps_a_run_here_keeps_it_here_also_where_a_service_is_named(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
     monkeypatch.setenv("SANDBOX_SOCKET", "/nope")
     assert service_for({**OPTIONS, **options}, []) is None
     with pytest.raises(NoService):

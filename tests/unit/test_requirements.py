@@ -126,7 +126,11 @@ def test_control_characters_are_refused(char: str) -> None:
 def test_size_and_number_are_bounded() -> None:
     many = "\n".join(f"library-{number}" for number in range(MAX_REQUIREMENTS))
     assert len(parse_libraries(many)) == MAX_REQUIREMENTS
-    for text, reason in ((f"{many}\none-more", "more than 1000"), ("x" * 201, "200 characters"), ("#" * 1_100_000, "KiB")):
+    for text, reason in (
+        (f"{many}\none-more", "more than 1000"),
+        ("x" * 201, "200 characters"),
+        ("#" * 1_100_000, "KiB"),
+    ):
         with pytest.raises(InvalidRequest, match=reason):
             parse_libraries(text)
 
@@ -140,7 +144,9 @@ def test_a_field_takes_the_hashes_of_a_file() -> None:
     assert parse_libraries("\n".join(once)) == parse_requirements_txt("\n".join(once)) == once
 
 
-@pytest.mark.parametrize("option", ["--hash=md5:0123", f"--hash=sha256:{A}0", "--hash=", "--index-url=https://example.org/simple"])
+@pytest.mark.parametrize(
+    "option", ["--hash=md5:0123", f"--hash=sha256:{A}0", "--hash=", "--index-url=https://example.org/simple"]
+)
 def test_a_field_takes_no_other_option(option: str) -> None:
     with pytest.raises(InvalidRequest, match="libraries, line 1: the option"):
         parse_libraries(f"six {option}")
@@ -165,7 +171,11 @@ def test_another_file_is_included_where_files_can_be_read(line: str) -> None:
     assert asked == ["other.txt"]
 
 
-UV = ('sources = { six = { index = "own" } }', 'exclude-newer = "2020-01-01"', '[[tool.uv.index]]\nurl = "https://own.test/simple"')
+UV = (
+    'sources = { six = { index = "own" } }',
+    'exclude-newer = "2020-01-01"',
+    '[[tool.uv.index]]\nurl = "https://own.test/simple"',
+)
 
 
 @pytest.mark.parametrize("choice", [*UV, "[tool.uv.sources]\nsix = {}", "[tool.uv.pip]\nno-index = true"])

@@ -51,10 +51,15 @@ def test_processes_are_looked_through(tmp_path: Path) -> None:
         (tmp_path / pid / "cmdline").write_text("".join(f"{word}\0" for word in words))
         (tmp_path / pid / "cgroup").write_text("0::/\n")
     (tmp_path / "19").mkdir()  # it has ended meanwhile
-    (tmp_path / "17" / "environ").write_bytes(b"HOME=/h\0SANDBOX_SOCKET__PATH=/a b/s\0SANDBOX_SOCKET=/c\0TOKEN=x\0SANDBOX_CONFIG=/e.toml\0odd\0")
+    (tmp_path / "17" / "environ").write_bytes(
+        b"HOME=/h\0SANDBOX_SOCKET__PATH=/a b/s\0SANDBOX_SOCKET=/c\0TOKEN=x\0SANDBOX_CONFIG=/e.toml\0odd\0"
+    )
     (found,) = running.services(PREFIX, proc=tmp_path)
     assert (found.pid, found.describe()) == (17, "process 17")
-    assert found.by_hand() == "kill 17; tail --pid=17 -f /dev/null; SANDBOX_CONFIG=/e.toml SANDBOX_SOCKET__PATH='/a b/s' sandbox serve &"
+    assert (
+        found.by_hand()
+        == "kill 17; tail --pid=17 -f /dev/null; SANDBOX_CONFIG=/e.toml SANDBOX_SOCKET__PATH='/a b/s' sandbox serve &"
+    )
     (tmp_path / "17" / "environ").unlink()  # somebody else's
     (found,) = running.services(PREFIX, proc=tmp_path)
     assert found.by_hand() == "kill 17; tail --pid=17 -f /dev/null; sandbox serve &"

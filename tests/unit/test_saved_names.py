@@ -45,7 +45,17 @@ def test_names_that_programs_act_upon_are_not(name: str, why: str) -> None:
 
 
 def test_names_that_a_file_system_may_take_for_one_stay_two() -> None:
-    names = ["A.csv", "a.csv", "é.csv", "e\u0301.csv", "straße.csv", "STRASSE.csv", "a*.csv", "a?.csv", "saved-a_.csv.saved"]
+    names = [
+        "A.csv",
+        "a.csv",
+        "é.csv",
+        "e\u0301.csv",
+        "straße.csv",
+        "STRASSE.csv",
+        "a*.csv",
+        "a?.csv",
+        "saved-a_.csv.saved",
+    ]
     kept = [one.name for one in kept_names(names)]
     assert kept[0] == "A.csv"
     assert kept[1] == "saved-a.csv.saved"
@@ -53,8 +63,12 @@ def test_names_that_a_file_system_may_take_for_one_stay_two() -> None:
     assert [one.name for one in kept_names(names, as_they_are=True)] == names
 
 
-@pytest.mark.parametrize("name", [lambda n: chr(0x2500 + n), lambda n: "*" + "a" * 250 + chr(0x4E00 + n)], ids=["short", "long"])
-def test_thousands_of_names_that_would_be_alike_are_told_apart_in_steps_in_proportion(monkeypatch: pytest.MonkeyPatch, name: Callable[[int], str]) -> None:
+@pytest.mark.parametrize(
+    "name", [lambda n: chr(0x2500 + n), lambda n: "*" + "a" * 250 + chr(0x4E00 + n)], ids=["short", "long"]
+)
+def test_thousands_of_names_that_would_be_alike_are_told_apart_in_steps_in_proportion(
+    monkeypatch: pytest.MonkeyPatch, name: Callable[[int], str]
+) -> None:
     calls: list[str] = []
 
     def counted(text: str) -> str:
@@ -67,7 +81,9 @@ def test_thousands_of_names_that_would_be_alike_are_told_apart_in_steps_in_propo
     assert len(calls) <= 4 * 500
 
 
-@given(st.lists(st.text(min_size=1, max_size=300).filter(lambda name: name_problem(name) is None), max_size=8, unique=True))
+@given(
+    st.lists(st.text(min_size=1, max_size=300).filter(lambda name: name_problem(name) is None), max_size=8, unique=True)
+)
 def test_whatever_the_names_are_the_kept_ones_are_plain_distinct_and_fit(names: list[str]) -> None:
     kept = [one.name for one in kept_names(names)]
     assert len({unicodedata.normalize("NFKD", name).casefold() for name in kept}) == len(names)

@@ -55,13 +55,20 @@ def test_a_secret_is_masked_in_every_usual_form(form: str, secret: str) -> None:
 
 
 def test_each_line_of_a_secret_with_lines_is_masked_and_what_is_stripped() -> None:
-    masked = Mask(["-----BEGIN\nMIIEvAIBADAN\nBgkqhkiG9w0B\n", "  token-of-mine \n"]).text("line MIIEvAIBADAN\nline BgkqhkiG9w0B; token-of-mine;")
+    masked = Mask(["-----BEGIN\nMIIEvAIBADAN\nBgkqhkiG9w0B\n", "  token-of-mine \n"]).text(
+        "line MIIEvAIBADAN\nline BgkqhkiG9w0B; token-of-mine;"
+    )
     assert masked == f"line {MARK}\nline {MARK}; {MARK};"
 
 
 @pytest.mark.parametrize(
     "secret",
-    ["x" * (MAX_CHARS + 1), "\n".join(f"{n:08}" for n in range(2_000)), "\n".join(f"\x01'\"\\é{n}" * 20 for n in range(200)), "".join(map(chr, range(256, 25_000)))],
+    [
+        "x" * (MAX_CHARS + 1),
+        "\n".join(f"{n:08}" for n in range(2_000)),
+        "\n".join(f"\x01'\"\\é{n}" * 20 for n in range(200)),
+        "".join(map(chr, range(256, 25_000))),
+    ],
 )
 def test_what_it_costs_to_look_for_a_secret_is_bounded_and_what_can_t_be_looked_for_leaves_nothing(secret: str) -> None:
     mask = Mask([secret])
@@ -80,7 +87,12 @@ def test_secrets_that_are_nearly_everywhere_leave_nothing_and_take_no_time() -> 
     mask = Mask(["a" * length for length in range(1, 250)])
     assert mask._forms, "all are looked for"
     began = time.process_time()
-    for masked in (mask.text("a" * 65_536), mask.end("a" * 65_536, 9_000), mask.beginning("a" * 65_536, 9_000), *mask.each(["a" * 65_536])):
+    for masked in (
+        mask.text("a" * 65_536),
+        mask.end("a" * 65_536, 9_000),
+        mask.beginning("a" * 65_536, 9_000),
+        *mask.each(["a" * 65_536]),
+    ):
         assert masked == MARK
     assert mask.each(["a" * 65_536, ""]) == [MARK, ""]
     assert time.process_time() - began < 5
@@ -89,7 +101,10 @@ def test_secrets_that_are_nearly_everywhere_leave_nothing_and_take_no_time() -> 
 def test_thousands_of_log_records_are_masked_as_fast_as_one_text() -> None:
     mask = Mask([f"secret {number:04}'\"\\" for number in range(200)])
     mask.prepare()
-    records = tuple(LogRecord(level="info", message="x" if number % 100 else f"a secret {number % 200:04}'\"\\", elapsed_s=0.0) for number in range(10_000))
+    records = tuple(
+        LogRecord(level="info", message="x" if number % 100 else f"a secret {number % 200:04}'\"\\", elapsed_s=0.0)
+        for number in range(10_000)
+    )
     began = time.process_time()
     text = told(RunResult(run_id="r", outcome=Outcome.FAILED, logs=records), mask, 16 << 10)
     assert time.process_time() - began < 0.7, "each by itself takes seconds"
@@ -151,15 +166,27 @@ def test_a_secret_that_is_cut_by_the_end_of_output_leaves_nothing() -> None:
 def test_everything_that_a_run_told_is_masked_and_bounded() -> None:
     secret = "s3cr3t-value"
     record = LogRecord(level="info", message=f"with {secret} " + "x" * 500, elapsed_s=1.0)
-    error = ProgramError(type=f"E{secret}", message=f"no {secret}", line=3, traceback="y" * 5_000 + f"\nE{secret}: no {secret}\n")
+    error = ProgramError(
+        type=f"E{secret}", message=f"no {secret}", line=3, traceback="y" * 5_000 + f"\nE{secret}: no {secret}\n"
+    )
     result = RunResult(
-        run_id="r", outcome=Outcome.FAILED, stdout=b"o" * 5_000 + secret.encode(), stderr=secret.encode(), logs=(record,) * 9, error=error
+        run_id="r",
+        outcome=Outcome.FAILED,
+        stdout=b"o" * 5_000 + secret.encode(),
+        stderr=secret.encode(),
+        logs=(record,) * 9,
+        error=error,
     )
     text = told(result, Mask([secret]), 1_000)
     assert secret not in text
     assert text.isascii()
     found = json.loads(text)
-    assert found["error"] == {"type": f"E{MARK}", "message": f"no {MARK}", "line": 3, "traceback": found["error"]["traceback"]}
+    assert found["error"] == {
+        "type": f"E{MARK}",
+        "message": f"no {MARK}",
+        "line": 3,
+        "traceback": found["error"]["traceback"],
+    }
     assert found["error"]["traceback"].endswith(f"E{MARK}: no {MARK}\n")
     assert len(found["error"]["traceback"]) <= 1_000 + len(MARK)
     assert found["left_out"] == {"stdout_bytes": 4_012, "stderr_bytes": 0, "logs": 8}

@@ -76,11 +76,14 @@ def test_on_the_second_socket_nobody_is_more_than_a_caller_under_the_policies_na
     assert caller.name == "x (restricted)"
 
 
-@pytest.mark.parametrize("spelled", ["{}/r/s.sock", "{}//r/s.sock", "{}/r/./s.sock", "{}/r/s.sock/", "{}/r/../r/s.sock"])
+@pytest.mark.parametrize(
+    "spelled", ["{}/r/s.sock", "{}//r/s.sock", "{}/r/./s.sock", "{}/r/s.sock/", "{}/r/../r/s.sock"]
+)
 def test_the_second_socket_is_known_however_its_path_is_spelled(spelled: str) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         config = ServiceConfig(
-            socket=Socket(path=f"{directory}/s.sock"), restricted=Restricted(path=spelled.format(directory), policies=("default",))
+            socket=Socket(path=f"{directory}/s.sock"),
+            restricted=Restricted(path=spelled.format(directory), policies=("default",)),
         )
         Path(directory, "r").mkdir(mode=0o700)
         with contextlib.ExitStack() as held:

@@ -29,5 +29,7 @@ print(rss() - before)
 
 @pytest.mark.parametrize("does", ["gives back", "the control"])
 def test_large_blocks_go_back_to_the_system(does: str) -> None:
-    said = subprocess.run([sys.executable, "-c", PROGRAM, does], capture_output=True, text=True, timeout=60, check=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM, does], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     assert (int(said) < BLOCKS_MIB // 10) == (does == "gives back"), said

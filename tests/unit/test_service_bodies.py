@@ -30,7 +30,10 @@ def test_a_file_is_decoded_whole(size: int) -> None:
     assert content(base64.b64encode(data).decode()) == data
 
 
-@pytest.mark.parametrize("text", ["a", "ab", "abc", "ab==cd==", "a b=", "é===", "=" * 4, "A" * 65_534 + "==AAAA", "A" * 65_537, "YQ==\n", "YQ"])
+@pytest.mark.parametrize(
+    "text",
+    ["a", "ab", "abc", "ab==cd==", "a b=", "é===", "=" * 4, "A" * 65_534 + "==AAAA", "A" * 65_537, "YQ==\n", "YQ"],
+)
 def test_what_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="not base64"):
         content(text)
@@ -41,7 +44,13 @@ def test_what_is_no_base64_is_refused(text: str) -> None:
 def test_a_file_whose_base64_has_escapes_is_the_same_file_however_large(size: int, escaped: bytes) -> None:
     data = bytes(number * 7 % 256 for number in range(256)) * (size // 256) + b"\xff\xef\xbe" * 9
     text = base64.b64encode(data)
-    written = text.replace(b"/", escaped[:2]) if escaped == rb"\/" else text.replace(b"+", escaped[:6]).replace(b"/", escaped[6:]) if escaped else text
+    written = (
+        text.replace(b"/", escaped[:2])
+        if escaped == rb"\/"
+        else text.replace(b"+", escaped[:6]).replace(b"/", escaped[6:])
+        if escaped
+        else text
+    )
     found = wanted(b'{"code": "1", "files": {"\\u00e9.txt": "YQ==", "a": "%s"}}' % written).files
     assert found == {"é.txt": b"a", "a": data}
 
@@ -50,10 +59,22 @@ def test_a_file_whose_base64_has_escapes_is_the_same_file_however_large(size: in
 def test_many_files_are_taken_as_few_are(count: int, size: int) -> None:
     files = {f"{number}.bin": bytes([number % 256]) * (size + number) for number in range(count)}
     env, topic, libraries = {"A": "b" * 900_000}, "t" * 60_000, ["a" * 500_000]
-    others = {"payload": "p" * 900_000, "message": {"m": "m" * 900_000}, "code": "c" * 900_000, "env": env, "topic": topic, "requirements": libraries}
+    others = {
+        "payload": "p" * 900_000,
+        "message": {"m": "m" * 900_000},
+        "code": "c" * 900_000,
+        "env": env,
+        "topic": topic,
+        "requirements": libraries,
+    }
     body = {**others, "files": {name: base64.b64encode(content).decode() for name, content in files.items()}}
     made = run_body(json.dumps(body).encode())
-    assert (list(made.requirements), made.env, made.topic, len(memoryview(made.code))) == (libraries, env, topic, 900_002)
+    assert (list(made.requirements), made.env, made.topic, len(memoryview(made.code))) == (
+        libraries,
+        env,
+        topic,
+        900_002,
+    )
     assert wanted(json.dumps({**body, "requirements": []}).encode()).files == files
 
 
@@ -131,7 +152,12 @@ def test_of_a_field_that_comes_twice_the_last_counts_and_the_first_is_not_even_l
 
 def test_code_that_is_too_long_is_refused_however_it_is_written() -> None:
     limit = policy().limits.code_kib << 10
-    for text, taken in (("x" * limit, True), ("x" * (limit + 1), False), ("\u0001" * limit, True), ("\u0001" * (limit + 1), False)):
+    for text, taken in (
+        ("x" * limit, True),
+        ("x" * (limit + 1), False),
+        ("\u0001" * limit, True),
+        ("\u0001" * (limit + 1), False),
+    ):
         body = json.dumps({"code": text}).encode()
         if taken:
             assert wanted(body).code == text

@@ -101,7 +101,9 @@ def test_relative_name_is_taken_from_the_working_directory(file: Path, monkeypat
 # ---- values --------------------------------------------------------------------------------------
 
 
-def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_defaults_are_for_the_owner_alone_and_sized_by_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     values = ServiceConfig().effective()
     assert values["socket.path"] == f"{tmp_path}/podman-sandbox-runner/service.sock"
@@ -187,8 +189,14 @@ def test_wrong_variable_is_named(file: Path, name: str, text: str, message: str)
     [
         ('restricted.path = "/run/r/service.sock"', "restricted.path and restricted.policies need each other"),
         ('restricted.policies = ["default"]', "restricted.path and restricted.policies need each other"),
-        ('socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/s/b.sock", policies = ["default"]}', "are in one directory"),
-        ('socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/x/../s/b.sock", policies = ["default"]}', "are in one directory"),
+        (
+            'socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/s/b.sock", policies = ["default"]}',
+            "are in one directory",
+        ),
+        (
+            'socket.path = "/run/s/a.sock"\nrestricted = {path = "/run/x/../s/b.sock", policies = ["default"]}',
+            "are in one directory",
+        ),
         ('restricted.path = "relative"', "must be an absolute path"),
     ],
 )
@@ -384,7 +392,9 @@ def test_looking_for_the_socket_imports_little(file: Path) -> None:
     code = "import os, sys\nfrom sandbox.client import default_socket\nprint(default_socket(), *sys.modules)"
     environ = {**os.environ, "SANDBOX_CONFIG": str(file)}
     environ.pop("SANDBOX_SOCKET", None)
-    said = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
     assert said[0] == "/run/own/service.sock"
     assert not {"pydantic", "aiohttp", "msgspec", "asyncio", "click"} & set(said)
 

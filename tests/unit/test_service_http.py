@@ -107,7 +107,12 @@ class Scene:
 
 
 def play(
-    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, idle_s: float = WAIT_S, body_s: float = WAIT_S, budget_mib: int = 16
+    tmp_path: Path,
+    act: Callable[[Scene], Awaitable[None]],
+    *,
+    idle_s: float = WAIT_S,
+    body_s: float = WAIT_S,
+    budget_mib: int = 16,
 ) -> None:
     """Serve, act and stop."""
 
@@ -177,7 +182,9 @@ def test_a_body_in_broken_chunks_is_a_mistake_of_the_client(tmp_path: Path) -> N
 # ---- silent and slow clients
 
 
-@pytest.mark.parametrize("said", [b"", GET, POST + b"Content-Length: 2\r\n\r\n{}"], ids=["nothing", "half a head", "one request"])
+@pytest.mark.parametrize(
+    "said", [b"", GET, POST + b"Content-Length: 2\r\n\r\n{}"], ids=["nothing", "half a head", "one request"]
+)
 def test_a_connection_without_a_request_is_closed_after_a_while(tmp_path: Path, said: bytes) -> None:
     async def act(here: Scene) -> None:
         here.go.set()
@@ -205,7 +212,16 @@ def test_all_users_connections_leave_descriptors_for_runs(tmp_path: Path, monkey
     play(tmp_path, act)
 
 
-@pytest.mark.parametrize(("before", "after"), [((100, 200), (200, 200)), ((100, 10**6), (65_536, 10**6)), ((10**5, 10**6), None), ((-1, -1), None), ((9, -1), (65_536, -1))])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((100, 200), (200, 200)),
+        ((100, 10**6), (65_536, 10**6)),
+        ((10**5, 10**6), None),
+        ((-1, -1), None),
+        ((9, -1), (65_536, -1)),
+    ],
+)
 def test_the_service_takes_as_many_descriptors_as_it_may_within_reason(
     before: tuple[int, int], after: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +240,9 @@ def test_an_answer_that_nobody_reads_does_not_keep_the_service_from_stopping(tmp
         writer.write(GET.replace(b"/size", b"/size?pad") + b"\r\n")
         await here.arrivals(1)
         await asyncio.sleep(0.05)
-        asyncio.get_running_loop().call_later(WAIT_S / 2, writer.transport.abort)  # what a service that waits would wait for
+        asyncio.get_running_loop().call_later(
+            WAIT_S / 2, writer.transport.abort
+        )  # what a service that waits would wait for
         here.clients.append(writer)
 
     began = time.monotonic()
@@ -243,7 +261,9 @@ def test_a_request_that_takes_long_is_not_an_idle_connection(tmp_path: Path) -> 
     play(tmp_path, act, idle_s=0.05)
 
 
-@pytest.mark.parametrize("said", [b"Content-Length: 9\r\n\r\n12", b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n"], ids=["length", "chunks"])
+@pytest.mark.parametrize(
+    "said", [b"Content-Length: 9\r\n\r\n12", b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n"], ids=["length", "chunks"]
+)
 def test_a_body_that_does_not_come_is_given_up_in_words(tmp_path: Path, said: bytes) -> None:
     async def act(here: Scene) -> None:
         reader, writer = await asyncio.open_unix_connection(here.path)
@@ -269,7 +289,9 @@ def posted(body: bytes, *, path: bytes = b"/size", chunked: bool = False) -> byt
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
-def test_past_the_budget_of_all_bodies_the_answer_is_at_once_no_and_afterwards_yes(tmp_path: Path, *, chunked: bool) -> None:
+def test_past_the_budget_of_all_bodies_the_answer_is_at_once_no_and_afterwards_yes(
+    tmp_path: Path, *, chunked: bool
+) -> None:
     async def act(here: Scene) -> None:
         holding = [here.send(posted(3 * MIB, chunked=chunked)) for _ in range(2)]
         await here.arrivals(2)
@@ -384,7 +406,9 @@ def test_what_goes_on_without_its_client_is_still_counted(tmp_path: Path) -> Non
 # ---- whose turn it is
 
 
-def test_bodies_that_come_at_once_are_taken_in_turns_of_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_that_come_at_once_are_taken_in_turns_of_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
 
     def grow(part: Part, size_bytes: int, grow: Callable[[Part, int], None] = Part.grow) -> None:
@@ -438,7 +462,10 @@ def test_the_document_tells_what_a_limit_is() -> None:
 # ---- nobody is left without an answer
 
 
-@pytest.mark.parametrize("broken", [b"garbage\r\n\r\n", POST + b"Content-Length: -1\r\n\r\n", b"\0", GET + b"A" * 20_000, b"GET / HTTP/9.9\r\n\r\n"])
+@pytest.mark.parametrize(
+    "broken",
+    [b"garbage\r\n\r\n", POST + b"Content-Length: -1\r\n\r\n", b"\0", GET + b"A" * 20_000, b"GET / HTTP/9.9\r\n\r\n"],
+)
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_requests_in_front_of_a_broken_one_are_answered(tmp_path: Path, broken: bytes, pieces: int) -> None:
     async def act(here: Scene) -> None:
@@ -452,7 +479,11 @@ def test_requests_in_front_of_a_broken_one_are_answered(tmp_path: Path, broken: 
         answers = re.split(rb"HTTP/1\.[01] (?=\d{3} )", await asyncio.wait_for(reader.read(-1), WAIT_S))[1:]
         writer.close()
         assert [answer[:3] for answer in answers] == [b"200"] * 6 + [b"400"]
-        assert [answer.partition(b"\r\n\r\n")[2] for answer in answers[:3]] == [b'{"size": 0}', b'{"size": 4}', b'{"size": 0}']
+        assert [answer.partition(b"\r\n\r\n")[2] for answer in answers[:3]] == [
+            b'{"size": 0}',
+            b'{"size": 4}',
+            b'{"size": 0}',
+        ]
 
     play(tmp_path, act)
 
@@ -482,7 +513,9 @@ def read_to_the_end(client: socket.socket) -> bytes:
 
 @pytest.mark.usefixtures("five_connections")
 @pytest.mark.parametrize("flood", [10, FLOOD])
-def test_who_comes_in_a_flood_of_connections_and_asks_at_once_is_refused_in_words_and_never_reset(tmp_path: Path, flood: int) -> None:
+def test_who_comes_in_a_flood_of_connections_and_asks_at_once_is_refused_in_words_and_never_reset(
+    tmp_path: Path, flood: int
+) -> None:
     def come(path: str) -> list[bytes]:
         held = [opened(path) for _ in range(5)]
         clients: list[socket.socket] = []
@@ -556,7 +589,9 @@ RUNS = QUERIES["GET", "/v1/runs"]
         (["node", "limit", "node"], RUNS, "`node` twice", "once"),
     ],
 )
-def test_what_a_route_does_not_know_is_refused_and_not_left_out(names: list[str], known: dict[str, Any], said: str, hint: str) -> None:
+def test_what_a_route_does_not_know_is_refused_and_not_left_out(
+    names: list[str], known: dict[str, Any], said: str, hint: str
+) -> None:
     with pytest.raises(InvalidRequest, match=said) as caught:
         check_query(names, known)
     assert hint in caught.value.hint

@@ -71,7 +71,10 @@ def request_in(pieces: int) -> web.Request:
         for _ in range(pieces):
             yield b"x"
 
-    return cast("web.Request", SimpleNamespace(body_exists=True, content_length=pieces, content=SimpleNamespace(iter_any=iter_any)))
+    return cast(
+        "web.Request",
+        SimpleNamespace(body_exists=True, content_length=pieces, content=SimpleNamespace(iter_any=iter_any)),
+    )
 
 
 def test_a_body_does_not_wait_for_all_bodies_that_another_caller_sends() -> None:

@@ -29,7 +29,9 @@ __all__ = ["soon_over"]
 LATER = "Prefer: respond-async"
 
 
-async def ask(here: Scene, method: str, path: str, *headers: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, str], Any]:
+async def ask(
+    here: Scene, method: str, path: str, *headers: str, body: dict[str, Any] | None = None
+) -> tuple[int, dict[str, str], Any]:
     """Send a request; return status, headers (names in lower case) and the document that comes back."""
     data = json.dumps(body).encode() if body is not None else b""
     reader, writer = await asyncio.open_unix_connection(here.path, limit=1 << 26)
@@ -38,7 +40,11 @@ async def ask(here: Scene, method: str, path: str, *headers: str, body: dict[str
     head, _, content = (await asyncio.wait_for(reader.read(-1), WAIT_S)).partition(b"\r\n\r\n")
     writer.close()
     first, *others = head.decode().split("\r\n")
-    return int(first.split()[1]), {name.lower(): value for name, value in (line.split(": ", 1) for line in others)}, json.loads(content)
+    return (
+        int(first.split()[1]),
+        {name.lower(): value for name, value in (line.split(": ", 1) for line in others)},
+        json.loads(content),
+    )
 
 
 async def start(here: Scene, code: str, *headers: str, **more: Any) -> tuple[int, dict[str, str], Any]:
@@ -65,7 +71,9 @@ def test_a_run_is_started_now_and_its_result_fetched_later_and_again(tmp_path: P
     play(tmp_path, act)
 
 
-def test_waiting_is_bounded_by_what_is_asked_for_and_a_run_that_is_over_soon_is_answered_at_once(tmp_path: Path) -> None:
+def test_waiting_is_bounded_by_what_is_asked_for_and_a_run_that_is_over_soon_is_answered_at_once(
+    tmp_path: Path,
+) -> None:
     async def act(here: Scene) -> None:
         status, _, document = await start(here, "1", "Prefer: wait=20")
         assert (status, document["result"]) == (200, "x")
@@ -87,7 +95,9 @@ def test_a_client_that_goes_away_changes_nothing_and_a_stream_is_not_begun(tmp_p
     play(tmp_path, act)
 
 
-@pytest.mark.parametrize(("code", "status", "error"), [("fails later", 503, "engine_unavailable"), ("defect", 500, "internal")])
+@pytest.mark.parametrize(
+    ("code", "status", "error"), [("fails later", 503, "engine_unavailable"), ("defect", 500, "internal")]
+)
 def test_a_run_that_ends_with_an_error_has_it_as_its_result(tmp_path: Path, code: str, status: int, error: str) -> None:
     async def act(here: Scene) -> None:
         here.runner.go.set()
@@ -176,16 +186,30 @@ def test_another_s_run_is_not_there_while_it_goes_on_nor_later(tmp_path: Path) -
 
 def test_what_nobody_kept_is_not_found_with_the_reason(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
-        row = Row(run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended", outcome="succeeded")
+        row = Row(
+            run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended", outcome="succeeded"
+        )
         here.ended += [row, replace(row, run_id="2" * 32, detached=True)]
         here.ended += [replace(row, run_id="3" * 32, detached=True, outcome="killed", explanation=SERVICE_ENDED)]
-        for run_id, reason in (("1" * 32, "goes to who asked"), ("2" * 32, "not kept any longer"), ("4" * 32, "no run"), ("..%2f..", "no run")):
+        for run_id, reason in (
+            ("1" * 32, "goes to who asked"),
+            ("2" * 32, "not kept any longer"),
+            ("4" * 32, "no run"),
+            ("..%2f..", "no run"),
+        ):
             status, _, found = await result(here, run_id)
             assert status == 404
             assert reason in found["error"]["message"]
-            assert "`sandbox run" in found["error"]["hint"] or reason == "not kept any longer", "readers are at the command line, too"
+            assert "`sandbox run" in found["error"]["hint"] or reason == "not kept any longer", (
+                "readers are at the command line, too"
+            )
         status, _, found = await result(here, "3" * 32)
-        assert (status, found["outcome"], found["explanation"], found["run_id"]) == (200, Outcome.KILLED.value, SERVICE_ENDED, "3" * 32)
+        assert (status, found["outcome"], found["explanation"], found["run_id"]) == (
+            200,
+            Outcome.KILLED.value,
+            SERVICE_ENDED,
+            "3" * 32,
+        )
         _, writer = await here.ask("waits")
         await here.until(lambda: here.runner.running == 1)
         (going,) = here.state.live
@@ -207,7 +231,9 @@ def test_files_are_listed_by_name_and_size(tmp_path: Path) -> None:
     play(tmp_path, act)
 
 
-@pytest.mark.parametrize("name", ["a{b}.txt", "{", "}{", "a%2Fb", "a%252Fb", "é b", "a?b#c", "..x", "a+b;c=d", "%", "\\"])
+@pytest.mark.parametrize(
+    "name", ["a{b}.txt", "{", "}{", "a%2Fb", "a%252Fb", "é b", "a?b#c", "..x", "a+b;c=d", "%", "\\"]
+)
 def test_a_file_of_any_name_is_given(tmp_path: Path, name: str) -> None:
     async def act(here: Scene) -> None:
         here.state.artefacts.get = lambda run_id, owner, name: json.dumps([run_id, name]).encode()  # type: ignore[method-assign]
@@ -232,7 +258,9 @@ def test_who_waits_for_a_result_and_goes_away_leaves_nothing_behind(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("maintains", "known"), [(True, {"default", "secret"}), (False, {"default"})])
-def test_the_doctor_names_the_policies_that_its_reader_may_know_of(monkeypatch: pytest.MonkeyPatch, maintains: bool, known: set[str]) -> None:
+def test_the_doctor_names_the_policies_that_its_reader_may_know_of(
+    monkeypatch: pytest.MonkeyPatch, maintains: bool, known: set[str]
+) -> None:
     class Asked(dict[Any, Any]):
         app: ClassVar[dict[Any, Any]] = {STATE: SimpleNamespace(policies=SimpleNamespace(directories=()), facts=None)}
 
@@ -262,7 +290,14 @@ def test_a_list_of_runs_is_short_whatever_those_that_go_on_were_asked_to_have(tm
 
 def test_what_the_history_has_of_runs_counts_as_its_reader_s_while_it_is_sent(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
-        row = Row(run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended", output=json.dumps({"stdout": "x" * 600_000}))
+        row = Row(
+            run_id="1" * 32,
+            caller=os.getuid(),
+            caller_name="ann",
+            received=1.0,
+            state="ended",
+            output=json.dumps({"stdout": "x" * 600_000}),
+        )
         here.ended.append(row)
         here.state.history.list = lambda **_: (replace(row, explanation="x" * 2_000),) * 300  # type: ignore[method-assign]
         for path in ("/v1/runs", f"/v1/runs/{row.run_id}"):

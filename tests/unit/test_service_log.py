@@ -20,7 +20,16 @@ from sandbox.service.config.model import Log
 from sandbox.service.history.row import Row
 from sandbox.service.log import WAITING_LINES, run_ended, set_up
 
-ROW = Row(run_id="a1", caller=1001, caller_name="alice", received=100.0, ended=100.25, policy="small", outcome="succeeded", node_id="n")
+ROW = Row(
+    run_id="a1",
+    caller=1001,
+    caller_name="alice",
+    received=100.0,
+    ended=100.25,
+    policy="small",
+    outcome="succeeded",
+    node_id="n",
+)
 
 
 class Terminal(io.StringIO):
@@ -63,7 +72,10 @@ def test_on_a_terminal_it_is_a_sentence() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d run a1 of alice under small: succeeded after 250 ms\n", stream.getvalue())
 
 
-@pytest.mark.parametrize(("setting", "stream", "human"), [("auto", Terminal, True), ("auto", io.StringIO, False), ("human", io.StringIO, True), ("json", Terminal, False)])
+@pytest.mark.parametrize(
+    ("setting", "stream", "human"),
+    [("auto", Terminal, True), ("auto", io.StringIO, False), ("human", io.StringIO, True), ("json", Terminal, False)],
+)
 def test_the_setting_comes_before_what_the_stream_is(setting: str, stream: type[io.StringIO], human: bool) -> None:
     with lines(stream(), format=setting) as written:
         logging.getLogger("sandbox.x").warning("careful")
@@ -74,7 +86,16 @@ def test_the_setting_comes_before_what_the_stream_is(setting: str, stream: type[
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_what_comes_from_outside_breaks_no_line(stream: type[io.StringIO]) -> None:
     with lines(stream()) as written:
-        run_ended(Row(run_id="a1", caller=1, caller_name="x", received=1.0, policy="\x1b[31m\n{}\u2028" + "y" * 1000, outcome="not_found"))
+        run_ended(
+            Row(
+                run_id="a1",
+                caller=1,
+                caller_name="x",
+                received=1.0,
+                policy="\x1b[31m\n{}\u2028" + "y" * 1000,
+                outcome="not_found",
+            )
+        )
     assert len(written.getvalue().splitlines()) == 1
     assert written.getvalue().isascii()
     assert "\x1b" not in written.getvalue()
@@ -93,7 +114,9 @@ def test_a_traceback_comes_along_and_a_level_leaves_lines_out() -> None:
     assert "ValueError: a defect" in json.loads(line)["traceback"]
 
 
-def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_says_how_much_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_says_how_much_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(log, "LAST_S", 30.0)
     reading, writing = os.pipe()
     count = said = 2 * WAITING_LINES

@@ -12,7 +12,9 @@ def test_a_traceback_is_as_printable_as_a_message_and_forges_no_line() -> None:
     try:
         raise ValueError("evil\x1b[2J\n12:00:00 all is well")
     except ValueError as error:
-        record = logging.LogRecord("x", logging.ERROR, "", 0, "failed: %s", ("a\nb",), (ValueError, error, error.__traceback__))
+        record = logging.LogRecord(
+            "x", logging.ERROR, "", 0, "failed: %s", ("a\nb",), (ValueError, error, error.__traceback__)
+        )
     first, *others = HumanLines().format(record).split("\n")
     assert re.fullmatch(r"[\d:]{8} error: failed: a\\x0ab", first)
     assert others[0] == "  Traceback (most recent call last):"

@@ -109,7 +109,9 @@ def test_an_account_that_may_come_later_is_a_warning_with_its_place() -> None:
     rules = {**runners(ME, "no-such-user"), "maintainers": ("@no-such-group",)}
     assert unknown(access=rules) == [
         UnknownName(message='access.maintainers: there is no group "no-such-group" on this host', error=False),
-        UnknownName(message='users in entry 1 of access.runners: there is no user "no-such-user" on this host', error=False),
+        UnknownName(
+            message='users in entry 1 of access.runners: there is no user "no-such-user" on this host', error=False
+        ),
     ]
 
 

@@ -63,7 +63,14 @@ class Pretended:
         self.cleaned = False
 
     async def run(
-        self, wanted: RunRequest, *, run_id: str, follow: Follow, on_progress: Callable[[Progress], None], cancel: asyncio.Event, **_: Any
+        self,
+        wanted: RunRequest,
+        *,
+        run_id: str,
+        follow: Follow,
+        on_progress: Callable[[Progress], None],
+        cancel: asyncio.Event,
+        **_: Any,
     ) -> RunResult:
         """Do it."""
         if wanted.code == "refused":
@@ -118,7 +125,9 @@ class Scene:
         self.keep_files = asyncio.Event()
         self.clients: list[asyncio.StreamWriter] = []
         self.metrics = Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0)
-        limits = AdmissionLimits(running=running, waiting=waiting, per_caller_running=running, per_caller_waiting=waiting, wait_s=WAIT_S)
+        limits = AdmissionLimits(
+            running=running, waiting=waiting, per_caller_running=running, per_caller_waiting=waiting, wait_s=WAIT_S
+        )
         loop = asyncio.get_running_loop()
 
         def keep(run_id: str, owner: int, files: Any) -> None:
@@ -131,7 +140,9 @@ class Scene:
             results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=Webhooks(()),
         ))  # fmt: skip
 
-    async def ask(self, code: str, *, accept: str = "application/json", **more: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def ask(
+        self, code: str, *, accept: str = "application/json", **more: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Send a run on a connection of its own."""
         body = json.dumps({"code": code, **more}).encode()
         reader, writer = await asyncio.open_unix_connection(self.path, limit=1 << 16)
@@ -179,7 +190,13 @@ def whole(chunks: bytes) -> bytes:
 
 
 def play(
-    tmp_path: Path, act: Callable[[Scene], Awaitable[None]], *, running: int = 4, waiting: int = 0, budget_mib: int = 512, drain_s: float | None = None
+    tmp_path: Path,
+    act: Callable[[Scene], Awaitable[None]],
+    *,
+    running: int = 4,
+    waiting: int = 0,
+    budget_mib: int = 512,
+    drain_s: float | None = None,
 ) -> bool:
     """Serve, act and stop; tell whether a run that hung was cleaned up by then."""
     cleaned: list[bool] = []
@@ -247,10 +264,22 @@ def test_an_error_that_comes_later_is_an_event_and_counted(tmp_path: Path, code:
 def test_a_stream_has_output_logs_with_their_level_and_files_before_the_result(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
         events = await here.events("tells")
-        assert [event["event"] for event in events] == ["accepted", "progress", "stdout", "stderr", "log", "file", "result"]
+        assert [event["event"] for event in events] == [
+            "accepted",
+            "progress",
+            "stdout",
+            "stderr",
+            "log",
+            "file",
+            "result",
+        ]
         out, broken, log, file, result = events[2:]
         assert (out["text"], broken["text"], broken["base64"]) == ("out", "\\xff", "/w==")
-        assert {name: log[name] for name in ("level", "text", "elapsed_s")} == {"level": "warning", "text": "careful", "elapsed_s": 0.5}
+        assert {name: log[name] for name in ("level", "text", "elapsed_s")} == {
+            "level": "warning",
+            "text": "careful",
+            "elapsed_s": 0.5,
+        }
         assert (file["name"], file["size_bytes"], file["content_base64"][:4]) == ("a.bin", 200_000, "AAEA")
         assert (result["outcome"], result["result"]) == ("succeeded", "x")
 
@@ -330,7 +359,9 @@ def test_a_result_counts_before_the_next_run_begins(tmp_path: Path) -> None:
     play(tmp_path, act, budget_mib=16, running=1, waiting=10)
 
 
-def test_a_client_that_reads_but_too_slowly_is_cut_off_and_its_part_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_reads_but_too_slowly_is_cut_off_and_its_part_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(answers, "WRITE_TIMEOUT_S", 0.4)
     monkeypatch.setattr(answers, "LEAST_RATE", 1 << 30)
 
@@ -385,12 +416,19 @@ def test_a_run_that_goes_on_without_its_client_is_taken_though_its_body_is_most_
 # ---- the end
 
 
-def test_a_client_that_does_not_read_and_a_run_that_goes_on_do_not_keep_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_and_a_run_that_goes_on_do_not_keep_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "STOP_GRACE_S", 0.1)
     over = asyncio.Event()
 
     async def act(here: Scene) -> None:
-        for code, accept in (("mib 4", "application/json"), ("mib 4", NDJSON), ("until cancelled", NDJSON), ("hangs", "application/json")):
+        for code, accept in (
+            ("mib 4", "application/json"),
+            ("mib 4", NDJSON),
+            ("until cancelled", NDJSON),
+            ("hangs", "application/json"),
+        ):
             await here.ask(code, accept=accept)
         await here.until(lambda: here.runner.running == 4)
         over.set()
@@ -416,7 +454,9 @@ def test_a_run_that_goes_on_without_its_client_gets_its_row_before_the_service_e
     assert [row.outcome for row in scenes[0].ended] == ["succeeded"]
 
 
-def test_runs_that_wait_hold_nothing_of_what_looks_for_their_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_wait_hold_nothing_of_what_looks_for_their_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     masks: list[Mask] = []
 
     def recorded(wanted: RunRequest) -> Mask:

@@ -59,7 +59,10 @@ def test_without_rules_nothing_is_allowed_and_the_hint_says_who_can() -> None:
     assert "webhooks.allowed" in caught.value.hint
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "fe80::1", "::ffff:10.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "::1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "fe80::1", "::ffff:10.0.0.1", "0.0.0.0"],
+)
 def test_a_name_leads_nowhere_that_is_private(address: str) -> None:
     assert refused("hooks.example.org", address)
     assert refused("hooks.example.org", "93.184.216.34") is None
@@ -88,11 +91,15 @@ class Listener:
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = int(next(line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length")))
+        length = int(
+            next(line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length"))
+        )
         self.bodies.append(await reader.readexactly(length))
         self.heads.append(head)
         status = self.statuses.pop(0)
-        writer.write(f"HTTP/1.1 {status}\r\nLocation: http://127.0.0.1:{self.port}/elsewhere\r\nContent-Length: 0\r\n\r\n".encode())
+        writer.write(
+            f"HTTP/1.1 {status}\r\nLocation: http://127.0.0.1:{self.port}/elsewhere\r\nContent-Length: 0\r\n\r\n".encode()
+        )
         writer.close()
 
     @contextlib.asynccontextmanager

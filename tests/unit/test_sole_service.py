@@ -104,7 +104,9 @@ def test_it_is_free_after_the_block_and_never_was_where_no_service_was(tmp_path:
 
 def test_of_many_that_start_at_the_same_moment_one_is_alone(tmp_path: Path) -> None:
     racers = [
-        subprocess.Popen([sys.executable, "-c", RACE, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
         for _ in range(6)
     ]
     for racer in racers:
@@ -136,7 +138,10 @@ def test_a_file_system_without_locks_is_said_in_words(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(EngineUnavailable, match=r"service\.lock can't be taken: No locks available"), sole_service(tmp_path, socket="s"):
+    with (
+        pytest.raises(EngineUnavailable, match=r"service\.lock can't be taken: No locks available"),
+        sole_service(tmp_path, socket="s"),
+    ):
         pass
 
 

@@ -72,9 +72,15 @@ def test_only_sized_tmpfs_of_the_policy_are_writable() -> None:
 
 
 @pytest.mark.parametrize(("facts", "hidden"), [(host(), False), (old_host(), True)], ids=["v2", "v1"])
-def test_of_the_kernels_files_a_sandbox_sees_a_read_only_proc_and_system_devices(facts: HostFacts, hidden: bool) -> None:
+def test_of_the_kernels_files_a_sandbox_sees_a_read_only_proc_and_system_devices(
+    facts: HostFacts, hidden: bool
+) -> None:
     mounts = {mount["destination"]: mount for mount in container_spec(facts=facts).podman["mounts"]}
-    assert (mounts["/proc"]["type"], mounts["/sys"]["type"], mounts[SYSTEM_DEVICES]["type"]) == ("proc", "tmpfs", "bind")
+    assert (mounts["/proc"]["type"], mounts["/sys"]["type"], mounts[SYSTEM_DEVICES]["type"]) == (
+        "proc",
+        "tmpfs",
+        "bind",
+    )
     for destination in ("/proc", "/sys", SYSTEM_DEVICES):
         assert {"ro", "nosuid", "nodev", "noexec"} <= set(mounts[destination]["options"])
     assert ("/sys/fs/cgroup" in mounts) == hidden, "version 1 shows every group of the host"

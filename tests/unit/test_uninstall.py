@@ -70,7 +70,9 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(home: Path) -> None:
         assert line in done
 
 
-def test_a_history_that_the_configuration_has_elsewhere_stays_and_is_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_that_the_configuration_has_elsewhere_stays_and_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / "kept").mkdir()
     (home / "of-another").mkdir()
     (home / ".config" / places.NAME / "service.toml").write_text(f'[history]\ndirectory = "{home}/kept"\n')
@@ -91,7 +93,14 @@ def test_the_command_of_another_installation_stays(home: Path, whose: str) -> No
     if whose == "nobody's":
         file.write_text(f'#!/bin/sh\nexec "{home}/.local/share/{places.NAME}/venv/bin/python" -m sandbox\n')
     else:
-        wrapper(file, Path("/opt/podman-sandbox-runner" if whose == "root's" else "/srv/other/.local/share/podman-sandbox-runner/venv"))
+        wrapper(
+            file,
+            Path(
+                "/opt/podman-sandbox-runner"
+                if whose == "root's"
+                else "/srv/other/.local/share/podman-sandbox-runner/venv"
+            ),
+        )
     beside = home / "usr-local-share" / uninstall.BESIDE_COMMAND[0]
     wrapper(beside, Path("/opt"))
     called("--yes")

@@ -51,7 +51,8 @@ def faithful(spec: ContainerSpec) -> Observed:
     limits = {
         "Max open files": f"{spec.open_files} {spec.open_files}",
         "Max core file size": "0 0",
-        "Max msgqueue size": "0 0", "Max pending signals": "256 256",
+        "Max msgqueue size": "0 0",
+        "Max pending signals": "256 256",
         "Max processes": f"{spec.processes + 1} {spec.processes + 1}",
         "Max address space": f"{spec.address_space_bytes} {spec.address_space_bytes}",
         "Max cpu time": f"{spec.cpu_time_s} {(spec.cpu_time_s or 0) + 1}",
@@ -59,7 +60,11 @@ def faithful(spec: ContainerSpec) -> Observed:
     mounts = [
         mount("/", "ro,relatime", "overlay"),
         mount("/proc", "ro,nosuid,nodev,noexec", "proc"),
-        *(mount(m["destination"], ",".join(READ_ONLY)) for m in spec.podman["mounts"] if m["destination"] in ("/sys", "/sys/fs/cgroup")),
+        *(
+            mount(m["destination"], ",".join(READ_ONLY))
+            for m in spec.podman["mounts"]
+            if m["destination"] in ("/sys", "/sys/fs/cgroup")
+        ),
         mount(SYSTEM_DEVICES, "ro,nosuid,nodev,noexec", "sysfs", root="/devices/system"),
         mount("/dev/pts", "rw,nosuid,noexec", "devpts", super_options="rw,mode=600,ptmxmode=666,max=16"),
         mount("/dev", "rw,nosuid,noexec"),
@@ -100,7 +105,9 @@ def faithful(spec: ContainerSpec) -> Observed:
         "annotations": {"io.container.manager": "libpod"},
     }
     own = {name: f"{name}:[1]" for name in NAMESPACES}
-    return Observed(process=process, own_namespaces=own, oci=oci, kernel_files=frozenset({"/proc/keys", "/proc/interrupts"}))
+    return Observed(
+        process=process, own_namespaces=own, oci=oci, kernel_files=frozenset({"/proc/keys", "/proc/interrupts"})
+    )
 
 
 def changed(seen: Observed, **process: Any) -> Observed:
@@ -229,10 +236,16 @@ def test_each_difference_is_refused_and_named(control: str, seen: Observed) -> N
 
 def test_a_proc_that_can_be_written_is_taken_where_the_map_of_project_ids_is_written() -> None:
     proc = mount("/proc", "rw,nosuid,nodev,noexec", "proc")
-    maker = dataclasses.replace(SPEC, podman={**SPEC.podman, "mounts": [m for m in SPEC.podman["mounts"] if m["type"] != "proc"]})
+    maker = dataclasses.replace(
+        SPEC, podman={**SPEC.podman, "mounts": [m for m in SPEC.podman["mounts"] if m["type"] != "proc"]}
+    )
     with pytest.raises(NotEnforceable):
         compare(maker, with_mount(GOOD, proc))
-    row = next(row for row in compare(maker, changed(with_mount(GOOD, proc), projid_map="0 0 1")) if row.control == "project ids")
+    row = next(
+        row
+        for row in compare(maker, changed(with_mount(GOOD, proc), projid_map="0 0 1"))
+        if row.control == "project ids"
+    )
     assert row.mechanism == "user namespace"
     # Where the runner's own namespace has no project ids, nobody below can map one.
     assert compare(maker, dataclasses.replace(with_mount(GOOD, proc), project_ids=False))

@@ -226,7 +226,9 @@ def test_files_of_a_container_s_users_go_to_the_range_of_the_machine_s_user() ->
 def test_a_disk_of_images_that_can_not_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "bin" / "podman"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\n[ "$1" = unshare ] && shift && exec "$@"\nmkdir -p "$2/overlay"; echo no space >&2; exit 1\n')
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = unshare ] && shift && exec "$@"\nmkdir -p "$2/overlay"; echo no space >&2; exit 1\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     with pytest.raises(emulator.MachineFailed, match="no space"):

@@ -249,10 +249,17 @@ def test_a_result_that_is_not_strict_json_is_a_violation(result: bytes) -> None:
 
 
 def test_half_a_character_is_replaced_in_all_that_comes_and_the_program_is_told() -> None:
-    collector = collected(("L", b'{"level":"info","message":"a\\ud800","elapsed_s":1}'), ("V", b'"\\ud8'), ("V", b'00"'), ("M", b'{"output_topic": "\\udfff"}'))
+    collector = collected(
+        ("L", b'{"level":"info","message":"a\\ud800","elapsed_s":1}'),
+        ("V", b'"\\ud8'),
+        ("V", b'00"'),
+        ("M", b'{"output_topic": "\\udfff"}'),
+    )
     assert collector.result_json() == collector.result_json() == '"\ufffd"'.encode()
     assert (collector.meta.output_topic, collector.logs[0].message) == ("\ufffd", "a\ufffd")
-    assert collector.warnings == ("text that is not valid Unicode (a lone surrogate) had characters replaced (at result)",)
+    assert collector.warnings == (
+        "text that is not valid Unicode (a lone surrogate) had characters replaced (at result)",
+    )
 
 
 def test_a_deeply_nested_result_is_a_violation_and_not_a_crash() -> None:

@@ -201,15 +201,21 @@ class Restricted(Strict):
     """A second socket, on which nobody is more than a caller: for the service's own user in a container, above all."""
 
     path: Annotated[str | None, AfterValidator(_restricted_path)] = _key(
-        None, "The second socket; without it there is none. Its directory is its own, and may be shown to a container.", "an absolute path"
+        None,
+        "The second socket; without it there is none. Its directory is its own, and may be shown to a container.",
+        "an absolute path",
     )
     group: Annotated[str | None, AfterValidator(_group)] = _key(
-        None, "Its members reach the second socket. Without it, the service's own user and root alone do.", "a group's name"
+        None,
+        "Its members reach the second socket. Without it, the service's own user and root alone do.",
+        "a group's name",
     )
     policies: tuple[Annotated[str, AfterValidator(_granted)], ...] = _key(
         (), 'Policies that whoever connects there may run under: names, or "*" for all.', "a list of names of policies"
     )
-    max_running: int | None = _count(None, "Runs of each caller there at once; without it queue.per_caller_running.", low=1)
+    max_running: int | None = _count(
+        None, "Runs of each caller there at once; without it queue.per_caller_running.", low=1
+    )
     max_queued: int | None = _count(None, "Waiting runs of each caller there; without it queue.per_caller_waiting.")
 
     @model_validator(mode="after")
@@ -276,7 +282,9 @@ class Pool(Strict):
         "sandboxes", low=1,
     )  # fmt: skip
     warm_seen: int = _count(
-        2, "Kinds of runs that were asked for most often in the last week, and are made ready when the service starts.", "kinds"
+        2,
+        "Kinds of runs that were asked for most often in the last week, and are made ready when the service starts.",
+        "kinds",
     )
     warm: tuple[Warm, ...] = _key(
         (),
@@ -310,13 +318,26 @@ class History(Strict):
         "Of traceback, log records, and the ends of stdout and stderr, so many KiB each are kept of a run (history.output of its policy).",
         "KiB", low=1, high=1_024, whole=True,
     )  # fmt: skip
-    output_mib: int = _mib(32, "What is kept of the output of runs, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.")
-    output_age_days: float = _number(
-        7.0, "What is kept of the output of runs is forgotten after so many days.", "days", low=0, high=36_500, whole=False
+    output_mib: int = _mib(
+        32,
+        "What is kept of the output of runs, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.",
     )
-    files_mib: int = _mib(64, "Saved files that are kept for their callers, in MiB together; of whoever has most, the oldest go first. 0 keeps none.")
+    output_age_days: float = _number(
+        7.0,
+        "What is kept of the output of runs is forgotten after so many days.",
+        "days",
+        low=0,
+        high=36_500,
+        whole=False,
+    )
+    files_mib: int = _mib(
+        64,
+        "Saved files that are kept for their callers, in MiB together; of whoever has most, the oldest go first. 0 keeps none.",
+    )
     files_age_s: float = _seconds(3_600.0, "Saved files are kept for so many seconds.")
-    results_mib: int = _mib(64, "Results that are fetched later, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.")
+    results_mib: int = _mib(
+        64, "Results that are fetched later, in MiB together; of whoever has most, the oldest goes first. 0 keeps none."
+    )
     results_age_s: float = _seconds(3_600.0, "Results that are fetched later are kept for so many seconds.")
 
 
@@ -330,7 +351,9 @@ class Webhooks(Strict):
         'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
     )
     key_file: Annotated[str | None, AfterValidator(_key_file)] = _key(
-        None, "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).", "an absolute path"
+        None,
+        "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).",
+        "an absolute path",
     )
 
 
@@ -368,7 +391,9 @@ class ServiceConfig(Strict):
     @model_validator(mode="after")
     def _sockets_are_apart(self) -> ServiceConfig:
         other = self.restricted.path
-        if other is not None and os.path.dirname(os.path.normpath(other)) == os.path.dirname(os.path.normpath(self.socket.path)):  # noqa: PTH120
+        # Without `..`, which a Path keeps.
+        directories = {os.path.normpath(f"{path}/..") for path in (other, self.socket.path) if path is not None}
+        if other is not None and len(directories) == 1:
             mistake = "restricted.path and socket.path are in one directory, and who is shown the one would be shown the other"
             raise ConflictError(mistake, "restricted.path")
         return self

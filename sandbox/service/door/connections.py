@@ -79,9 +79,14 @@ class Speaker(web.RequestHandler):
         super().handle_error(request, status, exc, message)  # logs it, and raises where an answer has begun
         error: SandboxError = Internal("the service has a defect", hint="its log says more; report this")
         if isinstance(exc, LineTooLong):
-            error = InvalidRequest("the head of the request has a line that is too long", hint="shorten its address or headers")
+            error = InvalidRequest(
+                "the head of the request has a line that is too long", hint="shorten its address or headers"
+            )
         elif status < 500:
-            error = InvalidRequest("what came is no HTTP/1.1 request, or a broken one", hint="look at what the client sends; GET /v1/health is the smallest request")
+            error = InvalidRequest(
+                "what came is no HTTP/1.1 request, or a broken one",
+                hint="look at what the client sends; GET /v1/health is the smallest request",
+            )
         answer = error_answer(error)
         answer.force_close()
         return answer
@@ -95,7 +100,12 @@ class Speaker(web.RequestHandler):
         if not resp.prepared:
             sign(request, resp)
         sent = await super().finish_response(request, resp, start_time)
-        if resp.status >= 400 and not resp.keep_alive and isinstance(self.transport, asyncio.Transport) and not self.transport.is_closing():
+        if (
+            resp.status >= 400
+            and not resp.keep_alive
+            and isinstance(self.transport, asyncio.Transport)
+            and not self.transport.is_closing()
+        ):
             self._refused = True
             self.transport.write_eof()
             await asyncio.sleep(LINGER_S)  # or until the client closes its side, which ends this task

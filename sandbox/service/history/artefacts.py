@@ -40,7 +40,9 @@ class Artefacts:
                 (place / str(number)).write_bytes(file.content)
             (place / NAMES).write_text(json.dumps([file.name for file in files]))
 
-        return bool(files) and self._keeping.keep(run_id, owner, sum(taken_by(len(file.content)) for file in files), write)
+        return bool(files) and self._keeping.keep(
+            run_id, owner, sum(taken_by(len(file.content)) for file in files), write
+        )
 
     def list(self, run_id: str, owner: int | None) -> tuple[Artefact, ...]:
         """Return what is kept of a run, for a caller only of its own; nothing where nothing is."""
@@ -48,7 +50,9 @@ class Artefacts:
         try:
             names = json.loads((place / NAMES).read_text()) if place else []
             return tuple(
-                Artefact(name=name, size_bytes=(place / str(number)).stat().st_size) for number, name in enumerate(names) if place
+                Artefact(name=name, size_bytes=(place / str(number)).stat().st_size)
+                for number, name in enumerate(names)
+                if place
             )
         except (OSError, ValueError):
             return ()

@@ -36,7 +36,9 @@ class _Kept:
 class Keeping:
     """Places below `directory`, at most `max_bytes` together and `age_s` old. For any thread."""
 
-    def __init__(self, directory: Path, *, max_bytes: int, age_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, directory: Path, *, max_bytes: int, age_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
         self._directory = private_directory(directory)
         self._max_bytes = max_bytes
         self._age_s = age_s
@@ -129,8 +131,12 @@ class Keeping:
         found: dict[str, _Kept] = {}
         for path in self._directory.iterdir():
             if match := PLACE.fullmatch(path.name):
-                size_bytes = sum(taken_by(part.lstat().st_size) for part in (path.iterdir() if path.is_dir() else (path,)))
-                found[match[2]] = _Kept(owner=int(match[1]), size_bytes=taken_by(size_bytes), since=path.lstat().st_mtime)
+                size_bytes = sum(
+                    taken_by(part.lstat().st_size) for part in (path.iterdir() if path.is_dir() else (path,))
+                )
+                found[match[2]] = _Kept(
+                    owner=int(match[1]), size_bytes=taken_by(size_bytes), since=path.lstat().st_mtime
+                )
             else:  # unfinished, or of an earlier version
                 _remove(path)
         for run_id, kept in sorted(found.items(), key=lambda one: one[1].since):

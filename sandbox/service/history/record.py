@@ -19,13 +19,18 @@ from sandbox.service.live import LiveRun
 MAX_EXPLANATION_CHARS = 500
 MAX_PAYLOAD_BYTES = 65_536
 # What the history has as the outcome of a run: that of its program, or the code of the error that it ended with.
-ENDINGS = (*sorted(outcome.value for outcome in Outcome), *sorted(kind.code for kind in vars(errors).values() if hasattr(kind, "code")))
+ENDINGS = (
+    *sorted(outcome.value for outcome in Outcome),
+    *sorted(kind.code for kind in vars(errors).values() if hasattr(kind, "code")),
+)
 
 
 def ending(text: str | None) -> str | None:
     """Return the outcome that a client wants listed. Raises `InvalidRequest` for what no run can have."""
     if text is not None and text not in ENDINGS:
-        raise InvalidRequest(f"no run ends as {text[:40]!r}", hint=f"outcomes, and codes of errors: {', '.join(ENDINGS)}")
+        raise InvalidRequest(
+            f"no run ends as {text[:40]!r}", hint=f"outcomes, and codes of errors: {', '.join(ENDINGS)}"
+        )
     return text
 
 

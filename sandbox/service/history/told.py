@@ -47,7 +47,9 @@ def end_of(data: bytes, mask: Mask, part_bytes: int) -> str:
     """Return the end of output as text; what is no UTF-8 becomes backslashes."""
     if len(data) > part_bytes:
         window = data[-(part_bytes + 4 * mask.reach) :]
-        shared = next((n for n, byte in enumerate(window[:4]) if byte & 0xC0 != 0x80), 0)  # a character that was cut in two
+        shared = next(
+            (n for n, byte in enumerate(window[:4]) if byte & 0xC0 != 0x80), 0
+        )  # a character that was cut in two
         data = window[shared:]
     return mask.end(data.decode(errors="backslashreplace"), part_bytes)
 

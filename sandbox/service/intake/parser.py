@@ -52,7 +52,9 @@ class Parser:
     def __init__(self, *, most_s: float = MOST_S) -> None:
         self._small, self._large = (ParserProcess(most_s=most_s) for _ in range(2))
 
-    async def asked(self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int) -> tuple[Asked, list[bytes]]:
+    async def asked(
+        self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int
+    ) -> tuple[Asked, list[bytes]]:
         """Return what a body of one of `KINDS` of the user `uid` asks for and its large parts, see `Taken`, and close its spool. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`."""
         if len(spool.data) == spool.size_bytes <= AT_ONCE_BYTES and not any(
             mark in spool.data for mark in NAMES_LIBRARIES
@@ -80,7 +82,9 @@ class ParserProcess:
         self._channel: socket.socket | None = None
         self._closed = False
 
-    async def asked(self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int) -> tuple[Asked, list[bytes]]:
+    async def asked(
+        self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int
+    ) -> tuple[Asked, list[bytes]]:
         """Return what a body of the user `uid` asks for, when its turn has come, and close its spool. Raises as `Parser.asked` does."""
         future: Future[tuple[Asked, list[bytes]]] | None = None
         try:

@@ -39,7 +39,9 @@ class Spool:
                 self._file = io.FileIO(os.memfd_create("body", os.MFD_CLOEXEC), "r+b")
             except OSError as error:
                 raise QueueFull(
-                    f"the service can't hold one more body: {error.strerror}", hint=f"try again in {RETRY_AFTER_S} s", retry_after_s=RETRY_AFTER_S
+                    f"the service can't hold one more body: {error.strerror}",
+                    hint=f"try again in {RETRY_AFTER_S} s",
+                    retry_after_s=RETRY_AFTER_S,
                 ) from None
             _put(self._file, self.data)
             self.data = bytearray()

@@ -53,7 +53,9 @@ async def get_policy(request: web.Request) -> web.Response:
         {"key": row.key, "value": row.value, "unit": row.unit, "meaning": row.meaning, "origin": row.origin}
         for row in explain(loaded)
     ]
-    return document({"name": name, "description": loaded.policy.description, "hash": loaded.policy.hash, "values": rows})
+    return document(
+        {"name": name, "description": loaded.policy.description, "hash": loaded.policy.hash, "values": rows}
+    )
 
 
 async def get_templates(request: web.Request) -> web.Response:
@@ -119,7 +121,10 @@ async def get_doctor(request: web.Request) -> web.Response:
         return True
 
     report = await asyncio.to_thread(
-        examine, policy_dirs=state.policies.directories, facts=lambda _: state.facts, base_image_present=base_image_present
+        examine,
+        policy_dirs=state.policies.directories,
+        facts=lambda _: state.facts,
+        base_image_present=base_image_present,
     )
     policies = {name: reason for name, reason in report.policies.items() if may_know(caller, name)}
     return document({"usable": report.usable, **asdict(report), "policies": policies})

@@ -38,7 +38,11 @@ def format_asked(request: web.Request) -> str | None:
 
 
 async def streamed(
-    request: web.Request, kind: str, work: Callable[[Events], Awaitable[None]], *, keep: Callable[[asyncio.Task[None]], None] | None = None
+    request: web.Request,
+    kind: str,
+    work: Callable[[Events], Awaitable[None]],
+    *,
+    keep: Callable[[asyncio.Task[None]], None] | None = None,
 ) -> web.StreamResponse:
     """Send what `work` tells while it tells it. Raises the `SandboxError` that it raises before it has told anything.
 
@@ -185,7 +189,9 @@ class Events:
 
     async def send(self, request: web.Request, kind: str) -> web.StreamResponse:
         """Write events as they come, until the end or until the client is gone."""
-        response = web.StreamResponse(headers={"Content-Type": kind, "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        response = web.StreamResponse(
+            headers={"Content-Type": kind, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
         return await sent(request, response, self._pieces(kind))
 
     def _add(self, event: _Event) -> None:

@@ -18,7 +18,6 @@ from sandbox.service.routes.prefer import Preferences, preferences
 from sandbox.service.state import CALLER, STATE
 
 if TYPE_CHECKING:
-
     from aiohttp import web
 
     from sandbox.service.routes.work import Work
@@ -60,10 +59,6 @@ def going_on(live: LiveRun) -> web.Response:
     answer = document({"run_id": live.run_id, "state": live.step}, status=202)
     answer.headers["X-Run-Id"] = live.run_id
     return answer
-
-
-
-
 
 
 async def get_result(request: web.Request) -> web.StreamResponse:

@@ -25,7 +25,9 @@ def preferences(headers: Iterable[str]) -> Preferences:
             name, _, value = next(parted(element, ";")).partition("=")
             found.setdefault(name.strip().lower(), unquoted(value.strip()))
     wait = found.get("wait", "")
-    return Preferences(respond_async=found.get("respond-async") == "", wait_s=int(wait) if NUMBER.fullmatch(wait) else None)
+    return Preferences(
+        respond_async=found.get("respond-async") == "", wait_s=int(wait) if NUMBER.fullmatch(wait) else None
+    )
 
 
 def parted(text: str, separator: str) -> Iterator[str]:

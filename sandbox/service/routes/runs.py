@@ -74,7 +74,11 @@ def check_notify(state: State, url: str, asked: Preferences) -> None:
 async def understood(request: web.Request, kind: str) -> tuple[RunRequest, Asked]:
     """Return what the body of a request asks for, one of `KINDS`; nothing of the body is kept. Raises a `SandboxError`."""
     state, caller = request.app[STATE], request[CALLER]
-    code_kib = {loaded.policy.name: loaded.policy.limits.code_kib for loaded in state.policies.all() if caller.uses(loaded.policy.name)}
+    code_kib = {
+        loaded.policy.name: loaded.policy.limits.code_kib
+        for loaded in state.policies.all()
+        if caller.uses(loaded.policy.name)
+    }
     try:
         asked, parts = await state.parser.asked(kind, request[BODY].take(), code_kib, uid=caller.uid)
     except UnknownPolicy as error:
@@ -87,12 +91,6 @@ def allowed(state: State, caller: Caller, name: str) -> Policy:
     """Return the policy of this name. Raises `AccessDenied`, `NotFound`."""
     caller.may_use(name)
     return state.policies.get(name).policy
-
-
-
-
-
-
 
 
 # ---- looking back

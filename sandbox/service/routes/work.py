@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-
 async def kept(state: State, live: LiveRun, status: int, pieces: Sequence[bytes]) -> None:
     """Keep what came of a run for its caller; where that is too large, that it was."""
     # First the row: whatever happens, what is kept and what the history tells are not at odds.
@@ -46,12 +45,18 @@ async def kept(state: State, live: LiveRun, status: int, pieces: Sequence[bytes]
         f"the result of the run {live.run_id} is not kept: it takes {sum(map(len, pieces)) >> 20} MiB, or the disk is full",
         hint="results are kept within history.results_mib of the service's configuration", run_id=live.run_id,
     )  # fmt: skip
-    await asyncio.to_thread(state.results.keep, live.run_id, live.caller_uid, NotFound.http_status, [error_document(too_large)])
+    await asyncio.to_thread(
+        state.results.keep, live.run_id, live.caller_uid, NotFound.http_status, [error_document(too_large)]
+    )
 
 
 def failed(error: BaseException) -> SandboxError:
     """Return what a caller is told of an error, also of a defect of ours."""
-    return error if isinstance(error, SandboxError) else Internal("the service has a defect", hint="its log says more; report this")
+    return (
+        error
+        if isinstance(error, SandboxError)
+        else Internal("the service has a defect", hint="its log says more; report this")
+    )
 
 
 # What a run without a receipt carries in its place.

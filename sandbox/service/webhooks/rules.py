@@ -52,7 +52,9 @@ def address_of(url: str) -> Address:
     steps = [step.partition(";")[0] for step in path[1:].split("/")]
     if "%" in path or "" in steps[:-1] or {".", ".."} & {*steps}:
         raise wrong(url, "has a path with dots, empty parts or escapes, which could mean another one")
-    return Address(scheme=parts.scheme, host=parts.hostname.lower(), port=port or PORTS[parts.scheme], path=path, url=url)
+    return Address(
+        scheme=parts.scheme, host=parts.hostname.lower(), port=port or PORTS[parts.scheme], path=path, url=url
+    )
 
 
 def wrong(url: str, problem: str) -> InvalidRequest:

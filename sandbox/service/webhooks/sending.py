@@ -38,7 +38,9 @@ class Resolver(AbstractResolver):
     to what is private here.
     """
 
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
         """Return where a name may be reached. Raises `OSError`."""
         try:
             own = await asyncio.to_thread(own_addresses)
@@ -49,7 +51,9 @@ class Resolver(AbstractResolver):
         for kind, _, protocol, _, address in found:
             if (problem := refused(host, str(address[0]), own)) is not None:
                 raise OSError(f"{host} is at {problem}")
-            answers.append(ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=0))
+            answers.append(
+                ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=0)
+            )
         return answers
 
     async def close(self) -> None:
@@ -115,7 +119,9 @@ class Webhooks:
             if problem is None:
                 LOG.info("run %s: its webhook was sent, at attempt %d", run_id, number)
                 return
-            LOG.warning("run %s: attempt %d of %d to send its webhook failed: %s", run_id, number, len(self._pauses_s), problem)
+            LOG.warning(
+                "run %s: attempt %d of %d to send its webhook failed: %s", run_id, number, len(self._pauses_s), problem
+            )
 
     async def _sent(self, url: str, body: bytes) -> str | None:
         """Send it once; return why it was not taken, or None. What the other side answers is not read."""
@@ -143,7 +149,9 @@ def key_of(path: str | None) -> bytes:
     try:
         key = Path(path).read_bytes().strip()
     except OSError as error:
-        raise InvalidRequest(f"webhooks.key_file {path} can't be read: {error.strerror}", hint="mend the path or its mode") from None
+        raise InvalidRequest(
+            f"webhooks.key_file {path} can't be read: {error.strerror}", hint="mend the path or its mode"
+        ) from None
     if not key:
         raise InvalidRequest(f"webhooks.key_file {path} is empty", hint="write a long random text into it")
     return key
