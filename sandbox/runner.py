@@ -293,7 +293,7 @@ class Runner:
 
         admitted = await self._images.get((asked.reference, pull), lambda: asyncio.to_thread(admit))
         if asked.requires_python:
-            from sandbox.environment.requirements import check_python  # late: most runs say nothing of it
+            from sandbox.environment.declared import check_python  # late: most runs say nothing of it
 
             check_python(asked.requires_python, admitted.python_version, asked.reference)
         return admitted

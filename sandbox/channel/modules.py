@@ -8,11 +8,7 @@ from collections.abc import Iterable
 from sandbox.errors import InvalidRequest
 
 MAX_MODULES = 32
-
-
 MAX_MODULE_CHARS = 100
-
-
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 

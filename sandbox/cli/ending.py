@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 READER_GONE = 128 + signal.SIGPIPE
-
-
 CANCELLED_OUTPUT_S = 1.0
-
-
 NAMED_FILES = 5  # of those that are not kept
 
 

@@ -27,8 +27,8 @@ from sandbox.environment.requirements import without_hashes
 from sandbox.errors import InvalidRequest, SandboxError
 
 if TYPE_CHECKING:
+    from sandbox.environment.declared import Declared
     from sandbox.environment.lock import Lock
-    from sandbox.environment.requirements import Declared
     from sandbox.runner import Runner
 
 Result = TypeVar("Result")
@@ -94,8 +94,8 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
 @click.pass_obj
 def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: bool, **options: Any) -> None:
     """Build the environment of libraries, or say that it is there."""
+    from sandbox.environment.declared import Declared
     from sandbox.environment.lock import Lock
-    from sandbox.environment.requirements import Declared
 
     try:
         if lock_path and asks_for_libraries(options):

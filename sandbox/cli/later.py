@@ -20,7 +20,7 @@ from sandbox.cli.ending import READER_GONE, conclude
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.runs import MAX_LISTED, connected, full_id
 from sandbox.cli.saved import open_directory
-from sandbox.client.calls import unreadable
+from sandbox.client.reading import unreadable
 from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
 
 if TYPE_CHECKING:

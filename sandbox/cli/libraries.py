@@ -15,7 +15,7 @@ from sandbox.cli.files import MAX_TEXT_BYTES, read_bytes
 from sandbox.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from sandbox.environment.requirements import Declared
+    from sandbox.environment.declared import Declared
 
 MAX_DEPTH = 10
 # The longer ones first: UTF-32's begins with UTF-16's.
@@ -44,7 +44,8 @@ def asks_for_libraries(options: dict[str, Any], *, code: str = "") -> bool:
 
 def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = "script") -> Declared:
     """Return what the options ask for, or else the header of the script (PEP 723) of this name. Raises `InvalidRequest`, `NotFound`."""
-    from sandbox.environment.requirements import Declared, parse_libraries, parse_script
+    from sandbox.environment.declared import Declared, parse_script
+    from sandbox.environment.requirements import parse_libraries
     from sandbox.printable import printable
 
     if not options["libraries"] and not options["requirement_files"]:
@@ -59,7 +60,8 @@ def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = 
 
 def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
     """Return the requirements of one file, by its name. A requirements.txt may name others (-r), beside itself, as for pip."""
-    from sandbox.environment.requirements import Declared, parse_pyproject, parse_requirements_txt
+    from sandbox.environment.declared import Declared, parse_pyproject
+    from sandbox.environment.requirements import parse_requirements_txt
 
     if len(above) > MAX_DEPTH or path in above:
         raise InvalidRequest(

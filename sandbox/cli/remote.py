@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
 from sandbox.cli.versions import tell_version
 from sandbox.client import Client, NoService, bytes_of, error_of, run_body
-from sandbox.client.calls import foreign, object_of, unreadable
+from sandbox.client.reading import foreign, object_of, unreadable
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.places import named_socket
 from sandbox.progress import Progress

@@ -20,8 +20,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sandbox.client.base import default_socket
-from sandbox.client.calls import OPTIONAL, Result, bytes_of, error_of, result_of, run_body
+from sandbox.client.calls import OPTIONAL, run_body
 from sandbox.client.client import Client
+from sandbox.client.reading import Result, bytes_of, error_of, result_of
 from sandbox.client.unix_http import NoService
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from sandbox.client import calls
+from sandbox.client import calls, reading
 from sandbox.client.answers import (
     BuiltEnvironment,
     CodeCheck,
@@ -38,7 +38,8 @@ from sandbox.client.answers import (
 )
 from sandbox.client.async_http import AsyncConnection, AsyncConnections
 from sandbox.client.base import AGAIN_S, ClientBase
-from sandbox.client.calls import Answer, Call, Result, result_of, run_body
+from sandbox.client.calls import run_body
+from sandbox.client.reading import Answer, Call, Result, result_of
 from sandbox.errors import QueueFull
 
 T = TypeVar("T")
@@ -317,7 +318,7 @@ class AsyncClient(ClientBase):
         deadline = time.monotonic() + self.retry_s
         while True:
             async with self._connections.one(timeout_s) as connection:
-                status = await connection.answer("POST", path, body, accept=calls.NDJSON)
+                status = await connection.answer("POST", path, body, accept=reading.NDJSON)
                 self._heard(connection.headers)
                 if status == HTTPStatus.OK:
                     yield connection
@@ -331,7 +332,7 @@ class AsyncClient(ClientBase):
         while True:
             answer = await self._answer(call, self._silence(timeout_s))
             if answer.status != QueueFull.http_status:
-                return calls.understood(call, answer)
+                return reading.understood(call, answer)
             await self._refused(answer, deadline)
 
     async def _awaited(
@@ -349,7 +350,7 @@ class AsyncClient(ClientBase):
 
     async def _answer(self, call: Call[Any], timeout_s: float | None) -> Answer:
         async with self._connections.one(timeout_s) as connection:
-            status = await connection.answer(call.method, call.path, call.body, accept=calls.JSON, prefer=call.prefer)
+            status = await connection.answer(call.method, call.path, call.body, accept=reading.JSON, prefer=call.prefer)
             answer = await connection.whole(status)
         self._heard(answer.headers)
         return answer
@@ -357,7 +358,7 @@ class AsyncClient(ClientBase):
     async def _refused(self, answer: Answer, deadline: float) -> None:
         """Wait where it makes sense to ask again. Raises the `SandboxError` that the answer is where it does not."""
         try:
-            calls.succeeded(answer)
+            reading.succeeded(answer)
         except QueueFull as error:
             if (pause := calls.pause_s(error, deadline - time.monotonic())) is None:
                 raise

@@ -11,7 +11,8 @@ import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-from sandbox.client.calls import Answer, check_request_id, gone
+from sandbox.client.calls import check_request_id, gone
+from sandbox.client.reading import Answer
 from sandbox.client.unix_http import (
     CONNECT_PAUSE_S,
     CONNECT_TIMEOUT_S,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from sandbox.client import calls
+from sandbox.client import calls, reading
 from sandbox.client.answers import (
     BuiltEnvironment,
     CodeCheck,
@@ -25,7 +25,8 @@ from sandbox.client.answers import (
     TemplateAndCode,
 )
 from sandbox.client.base import AGAIN_S, ClientBase
-from sandbox.client.calls import Answer, Call, Result, result_of, run_body
+from sandbox.client.calls import run_body
+from sandbox.client.reading import Answer, Call, Result, result_of
 from sandbox.client.unix_http import Connection, Connections, headers_of
 from sandbox.errors import QueueFull
 
@@ -302,7 +303,7 @@ class Client(ClientBase):
         deadline = time.monotonic() + self.retry_s
         while True:
             with self._connections.one(timeout_s) as connection:
-                response = connection.answer("POST", path, body, accept=calls.NDJSON)
+                response = connection.answer("POST", path, body, accept=reading.NDJSON)
                 self._heard(headers_of(response))
                 if response.status == http.client.OK:
                     yield connection, response
@@ -316,7 +317,7 @@ class Client(ClientBase):
         while True:
             answer = self._answer(call, self._silence(timeout_s))
             if answer.status != QueueFull.http_status:
-                return calls.understood(call, answer)
+                return reading.understood(call, answer)
             self._refused(answer, deadline)
 
     def _awaited(
@@ -334,7 +335,7 @@ class Client(ClientBase):
 
     def _answer(self, call: Call[Any], timeout_s: float | None) -> Answer:
         with self._connections.one(timeout_s) as connection:
-            response = connection.answer(call.method, call.path, call.body, accept=calls.JSON, prefer=call.prefer)
+            response = connection.answer(call.method, call.path, call.body, accept=reading.JSON, prefer=call.prefer)
             answer = connection.whole(response)
         self._heard(answer.headers)
         return answer
@@ -342,7 +343,7 @@ class Client(ClientBase):
     def _refused(self, answer: Answer, deadline: float) -> None:
         """Wait where it makes sense to ask again. Raises the `SandboxError` that the answer is where it does not."""
         try:
-            calls.succeeded(answer)
+            reading.succeeded(answer)
         except QueueFull as error:
             if (pause := calls.pause_s(error, deadline - time.monotonic())) is None:
                 raise

@@ -14,7 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sandbox.client.calls import JSON, PREFER, REQUEST_ID, Answer, check_request_id, check_target, gone
+from sandbox.client.calls import PREFER, REQUEST_ID, check_request_id, check_target, gone
+from sandbox.client.reading import JSON, Answer
 from sandbox.errors import EngineUnavailable, Internal
 
 CONNECT_TIMEOUT_S = 5.0

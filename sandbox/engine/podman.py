@@ -22,7 +22,7 @@ from urllib.parse import quote
 from sandbox.engine.program import last_line, missing_podman, scrubbed_environment
 from sandbox.engine.protocol import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.engine.registry_advice import registry_advice
-from sandbox.engine.service import PodmanService, listened_on
+from sandbox.engine.service import PodmanService, remove_dead_sockets
 from sandbox.errors import BuildFailed, EngineUnavailable, ImageUnavailable, NotEnforceable, NotFound, SandboxError
 
 if TYPE_CHECKING:
@@ -36,16 +36,6 @@ PING_TIMEOUT_S = 5.0
 PULL_TIMEOUT_S = 1_800.0
 # What may be asked again when the service died over it.
 REPEATABLE = ("get", "delete")
-
-
-def remove_dead_sockets(runtime_dir: Path) -> None:
-    """Remove the sockets of processes that ended without closing their engine.
-
-    A number that is no process here may be one in another pid namespace: where somebody listens, the socket stays.
-    """
-    for path in runtime_dir.glob("engine-*.sock"):
-        if not Path("/proc", path.stem.split("-")[1]).exists() and not listened_on(path):
-            path.unlink(missing_ok=True)
 
 
 class PodmanEngine:

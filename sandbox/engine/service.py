@@ -99,3 +99,13 @@ class PodmanService:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+def remove_dead_sockets(runtime_dir: Path) -> None:
+    """Remove the sockets of processes that ended without closing their engine.
+
+    A number that is no process here may be one in another pid namespace: where somebody listens, the socket stays.
+    """
+    for path in runtime_dir.glob("engine-*.sock"):
+        if not Path("/proc", path.stem.split("-")[1]).exists() and not listened_on(path):
+            path.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from typing import Any
 from aiohttp import web
 
 from sandbox.cell.cell import Maker
-from sandbox.cell.warm import CellCounts, CellLimits, Cells
+from sandbox.cell.group import CellCounts, CellLimits
+from sandbox.cell.warm import Cells
 from sandbox.container.pool import Pool, PoolCounts, PoolLimits
 from sandbox.container.standby import Places, ReadySandbox
 from sandbox.container.workspace import sweep

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import templates
-from sandbox.environment.requirements import Declared, parse_script
+from sandbox.environment.declared import Declared, parse_script
 from tests.command import document, environment, left_behind, sandbox
 from tests.e2e.website import KEY, ROWS, website
 

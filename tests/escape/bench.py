@@ -25,7 +25,8 @@ import pytest
 from pydantic import SecretStr
 
 from sandbox.cell.cell import Maker
-from sandbox.cell.warm import CellCounts, CellLimits, Cells
+from sandbox.cell.group import CellCounts, CellLimits
+from sandbox.cell.warm import Cells
 from sandbox.container import spec
 from sandbox.container.container import Container
 from sandbox.container.standby import fresh

@@ -12,8 +12,9 @@ from typing import Any, cast
 import pytest
 
 from sandbox.cell.cell import LIFE_S, Cell, Maker, NoCells
+from sandbox.cell.group import CellLimits
 from sandbox.cell.pace import MAX_NODES, Paces
-from sandbox.cell.warm import CellLimits, Cells
+from sandbox.cell.warm import Cells
 from sandbox.container.isolation_row import FAST, WANTED
 from sandbox.container.standby import Ready, Setting
 from sandbox.errors import EngineUnavailable, SandboxError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.engine import podman as podman_engine
 from sandbox.engine import program as podman_program
+from sandbox.engine import service as podman_service
 from sandbox.errors import EngineUnavailable, NotEnforceable
 from sandbox.host import probe as host
 from sandbox.host.probe import read_cache, subordinate_range, write_cache
@@ -146,7 +146,7 @@ def test_sockets_of_dead_processes_are_removed_and_live_ones_kept(tmp_path: Path
     live, dead = tmp_path / f"engine-{os.getppid()}.sock", tmp_path / "engine-4194999.sock"
     live.touch()
     dead.touch()
-    podman_engine.remove_dead_sockets(tmp_path)
+    podman_service.remove_dead_sockets(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [live.name]
 
 

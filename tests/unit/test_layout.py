@@ -169,7 +169,7 @@ def test_a_wrong_import_in_any_package_breaks_the_order(tmp_path: Path) -> None:
     for path in below:
         with (path / "__init__.py" if path.is_dir() else path).open("a") as file:
             file.write("\nimport sandbox.cli.main\n")
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--no-cache"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert found.returncode == 1, found.stdout + found.stderr
     wrong = set(re.findall(r"^sandbox\.(\w+) is not allowed to import sandbox\.cli", found.stdout, re.MULTILINE))

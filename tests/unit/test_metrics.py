@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.cell.warm import CellCounts
+from sandbox.cell.group import CellCounts
 from sandbox.container.pool import PoolCounts
 from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunResult
 from sandbox.service.metrics import BUCKETS_S, MAX_NAMES, TOTALS, Live, Metrics, Shelved

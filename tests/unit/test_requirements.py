@@ -4,15 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.environment.requirements import (
-    MAX_REQUIREMENTS,
-    Declared,
-    check_python,
-    parse_libraries,
-    parse_pyproject,
-    parse_requirements_txt,
-    parse_script,
-)
+from sandbox.environment.declared import Declared, check_python, parse_pyproject, parse_script
+from sandbox.environment.requirements import MAX_REQUIREMENTS, parse_libraries, parse_requirements_txt
 from sandbox.errors import InvalidRequest
 
 A, B = "a" * 64, "b" * 64

@@ -18,7 +18,8 @@ from sandbox.client import default_socket
 from sandbox.errors import InvalidRequest, NotFound
 from sandbox.places import named_socket
 from sandbox.service.config.load import DEFAULT, KEYS, LoadedConfig, load_config, variable_of
-from sandbox.service.config.model import MAX_PATH_BYTES, SECTIONS, ServiceConfig, tables_of
+from sandbox.service.config.model import SECTIONS, ServiceConfig, tables_of
+from sandbox.service.config.values import MAX_PATH_BYTES
 
 RUNNER = '[[access.runners]]\nusers = ["alice"]\npolicies = ["default"]\n'
 

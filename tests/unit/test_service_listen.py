@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.errors import EngineUnavailable, InvalidRequest
-from sandbox.service.config.model import MAX_PATH_BYTES, Socket
+from sandbox.service.config.model import Socket
+from sandbox.service.config.values import MAX_PATH_BYTES
 from sandbox.service.door import listen
 from sandbox.service.door.listen import Listener, open_socket
 

@@ -13,8 +13,8 @@ import pytest
 
 from sandbox.container import workspace
 from sandbox.container.spec import OWNER_LABEL, PLACE_LABEL, RUN_LABEL, UID_FIRST, UID_LAST, runs_id
-from sandbox.engine.podman import remove_dead_sockets
 from sandbox.engine.protocol import EXPORT_LABEL, ContainerRecord
+from sandbox.engine.service import remove_dead_sockets
 from sandbox.errors import EngineUnavailable
 from tests.fake_engine import BASE, FakeEngine
 

@@ -6,28 +6,30 @@
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sandbox.errors import InvalidRequest
 from sandbox.models import Strict
 from sandbox.places import usual_data_dir, usual_socket
-from sandbox.policy.directories import NAME as POLICY_NAME
-from sandbox.policy.model import ANY, ConflictError
+from sandbox.policy.model import ConflictError
 from sandbox.service.admission import AdmissionLimits
-from sandbox.service.webhooks.rules import address_of
+from sandbox.service.config.values import (
+    directory_value,
+    granted,
+    group_value,
+    key_file,
+    mode_value,
+    module_value,
+    policy_value,
+    restricted_path,
+    socket_path,
+    webhook_value,
+    who,
+)
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-
-MAX_PATH_BYTES = 107  # of sun_path, without the byte that ends it
-# Directory services have names such as "domain users@example.org".
-GROUP = re.compile(r"[^\s:@,/\x00-\x1f\x7f]([^:,/\x00-\x1f\x7f]{0,253}[^\s:,/\x00-\x1f\x7f])?")
-MODE = re.compile(r"0?[0-7]{3}")
-MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def _key(default: Any, meaning: str, expected: str, *, low: float | None = None, high: float | None = None,
@@ -67,88 +69,19 @@ def _two_per_core() -> int:
     return 2 * _cores()
 
 
-def _socket_path(path: str) -> str:
-    if not path.startswith("/") or not path.isprintable() or len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ValueError(f"must be an absolute path of at most {MAX_PATH_BYTES} bytes, as the path of a socket must be")
-    return str(Path(path))  # one spelling: callers are told apart by the name of the socket that they came by
-
-
-def _restricted_path(path: str | None) -> str | None:
-    return None if path is None else _socket_path(path)
-
-
-def _directory(path: str) -> str:
-    if not path.startswith("/") or not path.isprintable():
-        raise ValueError("must be an absolute path")
-    return path
-
-
-def _key_file(path: str | None) -> str | None:
-    return path if path is None else _directory(path)
-
-
-def _webhook(url: str) -> str:
-    try:
-        address = address_of(url)
-    except InvalidRequest as error:
-        raise ValueError(f"can't be a rule: {error.message}") from None
-    if "?" in url:
-        raise ValueError("must have no query: what it covers is decided by the path")
-    return address.url
-
-
-def _mode(text: str | None) -> str | None:
-    if text is None:
-        return None
-    bits = int(text, 8) if MODE.fullmatch(text) else 0
-    if bits & 0o600 != 0o600 or bits & ~0o660:
-        raise ValueError('must be "0600" or, for the members of the group, "0660": nobody else may reach the socket')
-    return text
-
-
-def _group(name: str | None) -> str | None:
-    if name is not None and not GROUP.fullmatch(name):
-        raise ValueError("must be a group's name")
-    return name
-
-
-def _who(name: str) -> str:
-    if not GROUP.fullmatch(name.removeprefix("@")):
-        raise ValueError('must be a user, "@" and a group, or "uid" and a number')
-    return name
-
-
-def _granted(name: str) -> str:
-    if name != ANY and not POLICY_NAME.fullmatch(name):
-        raise ValueError('must be the name of a policy, or "*" for all of them')
-    return name
-
-
-def _policy(name: str) -> str:
-    if not POLICY_NAME.fullmatch(name):
-        raise ValueError("must be the name of a policy")
-    return name
-
-
-def _module(name: str) -> str:
-    if not MODULE.fullmatch(name):
-        raise ValueError("must be the name of a module, such as numpy or os.path")
-    return name
-
-
-Who = Annotated[str, AfterValidator(_who)]
+Who = Annotated[str, AfterValidator(who)]
 
 
 class Socket(Strict):
     """Where the service listens, and who can reach it there."""
 
-    path: Annotated[str, AfterValidator(_socket_path)] = _key(
+    path: Annotated[str, AfterValidator(socket_path)] = _key(
         _usual_socket, "The socket. Its directory is created where it is missing.", "an absolute path"
     )
-    mode: Annotated[str | None, AfterValidator(_mode)] = _key(
+    mode: Annotated[str | None, AfterValidator(mode_value)] = _key(
         None, "The socket's mode; without it 0660 where a group is named, else 0600.", 'a text such as "0660"'
     )
-    group: Annotated[str | None, AfterValidator(_group)] = _key(
+    group: Annotated[str | None, AfterValidator(group_value)] = _key(
         None, "Its members reach the socket. Without it, the service's own user and root alone do.", "a group's name"
     )
 
@@ -174,7 +107,7 @@ class Runners(Strict):
         'a list of users and "@group", at least one',
         least=1,
     )
-    policies: tuple[Annotated[str, AfterValidator(_granted)], ...] = _key(
+    policies: tuple[Annotated[str, AfterValidator(granted)], ...] = _key(
         ..., 'Names of policies, or "*" for all.', "a list of names of policies, at least one", least=1
     )
     max_running: int | None = _count(None, "Runs of each of them at once; without it queue.per_caller_running.", low=1)
@@ -200,17 +133,17 @@ class AccessRules(Strict):
 class Restricted(Strict):
     """A second socket, on which nobody is more than a caller: for the service's own user in a container, above all."""
 
-    path: Annotated[str | None, AfterValidator(_restricted_path)] = _key(
+    path: Annotated[str | None, AfterValidator(restricted_path)] = _key(
         None,
         "The second socket; without it there is none. Its directory is its own, and may be shown to a container.",
         "an absolute path",
     )
-    group: Annotated[str | None, AfterValidator(_group)] = _key(
+    group: Annotated[str | None, AfterValidator(group_value)] = _key(
         None,
         "Its members reach the second socket. Without it, the service's own user and root alone do.",
         "a group's name",
     )
-    policies: tuple[Annotated[str, AfterValidator(_granted)], ...] = _key(
+    policies: tuple[Annotated[str, AfterValidator(granted)], ...] = _key(
         (), 'Policies that whoever connects there may run under: names, or "*" for all.', "a list of names of policies"
     )
     max_running: int | None = _count(
@@ -258,13 +191,13 @@ class Queue(Strict):
 class Warm(Strict):
     """One kind of sandbox that is started with the service."""
 
-    policy: Annotated[str, AfterValidator(_policy)] = _key(
+    policy: Annotated[str, AfterValidator(policy_value)] = _key(
         ..., "The policy that its runs are under.", "the name of a policy"
     )
     requirements: tuple[str, ...] = _key(
         (), "Its libraries, as in a requirements file.", 'a list of requirements, such as ["numpy>=2"]'
     )
-    preload: tuple[Annotated[str, AfterValidator(_module)], ...] = _key(
+    preload: tuple[Annotated[str, AfterValidator(module_value)], ...] = _key(
         (), "Modules that are imported ahead of the run.", "a list of names of modules"
     )
 
@@ -304,7 +237,7 @@ class Cells(Strict):
 class History(Strict):
     """What is remembered of runs, and for how long."""
 
-    directory: Annotated[str, AfterValidator(_directory)] = _key(
+    directory: Annotated[str, AfterValidator(directory_value)] = _key(
         lambda: str(usual_data_dir()),
         "Where the history, saved files and results lie. One service alone uses it: a second one of the same user needs another.",
         "an absolute path",
@@ -344,13 +277,13 @@ class History(Strict):
 class Webhooks(Strict):
     """Who may be told that a run has ended."""
 
-    allowed: tuple[Annotated[str, AfterValidator(_webhook)], ...] = _key(
+    allowed: tuple[Annotated[str, AfterValidator(webhook_value)], ...] = _key(
         (),
         "Addresses that a request may have told (`notify`): scheme, host, port and path of each, and what lies below that path. "
         "A name other than localhost must lead to a public address; name private ones by number.",
         'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
     )
-    key_file: Annotated[str | None, AfterValidator(_key_file)] = _key(
+    key_file: Annotated[str | None, AfterValidator(key_file)] = _key(
         None,
         "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).",
         "an absolute path",

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
-from sandbox.service.config.model import MAX_PATH_BYTES, Socket
+from sandbox.service.config.model import Socket
+from sandbox.service.config.values import MAX_PATH_BYTES
 from sandbox.service.door.access import peer_of
 
 BACKLOG = 512

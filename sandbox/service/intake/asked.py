@@ -12,7 +12,8 @@ import msgspec
 from pydantic import SecretStr, ValidationError
 
 from sandbox.channel.modules import check_modules
-from sandbox.environment.requirements import Declared, parse_libraries, parse_script
+from sandbox.environment.declared import Declared, parse_script
+from sandbox.environment.requirements import parse_libraries
 from sandbox.errors import InvalidRequest
 from sandbox.models import RunRequest, Tightening
 from sandbox.printable import printable
