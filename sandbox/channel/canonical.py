@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandbox.harness import MAX_DEPTH
+from sandbox.inside.harness.values import MAX_DEPTH
 
 __all__ = ["MAX_NUMBER_CHARS", "Canonical", "NotCanonical", "canonical"]
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from sandbox.channel.frames import FROM_HARNESS, MAX_BODY_BYTES, RECORD_BYTES, Limits
 from sandbox.channel.records import Cause, Failure, FileHeader, Meta, ProtocolViolation, Quit, Ready, in_form, shaped
-from sandbox.harness import name_problem
+from sandbox.inside.harness.text import name_problem
 from sandbox.models import LogRecord, ProgramError, SavedFile
 
 

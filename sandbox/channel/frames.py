@@ -16,7 +16,7 @@ from typing import Any
 from sandbox.channel.modules import check_modules
 from sandbox.channel.records import ProtocolViolation
 from sandbox.errors import InvalidRequest
-from sandbox.harness import name_problem
+from sandbox.inside.harness.text import name_problem
 
 __all__ = [
     "CANCEL",

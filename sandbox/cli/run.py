@@ -22,7 +22,7 @@ from sandbox.cli.libraries import asks_for_libraries, library_options, requireme
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.saved import open_directory
 from sandbox.errors import InvalidRequest, SandboxError
-from sandbox.harness import name_problem
+from sandbox.inside.harness.text import name_problem
 
 if TYPE_CHECKING:
     from sandbox.cli.answer import Answer

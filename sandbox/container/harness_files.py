@@ -5,6 +5,7 @@ The harness directory is what sandboxes see at `/run/sandbox/lib`; the seccomp f
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import py_compile
@@ -15,7 +16,29 @@ from pathlib import Path
 from sandbox.errors import EngineUnavailable
 from sandbox.policy.seccomp import SeccompProfile
 
-SOURCE = Path(__file__).parents[1] / "harness.py"
+HARNESS = Path(__file__).parents[1] / "inside/harness"
+OWN = "sandbox.inside.harness."
+
+
+def harness_source() -> str:
+    """Return the modules of the harness as one file, in the order of their imports: a package takes 1.1 ms longer to start."""
+    order: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name in order:
+            return
+        text = (HARNESS / f"{name}.py").read_text()
+        lines = text.splitlines(keepends=True)
+        for node in ast.parse(text).body:
+            from_module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if from_module.startswith(OWN):
+                add(from_module[len(OWN) :])
+            if from_module.startswith((OWN, "__future__")):
+                lines[node.lineno - 1 : node.end_lineno] = ["\n"] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+        order[name] = f"# ---- {name}.py\n" + "".join(lines)
+
+    add("main")
+    return "\n".join(["from __future__ import annotations", *order.values()])
 
 
 def harness_directory(cache_dir: Path) -> Path:
@@ -23,13 +46,18 @@ def harness_directory(cache_dir: Path) -> Path:
 
     The byte code serves images with this host's Python version; others compile the source at each start (~15 ms).
     """
-    source = SOURCE.read_bytes()
-    directory = cache_dir / f"harness-{hashlib.sha256(source).hexdigest()[:16]}"
+    version = hashlib.sha256()
+    for path in (
+        Path(__file__),
+        *sorted(HARNESS.glob("*.py")),
+    ):  # joining them takes a hundred times as long as reading them
+        version.update(path.read_bytes())
+    directory = cache_dir / f"harness-{version.hexdigest()[:16]}"
     if directory.is_dir():
         return directory
     try:
         temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix="harness-new-"))
-        (temporary / "harness.py").write_bytes(source)
+        (temporary / "harness.py").write_text(harness_source())
         # Unchecked: the file in the sandbox has other times, and nobody inside can change it.
         py_compile.compile(
             str(temporary / "harness.py"), dfile="/run/sandbox/lib/harness.py", doraise=True,

@@ -1,7 +1,7 @@
 """Installing libraries: three steps, each an ordinary verified run in a sandbox of its own.
 
 resolve (index only, through the egress proxy) -> fetch (the same) -> install (no network at all). What runs inside is
-`sandbox.install_program`; whatever it hands over is checked here.
+`sandbox.inside.install_program`; whatever it hands over is checked here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sandbox.policy.seccomp import SeccompProfile
 from sandbox.progress import OnProgress, Progress
 from sandbox.run.execution import Prepared
 
-PROGRAM = Path(__file__).parents[1] / "install_program.py"
+PROGRAM = Path(__file__).parents[1] / "inside/install_program.py"
 TOOLS_DIR = "/run/sandbox/tools"
 WHEELS_DIR = "/run/sandbox/wheels"
 INDEX_DIR = "/run/sandbox/index"

@@ -116,6 +116,7 @@ def without_hashes(requirement: str) -> str:
 
 
 def check_text(text: str, what: str, limit: int = MAX_TEXT_CHARS) -> None:
+    """Raise `InvalidRequest` for a text of more than `limit` characters, or with control characters."""
     if len(text) > limit:
         raise InvalidRequest(f"{what} take more than {limit // 1024} KiB", hint="list the libraries, and nothing else")
     if found := _CONTROL.search(text.replace("\r\n", "\n")):
@@ -126,6 +127,7 @@ def check_text(text: str, what: str, limit: int = MAX_TEXT_CHARS) -> None:
 
 
 def collected(requirements: Iterable[str]) -> tuple[str, ...]:
+    """Return the requirements, each once. Raises `InvalidRequest` for too many."""
     found = []
     for requirement in requirements:
         found.append(requirement)
@@ -187,6 +189,7 @@ def _with_hashes(line: str, where: str) -> str:
 
 
 def canonical_requirement(entry: str, where: str) -> str:
+    """Return one requirement in the form that all have. Raises `InvalidRequest`, which says `where` it stands."""
     from packaging.utils import canonicalize_name
 
     if len(entry) > MAX_REQUIREMENT_CHARS:

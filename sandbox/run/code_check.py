@@ -1,7 +1,7 @@
 """Checking code without running it: whether it compiles on an environment's own Python, and what its imports lack.
 
 Nothing is parsed on this host. The code goes into an ordinary verified sandbox as the payload of
-`sandbox.code_check_program`; what comes back is believed no more than the result of any run.
+`sandbox.inside.code_check_program`; what comes back is believed no more than the result of any run.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sandbox.code_check_program import MAX_IMPORTS, MAX_MISSING, MAX_NAME_CHARS, MAX_TEXT_CHARS
 from sandbox.container.standby import Setting
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.index.package_names import package_of_module
+from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, MAX_NAME_CHARS, MAX_TEXT_CHARS
 from sandbox.models import Outcome, RunRequest, RunResult, Strict
 from sandbox.run.execution import Prepared
 from sandbox.run.request import check_request
 
-PROGRAM = Path(__file__).parents[1] / "code_check_program.py"
+PROGRAM = Path(__file__).parents[1] / "inside/code_check_program.py"
 MAX_ANSWER_BYTES = 1 << 20
 MAX_PLACE = 1 << 31
 CUT_CHARS = 20  # the mark of a text that was cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.errors import InvalidRequest, PolicyDenied
-from sandbox.harness import name_problem
+from sandbox.inside.harness.text import name_problem
 
 if TYPE_CHECKING:
     from sandbox.models import RunRequest

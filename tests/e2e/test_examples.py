@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from sandbox.harness import compile_program
 from sandbox.index.pip_config import host_certificates
+from sandbox.inside.harness.compiling import compile_program
 from tests.command import document, environment, left_behind
 from tests.e2e.libraries import PICTURES, TABLES, WEB
 from tests.e2e.website import KEY, PAGE, ROWS, Website, own_certificate, website

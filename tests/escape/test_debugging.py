@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.container.harness_files import SOURCE
+from sandbox.container.harness_files import harness_source
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import UNCONFINED, Bench, WeakResult, other_harness
 
@@ -132,8 +132,8 @@ def test_even_without_the_filter_process_1_stays_opaque(unconfined: WeakResult) 
 
 
 def test_a_harness_that_did_not_hide_would_be_read(bench: Bench, tmp_path: Path) -> None:
-    text = SOURCE.read_text()
-    shown, count = re.subn(r"(def _hide\(\).*?)    _set_dumpable\(0\)\n", r"\1", text, flags=re.DOTALL)
+    text = harness_source()
+    shown, count = re.subn(r"(def hide\(\).*?)    set_dumpable\(0\)\n", r"\1", text, flags=re.DOTALL)
     assert count == 1
     (tmp_path / "harness.py").write_text(shown)
     tmp_path.chmod(0o755)

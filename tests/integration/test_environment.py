@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import install_program
 from sandbox.environment import installation
 from sandbox.environment.layers import BaseImage, add, write_image
 from sandbox.image.admission import REPOSITORY
+from sandbox.inside import install_program
 from tests.command import COMMAND, document, environment, sandbox
 from tests.integration.desk import Desk, desk, index, shared_images, versions
 from tests.integration.package_index import BACKEND, PackageIndex, package_index, sdist, wheel

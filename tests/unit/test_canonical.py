@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from sandbox.channel import canonical as module
 from sandbox.channel.canonical import AT_ONCE_BYTES, MAX_NUMBER_CHARS, PIECE_BYTES, NotCanonical, canonical
-from sandbox.harness import MAX_DEPTH, as_json_text
+from sandbox.inside.harness.json_text import as_json_text
+from sandbox.inside.harness.values import MAX_DEPTH
 from tests.hostile import texts
 from tests.readers import LINE_ENDS, STEERS, strict
 

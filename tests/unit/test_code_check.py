@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import code_check_program, harness
-from sandbox.code_check_program import MAX_IMPORTS, MAX_MISSING, check
 from sandbox.container import spec
+from sandbox.container.harness_files import harness_directory
 from sandbox.container.standby import Setting
 from sandbox.errors import Internal, InvalidRequest, PolicyDenied
 from sandbox.image.admission import AdmittedImage
+from sandbox.inside import code_check_program
+from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, check
 from sandbox.models import Outcome, RunResult, Tightening
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.seccomp import load_profile
@@ -28,6 +30,11 @@ from sandbox.run.execution import Prepared
 from tests.unit.factory import policy
 
 # ---- what the program says
+
+with tempfile.TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
+    FILE = next(harness_directory(Path(cache)).glob("*.py"))
+    patch.setattr(code_check_program, "HARNESS", str(FILE))
+    harness = code_check_program.harness_of_this_sandbox()
 
 
 def problem(source: str) -> dict[str, Any]:
@@ -66,13 +73,11 @@ def test_it_needs_nothing_but_the_standard_library_of_python_3_8() -> None:
 
 
 def test_it_compiles_with_the_harness_that_a_sandbox_sees() -> None:
-    assert Path(code_check_program.HARNESS) == Path(spec.LIB_DIR) / Path(harness.__file__).name
+    assert Path(code_check_program.HARNESS) == Path(spec.LIB_DIR) / FILE.name
 
 
-def test_looking_for_the_harness_does_not_let_programs_import_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_check_program, "HARNESS", harness.__file__)
-    again = code_check_program.harness_of_this_sandbox()
-    assert again.compile_program("return 1", "<x>").co_code
+def test_looking_for_the_harness_does_not_let_programs_import_it() -> None:
+    assert harness.compile_program("return 1", "<x>").co_code
     assert missing("import harness") == [("harness", 1)]
 
 

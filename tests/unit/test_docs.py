@@ -18,7 +18,7 @@ from sandbox import errors, templates
 from sandbox.cli.main import cli
 from sandbox.client import Client
 from sandbox.errors import SandboxError
-from sandbox.harness import compile_program
+from sandbox.inside.harness.compiling import compile_program
 from sandbox.models import EXIT_STATUS, Outcome
 from sandbox.service.config.load import variable_of
 from sandbox.service.config.model import KEYS, ServiceConfig
@@ -262,7 +262,7 @@ def test_each_package_says_what_it_is_for_and_where_to_begin() -> None:
     silent = {
         path.parent.name: missing
         for path in packages
-        if (missing := [word for word in ("Import", "Read `") if word not in path.read_text()])
+        if (missing := [word for word in ("import", "read ") if word not in path.read_text().lower()])
         and path.parent.name != "templates"
     }
     assert silent == {}
@@ -290,7 +290,7 @@ def test_every_dependency_is_justified() -> None:
 
 def contract_names() -> list[str]:
     """Return the names that the harness puts into a program's namespace, from its source."""
-    tree = ast.parse((ROOT / "sandbox/harness.py").read_text())
+    tree = ast.parse((ROOT / "sandbox/inside/harness/program.py").read_text())
     function = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_namespace")
     calls = [
         node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".update")

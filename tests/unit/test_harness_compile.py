@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.harness import compile_program, execute
+from sandbox.inside.harness.compiling import compile_program, execute
 
 UNSET = object()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandbox.channel.collector import Collector
-from sandbox.harness import MAX_SOURCE_BYTES
+from sandbox.inside.harness.failures import MAX_SOURCE_BYTES
 from tests.unit.test_harness_driver import LIMITS, Harness, Run, run, started_harness
 
 
@@ -460,7 +460,9 @@ WARNS = "import warnings\n\nwarnings.warn('careful')  # mine\nresult = 1"
 LATE = "\n\ndef f(x, x): pass  # mine"
 
 
-@pytest.mark.parametrize("name", [*NAMES, os.path.abspath(json.decoder.__file__), "THE HARNESS", "PIPE", "FILE"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, os.path.abspath(json.decoder.__file__), "THE HARNESS", "BESIDE IT", "PIPE", "FILE"]
+)
 @pytest.mark.parametrize(
     "code", [FAILS, IN_A_THREAD, UNRAISABLE, WARNS, LATE, "x = 1 is 1  # mine\nresult = 1", "x = ((  # mine"]
 )
@@ -473,6 +475,7 @@ def test_whatever_a_program_is_called_the_lines_that_are_shown_are_its_own(
     with started_harness() as process:
         given = {
             "THE HARNESS": process.app.parent / "lib/harness.py",
+            "BESIDE IT": process.app.parent / "lib/none.py",
             "PIPE": tmp_path / "pipe",
             "FILE": tmp_path / "file.py",
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -17,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sandbox import harness
+import pytest
+
 from sandbox.channel.collector import Collector
 from sandbox.channel.frames import HEADER, Limits, job_frames
+from sandbox.container.harness_files import harness_source
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
@@ -114,7 +115,7 @@ def started_harness(python: str = PYTHON) -> Iterator[Harness]:
     with tempfile.TemporaryDirectory(prefix="h-") as directory:
         base = Path(directory)
         (base / "lib").mkdir()
-        shutil.copy(harness.__file__, base / "lib" / "harness.py")
+        (base / "lib/harness.py").write_text(harness_source())
         (base / "app").mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(base / "job.sock"))
@@ -188,12 +189,35 @@ def test_the_harness_is_not_the_users_business() -> None:
     assert len(descriptors) == 5  # and the channel, and the directory being listed
 
 
-def test_the_harness_loads_only_what_it_needs_to_say_ready() -> None:
+OURS = """
+import importlib, sys
+lib = sys._getframe().f_back.f_code.co_filename.rpartition("/")[0] + "/"
+found = []
+for name in ("harness", "harness.text", "text", "limits", "supervisor"):
+    try:
+        found.append(importlib.import_module(name).__name__)
+    except ImportError:
+        pass
+files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+result = [lib.endswith("/lib/"), found, [file for file in files if file.startswith(lib)]]
+"""
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_program_finds_no_module_of_the_harness_under_any_name(ahead: bool) -> None:
+    from tests.unit.test_harness_preload import run_preloaded  # which imports this module
+
+    done = run_preloaded(OURS, "decimal") if ahead else run(OURS)
+    assert done.result == [True, [], []]
+
+
+def test_the_harness_loads_only_what_it_needs_to_say_ready(tmp_path: Path) -> None:
+    (tmp_path / "harness.py").write_text(harness_source())
     listing = "import os, sys; before = set(sys.modules); import harness; print(*sorted(set(sys.modules) - before))"
     # Without the site module, whose start-up files differ between hosts.
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-B", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {listing}",
-         os.path.dirname(harness.__file__)],
+         str(tmp_path)],
         capture_output=True, check=True, text=True,
     )  # fmt: skip
     assert set(done.stdout.split()) <= {"harness", "__future__", "_socket", "select", "struct", "_struct", "gc"}

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sandbox import harness
 from sandbox.channel.collector import Collector
 from sandbox.channel.frames import CANCEL, encode, job_frames
+from sandbox.inside.harness import failures, process
 from tests.unit.test_harness_driver import LIMITS, Harness, job, run, separate, started_harness
 
 CHANNEL = """
@@ -313,7 +313,7 @@ def test_a_refused_fork_is_told_as_too_many_processes() -> None:
     for call in (refused_by_fork, refused_by_a_socket):
         with pytest.raises(BlockingIOError) as raised:
             call()
-        causes.append(json.loads(harness.error_record(raised.value, __file__))["cause"])
+        causes.append(json.loads(failures.error_record(raised.value, __file__))["cause"])
     assert causes == ["processes", None]
 
 
@@ -449,7 +449,7 @@ def test_the_supervisor_is_opaque_and_the_program_is_not() -> None:
     assert done.result == 1
     pid = os.fork()
     if pid == 0:
-        harness._set_dumpable(0)
+        process.set_dumpable(0)
         import ctypes
 
         os._exit(ctypes.CDLL(None).prctl(3))

@@ -25,7 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json as strict_from_json
 
-from sandbox.harness import ResultTooLargeError, as_json_text, from_json
+from sandbox.inside.harness.json_text import as_json_text, from_json
+from sandbox.inside.harness.values import ResultTooLargeError
 
 SAFE = 2**53
 plain_values = st.recursive(

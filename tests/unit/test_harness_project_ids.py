@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sandbox import harness
+from sandbox.inside.harness import process
 
 MAP = Path("/proc/self/projid_map")
 CLONE_NEWUSER = 0x10000000
@@ -44,7 +44,7 @@ def test_anybody_may_write_the_map_once() -> None:
 
 def test_what_the_harness_has_written_nobody_changes() -> None:
     def written_first() -> str:
-        harness._close_project_ids()
+        process.close_project_ids()
         return f"{write()}, {' '.join(MAP.read_text().split())}"
 
     assert in_a_user_namespace(written_first) == "refused, 0 0 1"
@@ -53,7 +53,7 @@ def test_what_the_harness_has_written_nobody_changes() -> None:
 def test_a_map_that_is_written_already_is_left_as_it_is() -> None:
     def twice() -> str:
         write()
-        harness._close_project_ids()
+        process.close_project_ids()
         return " ".join(MAP.read_text().split())
 
     assert in_a_user_namespace(twice) == "7 7 1"

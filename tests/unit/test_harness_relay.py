@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.harness import MAX_RELAYED, Relay
+from sandbox.inside.harness.relay import MAX_RELAYED, Relay
 from tests.unit.test_harness_driver import run
 
 Answer = Callable[[socket.socket], None]

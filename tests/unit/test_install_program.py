@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from sandbox import install_program
 from sandbox.environment.tree import Kind, TreeDecoder, TreeLimits
-from sandbox.install_program import (
+from sandbox.inside import install_program
+from sandbox.inside.install_program import (
     Opener,
     StepError,
     check_paths,

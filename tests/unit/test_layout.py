@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
+from sandbox.container.harness_files import harness_source
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sandbox"
@@ -82,6 +83,7 @@ def public(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 
 every_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
+every_inside = pytest.mark.parametrize("path", sorted((PACKAGE / "inside").rglob("*.py")), ids=name_of)
 
 
 @every_source
@@ -93,7 +95,9 @@ def test_only_podman_engine_imports_podman(path: Path) -> None:
 
 @every_source
 def test_only_the_command_line_prints_or_exits(path: Path) -> None:
-    if path.parent.name == "cli" or path.name == "harness.py":  # the harness is the last process of its sandbox
+    if (
+        path.parent.name == "cli" or PACKAGE / "inside/harness" in path.parents
+    ):  # the harness is the last process of its sandbox
         return
     ending = {"print", "sys.exit", "exit", "quit", "os._exit", "os.abort", "SystemExit", "input"}
     tree = tree_of(path)
@@ -107,15 +111,42 @@ def test_imports_are_absolute(path: Path) -> None:
     assert [name for name in imports(tree_of(path)) if name.startswith(".")] == []
 
 
-def test_harness_imports_the_standard_library_alone() -> None:
-    outside = {
-        name for name in imports(tree_of(PACKAGE / "harness.py")) if name.split(".")[0] not in sys.stdlib_module_names
-    }
-    assert outside == set()
+@every_inside
+def test_what_runs_inside_imports_the_standard_library_and_its_own_package_alone(path: Path) -> None:
+    own = "sandbox.inside.harness." if path.parent.name == "harness" else "/"
+    found = {name for name in imports(tree_of(path)) if not name.startswith(own)}
+    assert {name for name in found if name.split(".")[0] not in sys.stdlib_module_names} == set()
 
 
-def test_harness_parses_as_python_3_8() -> None:
-    ast.parse((PACKAGE / "harness.py").read_text(), feature_version=(3, 8))
+@every_inside
+def test_what_runs_inside_parses_as_python_3_8(path: Path) -> None:
+    ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+def test_a_name_at_the_top_of_a_module_of_the_harness_is_its_own_in_the_joined_file() -> None:
+    tree = ast.parse(harness_source(), feature_version=(3, 8))
+    names = [name for node in tree.body for name in defined(node) if name != "TYPE_CHECKING"]
+    assert sorted(names) == sorted(set(names))
+    assert {"main", "compile_program", "clean"} <= set(names)
+    assert not [
+        name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for name in [node.module]
+        if "sandbox" in (name or "")
+    ]
+
+
+def test_every_module_of_the_harness_is_in_the_joined_file() -> None:
+    joined = set(re.findall(r"^# ---- (\S+)$", harness_source(), re.MULTILINE))
+    assert joined == {path.name for path in (PACKAGE / "inside/harness").glob("*.py")} - {"__init__.py"}
+
+
+def defined(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign):
+        yield from (name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name))
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -131,7 +162,7 @@ def test_deciding_modules_do_no_io(name: str) -> None:
 @every_source
 def test_module_is_short_enough_to_read(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    assert lines <= MAX_MODULE_LINES or path.name == "harness.py", f"{lines} lines"
+    assert lines <= MAX_MODULE_LINES, f"{lines} lines"
 
 
 @every_source

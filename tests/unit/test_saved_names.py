@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sandbox.cli import saved_names
 from sandbox.cli.saved_names import folded, kept_names, plain, problem_of
-from sandbox.harness import name_problem
+from sandbox.inside.harness.text import name_problem
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox import templates
 from sandbox.errors import NotFound
-from sandbox.harness import compile_program
+from sandbox.inside.harness.compiling import compile_program
 from sandbox.templates import Template
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from sandbox.channel.frames import (
     preload_frame,
 )
 from sandbox.errors import Internal, InvalidRequest
-from sandbox.harness import name_problem
+from sandbox.inside.harness.text import name_problem
 from sandbox.models import LogRecord
 from tests.unit.test_harness_driver import separate
 
