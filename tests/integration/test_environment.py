@@ -34,7 +34,7 @@ from sandbox.container.standby import Places
 from sandbox.host.probe import probe
 from sandbox.models import RunRequest
 from sandbox.engine.podman import PodmanEngine
-from sandbox.toml_file import policy_directories
+from sandbox.policy.directories import policy_directories
 from sandbox.runner import Runner
 runtime, cache, data, policies, library = sys.argv[1:]
 engine = PodmanEngine(probe(Path(runtime)).engine, runtime_dir=Path(runtime))
