@@ -11,14 +11,14 @@ from sandbox.models import Outcome, RunResult
 from sandbox.run.execution import Follow
 from tests.escape.bench import SLOWER, Bench, value_of
 from tests.escape.test_file_locks import LOCKING
-from tests.escape.test_memory import ATTACKS, CAP_MIB
+from tests.escape.test_memory import AT_ONCE, ATTACKS, CAP_MIB
 from tests.kernel.group import observe, own_service
 
 # Each asks for `payload` MiB in all, and is content when it gets them: with the cap left out it ends well.
 BOMBS = {
-    "one process": ATTACKS["one process"],
-    "shared memory": ATTACKS["shared and anonymous"],
-    "a child whose parent goes on": ATTACKS["a child that outgrows its parent"],
+    "one process": AT_ONCE + ATTACKS["one process"],
+    "shared memory": AT_ONCE + ATTACKS["shared and anonymous"],
+    "a child whose parent goes on": AT_ONCE + ATTACKS["a child that outgrows its parent"],
     "many processes": """
         import os, time
         each = 24

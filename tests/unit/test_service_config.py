@@ -405,3 +405,9 @@ def test_a_file_that_the_variable_names_and_that_is_not_there_is_told_with_the_v
         with pytest.raises(NotFound) as refused:
             read({"SANDBOX_CONFIG": str(tmp_path / "nope.toml")})
         assert "$SANDBOX_CONFIG" in refused.value.hint
+
+
+def test_webhooks_are_read_with_the_file_of_their_key(tmp_path: Path) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text('[webhooks]\nallowed = ["http://127.0.0.1:1880/ended"]\nkey_file = "/etc/key"\n')
+    assert load_config(file, {}).config.webhooks.key_file == "/etc/key"

@@ -18,7 +18,7 @@ from sandbox.service.config.values import (
     directory_value,
     granted,
     group_value,
-    key_file,
+    key_file_value,
     mode_value,
     module_value,
     policy_value,
@@ -283,7 +283,7 @@ class Webhooks(Strict):
         "A name other than localhost must lead to a public address; name private ones by number.",
         'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
     )
-    key_file: Annotated[str | None, AfterValidator(key_file)] = _key(
+    key_file: Annotated[str | None, AfterValidator(key_file_value)] = _key(
         None,
         "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).",
         "an absolute path",

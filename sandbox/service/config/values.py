@@ -37,7 +37,7 @@ def directory_value(path: str) -> str:
     return path
 
 
-def key_file(path: str | None) -> str | None:
+def key_file_value(path: str | None) -> str | None:
     """Return the path of a file with a key, if there is one."""
     return path if path is None else directory_value(path)
 
