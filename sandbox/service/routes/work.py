@@ -107,7 +107,7 @@ class Work:
     async def carry_out(self, events: Events | None = None) -> list[bytes]:
         """Run it when its turn comes, and return its document in pieces; it is in the history as soon as it runs or waits.
 
-        Raises a `SandboxError`.
+        The document has all that happened, but for what `events` were told meanwhile. Raises a `SandboxError`.
         """
         live = self.live
         self.state.live.add(live)
@@ -150,7 +150,8 @@ class Work:
             # The frames that an error went through refer to the request, and in circles to each other.
             clear_frames(sys.exc_info()[2])
         state.metrics.run_ended(live.policy, result)
-        return result.outcome.value, await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
+        pieces = partial(document_pieces, result, streamed=events is not None)
+        return result.outcome.value, await aside(size_of(result), lambda: list(gathered(pieces())))
 
     async def _begun(self) -> Row:
         """Return what the history gets to know at first."""
