@@ -142,6 +142,7 @@ def test_a_run_that_ends_otherwise_has_told_just_what_its_answer_names(service: 
     assert set(found[0]) == set(found[1]) == set(found[2])
     # How much of the output and of the files was there when a limit ended the run is the moment's.
     ends = [(one["outcome"], one["explanation"], one["exit_code"], one["files"][:2], one["result"]) for one in found]
+    print([[str(x)[:300] for x in e] for e in ends])
     assert ends[0] == ends[1] == ends[2]
 
 
