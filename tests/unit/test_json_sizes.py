@@ -27,9 +27,9 @@ AROUND: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
     "a text before": lambda size: (b'["' + b"Q" * size + b'",', b"]"),
     "a text behind": lambda size: (b"[", b',"' + b"Q" * size + b'"]'),
     "a name": lambda size: (b'{"' + b"Q" * size + b'":', b"}"),
-    "items before": lambda size: (b"[" + b"0," * (size // 2), b"]"),
-    "items behind": lambda size: (b"[", b",0" * (size // 2) + b"]"),
-    "levels beside": lambda size: (b"[" + b"[[{}]]," * (size // 7), b"]"),
+    "items before": lambda size: (b"[" + b"0," * (1 + size // 2), b"]"),
+    "items behind": lambda size: (b"[", b",0" * (1 + size // 2) + b"]"),
+    "levels beside": lambda size: (b"[" + b"[[{}]]," * (1 + size // 7), b"]"),
 }
 PARSERS = {"msgspec": AT_ONCE_BYTES, "SQLite": 0}
 # What each check looks for, just within and just beyond what is allowed.
