@@ -99,7 +99,9 @@ def test_only_the_command_line_prints_or_exits() -> None:
     ending = {"print", "sys.exit", "exit", "quit", "os._exit", "os.abort", "SystemExit", "input"}
     found = []
     for path in SOURCES:
-        if path.parent.name == "cli" or PACKAGE / "inside/harness" in path.parents:  # the harness is the last process of its sandbox
+        if (
+            path.parent.name == "cli" or PACKAGE / "inside/harness" in path.parents
+        ):  # the harness is the last process of its sandbox
             continue
         tree = tree_of(path)
         found += [at(path, line, name) for name, line in called(tree) if name in ending or name.startswith("click.")]
