@@ -278,7 +278,7 @@ class Runner:
 
     @contextlib.asynccontextmanager
     async def _base(self, asked: Asked) -> AsyncIterator[image.AdmittedImage]:
-        """Give the base image, there and admitted; an environment that is asked for by its image's name stays meanwhile."""
+        """Give the admitted base image; an environment that is asked for by its image's name stays meanwhile."""
         async with contextlib.AsyncExitStack() as used:
             if environment := image.environment_of(asked.reference):
                 await used.enter_async_context(self.environments().store.in_use(environment))
