@@ -26,7 +26,7 @@ def carry_out(request: RunRequest, *, policy_dirs: list[Path], output: Output, q
 
 def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], output: Output) -> RunResult:
     """Run one request on an open session."""
-    from sandbox.run.execution import Follow  # late: the engine starts meanwhile
+    from sandbox.run.decision import Follow  # late: the engine starts meanwhile
 
     runner = opened.runner(policy_dirs)
     follow = Follow(output=output.live, log=lambda record: output.log(record.level, record.message))

@@ -15,7 +15,7 @@ import pytest
 from sandbox.container.spec import RUN_LABEL
 from sandbox.errors import PolicyDenied
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.escape.bench import Bench, Weakening
 
 pytestmark = pytest.mark.host_only

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.escape.bench import SLOWER, Bench, tightening
 
 SLACK_S = 4.0 * SLOWER

@@ -14,7 +14,7 @@ from sandbox.environment.store import PruneLimits, Record, Store, lease_key
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest
 from sandbox.models import RunRequest, RunResult
 from sandbox.progress import Progress
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel
 from tests.integration.test_environment import IN_A_PROCESS

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sandbox.container import spec
 from sandbox.kernel.process import CGROUP_ROOT, parse_events, session_group
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.escape.bench import Bench
 
 Seen = TypeVar("Seen")

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.kernel import memory as kernel_memory
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.escape.bench import SLOWER, Bench, value_of
 from tests.escape.test_file_locks import LOCKING
 from tests.escape.test_memory import AT_ONCE, ATTACKS, CAP_MIB

@@ -18,7 +18,7 @@ import pytest
 from sandbox.errors import EngineUnavailable, PolicyDenied
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from sandbox.service import answers, server
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application

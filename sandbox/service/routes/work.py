@@ -18,7 +18,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.off_loop import aside
 from sandbox.policy.model import Policy
 from sandbox.progress import Progress
-from sandbox.run.execution import NOBODY, Follow
+from sandbox.run.decision import NOBODY, Follow
 from sandbox.service import log
 from sandbox.service.admission import Slot
 from sandbox.service.answers import gathered

@@ -1,0 +1,115 @@
+"""What is decided of one run, stage by stage. Each stage is frozen and holds the one before; nothing is copied.
+
+A `Run` is a request on its way. Under its policy it is a `Permitted`, and with the sandbox that it gets a `DecidedRun`, which
+`sandbox.run.execution` carries out. Steps of a build and checks of code are decided runs, too.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sandbox.channel.collector import FileSink
+from sandbox.container.standby import Setting
+from sandbox.image.admission import AdmittedImage
+from sandbox.models import LogRecord, RunRequest
+from sandbox.policy.model import Policy
+from sandbox.policy.seccomp import SeccompProfile
+from sandbox.progress import OnProgress, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Follow:
+    """Who is told what happens in a run while it happens.
+
+    `output` gets "stdout" or "stderr" and the bytes, `log` each record, `file` the name and the content of each saved file
+    once it is complete. `open_file` (name, size) takes saved files as they come; they are not kept then.
+    """
+
+    output: Callable[[str, bytes], None] | None = None
+    log: Callable[[LogRecord], None] | None = None
+    file: Callable[[str, bytearray], None] | None = None
+    open_file: Callable[[str, int], FileSink] | None = None
+
+
+NOBODY = Follow()
+
+
+def new_id() -> str:
+    """Return the id of a new run."""
+    return uuid.uuid4().hex
+
+
+def silent(_: Progress) -> None:
+    """Tell nobody of the progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One request on its way; `began` is when it came (monotonic), `queued_s` how long it has waited for its turn."""
+
+    request: RunRequest
+    id: str = field(default_factory=new_id)
+    caller: str = ""
+    follow: Follow = NOBODY
+    on_progress: OnProgress = silent
+    began: float = field(default_factory=time.monotonic)
+    queued_s: float = 0.0
+
+    @property
+    def owner(self) -> str:
+        """Return whose runs it may share a warm container with: those of its caller's node."""
+        return f"{self.caller}/{self.request.node_id}" if self.caller else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permitted:
+    """A run that its policy lets through: `policy` is tightened to what it asked for, `image` the full name of its base image."""
+
+    run: Run
+    policy: Policy
+    seccomp: SeccompProfile
+    image: str
+
+
+class Libraries(Protocol):
+    """What a run has to say of the environment that it is in."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def lock_hash(self) -> str:
+        """The hash of the lock that it was made of."""
+
+    @property
+    def image(self) -> AdmittedImage:
+        """The image that has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecidedRun:
+    """A run and the sandbox that it gets; `environment_s` is the time that was spent on its libraries."""
+
+    permitted: Permitted
+    setting: Setting
+    libraries: Libraries | None = None
+    environment_s: float = 0.0
+
+    @property
+    def run(self) -> Run:
+        """Return the run."""
+        return self.permitted.run
+
+    @property
+    def image(self) -> str:
+        """Return the name of its image, as the receipt has it."""
+        return self.libraries.image.name if self.libraries else self.permitted.image
+
+    def instead(self, run: Run) -> DecidedRun:
+        """Return another run in such a sandbox."""
+        return replace(self, permitted=replace(self.permitted, run=run))
