@@ -25,7 +25,7 @@ from sandbox.policy.load import LoadedPolicy, load_policy
 from sandbox.policy.model import Policy
 from sandbox.progress import OnProgress, Progress
 from sandbox.renewing_cache import Remembered
-from sandbox.run.decision import NOBODY, DecidedRun, Follow, Libraries, Permitted, Run, new_id, silent
+from sandbox.run.decision import DecidedRun, Permitted, Run
 from sandbox.run.execution import Execution
 from sandbox.run.imports import brings_modules, modules_of
 from sandbox.run.request import check_request
@@ -69,29 +69,13 @@ class Runner:
         self._images: Remembered[tuple[str, str], image.AdmittedImage] = Remembered(images_s)
         self._environments: Environments | None = None
 
-    async def run(
-        self,
-        request: RunRequest,
-        *,
-        run_id: str | None = None,
-        caller: str = "",
-        follow: Follow = NOBODY,
-        on_progress: OnProgress | None = None,
-        cancel: asyncio.Event | None = None,
-        queued_s: float = 0.0,
-    ) -> RunResult:
-        """Run one request; a failing program is a result. Raises a `SandboxError` for everything else.
+    async def run(self, run: Run, *, cancel: asyncio.Event | None = None) -> RunResult:
+        """Carry out one run; a failing program is a result. Raises a `SandboxError` for everything else.
 
-        `follow` is told of output, log records and files as they come. Setting `cancel` ends the run at once.
-        `queued_s` is how long it has waited for its turn. Runs of one `caller` and node may share a warm container, where
-        the policy says so.
+        Setting `cancel` ends the run at once.
         """
         cancel = cancel or asyncio.Event()
         program = asyncio.Event()
-        run = Run(
-            request=request, id=run_id or new_id(), caller=caller, follow=follow, on_progress=on_progress or silent,
-            began=time.monotonic() - queued_s, queued_s=queued_s,
-        )  # fmt: skip
         task = asyncio.ensure_future(self._run(run, cancel, program))
         stop = asyncio.ensure_future(cancel.wait())
         try:
@@ -127,14 +111,14 @@ class Runner:
     async def _decided(self, run: Run, used: contextlib.AsyncExitStack) -> DecidedRun:
         """Decide a run. What it needs of this host stays until `used` is closed. Raises what keeps it from running."""
         permitted = self._permitted(run)
-        run.on_progress(Progress(step="image", text=permitted.image))
-        base = await self._base(permitted, used)
-        began, libraries = time.monotonic(), None
+        run.on_progress(Progress(step="image", text=permitted.image_name))
+        admitted, environment_s = await self._base(permitted, used), 0.0
         if run.request.requirements:
-            libraries = await used.enter_async_context(self.environments().using(wanted(permitted, base)))
-        environment_s = time.monotonic() - began
-        setting = self._setting(permitted, base, libraries)
-        return DecidedRun(permitted=permitted, setting=setting, libraries=libraries, environment_s=environment_s)
+            began = time.monotonic()
+            libraries = self.environments().using(libraries_of(permitted, admitted))
+            admitted = (await used.enter_async_context(libraries)).image
+            environment_s = time.monotonic() - began
+        return DecidedRun(permitted=permitted, setting=self._setting(permitted, admitted), environment_s=environment_s)
 
     def _permitted(self, run: Run) -> Permitted:
         """Check everything that needs no container. Raises what keeps the request from running."""
@@ -145,11 +129,11 @@ class Runner:
         spec.plan_caps(policy, self._facts)
         reference = image.resolve(request.image or policy.images.default)
         policy.image_allowed(reference)
-        return Permitted(run=run, policy=policy, seccomp=loaded.seccomp, image=reference)
+        return Permitted(run=run, policy=policy, seccomp=loaded.seccomp, image_name=reference)
 
     async def _base(self, permitted: Permitted, used: contextlib.AsyncExitStack) -> image.AdmittedImage:
         """Return the base image, there and admitted; an environment that is asked for by its image's name stays meanwhile."""
-        reference, pull = permitted.image, permitted.policy.images.pull
+        reference, pull = permitted.image_name, permitted.policy.images.pull
         if environment := image.environment_of(reference):
             await used.enter_async_context(self.environments().store.in_use(environment))
 
@@ -165,13 +149,12 @@ class Runner:
             check_python(permitted.run.request.requires_python, admitted.python_version, reference)
         return admitted
 
-    def _setting(self, permitted: Permitted, base: image.AdmittedImage, libraries: Libraries | None) -> Setting:
+    def _setting(self, permitted: Permitted, admitted: image.AdmittedImage) -> Setting:
         """Decide the sandbox; where each is started when a run asks, it has imported nothing before the run."""
         run, policy = permitted.run, permitted.policy
-        environment = libraries.id if libraries else image.environment_of(permitted.image)
+        environment = admitted.environment or image.environment_of(permitted.image_name)
         return Setting(
-            policy=policy, seccomp=permitted.seccomp, admitted=libraries.image if libraries else base,
-            egress=egress_of(policy), owner=run.owner,
+            policy=policy, seccomp=permitted.seccomp, admitted=admitted, egress=egress_of(policy), owner=run.owner,
             preload=preload_of(run.request, policy) if self._source is not None else (),
             lease=partial(self.environments().store.in_use, environment) if environment else None,
         )  # fmt: skip
@@ -197,23 +180,25 @@ class Runner:
 
     async def lock(self, request: RunRequest, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
         """Return the lock of a request's libraries; `upgrade` resolves them anew. Raises as `run` does."""
-        async with contextlib.AsyncExitStack() as used:
-            return await self.environments().lock(await self._wanted(request, on_progress, used), upgrade=upgrade)
+        async with self._wanted(Run(request=request, on_progress=on_progress)) as wanted:
+            return await self.environments().lock(wanted, upgrade=upgrade)
 
     async def build(self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None) -> Environment:
         """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
-        async with contextlib.AsyncExitStack() as used:
-            libraries = self.environments().using(await self._wanted(request, on_progress, used), lock=lock)
-            return await used.enter_async_context(libraries)
+        run = Run(request=request, on_progress=on_progress)
+        async with self._wanted(run) as wanted, self.environments().using(wanted, lock=lock) as environment:
+            return environment
 
     async def pull(self, request: RunRequest, reference: str) -> Environment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
-        async with contextlib.AsyncExitStack() as used:
-            return await self.environments().pull(reference, await self._wanted(request, silent, used))
+        async with self._wanted(Run(request=request)) as wanted:
+            return await self.environments().pull(reference, wanted)
 
-    async def _wanted(self, request: RunRequest, on_progress: OnProgress, used: contextlib.AsyncExitStack) -> Wanted:
-        permitted = self._permitted(Run(request=request, on_progress=on_progress))
-        return wanted(permitted, await self._base(permitted, used))
+    @contextlib.asynccontextmanager
+    async def _wanted(self, run: Run) -> AsyncIterator[Wanted]:
+        async with contextlib.AsyncExitStack() as used:
+            permitted = self._permitted(run)
+            yield libraries_of(permitted, await self._base(permitted, used))
 
     def environments(self) -> Environments:
         """Return the environments of this user."""
@@ -234,8 +219,8 @@ class Runner:
         return Execution(decided, chosen, facts=self._facts, cancel=cancel)
 
 
-def wanted(permitted: Permitted, base: image.AdmittedImage) -> Wanted:
-    """Return the environment that a request asks for."""
+def libraries_of(permitted: Permitted, base: image.AdmittedImage) -> Wanted:
+    """Return the libraries that a request asks for."""
     from sandbox.environment.identity import Wanted  # late: most runs need none
 
     return Wanted(permitted=permitted, base=base)

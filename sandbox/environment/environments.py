@@ -28,7 +28,6 @@ from sandbox.environment.identity import (
     Wanted,
     check_lock,
     package_of,
-    planned,
     tree_limits,
 )
 from sandbox.environment.installation import Execute, Installer
@@ -75,7 +74,7 @@ class Environments:
 
         Raises `BuildFailed`, `PolicyDenied`.
         """
-        plan = planned(wanted, lock or await self.lock(wanted))
+        plan = EnvironmentPlan(wanted=wanted, lock=lock or await self.lock(wanted))
         async with self.store.in_use(plan.id):
             found = await asyncio.to_thread(self._find, plan)
             yield found or await self._built(plan)
@@ -265,7 +264,7 @@ class Environments:
             try:
                 tree = work / "pulled.tree"
                 lock = await asyncio.to_thread(unpack, self._engine, parcel, tree, tree_limits(wanted.policy))
-                plan = planned(wanted, lock)
+                plan = EnvironmentPlan(wanted=wanted, lock=lock)
                 async with self.store.in_use(plan.id), self.store.alone(plan.id):
                     return await asyncio.to_thread(self._accepted, parcel, plan, tree, work)
             finally:
@@ -319,7 +318,7 @@ def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: flo
     """Return what is kept of an environment that was made now."""
     wanted, lock = plan.wanted, plan.lock
     return Record(
-        id=plan.id, image=plan.name, image_id=image_id, base=wanted.permitted.image, base_digest=wanted.base.digest,
+        id=plan.id, image=plan.name, image_id=image_id, base=wanted.permitted.image_name, base_digest=wanted.base.digest,
         lock_hash=plan.lock_hash, build_hash=wanted.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
         requirements=lock.requirements, size_bytes=size_bytes, created=now, last_used=now,
     )  # fmt: skip

@@ -63,10 +63,16 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentPlan:
-    """What one environment is made of. Its keys are computed when they are first asked for, and once."""
+    """What one environment is made of, checked. Its keys are computed when they are first asked for, and once.
+
+    Raises as `check_lock` does.
+    """
 
     wanted: Wanted
     lock: Lock
+
+    def __post_init__(self) -> None:
+        check_lock(self.lock, self.wanted)
 
     @cached_property
     def lock_hash(self) -> str:
@@ -101,7 +107,9 @@ class EnvironmentPlan:
 
     def built(self, record: ImageRecord) -> Environment:
         """Return the environment, whose image is there."""
-        image = replace(self.wanted.base, id=record.id, digest=record.digest, name=self.name)
+        image = replace(
+            self.wanted.base, id=record.id, digest=record.digest, name=self.name, environment=self.id, lock_hash=self.lock_hash
+        )  # fmt: skip
         return Environment(plan=self, image=image)
 
 
@@ -127,17 +135,6 @@ class Environment:
         """Return the lock that it was made of."""
         return self.plan.lock
 
-    @property
-    def lock_hash(self) -> str:
-        """Return the hash of the lock."""
-        return self.plan.lock_hash
-
-
-def planned(wanted: Wanted, lock: Lock) -> EnvironmentPlan:
-    """Return the plan of an environment whose lock may be installed there. Raises as `check_lock` does."""
-    check_lock(lock, wanted)
-    return EnvironmentPlan(wanted=wanted, lock=lock)
-
 
 def check_lock(lock: Lock, wanted: Wanted) -> None:
     """Check a lock, wherever it is from, for what it is to be installed on and under.
@@ -147,7 +144,7 @@ def check_lock(lock: Lock, wanted: Wanted) -> None:
     policy, python = wanted.policy, python_of(wanted.base)
     if python not in ("", lock.python):
         raise InvalidRequest(
-            f"the lock is for Python {lock.python}, and the image {wanted.permitted.image} has Python {python}",
+            f"the lock is for Python {lock.python}, and the image {wanted.permitted.image_name} has Python {python}",
             hint=f"name an image with Python {lock.python} (--image), or make a lock for this one: sandbox env lock",
         )
     for package in lock.packages:

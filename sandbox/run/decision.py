@@ -10,15 +10,13 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from sandbox.channel.collector import FileSink
 from sandbox.container.standby import Setting
-from sandbox.image.admission import AdmittedImage
 from sandbox.models import LogRecord, RunRequest
 from sandbox.policy.model import Policy
 from sandbox.policy.seccomp import SeccompProfile
-from sandbox.progress import OnProgress, Progress
+from sandbox.progress import OnProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +36,18 @@ class Follow:
 NOBODY = Follow()
 
 
-def new_id() -> str:
-    """Return the id of a new run."""
-    return uuid.uuid4().hex
-
-
-def silent(_: Progress) -> None:
-    """Tell nobody of the progress."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One request on its way; `began` is when it came (monotonic), `queued_s` how long it has waited for its turn."""
+    """One request on its way; its turn came when it `began` (monotonic), after it had waited for `queued_s`.
+
+    Runs of one `caller` and node may share a warm container, where the policy says so.
+    """
 
     request: RunRequest
-    id: str = field(default_factory=new_id)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     caller: str = ""
     follow: Follow = NOBODY
-    on_progress: OnProgress = silent
+    on_progress: OnProgress = lambda _: None
     began: float = field(default_factory=time.monotonic)
     queued_s: float = 0.0
 
@@ -67,28 +59,12 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Permitted:
-    """A run that its policy lets through: `policy` is tightened to what it asked for, `image` the full name of its base image."""
+    """A run that its policy lets through: `policy` is tightened to what it asked for, `image_name` is its base image's in full."""
 
     run: Run
     policy: Policy
     seccomp: SeccompProfile
-    image: str
-
-
-class Libraries(Protocol):
-    """What a run has to say of the environment that it is in."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-    @property
-    def lock_hash(self) -> str:
-        """The hash of the lock that it was made of."""
-
-    @property
-    def image(self) -> AdmittedImage:
-        """The image that has it."""
+    image_name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +73,6 @@ class DecidedRun:
 
     permitted: Permitted
     setting: Setting
-    libraries: Libraries | None = None
     environment_s: float = 0.0
 
     @property
@@ -108,7 +83,7 @@ class DecidedRun:
     @property
     def image(self) -> str:
         """Return the name of its image, as the receipt has it."""
-        return self.libraries.image.name if self.libraries else self.permitted.image
+        return self.setting.admitted.name if self.setting.admitted.environment else self.permitted.image_name
 
     def instead(self, run: Run) -> DecidedRun:
         """Return another run in such a sandbox."""

@@ -229,12 +229,12 @@ class Execution:
 
     def _receipt(self, sandbox: Sandbox, outcome: Outcome, durations: Durations) -> Receipt:
         info, decided = self._facts.engine, self.decided
-        run, setting, libraries = decided.run, decided.setting, decided.libraries
+        run, policy, admitted = decided.run, decided.setting.policy, decided.setting.admitted
         return Receipt(
             run_id=run.id, started_at=self.started_at,
-            policy=setting.policy.name, policy_hash=setting.policy.hash,
-            image=decided.image, image_digest=setting.admitted.digest,
-            environment=libraries.id if libraries else None, lock_hash=libraries.lock_hash if libraries else None,
+            policy=policy.name, policy_hash=policy.hash,
+            image=decided.image, image_digest=admitted.digest,
+            environment=admitted.environment, lock_hash=admitted.lock_hash,
             code_hash=digest(run.request.code.encode(errors="surrogatepass")),
             payload_hash=digest(run.request.payload_json),
             engine=f"podman {'.'.join(map(str, info.version))}", runtime=info.runtime_version, kernel=self._facts.kernel,
@@ -256,7 +256,7 @@ class Execution:
         return Durations(
             warm=warm,
             queue_ms=between(0, run.queued_s),
-            prepare_ms=between(run.began + run.queued_s + environment_s, self._sandbox_asked),
+            prepare_ms=between(run.began + environment_s, self._sandbox_asked),
             environment_ms=between(0, environment_s),
             sandbox_ms=between(self._sandbox_asked, self._sandbox_got),
             create_ms=own("begin", "created"),
@@ -265,7 +265,7 @@ class Execution:
             verify_ms=own("ready", "verified"),
             program_ms=between(self._program_began, self._program_ended),
             remove_ms=between(self._program_ended, removed),
-            total_ms=between(run.began, removed),
+            total_ms=between(run.began - run.queued_s, removed),
         )
 
 

@@ -16,7 +16,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy.load import load_policy
 from sandbox.run import code_check
 from sandbox.run.code_check import CodeCheck, check_code
-from sandbox.run.decision import DecidedRun
+from sandbox.run.decision import DecidedRun, Run
 from sandbox.run.execution import Execution
 from tests.escape.bench import Bench
 from tests.integration.desk import Desk, desk, index, shared_images
@@ -47,13 +47,13 @@ def check(bench: Bench, code: str, setting: Setting) -> CodeCheck:
         return await executed(bench, step)
 
     request = RunRequest(code=code, filename="flow.py")
-    return asyncio.run(check_code(decided(setting, request), execute))
+    return asyncio.run(check_code(decided(setting, Run(request=request)), execute))
 
 
 def run(bench: Bench, code: str, setting: Setting) -> RunResult:
     """Run code as it is: what this host's own Python says of it beforehand is left out."""
     request = RunRequest(code=code, policy=setting.policy.name)
-    return asyncio.run(executed(bench, decided(setting, request)))
+    return asyncio.run(executed(bench, decided(setting, Run(request=request))))
 
 
 def test_the_answer_is_of_the_sandboxs_own_python_and_nothing_ran(bench: Bench) -> None:

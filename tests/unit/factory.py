@@ -57,11 +57,9 @@ def old_host() -> HostFacts:
     return host(engine=fake_info(cgroup_version=1, cgroup_controllers=()), controllers=frozenset())
 
 
-def decided(setting: Setting, request: RunRequest, **run: Any) -> DecidedRun:
-    """Return a run of a request in such a sandbox."""
-    permitted = Permitted(
-        run=Run(request=request, **run), policy=setting.policy, seccomp=setting.seccomp, image=setting.admitted.name
-    )
+def decided(setting: Setting, run: Run) -> DecidedRun:
+    """Return a run in such a sandbox."""
+    permitted = Permitted(run=run, policy=setting.policy, seccomp=setting.seccomp, image_name=setting.admitted.name)
     return DecidedRun(permitted=permitted, setting=setting)
 
 

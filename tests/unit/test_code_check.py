@@ -26,7 +26,7 @@ from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.seccomp import load_profile
 from sandbox.run.code_check import CodeCheck, MissingModule, Problem, check_code, distribution_of
-from sandbox.run.decision import DecidedRun
+from sandbox.run.decision import DecidedRun, Run
 from sandbox.runner import Places, Runner
 from tests.unit.factory import decided, host, policy
 
@@ -315,7 +315,7 @@ def asked(code: str, said: Any = GOOD, **fields: Any) -> tuple[CodeCheck, Decide
         return result
 
     request = RunRequest(code=code, filename="flow.py")
-    return asyncio.run(check_code(decided(setting(), request), execute)), given_to[0]
+    return asyncio.run(check_code(decided(setting(), Run(request=request)), execute)), given_to[0]
 
 
 def test_the_answer_is_what_the_sandbox_said_with_what_to_install() -> None:

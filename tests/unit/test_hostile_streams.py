@@ -30,9 +30,9 @@ from sandbox.cli.main import cli
 from sandbox.cli.remote import Going
 from sandbox.client import Client
 from sandbox.errors import SandboxError
-from sandbox.models import RunRequest, RunResult
+from sandbox.models import RunResult
 from sandbox.progress import Progress
-from sandbox.run.decision import NOBODY
+from sandbox.run.decision import NOBODY, Run
 from sandbox.run.execution import Execution
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
@@ -94,20 +94,18 @@ class Stage:
         self._over: asyncio.Event
         self._policy = policy()
 
-    async def run(
-        self, wanted: RunRequest, *, run_id: str, follow: Any, on_progress: Any, cancel: asyncio.Event, **_: Any
-    ) -> RunResult:
+    async def run(self, run: Run, *, cancel: asyncio.Event) -> RunResult:
         """Play the frames in the place of a run."""
-        on_progress(Progress(step="image"))
+        run.on_progress(Progress(step="image"))
         setting = cast("Any", SimpleNamespace(
-            policy=self._policy, seccomp=None, admitted=SimpleNamespace(name="base", digest="sha256:0"), egress=None
+            policy=self._policy, seccomp=None, admitted=SimpleNamespace(name="base", digest="sha256:0", environment=None, lock_hash=None), egress=None
         ))  # fmt: skip
 
         @contextlib.asynccontextmanager
         async def source(*_: Any) -> AsyncIterator[Any]:
             yield SimpleNamespace(sandbox=Played(self.frames), proxy=None, asked=0.0)
 
-        step = decided(setting, wanted, id=run_id, follow=follow)
+        step = decided(setting, run)
         going = Execution(step, cast("Any", source), facts=host(), cancel=cancel)
         going._watch = lambda _: asyncio.Event().wait()  # type: ignore[assignment, method-assign, return-value]
         return await going.run()
