@@ -24,7 +24,7 @@ from sandbox.places import private_directory
 from sandbox.policy.load import LoadedPolicy, load_policy
 from sandbox.policy.model import Policy
 from sandbox.progress import OnProgress, Progress
-from sandbox.renewing_cache import Remembered
+from sandbox.renewing_cache import RenewingCache
 from sandbox.run.decision import DecidedRun, Permitted, Run
 from sandbox.run.execution import Execution
 from sandbox.run.imports import brings_modules, modules_of
@@ -32,7 +32,7 @@ from sandbox.run.request import check_request
 
 if TYPE_CHECKING:
     from sandbox.environment.environments import Environments
-    from sandbox.environment.identity import Environment, Wanted
+    from sandbox.environment.identity import InstalledEnvironment, Wanted
     from sandbox.environment.lock import Lock
     from sandbox.run.code_check import CodeCheck
 
@@ -66,7 +66,7 @@ class Runner:
         self._places = places
         self._source = source
         self._policies = policies or (lambda name: load_policy(name, directories=places.policy_dirs))
-        self._images: Remembered[tuple[str, str], image.AdmittedImage] = Remembered(images_s)
+        self._images: RenewingCache[tuple[str, str], image.AdmittedImage] = RenewingCache(images_s)
         self._environments: Environments | None = None
 
     async def run(self, run: Run, *, cancel: asyncio.Event | None = None) -> RunResult:
@@ -183,13 +183,15 @@ class Runner:
         async with self._wanted(Run(request=request, on_progress=on_progress)) as wanted:
             return await self.environments().lock(wanted, upgrade=upgrade)
 
-    async def build(self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None) -> Environment:
+    async def build(
+        self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None
+    ) -> InstalledEnvironment:
         """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
         run = Run(request=request, on_progress=on_progress)
         async with self._wanted(run) as wanted, self.environments().using(wanted, lock=lock) as environment:
             return environment
 
-    async def pull(self, request: RunRequest, reference: str) -> Environment:
+    async def pull(self, request: RunRequest, reference: str) -> InstalledEnvironment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
         async with self._wanted(Run(request=request)) as wanted:
             return await self.environments().pull(reference, wanted)

@@ -23,8 +23,8 @@ from sandbox.environment.identity import (
     LABEL_BASE,
     LABEL_BUILD,
     LABEL_ENVIRONMENT,
-    Environment,
     EnvironmentPlan,
+    InstalledEnvironment,
     Wanted,
     check_lock,
     package_of,
@@ -36,7 +36,7 @@ from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.removal import Removal
 from sandbox.environment.resolution_failure import named
 from sandbox.environment.sharing import LOCK_FILE, lock_tree, unpack
-from sandbox.environment.store import CACHED_FILES, Record, Store
+from sandbox.environment.store import CACHED_FILES, EnvironmentRecord, Store
 from sandbox.environment.wheel_cache import FileCache, Incoming, room_for
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound, SandboxError
 from sandbox.image.base.layer import epoch, sha256_of
@@ -45,7 +45,7 @@ from sandbox.index.pip_config import Index, read_index
 from sandbox.places import home, private_directory
 from sandbox.policy.model import Policy
 from sandbox.progress import Progress
-from sandbox.renewing_cache import Remembered
+from sandbox.renewing_cache import RenewingCache
 
 # An index may serve packages from several hosts; it is asked about so many of those requested.
 MAX_ASKED = 6
@@ -62,14 +62,14 @@ class Environments:
         self._builds = cache_dir / "builds"
         self._wheels = FileCache(cache_dir / "wheels", ".whl")
         self._trees = FileCache(cache_dir / "trees", ".tree")
-        self._file_hosts: Remembered[tuple[Index, str], tuple[str, ...]] = Remembered(FILE_HOSTS_S)
+        self._file_hosts: RenewingCache[tuple[Index, str], tuple[str, ...]] = RenewingCache(FILE_HOSTS_S)
         self.store = Store(data_dir)
         self.removal = Removal(engine, self.store, (self._wheels, self._trees))
 
     # ---- the path
 
     @contextlib.asynccontextmanager
-    async def using(self, wanted: Wanted, *, lock: Lock | None = None) -> AsyncIterator[Environment]:
+    async def using(self, wanted: Wanted, *, lock: Lock | None = None) -> AsyncIterator[InstalledEnvironment]:
         """Give the environment, from the cache or built now, and keep it from being removed meanwhile.
 
         Raises `BuildFailed`, `PolicyDenied`.
@@ -79,7 +79,7 @@ class Environments:
             found = await asyncio.to_thread(self._find, plan)
             yield found or await self._built(plan)
 
-    async def _built(self, plan: EnvironmentPlan) -> Environment:
+    async def _built(self, plan: EnvironmentPlan) -> InstalledEnvironment:
         """Build it, unless somebody else has done so meanwhile."""
         async with self.store.alone(plan.id):
             found = await asyncio.to_thread(self._find, plan)
@@ -114,7 +114,7 @@ class Environments:
                 **error.facts,
             ) from None
 
-    def _find(self, plan: EnvironmentPlan) -> Environment | None:
+    def _find(self, plan: EnvironmentPlan) -> InstalledEnvironment | None:
         """Return an environment that is there."""
         known = self.store.record(plan.id)
         try:
@@ -140,7 +140,7 @@ class Environments:
         on_egress = partial(self.store.note_egress, wanted.key)
         return Installer(wanted, self._execute, on_egress, index=index, file_hosts=hosts)
 
-    async def _build(self, plan: EnvironmentPlan) -> Environment:
+    async def _build(self, plan: EnvironmentPlan) -> InstalledEnvironment:
         await asyncio.to_thread(self.removal.sweep)
         async with self.store.in_use(CACHED_FILES):
             missing = self._trees.missing(plan.tree_keys.values())
@@ -209,7 +209,7 @@ class Environments:
             built |= receiver.built
         return built
 
-    def _compose(self, plan: EnvironmentPlan, work: Path) -> Environment:
+    def _compose(self, plan: EnvironmentPlan, work: Path) -> InstalledEnvironment:
         """Make the image: the base's layers and ours, and record it."""
         policy = plan.wanted.policy
         trees = [(package.name, self._trees.path(plan.tree_keys[package.name])) for package in plan.lock.packages]
@@ -232,7 +232,7 @@ class Environments:
             trees, name=plan.name, labels=plan.labels, created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
         )  # fmt: skip
 
-    def _keep(self, plan: EnvironmentPlan, written: environment_image.WrittenImage) -> Environment:
+    def _keep(self, plan: EnvironmentPlan, written: environment_image.WrittenImage) -> InstalledEnvironment:
         """Have Podman add the image, and record the environment: both, or neither."""
         # First, so that what a killed process leaves is known: a lock without a record.
         self.store.write_environment_lock(plan.id, plan.lock.as_toml())
@@ -248,12 +248,12 @@ class Environments:
 
     # ---- sharing
 
-    async def push(self, record: Record, destination: str) -> str:
+    async def push(self, record: EnvironmentRecord, destination: str) -> str:
         """Send an environment to a registry; return its digest there. Raises `ImageUnavailable`."""
         with workplace(self._builds) as work:
             return await asyncio.to_thread(self._engine.push, record.image, destination, work_dir=work)
 
-    async def pull(self, reference: str, wanted: Wanted) -> Environment:
+    async def pull(self, reference: str, wanted: Wanted) -> InstalledEnvironment:
         """Take an environment from a registry, for this base image and policy. `wanted.requirements` don't count.
 
         Raises `BuildFailed` unless it is, bit for bit, what a build here would have composed of the same files.
@@ -278,7 +278,7 @@ class Environments:
             return False
         return True
 
-    def _accepted(self, parcel: ImageRecord, plan: EnvironmentPlan, tree: Path, work: Path) -> Environment:
+    def _accepted(self, parcel: ImageRecord, plan: EnvironmentPlan, tree: Path, work: Path) -> InstalledEnvironment:
         """Keep the environment that came as `parcel`. Raises `BuildFailed` unless it is what a build would have made."""
         if parcel.labels.get(LABEL_ENVIRONMENT) != plan.id:
             raise BuildFailed(
@@ -297,7 +297,7 @@ class Environments:
 
     # ---- looking
 
-    def find(self, text: str) -> Record:
+    def find(self, text: str) -> EnvironmentRecord:
         """Return the environment whose id begins with `text`. Raises `NotFound`, or `InvalidRequest` for several."""
         found = [record for record in self.store.records() if record.id.startswith(text)] if text else []
         if not found:
@@ -306,7 +306,7 @@ class Environments:
             raise InvalidRequest(f"{len(found)} environments begin with {text!r}", hint="give more of the id")
         return found[0]
 
-    def lock_of(self, record: Record) -> Lock:
+    def lock_of(self, record: EnvironmentRecord) -> Lock:
         """Return the lock that an environment was made of."""
         text = self.store.environment_lock(record.id)
         if text is None:
@@ -314,10 +314,10 @@ class Environments:
         return Lock.from_toml(text)
 
 
-def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: float) -> Record:
+def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: float) -> EnvironmentRecord:
     """Return what is kept of an environment that was made now."""
     wanted, lock = plan.wanted, plan.lock
-    return Record(
+    return EnvironmentRecord(
         id=plan.id, image=plan.name, image_id=image_id, base=wanted.permitted.image_name, base_digest=wanted.base.digest,
         lock_hash=plan.lock_hash, build_hash=wanted.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
         requirements=lock.requirements, size_bytes=size_bytes, created=now, last_used=now,

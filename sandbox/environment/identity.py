@@ -1,7 +1,7 @@
 """What an environment is made of, and the keys that follow from it, each computed once. Pure.
 
 A `Wanted` is what a request asks for. With a lock it is an `EnvironmentPlan`, which resolution, build, store and sharing use,
-and with an image an `Environment`. The same base image, lock and [build] section give the same id, on every machine.
+and with an image an `InstalledEnvironment`. The same base image, lock and [build] section give the same id, on every machine.
 """
 
 from __future__ import annotations
@@ -105,16 +105,16 @@ class EnvironmentPlan:
         ground: list[object] = [GENERATION, self.wanted.base.id, self.wanted.build_hash]
         return {package.name: hash_of([*ground, package.file.sha256]) for package in self.lock.packages}
 
-    def built(self, record: ImageRecord) -> Environment:
+    def built(self, record: ImageRecord) -> InstalledEnvironment:
         """Return the environment, whose image is there."""
         image = replace(
             self.wanted.base, id=record.id, digest=record.digest, name=self.name, environment=self.id, lock_hash=self.lock_hash
         )  # fmt: skip
-        return Environment(plan=self, image=image)
+        return InstalledEnvironment(plan=self, image=image)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
+class InstalledEnvironment:
     """A built environment; `image` is what runs use."""
 
     plan: EnvironmentPlan

@@ -17,7 +17,7 @@ from sandbox.container.standby import Places, Setting
 from sandbox.engine.protocol import Engine
 from sandbox.environment import identity
 from sandbox.environment.environments import Environments
-from sandbox.environment.identity import Environment, EnvironmentPlan, Wanted
+from sandbox.environment.identity import EnvironmentPlan, InstalledEnvironment, Wanted
 from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.environment.tree import Kind, encode_header
@@ -68,7 +68,7 @@ def lock() -> Lock:
 
 CHAINS: tuple[tuple[type, ...], ...] = (
     (Run, Permitted, DecidedRun),
-    (Run, Permitted, Wanted, EnvironmentPlan, Environment),
+    (Run, Permitted, Wanted, EnvironmentPlan, InstalledEnvironment),
 )
 
 
@@ -162,7 +162,7 @@ async def installed(run: DecidedRun) -> RunResult:
     return RunResult(run_id=run.run.id, outcome=Outcome.SUCCEEDED, result_json=b"{}")
 
 
-async def used(environments: Environments, given: Wanted) -> Environment:
+async def used(environments: Environments, given: Wanted) -> InstalledEnvironment:
     async with environments.using(given) as environment:
         return environment
 
