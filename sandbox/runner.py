@@ -132,7 +132,7 @@ class Runner:
         return Permitted(run=run, policy=policy, seccomp=loaded.seccomp, image_name=reference)
 
     async def _base(self, permitted: Permitted, used: contextlib.AsyncExitStack) -> image.AdmittedImage:
-        """Return the base image, there and admitted; an environment that is asked for by its image's name stays meanwhile."""
+        """Return the admitted base image; an environment that is asked for by its image's name stays meanwhile."""
         reference, pull = permitted.image_name, permitted.policy.images.pull
         if environment := image.environment_of(reference):
             await used.enter_async_context(self.environments().store.in_use(environment))

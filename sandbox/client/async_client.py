@@ -64,7 +64,10 @@ class AsyncClient(ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, those that other tasks wait for when they are answered; the next call opens a new one."""
+        """Close the connections; those that other tasks wait for close when they are answered.
+
+        The next call opens a new one.
+        """
         self._connections.close()
 
     def break_off(self) -> None:
@@ -147,9 +150,10 @@ class AsyncClient(ClientBase):
     async def result(
         self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
     ) -> Result | None:
-        """Return the answer of a run while it is kept, or None while the run goes on: at once, or when it has gone on for `wait_s` more.
+        """Return the answer of a run while it is kept, or None while the run goes on.
 
-        Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
+        None comes at once, or when the run has gone on for `wait_s` more. Raises `NotFound` for an answer that is not
+        kept, or no longer, and the error that the run ended with, if it did.
         """
         return await self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 

@@ -58,11 +58,14 @@ class Client(ClientBase):
         self.close()
 
     def close(self) -> None:
-        """Close the connections, those of calls that other threads wait for when they are answered; the next call opens a new one."""
+        """Close the connections; those that other threads' calls wait for close when they are answered.
+
+        The next call opens a new one.
+        """
         self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream and every other call of this client, and so its runs; for other threads than those that wait."""
+        """End every stream and other call of this client, and so its runs; meant for threads that do not wait."""
         self._connections.break_off()
 
     def connect(self) -> int:
@@ -135,9 +138,10 @@ class Client(ClientBase):
         return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
 
     def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
-        """Return the answer of a run while it is kept, or None while the run goes on: at once, or when it has gone on for `wait_s` more.
+        """Return the answer of a run while it is kept, or None while the run goes on.
 
-        Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
+        None comes at once, or when the run has gone on for `wait_s` more. Raises `NotFound` for an answer that is not
+        kept, or no longer, and the error that the run ended with, if it did.
         """
         return self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 

@@ -81,7 +81,7 @@ class Setting:
 
 
 class AcquiredSandbox(Protocol):
-    """What a run needs of the sandbox that it gets: `proxy` is its way out, if it has one, `asked` when it was asked for."""
+    """What a run needs of the sandbox that it gets."""
 
     @property
     def sandbox(self) -> Sandbox:
@@ -194,7 +194,7 @@ def fresh(
 
 
 def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
-    """Return the same for a process that carries out one run and ends: nothing stays warm in it, so there are no cells."""
+    """Return the source for a process that ends after one run: nothing stays warm in it, so it has no cells."""
     containers = fresh(engine, facts, places)
 
     @contextlib.asynccontextmanager

@@ -129,7 +129,7 @@ class Environments:
     # ---- building
 
     async def _installer(self, wanted: Wanted, requirements: Sequence[str]) -> Installer:
-        """Return an installer that may reach the index, and the hosts from which it serves the first of these packages."""
+        """Return an installer that may reach the index and the hosts that serve the first of these packages."""
         index = read_index(os.environ, home())
         names = dict.fromkeys(package_of(requirement) for requirement in requirements)
         asked = [

@@ -123,7 +123,10 @@ class Installer:
     async def install(
         self, wheels: Sequence[dict[str, Any]], directory: Path, receive: Callable[[str, int], FileSink]
     ) -> None:
-        """Install wheels of `directory`, each `{"n", "name", "version", "sha256", "size_bytes"}`, into `receive` as `N.tree`."""
+        """Install wheels of `directory` into `receive`, as `N.tree`.
+
+        Each wheel is `{"n", "name", "version", "sha256", "size_bytes"}`.
+        """
         self._on_progress(Progress(step="installing", text=f"{len(wheels)} packages"))
         workers = max(1, math.ceil(self._policy.build.cpus))
         await self._step(
@@ -192,7 +195,7 @@ class Installer:
         return said
 
     def _hosts(self) -> tuple[str, ...]:
-        """Return what a build may connect to: the hosts of the index and of its files stand where the policy says `@index`."""
+        """Return what a build may connect to; `@index` in the policy means the hosts of the index and its files."""
         build, index = self._policy.build, self._index
         own = (*index.remote_hosts, *self._file_hosts) if "@index" in build.allow else ()
         return (*(rule for rule in build.allow if rule != "@index"), *own)
@@ -202,7 +205,7 @@ class Installer:
         return bool(set(hosts_of([url])) & set(self._hosts())) or self._inside(url) != url
 
     def _address(self, package: LockedPackage) -> str:
-        """Return where to fetch a file: a lock keeps its hash, and an index that has moved since has another address."""
+        """Return where to fetch a file: a lock keeps its hash, and an index that has moved has another address."""
         url = package.file.url
         if self._reaches(url):
             return url
@@ -242,7 +245,10 @@ class Installer:
         }
 
     def _there(self, places: Sequence[str]) -> list[str]:
-        """Return addresses as the sandbox knows them, without the local ones that are not there, which pip ignores and uv does not."""
+        """Return addresses as the sandbox knows them.
+
+        Local ones that are not there are left out: pip ignores them, and uv does not.
+        """
 
         def there(place: str) -> bool:
             parts = urlsplit(place)

@@ -59,7 +59,10 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Permitted:
-    """A run that its policy lets through: `policy` is tightened to what it asked for, `image_name` is its base image's in full."""
+    """A run that its policy lets through.
+
+    `policy` is tightened to the limits of the request, `image_name` is the full name of its base image.
+    """
 
     run: Run
     policy: Policy

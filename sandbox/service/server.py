@@ -91,7 +91,7 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 
 
 def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.ExitStack) -> Iterator[Listener]:
-    """Yield the service's sockets, which `held` closes: the one for everybody, and the restricted one where it is configured."""
+    """Yield the service's sockets, which `held` closes: everybody's, and the restricted one where configured."""
     restricted = config.restricted
     for settings, fds in (
         (config.socket, inherited),
@@ -238,7 +238,7 @@ def tell_troubles(policies: PolicyBook) -> None:
 
 
 def tell_unknown_names(state: State) -> None:
-    """Log what the configuration names and nobody knows; the service goes on, and whoever it is for gets nothing by it."""
+    """Log each name in the configuration that nobody knows; the service goes on, and the name gets nothing by it."""
     known = {*state.policies.names(), *state.policies.problems}
     for name in unknown_names(state.config, known):
         LOG.log(logging.ERROR if name.error else logging.WARNING, "the configuration: %s", name.message)

@@ -324,7 +324,7 @@ class Bench:
         return load_policy(name, directories=self.places.policy_dirs).policy
 
     def policy_with(self, **values: Any) -> str:
-        """Write a policy that extends `default` with the small limits and these (`limits__cpus=0.5`); return its name."""
+        """Write a policy of `default`, the small limits and these (`limits__cpus=0.5`); return its name."""
         self.made += 1
         if "limits__timeout_s" in values:
             values["limits__timeout_s"] *= SLOWER

@@ -1,4 +1,4 @@
-"""Builds for attacks: the product's own path, on an index that the test serves and with a cache that only the test uses.
+"""Builds for attacks: the product's own path, on an index that the test serves and with the test's own cache.
 
 Whatever a build refuses, `Builds.refused` also looks that nothing of it is left.
 """
@@ -117,7 +117,10 @@ class Builds:
         raise AssertionError(error)
 
     def lock_of(self, *archives: tuple[str, bytes], python: str = "3.11", **changes: str) -> Lock:
-        """Publish archives and return the lock that names them, as if they had been resolved; `changes` of each file."""
+        """Publish archives and return the lock that names them, as if they had been resolved.
+
+        `changes` are those of each file.
+        """
         self.index.add(*archives)
         packages = []
         for name, content in archives:

@@ -1,6 +1,7 @@
-"""Whatever a harness sends that a program has taken over: each reader gets one well-formed answer, of its own run, and the same as all others.
+"""Whatever a harness sends that a program has taken over, each reader gets one well-formed answer.
 
-The service, the run and all that is read of the frames are real; frames from memory are in the sandbox's place.
+It is of the reader's own run, and the same as all others'. The service, the run and all that is read of the frames are
+real; frames from memory are in the sandbox's place.
 """
 
 from __future__ import annotations

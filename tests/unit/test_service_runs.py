@@ -1,4 +1,7 @@
-"""Runs over HTTP, with a runner that only pretends: statuses, streams, what is held for those who do not read, and the end."""
+"""Runs over HTTP, with a runner that only pretends.
+
+They show statuses, streams, what is held for those who do not read, and the end.
+"""
 
 from __future__ import annotations
 

@@ -105,9 +105,9 @@ class Work:
         self.part.count(0)  # it counts among the events now
 
     async def carry_out(self, events: Events | None = None) -> list[bytes]:
-        """Run it when its turn comes, and return its document in pieces; it is in the history as soon as it runs or waits.
+        """Run it when its turn comes, and return its document in pieces.
 
-        Raises a `SandboxError`.
+        It is in the history as soon as it runs or waits. Raises a `SandboxError`.
         """
         live = self.live
         self.state.live.add(live)
