@@ -18,7 +18,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
 from sandbox.progress import Progress
-from sandbox.run.execution import NOBODY, Follow
+from sandbox.run.decision import NOBODY, Follow, Run
 from sandbox.service import log
 from sandbox.service.admission import Slot
 from sandbox.service.answers import gathered
@@ -201,10 +201,11 @@ class Work:
                 # Many small requests may have waited while answers came that nobody reads.
                 self.part.check_most()
                 self._keep(replace(row, state="running"))
-                result = await self.state.runner.run(
-                    self.wanted, run_id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
-                    cancel=live.cancel, queued_s=slot.waited_s,
+                run = Run(
+                    request=self.wanted, id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
+                    queued_s=slot.waited_s,
                 )  # fmt: skip
+                result = await self.state.runner.run(run, cancel=live.cancel)
                 self.part.count(size_of(result))  # before the next run begins, and in the place of the body
                 return result
         except Cancelled:
