@@ -16,6 +16,7 @@ from sandbox.policy.directories import NAME, policy_directories, shipped_directo
 from sandbox.policy.mistakes import shown, unknown_key, validated
 from sandbox.policy.model import BUILT_IN, KEYS, ConflictError, Policy, PolicyDocument, Sections
 from sandbox.policy.order import ORDER
+from sandbox.policy.renamed import with_present_names
 from sandbox.policy.seccomp import SeccompProfile, load_profile
 from sandbox.toml_file import TomlFile, exists, read_toml
 
@@ -38,7 +39,8 @@ class LoadedPolicy:
     """An effective policy and where it comes from.
 
     `origins` maps every dotted key to `file:line` or `BUILT_IN`; `open` maps the keys that a child may
-    loosen to True or to a bound; `files` goes from the policy's own file to the root of its chain.
+    loosen to True or to a bound; `files` goes from the policy's own file to the root of its chain. `warnings` are
+    sentences for whoever wrote those files.
     """
 
     policy: Policy
@@ -47,6 +49,7 @@ class LoadedPolicy:
     open: dict[str, Any]
     files: tuple[Path, ...]
     seccomp: SeccompProfile
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class _Layer:
     document: PolicyDocument
     values: dict[str, Any]
     open: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
 def load_policy(name_or_path: str, *, directories: Sequence[Path]) -> LoadedPolicy:
@@ -87,6 +91,7 @@ def load_policy(name_or_path: str, *, directories: Sequence[Path]) -> LoadedPoli
         open=opened,
         files=tuple(layer.file.path for layer in chain),
         seccomp=profile,
+        warnings=tuple(warning for layer in chain for warning in layer.warnings),
     )
 
 
@@ -175,7 +180,7 @@ def _after(layer: _Layer, directories: Sequence[Path]) -> Sequence[Path]:
 
 
 def _layer(path: Path) -> _Layer:
-    file = read_toml(path, what="policy")
+    file, warnings = with_present_names(read_toml(path, what="policy"))
     data = dict(file.data)
     opened = data.pop("open", {})
     document = validated(data, file)
@@ -184,7 +189,8 @@ def _layer(path: Path) -> _Layer:
         for section in document.model_fields_set & set(Sections.model_fields)
         for name in getattr(document, section).model_fields_set
     }
-    return _Layer(name=path.stem, file=file, document=document, values=values, open=_bounds(opened, file))
+    opened = _bounds(opened, file)
+    return _Layer(name=path.stem, file=file, document=document, values=values, open=opened, warnings=warnings)
 
 
 # ---- extending -----------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from sandbox.policy.sections import (
     VARIABLE,
     Build,
     Enforcement,
-    Environment,
     Filesystem,
     History,
     Images,
@@ -34,6 +33,7 @@ from sandbox.policy.sections import (
     Network,
     Seccomp,
     Secrets,
+    Variables,
     library_name,
 )
 
@@ -73,7 +73,7 @@ class Sections(Strict):
     filesystem: Filesystem = Filesystem()
     network: Network = Network()
     seccomp: Seccomp = Seccomp()
-    environment: Environment = Environment()
+    variables: Variables = Variables()
     secrets: Secrets = Secrets()
     images: Images = Images()
     build: Build = Build()
@@ -177,7 +177,7 @@ class Policy(Sections):
                 app_mib=build.installed_mib, tmp_mib=BUILD_TMP_MIB, shm_mib=BUILD_SHM_MIB, exec=build.allow_sdists
             ),
             network=Network(),
-            environment=Environment(),
+            variables=Variables(),
             secrets=Secrets(),
             isolation=Isolation(),
         )
@@ -230,7 +230,7 @@ class Policy(Sections):
 
     def env_allowed(self, name: str) -> None:
         """Check that a request may set this variable. Raises `PolicyDenied`, or `InvalidRequest` for a non-name."""
-        self._check_variable(name, self.environment.allow, "environment.allow", "variable")
+        self._check_variable(name, self.variables.allow, "variables.allow", "variable")
 
     def secret_allowed(self, name: str) -> None:
         """Check that a request may hand this secret over. Raises like `env_allowed`."""

@@ -169,7 +169,7 @@ class Seccomp(Strict):
     profile: Annotated[str, AfterValidator(_profile_name)] = _key("python", "The list of allowed system calls.")
 
 
-class Environment(Strict):
+class Variables(Strict):
     """Variables that a request may set."""
 
     allow: VariableNames = _key((), "Names of variables that a request may set.")

@@ -63,6 +63,10 @@ class PolicyBook:
             for name, problem in self.problems.items()
         ]
 
+    def warnings(self) -> list[str]:
+        """Return what the files of policies that can be used should say otherwise; of a file that several extend, once."""
+        return list(dict.fromkeys(warning for loaded in self.all() for warning in loaded.warnings))
+
     def names(self) -> list[str]:
         """Return the names of the policies that can be used."""
         return sorted(self._policies)
