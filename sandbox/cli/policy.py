@@ -16,8 +16,8 @@ from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
 from sandbox.policy.explain import Row, as_toml, explain, schema
 from sandbox.policy.load import LoadedPolicy, policy_directories, policy_files, shipped_directory
-from sandbox.policy.mistakes import shown
 from sandbox.policy.seccomp import compile_source, render
+from sandbox.toml_file import shown
 
 AS_RUNS_SEE_IT = ("list", "show", "explain", "check")
 

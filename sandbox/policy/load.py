@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied, SandboxError
 from sandbox.policy.advice import opening
 from sandbox.policy.directories import NAME, policy_directories, shipped_directory
-from sandbox.policy.mistakes import shown, unknown_key, validated
-from sandbox.policy.model import BUILT_IN, KEYS, ConflictError, Policy, PolicyDocument, Sections
+from sandbox.policy.model import BUILT_IN, KEYS, Policy, PolicyDocument, Sections
 from sandbox.policy.order import ORDER
 from sandbox.policy.renamed import with_present_names
 from sandbox.policy.seccomp import SeccompProfile, load_profile
-from sandbox.toml_file import TomlFile, exists, read_toml
+from sandbox.toml_file import TomlFile, exists, read_toml, shown
+from sandbox.toml_mistakes import Checker, ConflictError
 
 __all__ = [
     "BUILT_IN",
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 8
+HINT = "`sandbox policy explain default` says what each key means, and `sandbox policy schema` what it may be"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +184,7 @@ def _layer(path: Path) -> _Layer:
     file, warnings = with_present_names(read_toml(path, what="policy"))
     data = dict(file.data)
     opened = data.pop("open", {})
-    document = validated(data, file)
+    document = Checker(model=PolicyDocument, place=file.place, hint=HINT).read(data)
     values = {
         f"{section}.{name}": getattr(getattr(document, section), name)
         for section in document.model_fields_set & set(Sections.model_fields)
@@ -253,15 +254,14 @@ def _bounds(opened: Any, file: TomlFile) -> dict[str, Any]:
         raise InvalidRequest(
             f"{file.at('open')}: open must be a section ([open])", hint='write "[open]" on its own line'
         )
+    checker = Checker(model=Sections, place=file.place, hint=HINT, below=("open",), alternative="true or ")
     bounds: dict[str, Any] = {}
     for key, bound in _flattened(opened):
-        where = f"open.{key}"
         if key not in KEYS:
-            raise unknown_key(where, file)
+            raise checker.unknown(tuple(key.split(".")))
         section, _, name = key.partition(".")
         if bound is not True:
-            document = validated({section: {name: bound}}, file, prefix="open.")
-            bound = getattr(getattr(document, section), name)
+            bound = getattr(getattr(checker.read({section: {name: bound}}), section), name)
         bounds[key] = bound
     return bounds
 

@@ -19,7 +19,6 @@ from sandbox.errors import InvalidRequest, NotFound, SandboxError
 from sandbox.host.facts import HostFacts
 from sandbox.policy.directories import NAME
 from sandbox.policy.load import LoadedPolicy, load_policy, policy_files
-from sandbox.policy.mistakes import shown
 from sandbox.runner import Runner
 from sandbox.service.admission import Admission
 from sandbox.service.config.load import ServiceConfig
@@ -31,6 +30,7 @@ from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.metrics import Metrics
 from sandbox.service.webhooks.sending import Webhooks
+from sandbox.toml_file import shown
 
 
 class PolicyBook:
