@@ -25,8 +25,8 @@ LABEL_ENVIRONMENT = f"{LABEL_PREFIX}.environment"
 LABEL_BASE = f"{LABEL_PREFIX}.base"
 LABEL_LOCK = f"{LABEL_PREFIX}.lock"
 LABEL_BUILD = f"{LABEL_PREFIX}.build-policy"
-# Raise it when what is installed from the same inputs changes.
-GENERATION = 3
+# Raise it when what is installed from the same inputs, or the text of the lock among it, changes.
+GENERATION = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,14 +218,7 @@ class Execution:
         return round(max(sampled, said.max_rss_kib << 10 if said else 0) / spec.MIB, 1) or None
 
     def _egress(self) -> tuple[EgressRecord, ...]:
-        records = self._ready.proxy.records if self._ready.proxy else ()
-        return tuple(
-            EgressRecord(
-                host=record.host, port=record.port, allowed=record.allowed, reason=record.reason,
-                address=record.address, bytes_up=record.bytes_up, bytes_down=record.bytes_down,
-            )
-            for record in records
-        )  # fmt: skip
+        return tuple(self._ready.proxy.records) if self._ready.proxy else ()
 
     def _receipt(self, sandbox: Sandbox, outcome: Outcome, durations: Durations) -> Receipt:
         info, decided = self._facts.engine, self.decided
