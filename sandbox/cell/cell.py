@@ -226,5 +226,5 @@ class WarmContainer(ReadySandbox):
         return made
 
     def fit(self) -> bool:
-        """Tell whether it lives."""
-        return self.sandbox.alive()
+        """Tell whether it lives, and has not begun to end: its cells die before it does."""
+        return self.sandbox.alive() and not kernel.is_ending(self.sandbox.pid)

@@ -162,7 +162,7 @@ class CellPool:
                 if not isinstance(error, SandboxError) or isinstance(error, NoCells) or attempt == ATTEMPTS - 1:
                     raise
                 continue
-            if cell.alive():
+            if cell.alive() and warm.maker.fit():
                 self._count["cells"] += 1
                 warm.next = asyncio.create_task(warm.maker.cell())
                 return warm, cell

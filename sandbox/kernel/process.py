@@ -16,6 +16,8 @@ from typing import NamedTuple
 NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 READ_BYTES = 32_768
+FLAGS = 6  # of /proc/PID/stat, counted behind the command
+PF_EXITING = 0x4
 LIMIT = re.compile(r"(Max [a-z ]+?)\s{2,}(\S+)\s+(\S+)")
 
 
@@ -107,6 +109,19 @@ def read_status(pid: int) -> dict[str, str]:
     """Return /proc/PID/status as name → value, values with single spaces."""
     lines = read_text(f"/proc/{pid}/status").splitlines()
     return {name: " ".join(value.split()) for name, _, value in (line.partition(":") for line in lines)}
+
+
+def is_ending(pid: int) -> bool:
+    """Tell whether a process has begun to end, or has ended.
+
+    The first process of a PID namespace ends all others before it has ended itself, so a pidfd of it tells later.
+    https://elixir.bootlin.com/linux/v6.1/source/kernel/pid_namespace.c (zap_pid_ns_processes)
+    """
+    try:
+        flags = int(read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[FLAGS])
+    except (OSError, ValueError, IndexError):
+        return True
+    return bool(flags & PF_EXITING)
 
 
 def read_namespaces(pid: int | str) -> dict[str, str]:

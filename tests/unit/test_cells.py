@@ -60,6 +60,7 @@ class FakeMaker:
     setting: Setting
     world: World
     living: bool = True
+    ending: bool = False
     disposed: bool = False
     preloaded: tuple[str, ...] = ("pandas",)
     made: list[FakeCell] = field(default_factory=list)
@@ -91,7 +92,7 @@ class FakeMaker:
         self.living = False
 
     def fit(self) -> bool:
-        return self.living
+        return self.living and not self.ending
 
     def memory_mib(self) -> float:
         return self.world.memory_mib
@@ -247,6 +248,18 @@ async def test_a_run_whose_container_dies_waits_for_the_next_one(world: World) -
         assert len(world.makers) == 2
         assert world.makers[0].disposed
         assert cells.counts().broken == 1
+
+
+@trial
+async def test_no_run_gets_a_cell_of_a_container_that_has_begun_to_end(world: World) -> None:
+    async with world.cells(per_node=1) as cells:
+        await run(cells, setting())
+        await settle()
+        world.makers[0].ending = True  # its cell is the next to die, and lives yet
+        await run(cells, setting())
+        await settle()
+        assert [len(maker.made) for maker in world.makers] == [2, 2]
+        assert world.makers[0].disposed
 
 
 @trial

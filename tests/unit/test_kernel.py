@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from sandbox.kernel.oom import killed_for_memory
 from sandbox.kernel.process import (
     CgroupLimits,
+    is_ending,
     parse_limits,
     parse_mounts,
     read_cgroup,
@@ -135,3 +137,12 @@ def test_this_process_can_be_read() -> None:
     assert set(facts.namespaces) == {"user", "pid", "mnt", "net", "ipc", "uts", "cgroup"}
     assert any(mount.point == "/proc" for mount in facts.mounts)
     assert read_status(os.getpid())["Name"]
+
+
+def test_a_process_that_has_begun_to_end_is_told_from_one_that_lives() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert not is_ending(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not collected yet
+        assert is_ending(process.pid)
+    assert is_ending(process.pid)
