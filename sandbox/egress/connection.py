@@ -22,7 +22,7 @@ from sandbox.egress.splice import Meter, Splice
 from sandbox.egress.upstream import Resolve, connect
 from sandbox.models import EgressRecord
 
-__all__ = ["STILL_OPEN", "Connection", "EgressCaps", "Surroundings"]
+__all__ = ["STILL_OPEN", "EgressCaps", "EgressConnection", "Surroundings"]
 
 READ_BYTES = 16 << 10
 STILL_OPEN = "open when the sandbox ended"
@@ -62,7 +62,7 @@ class Surroundings:
     own: Collection[str]
 
 
-class Connection:
+class EgressConnection:
     """Serves one accepted socket; `close()` when done, then `record()`."""
 
     def __init__(self, client: socket.socket, around: Surroundings) -> None:

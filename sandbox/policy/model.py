@@ -21,13 +21,13 @@ from sandbox.models import Strict, Tightening
 from sandbox.policy.sections import (
     ANY,
     IMAGE,
-    LIBRARY,
+    LIBRARY_NAME,
     RESERVED,
     VARIABLE,
     Build,
     Enforcement,
     Filesystem,
-    History,
+    HistoryRules,
     Images,
     Isolation,
     Limits,
@@ -70,7 +70,7 @@ class Sections(Strict):
     secrets: Secrets = Secrets()
     images: Images = Images()
     build: Build = Build()
-    history: History = History()
+    history: HistoryRules = HistoryRules()
     enforcement: Enforcement = Enforcement()
 
     def values(self) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class Policy(Sections):
     def library_allowed(self, name: str) -> None:
         """Check that a library may be installed, asked for or as a dependency. Raises like `env_allowed`."""
         shown = json.dumps(name[:80])
-        if not LIBRARY.fullmatch(name):
+        if not LIBRARY_NAME.fullmatch(name):
             raise InvalidRequest(
                 f"{shown} is not a library's name", hint="use letters, digits, -, _ and ., as in scikit-learn"
             )

@@ -44,7 +44,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
     and for the first mistake, whose fact `mistakes` lists them all.
     """
     found = find_config(path, environ)
-    source = _Source(read_toml(found, what=WHAT) if found else None, dict(_overrides(environ)))
+    source = _ConfigSource(read_toml(found, what=WHAT) if found else None, dict(_overrides(environ)))
     config = Checker(model=ServiceConfig, place=source.place, hint=HINT).read(source.data())
     return LoadedConfig(config=config, path=found, origins={key: source.origin(key) for key in KEYS})
 
@@ -89,7 +89,7 @@ def _value(name: str, key: str, text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ConfigSource:
     """The file and the overriding values by dotted key."""
 
     file: TomlFile | None
