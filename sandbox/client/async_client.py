@@ -40,6 +40,7 @@ from sandbox.client.async_http import AsyncConnection, AsyncConnectionPool
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
+from sandbox.client.told import Told
 from sandbox.errors import QueueFull
 
 T = TypeVar("T")
@@ -296,7 +297,7 @@ class AsyncClient(ClientBase):
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
-        told = calls.Told()
+        told = Told()
         async with contextlib.aclosing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             async for line in lines:
                 event = told.event(line)
@@ -308,7 +309,7 @@ class AsyncClient(ClientBase):
     async def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
         """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
 
-        Closing the iterator closes the connection, and so ends the run.
+        The last of a run has nothing of what came before it; `events` puts the whole answer together. Closing the iterator closes the connection, and so ends the run.
         """
         async with (
             self._stream(path, body, self._silence(timeout_s)) as connection,

@@ -27,6 +27,7 @@ from sandbox.client.answers import (
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
+from sandbox.client.told import Told
 from sandbox.client.unix_http import UnixConnection, UnixConnectionPool, headers_of
 from sandbox.errors import QueueFull
 
@@ -282,7 +283,7 @@ class Client(ClientBase):
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> Generator[dict[str, Any], None, None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
-        told = calls.Told()
+        told = Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
                 event = told.event(line)
@@ -294,7 +295,7 @@ class Client(ClientBase):
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
         """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
 
-        Closing the iterator closes the connection, and so ends the run.
+        The last of a run has nothing of what came before it; `events` puts the whole answer together. Closing the iterator closes the connection, and so ends the run.
         """
         with self._stream(path, body, self._silence(timeout_s)) as (connection, response):
             while line := connection.line(response):
