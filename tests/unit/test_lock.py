@@ -428,6 +428,14 @@ def test_tags_that_multiply_are_refused_before_they_are_taken_apart(file: str) -
         locked(package("six", "1.17.0", f'{{ {file}, hashes = {{ sha256 = "{A}" }} }}'))
 
 
+def test_a_package_that_is_there_twice_or_of_no_index_is_named_as_that() -> None:
+    direct = '[[packages]]\nname = "six"\nversion = "1.17.0"\ndirectory = { path = "/etc" }\n'
+    for entries, reason in (((SIX, SIX), "is there twice"), ((direct,), "does not come from a package index")):
+        with pytest.raises(BuildFailed, match=rf"^the package six 1\.17\.0 {reason} \(") as caught:
+            locked(*entries)
+        assert caught.value.facts["package"] == "six"
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
