@@ -28,8 +28,9 @@ from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
 from sandbox.models import RunRequest, RunResult
-from tests.escape.bench import SLOWER, Bench
+from tests.escape.bench import Bench
 from tests.integration.package_index import PackageIndex, sdist
+from tests.waiting import SLOWER
 
 # Small limits, so that reaching them is cheap; the index is on loopback.
 BUILD = {

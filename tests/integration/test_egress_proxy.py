@@ -29,6 +29,7 @@ from sandbox.egress.own_addresses import own_addresses
 from sandbox.egress.proxy import EgressCaps, EgressProxy
 from sandbox.egress.rules import Allowlist, parse_rule
 from sandbox.errors import Internal
+from tests.waiting import until_async
 
 BOUND_S = 10
 CAPS: dict[str, Any] = {"transfer_bytes": 64 << 20, "connections": 100}
@@ -873,8 +874,9 @@ async def test_a_running_transfer_is_cut_at_the_limit(tmp_path: Path, up: bool) 
                 answer = await bench.say(get(url))
                 assert limit - (1 << 20) < len(answer) < limit
             assert len(server.received) <= limit
-            while not server.connections:  # the kernel takes all that may be sent before the server's thread looks
-                await asyncio.sleep(0.001)
+            await until_async(
+                lambda: server.connections
+            )  # the kernel takes all that may be sent before its thread looks
             again = await bench.say(get(url))
             assert status(again) == 429
             assert b"the 3 MiB that may be sent and received are used up" in again

@@ -28,7 +28,8 @@ from sandbox.service.application import ROUTES
 from sandbox.service.door.connections import PER_USER
 from sandbox.service.openapi import openapi
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, raw, until
+from tests.integration.test_service import raw
+from tests.waiting import WAIT_S, until
 
 EXAMPLES = 20
 SECRET = "correct horse battery"

@@ -8,7 +8,6 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sandbox.channel.collector import Collector
 from sandbox.channel.frames import CANCEL, encode, job_frames
 from sandbox.inside.harness import failures, process
 from tests.unit.test_harness_driver import LIMITS, Harness, job, run, separate, started_harness
+from tests.waiting import until
 
 CHANNEL = """
 import os, socket, stat
@@ -29,15 +29,6 @@ def channel():
             return socket.socket(fileno=os.dup(int(name)))
 raw = channel()
 """
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
 
 
 def gone(pid: int) -> bool:
@@ -204,15 +195,16 @@ def test_a_slow_runner_slows_the_program_and_costs_no_memory() -> None:
     code = "import os\nfor _ in range(400): os.write(1, b'x' * 65536)\nresult = 'y' * 3_000_000"
     limits = replace(LIMITS, output_bytes=1 << 26, result_bytes=1 << 26)
     collector = Collector(limits)
+    peaks: list[int] = []
     with started_harness() as process:
         process.send_job(code, limits=limits)
-        time.sleep(1.0)
-        status = Path(f"/proc/{process.process.pid}/status").read_text()
-        (peak,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
         for kind, body in process.frames_until_quit():
             collector.feed(kind, body)
             time.sleep(0.002)
-    assert peak < 40_000
+            status = Path(f"/proc/{process.process.pid}/status").read_text()
+            peaks += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+    assert len(peaks) > 400, "looked at after nearly every piece, also after the result"
+    assert peaks[-1] < 40_000
     assert len(collector.stdout) == 400 * 65536
     assert collector.result_json() == b'"' + b"y" * 3_000_000 + b'"'
 
@@ -370,7 +362,7 @@ def test_a_runner_that_goes_away_takes_the_program_with_it() -> None:
             pytest.fail("no output")
         process.connection.shutdown(2)
         process.process.wait(timeout=5)
-        assert eventually(lambda: gone(pid))
+        until(lambda: gone(pid))
 
 
 def test_a_runner_that_goes_away_during_a_flood_takes_the_program_with_it() -> None:

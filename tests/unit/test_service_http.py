@@ -36,8 +36,8 @@ from sandbox.service.routes.queries import QUERIES, check_query
 from sandbox.service.routes.runs import listed_at_most
 from sandbox.service.server import accepting
 from sandbox.service.state import STATE, State
+from tests.waiting import WAIT_S, until_async
 
-WAIT_S = 20.0
 GET = b"GET /size HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /size HTTP/1.1\r\nHost: x\r\n"
 MIB = b"x" * (1 << 20)
@@ -69,8 +69,7 @@ class Scene:
         return document({"size": request[BODY].spool.size_bytes, **pad})
 
     async def arrivals(self, count: int) -> None:
-        while self.arrived < count:
-            await asyncio.sleep(0.005)
+        await until_async(lambda: self.arrived, lambda seen: seen >= count)
 
     @contextlib.asynccontextmanager
     async def counted_turns(self) -> AsyncIterator[None]:
@@ -206,8 +205,11 @@ def test_all_users_connections_leave_descriptors_for_runs(tmp_path: Path, monkey
         for one in held:
             one.cancel()
         await asyncio.gather(*held, return_exceptions=True)
-        await asyncio.sleep(0.05)
-        assert (await here.answer(GET + b"Connection: close\r\n\r\n"))[0] == 200
+
+        async def status_of_another() -> int:
+            return (await here.answer(GET + b"Connection: close\r\n\r\n"))[0]
+
+        await until_async(status_of_another, 200)
 
     play(tmp_path, act)
 
@@ -539,8 +541,7 @@ def test_who_comes_in_a_flood_of_connections_and_asks_at_once_is_refused_in_word
 def test_of_a_flood_that_asks_late_the_last_are_heard_out_and_all_can_read_why(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
         clients = [await asyncio.to_thread(opened, here.path) for _ in range(5 + FLOOD)]
-        while sum(map(is_told, clients)) < FLOOD:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: sum(map(is_told, clients)), FLOOD)
         lingering = len(os.listdir("/proc/self/fd")) - 2 * 5 - len(clients)
         assert LINGERING <= lingering < LINGERING + 30, "the others are closed on this side"
         for _ in range(3):

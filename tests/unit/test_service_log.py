@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from sandbox.service import log
 from sandbox.service.config.model import Log
 from sandbox.service.history.row import Row
 from sandbox.service.log import WAITING_LINES, run_ended, set_up
+from tests.waiting import until
 
 ROW = Row(
     run_id="a1",
@@ -127,10 +127,14 @@ def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_says_how_much_is_lost(
                 logging.getLogger("sandbox.x").info("line %d", number)
             there = threading.Thread(target=lambda: read.extend(reader))
             there.start()
-            while not any("are lost" in line for line in read):
+
+            def told_after_one_more() -> list[str]:
+                nonlocal said
                 logging.getLogger("sandbox.x").info("one more")
                 said += 1
-                time.sleep(0.01)
+                return [line for line in read if "are lost" in line]
+
+            until(told_after_one_more)
         stream.close()
         there.join(10)
     found = [json.loads(line) for line in read]
