@@ -165,12 +165,12 @@ def test_nothing_of_any_kind_is_left_for_the_next_cell(flow: Flow) -> None:
 
 
 def test_a_program_that_fails_hangs_or_floods_leaves_nothing_either(flow: Flow) -> None:
-    for code in (
-        LEAVE + "\nraise SystemExit(3)",
-        LEAVE + "\nos.kill(os.getpid(), 9)",
-        LEAVE + "\nwhile True: print('x' * 9999)",
+    for code, outcome in (
+        (LEAVE + "\nraise SystemExit(3)", Outcome.FAILED),
+        (LEAVE + "\nos.kill(os.getpid(), 9)", Outcome.KILLED),
+        (LEAVE + "\nwhile True: print('x' * 9999)", Outcome.OUTPUT_LIMIT),
     ):
-        assert flow.run(code).outcome is not Outcome.SUCCEEDED
+        assert flow.run(code).outcome is outcome
         seen = flow.value(LOOK)
         assert seen["files"] == {"/app": [], "/tmp": [], "/dev/shm": []}
         assert seen["processes"] == [1, seen["own"]]

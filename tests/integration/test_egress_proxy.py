@@ -551,10 +551,14 @@ async def test_corpus_punycode(tmp_path: Path) -> None:
 @scenario
 async def test_corpus_nul_in_the_host(tmp_path: Path) -> None:
     async with Server(http()).listening() as server, proxied(tmp_path, f"api.test:{server.port}") as bench:
-        for host in ("api.test\0.evil.test", "evil.test\0.api.test", "api.test%00.evil.test"):
-            assert status(await bench.say(get(f"http://{host}:{server.port}/"))) in (400, 403)
+        for host, refusal in (
+            ("api.test\0.evil.test", 400),
+            ("evil.test\0.api.test", 400),
+            ("api.test%00.evil.test", 403),
+        ):
+            assert status(await bench.say(get(f"http://{host}:{server.port}/"))) == refusal
             target = f"{host}:{server.port}"
-            assert status(await bench.say(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())) in (400, 403)
+            assert status(await bench.say(f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())) == refusal
         assert (
             await bench.tunnel(f"api.test:{server.port}", hello("api.test").replace(b"api.test", b"api\0test")) == ALERT
         )

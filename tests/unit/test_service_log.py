@@ -18,7 +18,7 @@ from sandbox.service import log
 from sandbox.service.config.model import Log
 from sandbox.service.history.row import Row
 from sandbox.service.log import WAITING_LINES, run_ended, set_up
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 
 ROW = Row(
     run_id="a1",
@@ -150,9 +150,17 @@ def test_the_end_of_the_service_does_not_wait_for_whoever_reads_its_log(monkeypa
     monkeypatch.setattr(log, "LAST_S", 0.1)
     reading, writing = os.pipe()
     stream = os.fdopen(writing, "w")
-    with set_up(Log(), stream):
-        for number in range(5_000):
-            logging.getLogger("sandbox.x").info("line %d", number)
+
+    def whole_life() -> None:
+        with set_up(Log(), stream):
+            for number in range(5_000):
+                logging.getLogger("sandbox.x").info("line %d", number)
+
+    life = threading.Thread(target=whole_life, daemon=True)
+    life.start()
+    life.join(WAIT_S)
+    waits = life.is_alive()
     os.close(reading)  # which ends the thread's write, too
+    assert not waits
     with contextlib.suppress(BrokenPipeError):
         stream.close()
