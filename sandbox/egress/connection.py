@@ -20,8 +20,9 @@ from sandbox.egress.request_head import END, HeadRefused, RequestHead, parse_hea
 from sandbox.egress.rules import Allowlist, literal_address, shown
 from sandbox.egress.splice import Meter, Splice
 from sandbox.egress.upstream import Resolve, connect
+from sandbox.models import EgressRecord
 
-__all__ = ["STILL_OPEN", "Connection", "EgressCaps", "EgressRecord", "Surroundings"]
+__all__ = ["STILL_OPEN", "EgressCaps", "EgressConnection", "Surroundings"]
 
 READ_BYTES = 16 << 10
 STILL_OPEN = "open when the sandbox ended"
@@ -51,23 +52,6 @@ class EgressCaps:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EgressRecord:
-    """What became of one connection.
-
-    `allowed` says whether policy let it through; `reason` says why not, or how it failed, and is empty when all went
-    well. `host` is printable, and empty when none was asked for; `address` is empty when none was connected to.
-    """
-
-    host: str
-    port: int
-    allowed: bool
-    reason: str
-    bytes_up: int
-    bytes_down: int
-    address: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """What all connections of one sandbox share."""
 
@@ -78,7 +62,7 @@ class Surroundings:
     own: Collection[str]
 
 
-class Connection:
+class EgressConnection:
     """Serves one accepted socket; `close()` when done, then `record()`."""
 
     def __init__(self, client: socket.socket, around: Surroundings) -> None:

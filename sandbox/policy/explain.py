@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PolicyRow:
     """One line of an explanation. `open` is None where a child may only tighten, else True or the bound."""
 
     key: str
@@ -29,10 +29,10 @@ class Row:
     open: Any = None
 
 
-def explain(loaded: LoadedPolicy) -> list[Row]:
+def explain(loaded: LoadedPolicy) -> list[PolicyRow]:
     """Return one row per control, in the order of the model."""
     return [
-        Row(
+        PolicyRow(
             key=key,
             value=value,
             unit=unit_of(key),
@@ -139,7 +139,7 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "network.transfer_mib": "Through the proxy, {} MiB may be sent and received together; beyond, it cuts connections.",
     "network.connections": "One run may make {} connections through the proxy; it refuses more.",
     "seccomp.profile": "Only the system calls of the profile {} work; all others fail.",
-    "environment.allow": _names("set", "environment variable"),
+    "variables.allow": _names("set", "environment variable"),
     "secrets.allow": _names("hand over", "secret"),
     "images.default": "A request that names no image gets {}.",
     "images.allow": _images,

@@ -11,26 +11,26 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sandbox.cell.warm import Cells
-from sandbox.container.pool import Pool
+from sandbox.cell.warm import CellPool
+from sandbox.container.pool import SandboxPool
 from sandbox.container.standby import Setting
 from sandbox.engine.podman import PodmanEngine
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
 from sandbox.host.facts import HostFacts
 from sandbox.policy.directories import NAME
 from sandbox.policy.load import LoadedPolicy, load_policy, policy_files
-from sandbox.policy.mistakes import shown
 from sandbox.runner import Runner
 from sandbox.service.admission import Admission
 from sandbox.service.config.load import ServiceConfig
 from sandbox.service.door.access import Caller
 from sandbox.service.history.artefacts import Artefacts
-from sandbox.service.history.history import History
+from sandbox.service.history.history import RunHistory
 from sandbox.service.history.kept_answers import Results
 from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.metrics import Metrics
-from sandbox.service.webhooks.sending import Webhooks
+from sandbox.service.webhooks.sending import WebhookSender
+from sandbox.toml_file import shown
 
 
 class PolicyBook:
@@ -62,6 +62,10 @@ class PolicyBook:
             f"policy {name} {'is as it was' if name in self._policies else 'cannot be used'}: {problem}"
             for name, problem in self.problems.items()
         ]
+
+    def warnings(self) -> list[str]:
+        """Return what the files of policies that can be used should say otherwise; of a file that several extend, once."""
+        return list(dict.fromkeys(warning for loaded in self.all() for warning in loaded.warnings))
 
     def names(self) -> list[str]:
         """Return the names of the policies that can be used."""
@@ -97,14 +101,14 @@ class State:
     engine: PodmanEngine
     policies: PolicyBook
     runner: Runner
-    pool: Pool
-    cells: Cells
+    pool: SandboxPool
+    cells: CellPool
     admission: Admission
-    history: History
+    history: RunHistory
     metrics: Metrics
     artefacts: Artefacts
     results: Results
-    webhooks: Webhooks
+    webhooks: WebhookSender
     parser: Parser
     live: LiveRuns = field(default_factory=LiveRuns)
     began: float = field(default_factory=time.time)

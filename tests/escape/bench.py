@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import SecretStr
 
-from sandbox.cell.cell import Maker
+from sandbox.cell.cell import WarmContainer
 from sandbox.cell.group import CellCounts, CellLimits
-from sandbox.cell.warm import Cells
+from sandbox.cell.warm import CellPool
 from sandbox.container import spec
 from sandbox.container.container import Container
 from sandbox.container.standby import fresh
@@ -37,6 +37,7 @@ from sandbox.host.facts import HostFacts
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.policy.load import load_policy
 from sandbox.policy.model import Policy
+from sandbox.run.decision import Run
 from sandbox.runner import Places, Runner
 from tests.waiting import SLOWER
 
@@ -266,11 +267,11 @@ class CellRuns:
         self._cells = self._call(self._open())
         self._runner = Runner(lambda: bench.engine, bench.facts, bench.places, source=self._cells.source)
 
-    async def _open(self) -> Cells:
+    async def _open(self) -> CellPool:
         bench = self._bench
-        make = partial(Maker, engine=bench.engine, facts=bench.facts, places=bench.places)
+        make = partial(WarmContainer, engine=bench.engine, facts=bench.facts, places=bench.places)
         containers = fresh(bench.engine, bench.facts, bench.places)
-        return await Cells(
+        return await CellPool(
             make, containers, CellLimits(per_node=1, memory_mib=1024), start_s=lambda _: 0.5
         ).__aenter__()
 
@@ -281,13 +282,15 @@ class CellRuns:
         """Return what there is."""
         return self._cells.counts()
 
-    def makers(self) -> list[Maker]:
+    def makers(self) -> list[WarmContainer]:
         """Return the warm containers."""
         return self._cells.makers()
 
-    def run(self, request: RunRequest, *, caller: str = "attacker", **options: Any) -> RunResult:
+    def run(
+        self, request: RunRequest, *, caller: str = "attacker", cancel: asyncio.Event | None = None, **about: Any
+    ) -> RunResult:
         """Run one; the receipt says that it was in a cell, unless its policy has a way out."""
-        result = self._call(self._runner.run(request, caller=caller, **options))
+        result = self._call(self._runner.run(Run(request=request, caller=caller, **about), cancel=cancel))
         wanted = self._bench.policy(request.policy).isolation.per_run
         if wanted == "cell" and result.receipt is not None:
             row = next(row for row in result.receipt.controls if row.control == "isolation")
@@ -321,7 +324,7 @@ class Bench:
         return load_policy(name, directories=self.places.policy_dirs).policy
 
     def policy_with(self, **values: Any) -> str:
-        """Write a policy that extends `default` with the small limits and these (`limits__cpus=0.5`); return its name."""
+        """Write a policy of `default`, the small limits and these (`limits__cpus=0.5`); return its name."""
         self.made += 1
         if "limits__timeout_s" in values:
             values["limits__timeout_s"] *= SLOWER
@@ -352,12 +355,12 @@ class Bench:
         """Run a program as the product does."""
         return self.carry_out(self.request(code, **fields))
 
-    def carry_out(self, request: RunRequest, **options: Any) -> RunResult:
-        """Run a request, in a cell where the attacks are made there; `options` are those of `Runner.run`."""
+    def carry_out(self, request: RunRequest, *, cancel: asyncio.Event | None = None, **about: Any) -> RunResult:
+        """Run a request, in a cell where the attacks are made there; `about` is what else a `Run` has."""
         if not IN_CELLS:
-            return asyncio.run(self.runner().run(request, **options))
+            return asyncio.run(self.runner().run(Run(request=request, **about), cancel=cancel))
         self.warm = self.warm or CellRuns(self)
-        return self.warm.run(request, **options)
+        return self.warm.run(request, cancel=cancel, **about)
 
     def close(self) -> None:
         """Remove the warm containers."""
@@ -383,4 +386,4 @@ class Bench:
     def _run_in(self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest) -> tuple[RunResult, WeakSandbox]:
         """Run a request on the product's own path, with another class in the place of `Container`."""
         with weakened(weaken, kind) as made:
-            return asyncio.run(self.runner().run(request)), made[-1]
+            return asyncio.run(self.runner().run(Run(request=request))), made[-1]

@@ -1,4 +1,4 @@
-"""Builds for attacks: the product's own path, on an index that the test serves and with a cache that only the test uses.
+"""Builds for attacks: the product's own path, on an index that the test serves and with the test's own cache.
 
 Whatever a build refuses, `Builds.refused` also looks that nothing of it is left.
 """
@@ -23,11 +23,12 @@ import pytest
 
 from sandbox import places
 from sandbox.environment import installation
-from sandbox.environment.identity import LABEL_BUILD, Environment
+from sandbox.environment.identity import LABEL_BUILD, InstalledEnvironment
 from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
 from sandbox.models import RunRequest, RunResult
+from sandbox.run.decision import Run
 from tests.escape.bench import Bench
 from tests.integration.package_index import PackageIndex, sdist
 from tests.waiting import SLOWER
@@ -63,14 +64,16 @@ class Builds:
         """Return a request that needs libraries."""
         return self.bench.request(code, requirements=requirements, policy=policy or self.policy(), **fields)
 
-    def build(self, *requirements: str, policy: str = "", lock: Lock | None = None) -> Environment:
+    def build(self, *requirements: str, policy: str = "", lock: Lock | None = None) -> InstalledEnvironment:
         """Build an environment as the product does."""
         request = self.request(*requirements, policy=policy)
         return asyncio.run(self.bench.runner().build(request, lambda _: None, lock=lock))
 
     def run(self, *requirements: str, code: str, policy: str = "", **fields: Any) -> RunResult:
         """Run a program with libraries as the product does."""
-        return asyncio.run(self.bench.runner().run(self.request(*requirements, policy=policy, code=code, **fields)))
+        return asyncio.run(
+            self.bench.runner().run(Run(request=self.request(*requirements, policy=policy, code=code, **fields)))
+        )
 
     def refused(
         self,
@@ -115,7 +118,10 @@ class Builds:
         raise AssertionError(error)
 
     def lock_of(self, *archives: tuple[str, bytes], python: str = "3.11", **changes: str) -> Lock:
-        """Publish archives and return the lock that names them, as if they had been resolved; `changes` of each file."""
+        """Publish archives and return the lock that names them, as if they had been resolved.
+
+        `changes` are those of each file.
+        """
         self.index.add(*archives)
         packages = []
         for name, content in archives:
@@ -135,12 +141,12 @@ class Builds:
         lock = self.lock_of(*archives)
         return self.refused(*lock.requirements, policy=policy, lock=lock)
 
-    def wheel_built(self, *archives: tuple[str, bytes], policy: str = "") -> Environment:
+    def wheel_built(self, *archives: tuple[str, bytes], policy: str = "") -> InstalledEnvironment:
         """Build an environment of exactly these archives."""
         lock = self.lock_of(*archives)
         return self.build(*lock.requirements, policy=policy, lock=lock)
 
-    def value_in(self, built: Environment, code: str) -> Any:
+    def value_in(self, built: InstalledEnvironment, code: str) -> Any:
         """Run a program in an environment that was built; return its result."""
         return self.bench.value(code, image=built.name)
 

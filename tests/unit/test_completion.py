@@ -15,11 +15,11 @@ import pytest
 from sandbox import templates
 from sandbox.cli.completion import SHELLS, source
 from sandbox.cli.main import COMMANDS, cli
-from sandbox.environment.store import Record, Store
+from sandbox.environment.store import EnvironmentRecord, Store
 from sandbox.places import private_directory
-from sandbox.service.history.history import History, Retention
+from sandbox.service.history.history import Retention, RunHistory
 from sandbox.service.history.record import ENDINGS
-from sandbox.service.history.row import HISTORY, Row
+from sandbox.service.history.row import HISTORY, RunRow
 from tests.command import COMMAND, environment
 
 TIMEOUT_S = 60
@@ -64,12 +64,13 @@ def test_templates_are_offered_by_name() -> None:
     assert "template:simple" in offered("sandbox run te")
 
 
-def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["short", "long" * 25])  # a socket's path has at most 107 bytes
+def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path, runtime: str) -> None:
     directory = tmp_path / "podman-sandbox-runner"
     directory.mkdir(mode=0o700)
-    with contextlib.closing(History(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
+    with contextlib.closing(RunHistory(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
         kept.ended(
-            Row(
+            RunRow(
                 run_id="1a" * 16,
                 caller=os.getuid(),
                 caller_name="ann",
@@ -78,13 +79,13 @@ def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path)
                 outcome="failed",
             )
         )
-    alone = {"XDG_DATA_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "SANDBOX_SOCKET": ""}
+    alone = {"XDG_DATA_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / runtime), "SANDBOX_SOCKET": ""}
     assert offered("sandbox logs ", **alone) == ["1a" * 6]
     assert offered("sandbox stop ", **alone) == []
 
 
 def test_environments_are_offered_by_the_beginning_of_their_id(tmp_path: Path) -> None:
-    record = Record(
+    record = EnvironmentRecord(
         id="2b" * 32, image="i", image_id="i", base="b", base_digest="d", lock_hash="l", build_hash="h", packages=(), requirements=("six",),
         size_bytes=1, created=1.0, last_used=1.0,
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""Runs over HTTP, with a runner that only pretends: statuses, streams, what is held for those who do not read, and the end."""
+"""Runs over HTTP, with a runner that only pretends.
+
+They show statuses, streams, what is held for those who do not read, and the end.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ import pytest
 from sandbox.errors import EngineUnavailable, PolicyDenied
 from sandbox.models import LogRecord, Outcome, RunRequest, RunResult, SavedFile
 from sandbox.progress import Progress
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Run
 from sandbox.service import answers, server
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
@@ -36,7 +39,7 @@ from sandbox.service.routes import work
 from sandbox.service.routes.events import Events
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
-from sandbox.service.webhooks.sending import Webhooks
+from sandbox.service.webhooks.sending import WebhookSender
 from tests.unit.factory import policy
 from tests.waiting import WAIT_S, until_async
 
@@ -62,20 +65,12 @@ class Pretended:
         self.running = 0
         self.cleaned = False
 
-    async def run(
-        self,
-        wanted: RunRequest,
-        *,
-        run_id: str,
-        follow: Follow,
-        on_progress: Callable[[Progress], None],
-        cancel: asyncio.Event,
-        **_: Any,
-    ) -> RunResult:
+    async def run(self, run: Run, *, cancel: asyncio.Event) -> RunResult:
         """Do it."""
+        wanted, follow = run.request, run.follow
         if wanted.code == "refused":
             raise PolicyDenied("no", hint="ask")
-        on_progress(Progress(step="image"))
+        run.on_progress(Progress(step="image"))
         self.running += 1
         files: tuple[SavedFile, ...] = ()
         if wanted.code == "late":
@@ -107,7 +102,7 @@ class Pretended:
             files = (SavedFile(name="a", content=b"x" * (4 << 20)),)
         size = int(wanted.code.removeprefix("mib ")) << 20 if wanted.code.startswith("mib ") else 1
         result = b'"%s"' % (b"x" * size)
-        return RunResult(run_id=run_id, outcome=Outcome.SUCCEEDED, result_json=result, files=files)
+        return RunResult(run_id=run.id, outcome=Outcome.SUCCEEDED, result_json=result, files=files)
 
 
 class Scene:
@@ -137,7 +132,7 @@ class Scene:
             config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
             policies=SimpleNamespace(all=lambda: [LOADED], get=lambda name: LOADED), parser=Parser(), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
             history=self.history, artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
-            results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=Webhooks(()),
+            results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=WebhookSender(()),
         ))  # fmt: skip
 
     async def ask(
