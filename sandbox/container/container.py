@@ -23,7 +23,7 @@ from sandbox.container.sandbox import READY_TIMEOUT_S, Sandbox, readable
 from sandbox.container.spec import JOB_SOCKET, ContainerSpec
 from sandbox.engine.conmon import kill_left_over
 from sandbox.engine.protocol import Engine
-from sandbox.errors import EngineUnavailable, Internal, NotEnforceable, SandboxError
+from sandbox.errors import EngineUnavailable, Internal, NotEnforceable, NotFound, SandboxError
 from sandbox.kernel import process as kernel
 
 Result = TypeVar("Result")
@@ -46,6 +46,14 @@ async def accepted(listener: socket.socket) -> socket.socket:
     connection, _ = listener.accept()
     connection.setblocking(False)  # noqa: FBT003 - takes it by position alone
     return connection
+
+
+def not_ready() -> Internal:
+    """Return what is wrong with a sandbox whose process 1 never said that it is ready."""
+    return Internal(
+        "the sandbox ended or hung before its harness reported",
+        hint="the image's python3 may be broken; try `sandbox image check` or another --image",
+    )
 
 
 class Container(Sandbox):
@@ -123,10 +131,7 @@ class Container(Sandbox):
             finally:
                 ended.cancel()
             if not accepting.done():
-                raise Internal(
-                    "the sandbox ended or hung before its harness reported",
-                    hint="the image's python3 may be broken; try `sandbox image check` or another --image",
-                )
+                raise not_ready()
             connection = accepting.result()
         finally:
             if not accepting.done():
@@ -147,10 +152,15 @@ class Container(Sandbox):
         try:
             return int(pidfile.read_text())
         except (OSError, ValueError):
-            return self._engine.inspect(self.container_id).pid
+            try:
+                return self._engine.inspect(self.container_id).pid
+            except NotFound:  # Podman has removed it already
+                return 0
 
     def _check_peer(self, connection: socket.socket) -> None:
         """Refuse a connection from anyone but process 1 of this container."""
+        if not self.pid:
+            raise not_ready()
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
         if uid != self.spec.host_uid or pid != self.pid:

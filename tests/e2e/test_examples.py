@@ -23,7 +23,7 @@ from sandbox.inside.harness.compiling import compile_program
 from tests.command import document, environment, left_behind
 from tests.e2e.libraries import PICTURES, TABLES, WEB
 from tests.e2e.website import KEY, PAGE, ROWS, Website, own_certificate, website
-from tests.escape.bench import SLOWER
+from tests.waiting import SLOWER
 
 EVERYDAY = "default"
 EXAMPLES = Path(__file__).parent / "examples"

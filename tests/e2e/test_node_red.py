@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pytest
 
 from tests.integration.registry import free_port
 from tests.integration.service import Service, served
-from tests.integration.test_service import until
+from tests.waiting import until
 
 # Node-RED comes from the npm registry, which the virtual machine can't reach.
 pytestmark = [pytest.mark.podman, pytest.mark.host_only]
@@ -88,14 +87,17 @@ def node_red(home: Path, socket: str, *, timeout_ms: int = 60_000) -> Iterator[N
         )  # fmt: skip
     try:
         there = NodeRed(port)
-        deadline = time.monotonic() + START_S
-        while True:
-            with contextlib.suppress(OSError, ValueError):
+
+        def said() -> str:
+            """Return "" once it answers, or what it logged until now."""
+            try:
                 there.send({"numbers": []})
-                break
-            assert process.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < deadline, (home / "log").read_text()
-            time.sleep(0.1)
+            except (OSError, ValueError):
+                assert process.poll() is None, (home / "log").read_text()
+                return (home / "log").read_text() or "nothing yet"
+            return ""
+
+        until(said, "", within_s=START_S)
         yield there
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -163,4 +165,4 @@ def test_a_node_that_gives_up_ends_its_run(service: Service, tmp_path: Path) -> 
     assert answer["error"]["code"] == "no_answer"
     assert "ETIMEDOUT" in answer["error"]["message"] or "Timeout" in answer["error"]["message"]
     with service.client() as client:
-        until(lambda: client.runs(limit=1)[0]["outcome"] == "cancelled")
+        until(lambda: client.runs(limit=1)[0]["outcome"], "cancelled")

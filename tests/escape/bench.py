@@ -39,11 +39,11 @@ from sandbox.policy.load import load_policy
 from sandbox.policy.model import Policy
 from sandbox.run.decision import Run
 from sandbox.runner import Places, Runner
+from tests.waiting import SLOWER
 
 T = TypeVar("T")
 
 # On an emulated processor everything takes longer, and what a test allows for time grows with it.
-SLOWER = float(os.environ.get("SANDBOX_TESTS_SLOWER") or 1)
 
 # Where the programs of the attacks run: each in a container of its own, or each in a cell of a warm one.
 IN_CELLS = os.environ.get("SANDBOX_ESCAPE_IN") == "cell"

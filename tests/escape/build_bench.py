@@ -29,8 +29,9 @@ from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
 from sandbox.models import RunRequest, RunResult
 from sandbox.run.decision import Run
-from tests.escape.bench import SLOWER, Bench
+from tests.escape.bench import Bench
 from tests.integration.package_index import PackageIndex, sdist
+from tests.waiting import SLOWER
 
 # Small limits, so that reaching them is cheap; the index is on loopback.
 BUILD = {

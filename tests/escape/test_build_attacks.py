@@ -18,7 +18,6 @@ import pytest
 from sandbox.models import Outcome
 from tests.escape.bench import (
     HOST_NETWORK,
-    SLOWER,
     UNCONFINED,
     WRITABLE_ROOT,
     Weakening,
@@ -29,6 +28,7 @@ from tests.escape.bench import (
 )
 from tests.escape.build_bench import SYMLINK, Builds, hostile_wheel, probing_sdist
 from tests.integration.package_index import PackageIndex, package_index, sdist, wheel
+from tests.waiting import SLOWER
 
 pytestmark = pytest.mark.host_only
 

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from sandbox.models import Outcome
 from tests.escape.build_bench import Builds, hostile_wheel, probing_sdist
 from tests.integration.package_index import PackageIndex, package_index, sdist
+from tests.waiting import until
 
 pytestmark = pytest.mark.host_only
 
@@ -82,11 +82,7 @@ def test_nothing_that_a_build_starts_outlives_it(builds: Builds) -> None:
     assert running(inside) == []
     # The control: on the host, the same lives on.
     subprocess.run([sys.executable, "-c", DAEMON % outside], check=True, timeout=10, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while not (left := running(outside)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert left
-    for pid in left:
+    for pid in until(lambda: running(outside)):
         os.kill(pid, signal.SIGKILL)
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from sandbox.environment import environments as environment
 from sandbox.index.files import discover_file_hosts
-from tests.escape.bench import SLOWER
 from tests.escape.build_bench import Builds, hostile_wheel
 from tests.integration.package_index import PackageIndex, package_index, wheel
+from tests.waiting import SLOWER
 
 pytestmark = pytest.mark.host_only
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.environment.tree import Kind, encode_header
-from tests.escape.bench import SLOWER
 from tests.escape.build_bench import Builds, hostile_step, hostile_wheel
+from tests.waiting import SLOWER
 
 pytestmark = pytest.mark.host_only
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from sandbox.errors import NotEnforceable
 from sandbox.kernel.family import children, family
 from sandbox.models import ControlEvidence, Outcome, RunResult
 from tests.escape.attacks import needs_known_architecture, program
-from tests.escape.bench import SLOWER, Bench, CellRuns, value_of
+from tests.escape.bench import Bench, CellRuns, value_of
+from tests.waiting import SLOWER, until
 
 ONE_NODE: dict[str, Any] = {"node_id": "node"}
 END_S = 5.0 * SLOWER
@@ -166,12 +166,12 @@ def test_nothing_of_any_kind_is_left_for_the_next_cell(flow: Flow) -> None:
 
 
 def test_a_program_that_fails_hangs_or_floods_leaves_nothing_either(flow: Flow) -> None:
-    for code in (
-        LEAVE + "\nraise SystemExit(3)",
-        LEAVE + "\nos.kill(os.getpid(), 9)",
-        LEAVE + "\nwhile True: print('x' * 9999)",
+    for code, outcome in (
+        (LEAVE + "\nraise SystemExit(3)", Outcome.FAILED),
+        (LEAVE + "\nos.kill(os.getpid(), 9)", Outcome.KILLED),
+        (LEAVE + "\nwhile True: print('x' * 9999)", Outcome.OUTPUT_LIMIT),
     ):
-        assert flow.run(code).outcome is not Outcome.SUCCEEDED
+        assert flow.run(code).outcome is outcome
         seen = flow.value(LOOK)
         assert seen["files"] == {"/app": [], "/tmp": [], "/dev/shm": []}
         assert seen["processes"] == [1, seen["own"]]
@@ -183,7 +183,7 @@ def test_every_process_of_a_cell_is_gone_with_its_run(flow: Flow) -> None:
     maker = flow.runs.makers()[-1].sandbox.pid
     flow.value(LEAVE)
     # What is left is the cell that waits for the next message: its process 1, and the program's process.
-    until(lambda: len(family(maker)) == 3)
+    until(lambda: len(family(maker)), 3)
 
 
 def test_numbers_drawn_in_cells_differ(flow: Flow) -> None:
@@ -363,7 +363,7 @@ def test_a_maker_that_dies_takes_its_cells_along_and_is_replaced(flow: Flow) -> 
     cells = children(maker)
     assert cells
     os.kill(maker, signal.SIGKILL)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in cells))
+    until(lambda: any(Path(f"/proc/{pid}").exists() for pid in cells), False)
     assert flow.value("result = 2") == 2
     assert flow.started() == before + 1
 
@@ -502,11 +502,3 @@ def test_a_filter_that_can_not_be_installed_means_no_cell_and_a_container_that_s
         row = next(row for row in ended.receipt.controls if row.control == "isolation")
         assert (row.wanted, row.mechanism) == ("a cell", "container")
         assert "new namespaces: Operation not permitted" in row.evidence
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so. Fails the test when it never is."""
-    deadline = time.monotonic() + END_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -12,7 +12,8 @@ from sandbox.kernel.family import children, family
 from sandbox.models import Outcome
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import Bench
-from tests.escape.test_cells import Flow, flow, policy, until, weakened
+from tests.escape.test_cells import Flow, flow, policy, weakened
+from tests.waiting import until
 
 __all__ = ["flow", "policy"]  # fixtures
 
@@ -38,7 +39,7 @@ def test_a_cell_inherits_no_descriptor_of_its_maker_but_the_streams_to_nowhere(f
     seen = flow.value(OPEN)
     maker = flow.runs.makers()[-1].sandbox.pid
     # The cell that has ended is gone, the next waits.
-    until(lambda: (len(children(maker)), len(family(maker))) == (1, 3))
+    until(lambda: (len(children(maker)), len(family(maker))), (1, 3))
     [waiting] = children(maker)
     of_maker, of_cell = descriptors(maker), descriptors(waiting)
     shared = {number for number, target in of_cell.items() if target in of_maker.values()}

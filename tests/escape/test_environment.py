@@ -17,6 +17,7 @@ from sandbox.errors import PolicyDenied
 from sandbox.models import Outcome, RunResult
 from sandbox.run.decision import Follow, Run
 from tests.escape.bench import Bench, Weakening
+from tests.waiting import until
 
 pytestmark = pytest.mark.host_only
 
@@ -144,5 +145,4 @@ def test_a_run_costs_the_host_no_file(bench: Bench) -> None:
 
     before = files()
     bench.value("result = 1")
-    time.sleep(0.1)
-    assert files() == before
+    until(files, before)

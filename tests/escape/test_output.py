@@ -92,8 +92,9 @@ RESULTS = {
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_result_past_the_limit_is_refused(bench: Bench, name: str) -> None:
     ended = bench.run(RESULTS[name])
-    assert ended.outcome in (Outcome.OUTPUT_LIMIT, Outcome.OUT_OF_MEMORY, Outcome.FAILED), ended
-    assert ended.outcome is not Outcome.FAILED or "generator" in name
+    # Eight bytes a number are more than the memory cap: which of the two limits comes first is chance.
+    possible = {Outcome.OUTPUT_LIMIT, *([Outcome.OUT_OF_MEMORY] if "numbers" in name else [])}
+    assert ended.outcome in possible, ended
     assert ended.result_json is None
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.models import Outcome
-from tests.escape.bench import SLOWER, Bench, tightening, without_rlimit
+from tests.escape.bench import Bench, tightening, without_rlimit
+from tests.waiting import SLOWER
 
 SLACK_S = 4.0 * SLOWER  # from the policy's timeout to the answer, on a machine that does other things as well
 

@@ -88,11 +88,11 @@ def test_a_sparse_terabyte_is_not_taken_along(bench: Bench) -> None:
     """
     ended = bench.run(text)
     assert ended.files == ()
-    assert ended.outcome in (Outcome.SUCCEEDED, Outcome.OUT_OF_MEMORY, Outcome.OUTPUT_LIMIT)
+    assert (ended.outcome, ended.result_json) == (Outcome.SUCCEEDED, b'["OSError",0]'), "it can't even be mapped"
     read = bench.run(
         "import os\nopen('/app/huge', 'w').close()\nos.truncate('/app/huge', 1 << 40)\nread_file('huge', binary=True)"
     )
-    assert read.outcome in (Outcome.OUT_OF_MEMORY, Outcome.FAILED)
+    assert read.outcome is Outcome.OUT_OF_MEMORY
 
 
 def test_links_pipes_and_directories_are_not_written_through(bench: Bench) -> None:

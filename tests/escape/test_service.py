@@ -9,7 +9,6 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from sandbox.service.application import ROUTES
 from sandbox.service.config.model import ServiceConfig
 from tests.escape.bench import Bench
 from tests.escape.service_bench import OWNER_UID, User, service_for, user
+from tests.waiting import until
 
 pytestmark = pytest.mark.host_only
 
@@ -177,10 +177,8 @@ def test_a_run_of_another_can_not_be_seen_ended_or_told_from_one_that_never_was(
 
     thread = threading.Thread(target=go)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not (ids and asked(users.alice, "GET", f"/v1/runs/{ids[0]}")[1].get("state") == "running"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: ids)
+    until(lambda: asked(users.alice, "GET", f"/v1/runs/{ids[0]}")[1].get("state"), "running")
 
     def hidden() -> None:
         for method in ("GET", "DELETE"):
@@ -292,10 +290,7 @@ def test_control_whoever_opens_the_bait_is_seen(tmp_path: Path, flags: int) -> N
 
     thread = threading.Thread(target=open_it)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not opened(bait):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: opened(bait))
     seen.set()
     thread.join(30)
 

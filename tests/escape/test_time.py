@@ -9,7 +9,8 @@ import pytest
 
 from sandbox.models import Outcome, RunResult
 from sandbox.run.decision import Follow, Run
-from tests.escape.bench import SLOWER, Bench, tightening
+from tests.escape.bench import Bench, tightening
+from tests.waiting import SLOWER
 
 SLACK_S = 4.0 * SLOWER
 

@@ -7,17 +7,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from sandbox.image.admission import REPOSITORY
 from tests.command import environment
+from tests.waiting import until
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,12 @@ def free_port() -> int:
 
 
 def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
+    def connected() -> int:
         assert process.poll() is None, "the registry ended at once"
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.fail("the registry did not open its port")
+            return probe.connect_ex(("127.0.0.1", port))
+
+    until(connected, 0)
 
 
 @contextmanager

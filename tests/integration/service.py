@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from sandbox.client import Client
 from sandbox.errors import EngineUnavailable
 from tests.command import COMMAND
+from tests.waiting import until
 
 START_S = 60.0
 STOP_S = 60.0
@@ -42,13 +42,12 @@ class Service:
 
     def log(self, *expected: str) -> str:
         """Return what it has logged, in whole lines, as soon as all that is `expected` is there: a thread writes it."""
-        deadline = time.monotonic() + START_S
-        while True:
+
+        def whole_lines() -> str:
             found, end, _ = (self.home / "log").read_text().rpartition("\n")
-            if all(text in found for text in expected):
-                return found + end
-            assert time.monotonic() < deadline, f"not logged: {expected}\n{found}"
-            time.sleep(0.01)
+            return found + end
+
+        return until(whole_lines, lambda found: all(text in found for text in expected), within_s=START_S)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it, and return its exit status."""
@@ -84,13 +83,14 @@ def served(home: Path, **variables: str) -> Iterator[Service]:
 
 def await_health(service: Service) -> None:
     """Wait until it answers."""
-    deadline = time.monotonic() + START_S
-    while True:
+
+    def refused() -> str:
         try:
             with service.client() as client:
                 client.health()
-                return
-        except EngineUnavailable:
+                return ""
+        except EngineUnavailable as error:
             assert service.process.poll() is None, service.log()
-            assert time.monotonic() < deadline, service.log()
-            time.sleep(0.05)
+            return f"{error}\n{service.log()}"
+
+    until(refused, "", within_s=START_S)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -26,6 +25,7 @@ from sandbox.image.admission import REPOSITORY
 from tests import archive as archives
 from tests.command import sandbox
 from tests.integration.registry import Registry, insecure
+from tests.waiting import until
 
 pytestmark = pytest.mark.podman
 BASE = f"{REPOSITORY}:latest"
@@ -172,15 +172,14 @@ def test_nothing_of_an_image_is_left_when_its_maker_is_killed(engine: Engine, tm
     image = written(engine, tmp_path, more=os.urandom(1 << 20) * 160)
     directory = image.archive.parent
     with subprocess.Popen([sys.executable, "-c", ADDING, str(image.archive), image.name], cwd=Path.cwd()) as maker:
-        deadline = time.monotonic() + 60
-        while {*directory.iterdir()} == {image.archive}:  # Podman's temporary files come beside it
+
+        def written_beside() -> set[Path]:
             assert maker.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline, "Podman did not begin"
-            time.sleep(0.005)
+            return {*directory.iterdir()} - {image.archive}
+
+        until(written_beside)  # Podman's temporary files
         maker.send_signal(signal.SIGKILL)
-    while left := processes_about(directory):
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.05)
+    until(lambda: processes_about(directory), [])
     for name in (image.id, image.name):
         with pytest.raises(ImageUnavailable):
             engine.image(name)

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -21,9 +20,11 @@ from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.run.decision import Run
 from sandbox.runner import Runner
 from tests.escape.bench import Bench, value_of
+from tests.integration.belongings import command_line
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel
 from tests.unit.test_harness_preload import STATE
+from tests.waiting import until
 
 __all__ = ["desk", "index", "shared_images"]  # fixtures
 
@@ -134,10 +135,10 @@ def test_the_process_that_waits_for_the_job_is_held_as_process_1_is(
 def test_a_waiting_process_that_died_costs_the_run_nothing(
     bench: Bench, desk: Desk, libraries: tuple[str, ...]
 ) -> None:
-    def kill(ready: ReadySandbox) -> bool:
-        os.kill(family(ready.sandbox.pid)[1], signal.SIGKILL)
-        time.sleep(0.2)
-        return at_rest(ready.sandbox)
+    def kill(ready: ReadySandbox) -> None:
+        _, waiting = family(ready.sandbox.pid)
+        os.kill(waiting, signal.SIGKILL)
+        until(lambda: any(command_line(waiting)), False)
 
     preloading = Preloading(bench, desk.places, "good", look=kill)
     done = preloading.run("import sys; result = sys.modules['good'].VALUE", *libraries, policy="local")

@@ -15,6 +15,7 @@ import pytest
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.load import load_policy
 from tests.command import COMMAND, document, environment, left_behind, on_terminal, our_containers, sandbox, workspaces
+from tests.waiting import until
 
 pytestmark = pytest.mark.podman
 LIMITS = load_policy("default", directories=policy_directories()).policy.limits
@@ -251,10 +252,7 @@ def test_an_interrupt_while_the_sandbox_starts_leaves_nothing(script: Path, dela
 def test_after_sigkill_the_container_ends_by_itself_and_the_next_command_clears_the_workspace(script: Path) -> None:
     status, _ = interrupted(script, signal.SIGKILL)
     assert status == -signal.SIGKILL
-    deadline = time.monotonic() + 30
-    while our_containers() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert our_containers() == [], "the container outlived its runner"
+    until(our_containers, [])  # it does not outlive its runner
     left = workspaces()
     assert left != []
     script.write_text("result = 1")

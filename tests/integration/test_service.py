@@ -33,8 +33,7 @@ from sandbox.client.answers import (
 from sandbox.errors import AccessDenied, InvalidRequest, NotFound, PolicyDenied, QueueFull, SandboxError
 from tests.command import environment, left_behind, sandbox
 from tests.integration.service import Service, served
-
-WAIT_S = 30.0
+from tests.waiting import WAIT_S, until
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +47,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def client(service: Service) -> Iterator[Client]:
     with service.client() as connected:
         yield connected
-
-
-def until(true: Any, within_s: float = WAIT_S) -> None:
-    """Wait for something to come true."""
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # ---- a run
@@ -204,7 +195,7 @@ def test_what_was_run_often_is_ready_at_the_next_start_with_what_it_imports(
             client.run(code, policy="tables")
         until(lambda: client.run(code, policy="tables").value)
     with served(home) as service, service.client() as client:
-        until(lambda: client.health()["pool"]["ready"] == 1)
+        until(lambda: client.health()["pool"]["ready"], 1)
         first = client.run(code, policy="tables")
         assert (first.value, first.document["durations"]["warm"]) == (True, True)
 
@@ -247,7 +238,7 @@ def test_kinds_that_the_configuration_names_are_ready_before_anybody_asks(
         served(home, SANDBOX_POOL__WARM='[{policy = "small"}, {policy = "absent"}]') as service,
         service.client() as client,
     ):
-        until(lambda: client.health()["pool"]["ready"] == 1)
+        until(lambda: client.health()["pool"]["ready"], 1)
         assert client.run("result = 1", policy="small").document["durations"]["warm"]
         service.log(
             "no sandbox is kept ready for policy absent",
@@ -359,9 +350,9 @@ def test_a_client_that_goes_away_takes_its_run_along(service: Service, client: C
     connection.connect(service.socket)
     body = json.dumps({"code": "import time\ntime.sleep(60)", "node_id": "leaves"}).encode()
     connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    until(lambda: [row["state"] for row in client.runs(node="leaves")] == ["running"])
+    until(lambda: [row["state"] for row in client.runs(node="leaves")], ["running"])
     connection.close()
-    until(lambda: [row["state"] for row in client.runs(node="leaves")] == ["ended"])
+    until(lambda: [row["state"] for row in client.runs(node="leaves")], ["ended"])
     assert client.runs(node="leaves")[0]["outcome"] == "cancelled"
 
 
@@ -382,9 +373,9 @@ def test_a_run_that_shall_end_does_so_without_its_client(service: Service, clien
     def ours() -> list[Any]:
         return [row for row in client.get("/v1/runs")["runs"] if row["node_id"] == node]
 
-    until(lambda: [row["state"] for row in ours()] == ["running"])
+    until(lambda: [row["state"] for row in ours()], ["running"])
     connection.close()
-    until(lambda: [row["state"] for row in ours()] == ["ended"])
+    until(lambda: [row["state"] for row in ours()], ["ended"])
     assert ours()[0]["outcome"] == "succeeded"
 
 
@@ -473,13 +464,14 @@ def test_past_the_queue_the_answer_is_at_once_no_with_a_time_to_come_back(
                     outcomes.append(error.code if error.facts["retry_after_s"] >= 1 else "at once")
 
         threads = [threading.Thread(target=go) for _ in range(5)]
-        for thread in threads:
-            thread.start()
-            time.sleep(0.2)
-        for thread in threads:
-            thread.join(WAIT_S)
-        assert sorted(outcomes) == ["queue_full"] * 3 + ["succeeded"] * 2
         with service.client() as client:
+            for number, thread in enumerate(threads):
+                thread.start()
+                if number < 2:
+                    until(lambda: client.health()["runs"], {"running": 1, "waiting": number})
+            for thread in threads:
+                thread.join(WAIT_S)
+            assert outcomes == ["queue_full"] * 3 + ["succeeded"] * 2, "at once: before the others end"
             assert [row["outcome"] for row in client.runs()] == ["succeeded"] * 2, "a flood would push the others out"
 
 
@@ -504,18 +496,19 @@ def test_a_run_that_waited_in_vain_is_in_the_history(tmp_path_factory: pytest.Te
 def test_sigterm_lets_runs_end_and_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     with served(tmp_path_factory.mktemp("drain")) as service:
         results: list[Any] = []
+        seen: list[str] = []
 
         def go() -> None:
             with service.client() as client:
-                results.append(client.run("import time\ntime.sleep(2)\nresult = 'ended'"))
+                code = "import time\nprint('begun', flush=True)\ntime.sleep(2)\nresult = 'ended'"
+                results.append(client.run(code, on_event=lambda event: seen.append(event["event"])))
 
         thread = threading.Thread(target=go)
         thread.start()
         with service.client() as client:
-            until(lambda: client.health()["runs"]["running"] == 1)
-            time.sleep(0.5)
+            until(lambda: seen, lambda events: "stdout" in events)
             service.process.send_signal(signal.SIGTERM)
-            until(lambda: "stopping" in service.log())
+            service.log("stopping")
             with pytest.raises(SandboxError, match="stopping"):
                 client.run("result = 1")
         thread.join(WAIT_S)
@@ -532,10 +525,10 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
     try:
         file.write_text(before.replace("limits.output_mib = 1", "limits.output_mib = 2"))
         service.process.send_signal(signal.SIGHUP)
-        until(lambda: values(client)["limits.output_mib"] == 2)
+        until(lambda: values(client)["limits.output_mib"], 2)
         file.write_text("limits.nonsense = 1")
         service.process.send_signal(signal.SIGHUP)
-        until(lambda: client.health()["status"] == "degraded")
+        until(lambda: client.health()["status"], "degraded")
         assert "small" in client.health()["problems"][0]
         service.log("policy small is as it was: ")
         assert values(client)["limits.output_mib"] == 2
@@ -543,7 +536,7 @@ def test_sighup_reads_policies_again_and_keeps_the_old_one_where_the_file_is_bro
     finally:
         file.write_text(before)
         service.process.send_signal(signal.SIGHUP)
-        until(lambda: client.health()["status"] == "ok")
+        until(lambda: client.health()["status"], "ok")
 
 
 def test_sighup_lets_larger_bodies_in_where_a_policy_takes_them_now(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -16,7 +16,8 @@ from sandbox.kernel.family import children, family
 from tests.command import left_behind
 from tests.integration.belongings import command_line, monitors, own_containers
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, client, until
+from tests.integration.test_service import client
+from tests.waiting import WAIT_S, until
 
 __all__ = ["client"]  # a fixture
 
@@ -147,7 +148,7 @@ def test_when_the_maker_dies_the_runs_that_wait_for_it_are_carried_out(service: 
     threads = [threading.Thread(target=go) for _ in range(6)]
     for thread in threads:
         thread.start()
-    until(lambda: client.health()["runs"]["running"] >= 2)
+    until(lambda: client.health()["runs"]["running"], lambda seen: seen >= 2)
     for pid in makers(service):
         os.kill(pid, signal.SIGKILL)
     for thread in threads:
@@ -162,8 +163,8 @@ def test_idle_containers_retire_and_nothing_is_left(tmp_path_factory: pytest.Tem
     with served(tmp_path_factory.mktemp("idle"), SANDBOX_CELLS__IDLE_S="1") as service, service.client() as client:
         client.run("result = 1", **NODE)
         assert counts(client)["containers"] == 1
-        until(lambda: counts(client)["containers"] == 0)
-        until(lambda: makers(service) == [])
+        until(lambda: counts(client)["containers"], 0)
+        until(lambda: makers(service), [])
 
 
 def test_after_sigkill_of_the_service_no_maker_and_no_cell_lives(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -175,7 +176,7 @@ def test_after_sigkill_of_the_service_no_maker_and_no_cell_lives(tmp_path_factor
         assert len(alive) >= 3, "the maker, and a cell with its program"
         service.process.kill()
         service.process.wait()
-        until(lambda: not any(map(command_line, alive)))
+        until(lambda: any(map(command_line, alive)), False)
     with served(home) as service, service.client() as client:
         assert client.run("result = 1", **NODE).value == 1
 

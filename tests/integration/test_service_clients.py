@@ -22,8 +22,8 @@ from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFul
 from sandbox.service.history.record import ENDINGS
 from tests.command import environment, left_behind, sandbox
 from tests.integration.service import Service, served
-from tests.integration.test_service import until
 from tests.unit.echoing import KINDS, echoing
+from tests.waiting import until, until_async
 
 ROOT = Path(__file__).parents[2]
 THREADS = 8
@@ -72,26 +72,28 @@ def test_threads_with_one_client_get_each_their_own_runs_streams_and_errors(clie
     with ThreadPoolExecutor(THREADS) as threads:
         done = [way for ways in threads.map(work, range(THREADS)) for way in ways]
     assert set(done) == {"run", "stream", "left", "hasty", "other"}
-    until(lambda: client.health()["runs"] == {"running": 0, "waiting": 0})
+    until(lambda: client.health()["runs"], {"running": 0, "waiting": 0})
 
 
 def test_a_cancelled_task_ends_its_run_and_no_other(service: Service) -> None:
-    async def work() -> tuple[Any, str]:
+    async def work() -> Any:
         async with AsyncClient(service.socket) as client:
             doomed = asyncio.create_task(client.run("import time\ntime.sleep(60)", node_id="doomed"))
             other = asyncio.create_task(
                 client.run("import time\ntime.sleep(2)\nresult = payload", payload="mine", node_id="other")
             )
-            while [row["state"] for row in await client.runs(node="doomed")] != ["running"]:
-                await asyncio.sleep(0.02)
+
+            async def of_doomed(field: str) -> list[Any]:
+                return [row.get(field) for row in await client.runs(node="doomed")]
+
+            await until_async(lambda: of_doomed("state"), ["running"])
             doomed.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await doomed
-            while not (rows := await client.runs(node="doomed")) or not rows[0]["outcome"]:
-                await asyncio.sleep(0.02)
-            return (await other).value, rows[0]["outcome"]
+            await until_async(lambda: of_doomed("outcome"), ["cancelled"])
+            return (await other).value
 
-    assert asyncio.run(work()) == ("mine", "cancelled")
+    assert asyncio.run(work()) == "mine"
 
 
 def test_one_async_client_works_in_one_event_loop_after_the_other(service: Service) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from tests.command import COMMAND, document, environment, left_behind, sandbox, without_socket
 from tests.integration.service import Service, served
-from tests.integration.test_service import until
 from tests.unit.test_client import Served
+from tests.waiting import until
 
 # What no two runs have in common: names, times and measurements.
 OWN = {"run_id", "started_at", "durations", "peak_memory_mib", "cpu_s", "elapsed_s", "evidence"}
@@ -174,7 +174,7 @@ def test_a_command_that_is_killed_takes_its_run_along(
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()
-        until(lambda: client.health()["runs"]["running"] == 0)
+        until(lambda: client.health()["runs"]["running"], 0)
 
 
 def test_a_reader_that_goes_away_ends_the_run_quietly(
@@ -188,7 +188,7 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=30) == 141
-        until(lambda: client.health()["runs"]["running"] == 0)
+        until(lambda: client.health()["runs"]["running"], 0)
 
 
 def test_the_service_is_found_at_its_usual_place(script: Path, service: Service) -> None:
@@ -355,7 +355,7 @@ def test_what_goes_on_is_listed_and_can_be_ended_by_the_beginning_of_its_id(
     script.write_text(code)
     assert sandbox("ps", env=with_service).stdout == ""
     with running(script, with_service, "--quiet") as process:
-        until(lambda: [row["state"] for row in listed("ps", with_service)] == ["running"])
+        until(lambda: [row["state"] for row in listed("ps", with_service)], ["running"])
         head, line = sandbox("ps", env=with_service).stdout.splitlines()
         assert head.split() == ["RUN", "AGE", "WHO", "NODE", "POLICY", "STEP"]
         run_id = listed("ps", with_service)[0]["run_id"]
@@ -382,7 +382,7 @@ def listed(command: str, env: dict[str, str], *options: str) -> list[dict[str, A
 def test_everything_can_be_ended_at_once(script: Path, with_service: dict[str, str]) -> None:
     script.write_text("import time\ntime.sleep(60)")
     with running(script, with_service) as first, running(script, with_service) as second:
-        until(lambda: [row["state"] for row in listed("ps", with_service)] == ["running"] * 2)
+        until(lambda: [row["state"] for row in listed("ps", with_service)], ["running"] * 2)
         assert sandbox("stop", "--all", env=with_service).stdout == "2 run(s) ended\n"
         assert [first.wait(timeout=30), second.wait(timeout=30)] == [130, 130]
     assert sandbox("stop", env=with_service).returncode == 2
@@ -444,7 +444,7 @@ def test_a_stream_that_is_closed_early_ends_its_run(service: Service) -> None:
             pass
         assert [row["state"] for row in client.runs(node="early")] == ["running"], "other calls go on meanwhile"
         events.close()
-        until(lambda: client.runs(node="early")[0]["outcome"] == "cancelled")
+        until(lambda: client.runs(node="early")[0]["outcome"], "cancelled")
         began = time.monotonic()
         assert client.run("result = 1").value == 1
         assert time.monotonic() - began < 30

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from operator import not_
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.command import workspaces
 from tests.fake_engine import BASE
 from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import WAIT_S, until
 
 AT_ONCE = 20
 KILLS = 16
@@ -37,7 +38,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert not own & set(workspaces())
     assert not own & set(containers().values())
     assert engine_sockets(running) == []
-    until(lambda: not orphans() - before, within_s=10)
+    until(lambda: orphans() - before, not_, within_s=10)
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def engine_processes(service: Service) -> list[int]:
 def kill(pid: int) -> None:
     """Kill a process, and wait until it is dead."""
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not any(command_line(pid)))
+    until(lambda: any(command_line(pid)), False)
 
 
 def settled(service: Service) -> bool:
@@ -182,10 +183,10 @@ def test_runs_that_go_on_end_as_they_would_when_podman_or_every_conmon_is_killed
     threads = [threading.Thread(target=go) for _ in range(AT_ONCE)]
     for thread in threads:
         thread.start()
-    until(lambda: len(seen) == AT_ONCE)
+    until(lambda: len(seen), AT_ONCE)
     with service.client() as client:
         # Killed while it makes a layer, Podman may leave what slows every later one down: "Its life" in docs/service.md.
-        until(lambda: not client.health()["pool"]["starting"])
+        until(lambda: client.health()["pool"]["starting"], not_)
     assert answers == [], "all of them go on"
     owners = {uid.strip() for uid in seen}
     ours = {container_id for container_id, owner in containers().items() if owner in owners}
@@ -196,7 +197,7 @@ def test_runs_that_go_on_end_as_they_would_when_podman_or_every_conmon_is_killed
     for thread in threads:
         thread.join(WAIT_S)
     assert answers == ["succeeded"] * AT_ONCE, "a job has a channel of its own"
-    until(lambda: not ours & set(containers()))
+    until(lambda: ours & set(containers()), not_)
     with service.client() as client:
         assert [row["outcome"] for row in client.runs()] == ["succeeded"] * AT_ONCE
         assert client.run("result = 2").value == 2
@@ -236,7 +237,7 @@ def test_a_call_that_podman_does_not_answer_goes_to_another_podman(others: set[i
     before = [pid for pid in podman_below(os.getpid()) if pid not in others]
     with stopped(before):
         assert engine.image(BASE).id == image_id
-        until(lambda: not any(command_line(pid)[0:1] for pid in before))
+        until(lambda: any(command_line(pid)[0:1] for pid in before), False)
     assert set(podman_below(os.getpid())) - others
 
 

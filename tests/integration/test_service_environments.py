@@ -16,7 +16,7 @@ from sandbox.errors import BuildFailed, EngineUnavailable, NotFound, SandboxErro
 from sandbox.index.pip_config import VARIABLES
 from tests.integration.package_index import PackageIndex, package_index, wheel
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import WAIT_S, until
 
 POLICY = 'extends = "default"\nbuild.allow_addresses = ["127.0.0.1"]\n'
 CODE = "import greeting\nresult = greeting.WORDS"
@@ -122,7 +122,7 @@ def test_a_build_that_fails_is_the_same_error_either_way(
 def test_what_is_too_old_is_pruned_and_no_sandbox_waits_with_it(client: Client) -> None:
     built = client.build_environment(["greeting==2.0"], policy="local")
     assert client.run(CODE, requirements=["greeting==2.0"], policy="local").value == "hello 2"
-    until(lambda: client.health()["pool"]["ready"] > 0)
+    until(lambda: client.health()["pool"]["ready"], lambda seen: seen > 0)
     kept = client.prune(older_s=1e6, dry_run=True)
     assert set(kept) == set(Pruned.__annotations__)
     assert kept == {"environments": [], "files": 0, "bytes": 0, "dry_run": True}
@@ -165,9 +165,9 @@ def test_everything_that_goes_on_or_waits_can_be_ended_at_once(
         threads = [go("build", lambda other: other.build_environment(["slow"], policy="local", on_event=on_event))]
         assert asked.wait(WAIT_S)
         threads.append(go("run", lambda other: other.run("import time\ntime.sleep(60)")))
-        until(lambda: client.health()["runs"] == {"running": 2, "waiting": 0})
+        until(lambda: client.health()["runs"], {"running": 2, "waiting": 0})
         threads.append(go("check", lambda other: other.check("x = 1")))
-        until(lambda: client.health()["runs"] == {"running": 2, "waiting": 1})
+        until(lambda: client.health()["runs"], {"running": 2, "waiting": 1})
         stopped = client.stop_all()
         assert set(stopped) == set(Stopped.__annotations__)
         assert stopped == {"stopped": 1, "builds_and_checks": 2}
@@ -178,6 +178,6 @@ def test_everything_that_goes_on_or_waits_can_be_ended_at_once(
             "run": "cancelled",
             "check": "a maintainer ended everything that went on",
         }
-    until(lambda: client.health()["runs"] == {"running": 0, "waiting": 0})
+    until(lambda: client.health()["runs"], {"running": 0, "waiting": 0})
     assert [row["id"] for row in client.environments()] == before
     assert client.check("x = 1")["problem"] is None

@@ -15,7 +15,8 @@ from typing import Any
 
 from sandbox.client import Client
 from tests.integration.service import Service, served
-from tests.integration.test_service import raw, until
+from tests.integration.test_service import raw
+from tests.waiting import until
 
 NODES = 40
 MODULES = (
@@ -109,7 +110,7 @@ def test_descriptors_are_bounded_whatever_kinds_of_runs_there_are_and_go_back(tm
         )
         assert kinds == NODES + len(MODULES) + POLICIES
         assert before < watch.most <= bound
-        until(lambda: descriptors(service) <= before + KEPT, within_s=60)
+        until(lambda: descriptors(service), lambda seen: seen <= before + KEPT, within_s=60)
         print(f"afterwards: {what_is_open(service)}")
 
 
@@ -166,7 +167,7 @@ def test_of_twelve_large_bodies_those_that_fit_are_taken_the_others_told_and_the
                     assert "does not fit" in document["error"]["message"]
             del answers
             grown_mib = rss_mib(service) - before_mib
-            until(lambda: rss_mib(service) < before_mib + BODY_MIB / 2, within_s=20)
+            until(lambda: rss_mib(service), lambda seen: seen < before_mib + BODY_MIB / 2, within_s=20)
             print(
                 f"memory: {before_mib:.0f} MiB before, {before_mib + grown_mib:.0f} right after, {rss_mib(service):.0f} now"
             )
@@ -192,6 +193,6 @@ def test_large_bodies_that_are_refused_after_they_came_cost_no_memory_afterwards
             for name, body in REFUSED.items()
         }
         assert set(found.values()) <= {400, 403}, found
-        until(lambda: rss_mib(service) < before_mib + BODY_MIB / 2, within_s=20)
+        until(lambda: rss_mib(service), lambda seen: seen < before_mib + BODY_MIB / 2, within_s=20)
         print(f"memory: {before_mib:.0f} MiB before, {rss_mib(service):.0f} now")
         assert "Traceback" not in service.log()

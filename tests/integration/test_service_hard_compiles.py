@@ -12,7 +12,8 @@ import pytest
 
 from sandbox.client import Client
 from tests.integration.service import Service, served
-from tests.integration.test_service import client, until
+from tests.integration.test_service import client
+from tests.waiting import until
 
 __all__ = ["client"]  # a fixture
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from functools import partial
+from operator import not_
 
 import pytest
 
@@ -14,7 +16,7 @@ from sandbox.kernel.family import family
 from tests.command import workspaces
 from tests.integration.belongings import command_line, containers, monitors, orphans, own_containers, own_workspaces
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import WAIT_S, until
 
 RUNS = 20
 WAITING = 5
@@ -54,7 +56,7 @@ def test_after_sigkill_nothing_runs_and_the_next_start_tells_what_was_cut_off(
     with served(home, SANDBOX_QUEUE__RUNNING=str(RUNS)) as service:
         threads = clients(service, ended, RUNS + WAITING)
         with service.client() as client:
-            until(lambda: Counter(row["state"] for row in client.runs()) == {"running": RUNS, "queued": WAITING})
+            until(lambda: Counter(row["state"] for row in client.runs()), {"running": RUNS, "queued": WAITING})
             until(lambda: client.health()["pool"]["ready"])
         own = own_workspaces(service)
         assert len(own) > RUNS, "those that wait for a run are killed, too"
@@ -69,7 +71,7 @@ def test_after_sigkill_nothing_runs_and_the_next_start_tells_what_was_cut_off(
         assert not own & set(containers().values())
         assert not own & set(workspaces())
         assert not list(places.runtime_dir().glob(f"engine-{dead}-*"))
-        until(lambda: not [pid for pid in before if any(command_line(pid))], within_s=5)
+        until(lambda: [pid for pid in before if any(command_line(pid))], not_, within_s=5)
         with service.client() as client:
             rows = client.runs()
             assert [row["outcome"] for row in rows] == ["killed"] * (RUNS + WAITING), "those that waited, too"
@@ -87,16 +89,16 @@ def test_a_service_killed_while_it_starts_sandboxes_leaves_none_either(
     for number in range(3):
         with served(home, SANDBOX_QUEUE__RUNNING=str(RUNS)) as service:
             threads = clients(service, ended)
-            until(lambda service=service: own_containers(service))
+            until(partial(own_containers, service))
             time.sleep(0.1 * number)  # whichever step is hit
             own |= own_workspaces(service)
             service.process.kill()
             for thread in threads:
                 thread.join(WAIT_S)
     with served(home) as service:
-        until(lambda: not own & set(containers().values()), within_s=5)
+        until(lambda: own & set(containers().values()), not_, within_s=5)
         assert not own & set(workspaces())
-        until(lambda: not orphans() - before, within_s=10)
+        until(lambda: orphans() - before, not_, within_s=10)
         with service.client() as client:
             assert {row["outcome"] for row in client.runs()} <= {"killed"}
             assert client.run("result = 1").value == 1

@@ -21,7 +21,7 @@ from sandbox.errors import NotFound
 from sandbox.service.history.row import SERVICE_ENDED
 from tests.command import environment, sandbox
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import WAIT_S, until
 
 FAILS = """
 import sys, json, base64
@@ -146,7 +146,7 @@ def test_results_outlive_the_service_and_a_run_that_it_took_with_it_says_so(tmp_
         done = client.start("result = 'kept'")
         assert client.result(done, 20.0) is not None
         going, waiting = client.start("import time\ntime.sleep(9)\nresult = 1"), client.start("result = 2")
-        until(lambda: client.recorded(going)["state"] == "running")
+        until(lambda: client.recorded(going)["state"], "running")
         service.stop(signal.SIGKILL)
     with served(tmp_path) as service, service.client() as client:
         found = client.result(done)
@@ -159,7 +159,7 @@ def test_results_outlive_the_service_and_a_run_that_it_took_with_it_says_so(tmp_
             assert command(service, "result", run_id)[0] == 7
         (service.policies / "small.toml").unlink()
         service.process.send_signal(signal.SIGHUP)
-        until(lambda: "policies read" in service.log())
+        service.log("policies read")
         assert client.result(done) is not None, "whatever becomes of policies"
     with (
         served(tmp_path, SANDBOX_HISTORY__RESULTS_MIB="0") as service, service.client() as client,
@@ -174,7 +174,7 @@ def test_what_runs_when_the_service_stops_in_order_has_its_result_kept(tmp_path:
             client.start("import time\ntime.sleep(2)\nresult = 1"),
             client.start("import time\ntime.sleep(9.5)\nresult = 1"),
         )
-        until(lambda: {client.recorded(run_id)["state"] for run_id in (short, long)} == {"running"})
+        until(lambda: {client.recorded(run_id)["state"] for run_id in (short, long)}, {"running"})
         assert service.stop() == 0
     with served(tmp_path) as service, service.client() as client:
         outcomes = [found.outcome for found in (client.result(short), client.result(long)) if found]
@@ -202,7 +202,7 @@ def test_a_webhook_tells_where_the_result_is_when_it_is_there(tmp_path: Path) ->
         url = f"http://127.0.0.1:{ears.server_port}/ended"
         with served(tmp_path, SANDBOX_WEBHOOKS__ALLOWED=json.dumps([url])) as service, service.client() as client:
             run_id = client.start("result = 1", notify={"url": f"{url}/flow?x=1"})
-            until(lambda: bool(Ears.heard))
+            until(lambda: Ears.heard)
             assert Ears.heard == [{"run_id": run_id, "outcome": "succeeded", "result": f"/v1/runs/{run_id}/result"}]
             assert client.get(str(Ears.heard[0]["result"]))["result"] == 1
         ears.shutdown()

@@ -23,7 +23,8 @@ import pytest
 from tests.integration.belongings import own_containers, own_workspaces
 from tests.integration.looker import looked_at
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, raw, until
+from tests.integration.test_service import raw
+from tests.waiting import WAIT_S, until
 
 CLIENTS = 200
 PAD_CHARS = 150_000  # more than the buffers of a socket hold
@@ -172,7 +173,7 @@ def parsers(pid: int) -> list[int]:
 def held(service: Service) -> int:
     """Return how many descriptors the service holds when nothing runs and nothing stands ready."""
     with service.client() as client:
-        until(lambda: client.health()["runs"] == {"running": 0, "waiting": 0})
+        until(lambda: client.health()["runs"], {"running": 0, "waiting": 0})
         client.raw("POST", "/v1/maintenance/stop-all", b"{}")
         until(lambda: not client.health()["pool"]["ready"] and not client.health()["pool"]["starting"])
     until(lambda: not own_containers(service) and not own_workspaces(service))
@@ -198,13 +199,13 @@ def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(
         with service.client() as client:
             client.run("result = 1")
             first.start()
-            until(lambda: client.health()["runs"]["running"] == 1)
+            until(lambda: client.health()["runs"]["running"], 1)
             before = rss_mib(service.process.pid)
             for number, thread in enumerate(
                 threads, 1
             ):  # one by one: the pieces of a body on its way are another matter
                 thread.start()
-                until(lambda number=number: client.health()["runs"]["waiting"] == number)
+                until(lambda: client.health()["runs"]["waiting"], number)
             grown = rss_mib(service.process.pid) - before
             status, headers, answer = raw(service, "POST", "/v1/runs", body)
             client.raw("POST", "/v1/maintenance/stop-all", b"{}")

@@ -14,7 +14,7 @@ from sandbox.errors import QueueFull
 from sandbox.service.config.model import ServiceConfig
 from tests.escape.bench import Bench
 from tests.escape.service_bench import OWNER_UID, User, service_for, user
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import WAIT_S, until
 
 RULES = {
     "queue": {"running": 4, "per_caller_running": 2, "per_caller_waiting": 3},
@@ -58,7 +58,7 @@ def test_who_has_all_that_they_may_waits_or_is_refused_and_others_run_at_once(
         def states() -> list[str]:
             return sorted(row["state"] for row in client.runs() if row["state"] != "ended")
 
-        until(lambda: states() == ["queued"] * waiting + ["running"] * running)
+        until(lambda: states(), ["queued"] * waiting + ["running"] * running)
         with pytest.raises(QueueFull, match=f"{running} run and {waiting} wait, as many as you may have") as caught:
             client.run("result = 1")
         assert caught.value.facts["retry_after_s"] >= 1

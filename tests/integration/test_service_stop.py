@@ -18,9 +18,8 @@ import pytest
 from sandbox.errors import EngineUnavailable
 from sandbox.service.server import SENT_S, STOP_GRACE_S
 from tests.command import COMMAND, environment
-from tests.escape.bench import SLOWER
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import SLOWER, WAIT_S, until
 
 # What taking the sandboxes and Podman down may take beside the deadlines.
 DOWN_S = 15.0
@@ -50,7 +49,7 @@ def test_sigterm_waits_neither_for_a_run_without_an_end_nor_for_a_client_that_do
             thread = threading.Thread(target=lambda: errors.append(client.run("import time\ntime.sleep(25)").outcome))
             thread.start()
             with service.client() as other:
-                until(lambda: other.health()["runs"]["running"] == 1)
+                until(lambda: other.health()["runs"]["running"], 1)
             began = time.monotonic()
             assert service.stop(signal.SIGTERM) == 0
             assert time.monotonic() - began < drain_s + STOP_GRACE_S + SENT_S + DOWN_S * SLOWER
@@ -68,15 +67,15 @@ def test_an_interrupt_while_the_run_waits_for_its_turn_ends_it_and_says_so(
     script.write_text("result = 1")
     with served(tmp_path_factory.mktemp("turn"), SANDBOX_QUEUE__RUNNING="1") as service, service.client() as client:
         with asked(service, "import time\ntime.sleep(25)"):
-            until(lambda: client.health()["runs"]["running"] == 1)
+            until(lambda: client.health()["runs"]["running"], 1)
             command = [*COMMAND, "run", str(script), "--json"]
             with subprocess.Popen(
                 command, env=environment(SANDBOX_SOCKET=service.socket), stdout=subprocess.PIPE
             ) as waiting:
-                until(lambda: client.health()["runs"]["waiting"] == 1)
+                until(lambda: client.health()["runs"]["waiting"], 1)
                 waiting.send_signal(signal.SIGINT)
                 said, _ = waiting.communicate(timeout=WAIT_S)
             assert waiting.returncode == 130
             assert json.loads(said)["outcome"] == "cancelled"
             assert client.health()["runs"] == {"running": 1, "waiting": 0}
-        until(lambda: client.health()["runs"]["running"] == 0)
+        until(lambda: client.health()["runs"]["running"], 0)

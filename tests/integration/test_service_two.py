@@ -12,7 +12,7 @@ import pytest
 from tests.command import COMMAND
 from tests.integration.belongings import own_containers
 from tests.integration.service import Service, served
-from tests.integration.test_service import WAIT_S, until
+from tests.waiting import WAIT_S, until
 
 LONG = "import time\ntime.sleep(100)\nresult = 1"
 
@@ -39,7 +39,7 @@ def long_run(service: Service, found: list[str]) -> threading.Thread:
     thread = threading.Thread(target=go)
     thread.start()
     with service.client() as client:
-        until(lambda: [row["state"] for row in client.runs(limit=1)] == ["running"])
+        until(lambda: [row["state"] for row in client.runs(limit=1)], ["running"])
     return thread
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
-import time
+import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from sandbox.image.admission import REPOSITORY
 from tests.command import COMMAND, left_behind, on_terminal, our_containers, sandbox
+from tests.waiting import until
 
 pytestmark = pytest.mark.podman
 FLOOD = "import sys\nwhile True: sys.stdout.write('x' * 65536)\n"
@@ -44,35 +47,22 @@ def unread() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def until_no_container(within_s: float) -> float:
-    """Wait until no container is left; return how long that took."""
-    began = time.monotonic()
-    while our_containers() and time.monotonic() - began < within_s:
-        time.sleep(0.1)
-    assert our_containers() == []
-    return time.monotonic() - began
-
-
-def wait_for_container() -> None:
-    deadline = time.monotonic() + 20
-    while not our_containers():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def unread_bytes(pipe: tuple[int, int]) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe[0], termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_a_reader_that_stops_reading_does_not_stop_the_clock(script: Path, unread: tuple[int, int]) -> None:
     script.write_text(FLOOD.replace("while True:", "for _ in range(100):") + "import time\ntime.sleep(60)\n")
     with running(str(script), "--timeout", "1s", stdout=unread[1]) as process:
-        wait_for_container()
-        until_no_container(15)
+        until(our_containers)
+        until(our_containers, [], within_s=15)
         assert process.poll() is None, "it still waits for its reader"
 
 
 def test_a_reader_that_stops_reading_does_not_stop_ctrl_c(script: Path, unread: tuple[int, int]) -> None:
     script.write_text(FLOOD.replace("while True:", "for _ in range(100):") + "import time\ntime.sleep(60)\n")
     with running(str(script), stdout=unread[1]) as process:
-        wait_for_container()
-        time.sleep(1)
+        until(lambda: unread_bytes(unread), lambda seen: seen > 60_000)  # as much as a pipe holds
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
     assert left_behind() == []
@@ -83,8 +73,8 @@ def test_a_reader_that_stops_reading_does_not_stop_the_memory_cap(script: Path, 
         FLOOD.replace("while True:", "for _ in range(100):") + "x = []\nwhile True: x.append(bytearray(1 << 22))\n"
     )
     with running(str(script), "--memory", "256m", stdout=unread[1]) as process:
-        wait_for_container()
-        until_no_container(20)
+        until(our_containers)
+        until(our_containers, [], within_s=20)
         assert process.poll() is None, "it still waits for its reader"
 
 

@@ -9,10 +9,11 @@ import pytest
 from sandbox.kernel import memory as kernel_memory
 from sandbox.models import Outcome, RunResult
 from sandbox.run.decision import Follow, Run
-from tests.escape.bench import SLOWER, Bench, value_of
+from tests.escape.bench import Bench, value_of
 from tests.escape.test_file_locks import LOCKING
 from tests.escape.test_memory import AT_ONCE, ATTACKS, CAP_MIB
 from tests.kernel.group import observe, own_service
+from tests.waiting import SLOWER
 
 # Each asks for `payload` MiB in all, and is content when it gets them: with the cap left out it ends well.
 BOMBS = {

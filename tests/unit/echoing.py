@@ -15,8 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from sandbox.client import AsyncClient, Client
-
-WAIT_S = 20.0
+from tests.waiting import WAIT_S
 
 
 def answer_of(run_id: str, value: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sandbox.container.standby import AcquiredSandbox, Setting
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.kernel.process import CgroupEvents
 from sandbox.models import ControlEvidence
+from tests.waiting import until_async
 
 START_S = 0.3
 
@@ -432,8 +433,7 @@ async def test_idle_containers_retire(world: World) -> None:
     async with world.cells(idle_s=0.2) as cells:
         await run(cells, setting())
         world.now += 1
-        while not world.makers[0].disposed:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: world.makers[0].disposed)
         assert (cells.counts().containers, cells.counts().retired) == (0, 1)
 
 

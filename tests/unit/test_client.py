@@ -22,8 +22,7 @@ from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidReq
 from sandbox.service.intake.bodies import RunBody
 from sandbox.service.intake.bodies import run_body as parsed
 from tests.unit.factory import wanted
-
-WAIT_S = 10.0
+from tests.waiting import WAIT_S
 
 
 class Served:

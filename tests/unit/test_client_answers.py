@@ -25,7 +25,8 @@ from sandbox.client import Client
 from sandbox.client import base as client_base
 from sandbox.client.async_client import AsyncClient
 from sandbox.errors import EngineUnavailable, Internal, NotFound, QueueFull, SandboxError
-from tests.unit.echoing import KINDS, WAIT_S, answer_of
+from tests.unit.echoing import KINDS, answer_of
+from tests.waiting import WAIT_S
 
 RUN = "a" * 32
 OTHER = "b" * 32

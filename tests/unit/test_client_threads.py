@@ -21,7 +21,8 @@ import pytest
 
 from sandbox.client import AsyncClient, Client
 from sandbox.errors import EngineUnavailable, Internal
-from tests.unit.echoing import KINDS, WAIT_S, Echo, echoing
+from tests.unit.echoing import KINDS, Echo, echoing
+from tests.waiting import WAIT_S, until
 
 THREADS = 8
 
@@ -199,7 +200,7 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
             untouched.close()
             more.set()
             until(
-                lambda: sorted(service.gone) == ["ours", "untouched"]
+                lambda: sorted(service.gone), ["ours", "untouched"]
             )  # although the child lives, which has the connection, too
         finally:
             more.set()
@@ -208,13 +209,6 @@ def test_a_child_takes_nothing_from_a_stream_of_its_parent_and_keeps_no_run_aliv
             os.close(go)
             os.close(told)
         assert status == 0
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_break_off_ends_streams_and_calls_of_all_threads_and_the_client_goes_on(client: Any, service: Echo) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import time
 import uuid
 
 from sandbox.engine.conmon import kill_left_over, monitors
 from sandbox.kernel.family import family
+from tests.waiting import until
 
 
 def test_a_left_over_monitor_is_killed_with_what_it_started_and_no_other() -> None:
@@ -17,8 +17,7 @@ def test_a_left_over_monitor_is_killed_with_what_it_started_and_no_other() -> No
         for name in (ours, other)
     ]
     try:
-        while not all(len(family(process.pid)) == 3 for process in processes):
-            time.sleep(0.01)
+        until(lambda: [len(family(process.pid)) for process in processes], [3, 3])
         assert monitors(ours) == [processes[0].pid]
         assert monitors(ours[:12]) == []
         below = family(processes[0].pid)

@@ -19,8 +19,9 @@ from sandbox.channel.collector import Collector
 from sandbox.channel.frames import CANCEL, job_frames, preload_frame
 from sandbox.kernel.family import children, fields
 from tests.unit.test_harness_driver import LIMITS, Harness, Run, job, run, separate, started_harness
-from tests.unit.test_harness_hostile import eventually, gone
+from tests.unit.test_harness_hostile import gone
 from tests.unit.test_harness_preload import STATE, Library, library, next_frame, run_preloaded
+from tests.waiting import until
 
 __all__ = ["library"]  # a fixture
 
@@ -93,7 +94,7 @@ def test_a_process_that_died_while_it_waited_is_replaced(library: Library) -> No
     library(tables="DATA = 7")
     with prepared("tables") as (process, waiting):
         os.kill(waiting, signal.SIGKILL)
-        assert eventually(lambda: gone(waiting))
+        until(lambda: gone(waiting))
         process.send_job("import os, sys; result = [os.getpid(), 'tables' in sys.modules, payload]", payload=3)
         done = told(process)
     pid, loaded, payload = done.result
@@ -107,7 +108,7 @@ def test_a_process_that_dies_while_it_gets_its_job_is_told_as_killed() -> None:
     with prepared() as (process, waiting):
         for frame in frames[:3]:
             process.connection.sendall(frame)
-        assert eventually(lambda: unread(process) == 0)
+        until(lambda: unread(process), 0)
         os.kill(waiting, signal.SIGKILL)
         for frame in frames[3:]:
             process.connection.sendall(frame)
@@ -126,7 +127,7 @@ def test_cancelling_before_the_job_is_complete_means_that_nothing_runs() -> None
                 process.connection.sendall(frame)
             process.connection.sendall(CANCEL)
             assert told(process).ended == "cancelled"
-            assert eventually(partial(gone, waiting))
+            until(partial(gone, waiting))
             assert not (process.app / "ran").exists()
 
 
@@ -137,14 +138,14 @@ def test_a_runner_that_goes_away_takes_the_waiting_process_with_it(sent: int) ->
             process.connection.sendall(frame)
         process.connection.close()
         assert process.process.wait(timeout=5) == 70
-        assert eventually(lambda: gone(waiting))
+        until(lambda: gone(waiting))
         assert not (process.app / "ran").exists()
 
 
 def test_a_supervisor_that_dies_takes_the_waiting_process_with_it() -> None:
     with prepared() as (process, waiting):
         process.process.kill()
-        assert eventually(lambda: gone(waiting))
+        until(lambda: gone(waiting))
 
 
 def test_the_supervisor_never_holds_a_payload() -> None:

@@ -24,6 +24,7 @@ from sandbox.service.history.history import Retention, RunHistory
 from sandbox.service.history.row import MIGRATIONS, SERVICE_ENDED, RunRow
 from sandbox.service.history.writer import GATHER_S, MAX_PENDING
 from sandbox.service.sole_service import sole_service
+from tests.waiting import until
 
 ANN, BEN = 1001, 1002
 DAY_S = 86_400.0
@@ -183,11 +184,7 @@ def test_runs_that_come_one_by_one_are_written_together(path: Path) -> None:
 def test_runs_are_written_without_anybody_asking(path: Path) -> None:
     with opened(path) as kept, contextlib.closing(sqlite3.connect(path)) as file:
         kept.began(RUN)
-        for _ in range(500):
-            if file.execute("SELECT run_id FROM runs").fetchall():
-                return
-            time.sleep(0.02)
-        pytest.fail("the run was not written within ten seconds")
+        until(lambda: file.execute("SELECT run_id FROM runs").fetchall(), [(RUN.run_id,)])
 
 
 def test_closing_writes_what_waits_and_can_be_done_twice(path: Path) -> None:

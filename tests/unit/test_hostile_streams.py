@@ -49,8 +49,7 @@ from sandbox.service.state import State
 from tests.hostile import FORGED_ID, READY, Frame, streams
 from tests.readers import JSON, LINE_ENDS, NDJSON, SSE, STEERS, asked, document, lines, server_sent, strict, told
 from tests.unit.factory import container_spec, decided, host, policy
-
-WAIT_S = 30.0
+from tests.waiting import WAIT_S
 
 
 class Played:

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.container.pool import GRACE_S, PoolLimits, SandboxPool
+from sandbox.container import pool as pool_module
+from sandbox.container.pool import PoolLimits, SandboxPool
 from sandbox.container.standby import ReadySandbox, Setting
 from sandbox.errors import EngineUnavailable
 
@@ -79,10 +80,16 @@ def setting(kind: str) -> Setting:
     return cast("Setting", Kind(kind))
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the pool never wait for real time, so that `settle` is a count of turns."""
+    monkeypatch.setattr(pool_module, "GRACE_S", 0.0)
+
+
 async def settle() -> None:
     """Let every task go as far as it can."""
-    for _ in range(8):
-        await asyncio.sleep(GRACE_S / 4)
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 def trial(test: Callable[[World], Awaitable[None]]) -> Callable[[], None]:

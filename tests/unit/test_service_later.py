@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from dataclasses import replace
+from operator import not_
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -23,7 +24,8 @@ from sandbox.service.history.row import SERVICE_ENDED, RunRow
 from sandbox.service.routes import catalogue
 from sandbox.service.state import CALLER, STATE
 from sandbox.service.webhooks.sending import WebhookSender
-from tests.unit.test_service_runs import NDJSON, WAIT_S, Scene, play, soon_over
+from tests.unit.test_service_runs import NDJSON, Scene, play, soon_over
+from tests.waiting import WAIT_S, until_async
 
 __all__ = ["soon_over"]
 LATER = "Prefer: respond-async"
@@ -135,7 +137,7 @@ def test_bodies_of_those_that_wait_count_as_their_caller_s(tmp_path: Path) -> No
         statuses = [(await start(here, "waits", payload="x" * (3 << 20)))[0] for _ in range(6)]
         assert statuses == [202] * 2 + [429] * 4, "half of 16 MiB"
         here.runner.go.set()
-        await here.until(lambda: not len(here.state.live))
+        await until_async(lambda: len(here.state.live), not_)
         assert (await start(here, "1", payload="x" * (3 << 20)))[0] == 202, "nothing of the others is held"
 
     play(tmp_path, act, budget_mib=16, running=1, waiting=10)
@@ -174,7 +176,7 @@ def test_another_s_run_is_not_there_while_it_goes_on_nor_later(tmp_path: Path) -
         assert (await result(here, begun))[0] == 404
         assert (await ask(here, "DELETE", f"/v1/runs/{begun}"))[0] == 404
         here.runner.go.set()
-        await here.until(lambda: not len(here.state.live))
+        await until_async(lambda: len(here.state.live), not_)
         stranger, files = await result(here, begun), await ask(here, "GET", f"/v1/runs/{begun}/files")
         here.stranger = False
         assert (await result(here, begun))[0] == 200, "the control: its own caller"
@@ -211,7 +213,7 @@ def test_what_nobody_kept_is_not_found_with_the_reason(tmp_path: Path) -> None:
             "3" * 32,
         )
         _, writer = await here.ask("waits")
-        await here.until(lambda: here.runner.running == 1)
+        await until_async(lambda: here.runner.running, 1)
         (going,) = here.state.live
         assert (await result(here, going.run_id))[0] == 404, "its client gets the result"
         writer.close()
@@ -249,9 +251,9 @@ def test_who_waits_for_a_result_and_goes_away_leaves_nothing_behind(tmp_path: Pa
         (live,) = here.state.live
         _, writer = await asyncio.open_unix_connection(here.path)
         writer.write(f"GET /v1/runs/{begun['run_id']}/result HTTP/1.1\r\nHost: x\r\nPrefer: wait=60\r\n\r\n".encode())
-        await here.until(lambda: len(live.over._waiters) == 1)
+        await until_async(lambda: len(live.over._waiters), 1)
         writer.close()
-        await here.until(lambda: not live.over._waiters)
+        await until_async(lambda: live.over._waiters, not_)
         here.runner.go.set()
 
     play(tmp_path, act)
@@ -307,8 +309,11 @@ def test_what_the_history_has_of_runs_counts_as_its_reader_s_while_it_is_sent(tm
             status, _, answer = await ask(here, "GET", path)
             assert (status, answer["error"]["code"]) == (429, "queue_full"), "the first answer is not read yet"
             writer.close()
-            while (await ask(here, "GET", path))[0] != 200:
-                await asyncio.sleep(0.005)
+
+            async def status_of(path: str = path) -> int:
+                return (await ask(here, "GET", path))[0]
+
+            await until_async(status_of, 200)
 
     play(tmp_path, act, budget_mib=1)
 
@@ -338,7 +343,7 @@ def test_a_webhook_goes_with_a_run_for_later_to_an_address_that_is_allowed(tmp_p
         assert here.runner.running == 0, "refused before anything ran"
         for code, outcome in (("1", "succeeded"), ("defect", "internal")):
             begun = (await start(here, code, notify={"url": url}))[2]
-            await here.until(lambda: not len(here.state.live))
+            await until_async(lambda: len(here.state.live), not_)
             assert told.pop() == (url, begun["run_id"], outcome)
 
     play(tmp_path, act)

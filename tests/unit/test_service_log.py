@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from sandbox.service import log
 from sandbox.service.config.model import Log
 from sandbox.service.history.row import RunRow
 from sandbox.service.log import WAITING_LINES, run_ended, set_up
+from tests.waiting import WAIT_S, until
 
 ROW = RunRow(
     run_id="a1",
@@ -127,10 +127,14 @@ def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_says_how_much_is_lost(
                 logging.getLogger("sandbox.x").info("line %d", number)
             there = threading.Thread(target=lambda: read.extend(reader))
             there.start()
-            while not any("are lost" in line for line in read):
+
+            def told_after_one_more() -> list[str]:
+                nonlocal said
                 logging.getLogger("sandbox.x").info("one more")
                 said += 1
-                time.sleep(0.01)
+                return [line for line in read if "are lost" in line]
+
+            until(told_after_one_more)
         stream.close()
         there.join(10)
     found = [json.loads(line) for line in read]
@@ -146,9 +150,17 @@ def test_the_end_of_the_service_does_not_wait_for_whoever_reads_its_log(monkeypa
     monkeypatch.setattr(log, "LAST_S", 0.1)
     reading, writing = os.pipe()
     stream = os.fdopen(writing, "w")
-    with set_up(Log(), stream):
-        for number in range(5_000):
-            logging.getLogger("sandbox.x").info("line %d", number)
+
+    def whole_life() -> None:
+        with set_up(Log(), stream):
+            for number in range(5_000):
+                logging.getLogger("sandbox.x").info("line %d", number)
+
+    life = threading.Thread(target=whole_life, daemon=True)
+    life.start()
+    life.join(WAIT_S)
+    waits = life.is_alive()
     os.close(reading)  # which ends the thread's write, too
+    assert not waits
     with contextlib.suppress(BrokenPipeError):
         stream.close()

@@ -27,6 +27,7 @@ from sandbox.service.intake.parser import Parser, ParserProcess
 from sandbox.service.intake.parser_program import CPU_S
 from sandbox.service.intake.spool import SMALL_BYTES, Spool
 from tests.unit.factory import KNOWN
+from tests.waiting import until_async
 
 LARGE = SMALL_BYTES + 1
 
@@ -277,8 +278,7 @@ def test_small_bodies_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch
         with monkeypatch.context() as patched:
             with_kind(patched, STUCK)
             waiting = asyncio.create_task(both.asked("run", spooled(b'{"code": "%s"}' % (b"x" * LARGE)), KNOWN, uid=1))
-            while both._large._process is None:
-                await asyncio.sleep(0.001)
+            await until_async(lambda: both._large._process)
         wanted, _ = await both.asked("run", spooled(b'{"code": "2", "requirements": ["six"]}'), KNOWN, uid=1)
         assert (wanted.code, waiting.done()) == ("2", False)
         os.kill(pid_of(both._large), signal.SIGKILL)

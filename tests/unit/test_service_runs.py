@@ -41,8 +41,8 @@ from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
 from sandbox.service.webhooks.sending import WebhookSender
 from tests.unit.factory import policy
+from tests.waiting import WAIT_S, until_async
 
-WAIT_S = 20.0
 POLICY = policy()
 LOADED = SimpleNamespace(policy=POLICY)
 STRANGER = 4_000_000
@@ -160,12 +160,6 @@ class Scene:
         assert status == 200, body
         return [json.loads(line) for line in whole(body).splitlines()]
 
-    async def until(self, true: Callable[[], bool]) -> None:
-        """Wait for something to come true."""
-        async with asyncio.timeout(WAIT_S) if hasattr(asyncio, "timeout") else contextlib.nullcontext():
-            while not true():
-                await asyncio.sleep(0.005)
-
     def name(self, peer: Peer) -> Identity:
         """Tell who asks: the kernel's word can't be had for another user here."""
         return Identity(uid=STRANGER if self.stranger else peer.uid, user="u", groups=frozenset({"g"}))
@@ -233,7 +227,7 @@ def test_what_is_refused_before_it_begins_has_its_own_status_in_a_stream_too(tmp
 def test_a_full_queue_is_429_with_retry_after_in_a_stream_too(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
         _, writer = await here.ask("waits")
-        await here.until(lambda: here.runner.running == 1)
+        await until_async(lambda: here.runner.running, 1)
         status, head, body = await here.answer("1", accept=NDJSON)
         assert (status, "Retry-After: 1" in head, json.loads(body)["error"]["code"]) == (429, True, "queue_full")
         assert here.errors("queue_full")
@@ -321,8 +315,7 @@ def test_who_does_not_read_its_answers_gets_no_more_until_it_does(tmp_path: Path
                 writer.close()
                 break
             unread.append((reader, writer))
-            await here.until(lambda: here.runner.running == len(unread))
-            await asyncio.sleep(0.02)  # until its answer is there
+            await until_async(lambda: len(here.ended), len(unread))  # its answer is there, and counted
         assert len(unread) in (2, 3), "half of 16 MiB"
         for reader, writer in unread:
             assert len(await reader.read(-1)) > 4 << 20
@@ -347,7 +340,7 @@ def test_a_result_counts_before_the_next_run_begins(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
         for _ in range(10):
             await here.ask("saves")  # its files are on their way to the disk, and it gave its turn back
-        await here.until(lambda: here.state.admission.counts().waiting == 0)
+        await until_async(lambda: here.state.admission.counts().waiting, 0)
         assert here.runner.running in (2, 3), "half of 16 MiB"
         here.keep_files.set()
 
@@ -383,11 +376,11 @@ def test_an_error_of_a_run_whose_client_has_left_is_in_the_history_and_nowhere_e
     async def act(here: Scene) -> None:
         for accept in ("application/json", NDJSON):
             _, writer = await here.ask("fails later", accept=accept, wait_for_end=True)
-            await here.until(lambda: here.runner.running == 1)
+            await until_async(lambda: here.runner.running, 1)
             writer.close()
             await asyncio.sleep(0.05)
             here.runner.go.set()
-            await here.until(lambda: len(here.ended) == 1)
+            await until_async(lambda: len(here.ended), 1)
             assert here.ended.pop().outcome == "engine_unavailable"
             here.runner.go.clear()
             here.runner.running = 0
@@ -425,7 +418,7 @@ def test_a_client_that_does_not_read_and_a_run_that_goes_on_do_not_keep_the_serv
             ("hangs", "application/json"),
         ):
             await here.ask(code, accept=accept)
-        await here.until(lambda: here.runner.running == 4)
+        await until_async(lambda: here.runner.running, 4)
         over.set()
 
     async def in_time() -> bool:
@@ -441,7 +434,7 @@ def test_a_run_that_goes_on_without_its_client_gets_its_row_before_the_service_e
     async def act(here: Scene) -> None:
         scenes.append(here)
         _, writer = await here.ask("saves", wait_for_end=True)
-        await here.until(lambda: here.runner.running == 1)
+        await until_async(lambda: here.runner.running, 1)
         writer.close()
         asyncio.get_running_loop().call_later(0.3, here.keep_files.set)
 
@@ -463,7 +456,7 @@ def test_runs_that_wait_hold_nothing_of_what_looks_for_their_secrets(
 
     async def act(here: Scene) -> None:
         asked = [asyncio.create_task(here.answer(code, secrets=secrets)) for code in ("waits", "late")]
-        await here.until(lambda: here.state.admission.counts().waiting == 1)
+        await until_async(lambda: here.state.admission.counts().waiting, 1)
         assert [mask.takes_long and "_forms" not in vars(mask) for mask in masks] == [True, True]
         here.runner.go.set()
         assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 503]

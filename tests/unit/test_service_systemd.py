@@ -19,6 +19,7 @@ import pytest
 from sandbox.errors import InvalidRequest
 from sandbox.service.door import systemd
 from sandbox.service.door.systemd import listen_fds, notify, reloading
+from tests.waiting import until
 
 UNUSED = 9_000  # so many descriptors nobody has open
 
@@ -91,10 +92,7 @@ def test_socket_of_systemd_is_served_and_stays(place: Path) -> None:
     with activator, socket.socket(socket.AF_UNIX) as client:
         try:
             client.settimeout(30)
-            deadline = time.monotonic() + 30
-            while client.connect_ex(str(path)) != 0:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            until(lambda: client.connect_ex(str(path)), 0)
             assert client.recv(10) == b"served"
             assert activator.wait(30) == 0
         finally:

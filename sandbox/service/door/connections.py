@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from sandbox.errors import Internal, InvalidRequest, SandboxError
 from sandbox.service.answers import SERVER, error_answer, sign, translated
@@ -54,11 +56,13 @@ REFUSAL = (
 class Speaker(web.RequestHandler):
     """Serves one connection. What goes wrong before a route is found is answered in the shape of every other error."""
 
-    __slots__ = ("_refused",)
+    __slots__ = ("_broken", "_coming", "_refused")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve."""
         self._refused = False
+        self._coming: StreamReader = EMPTY_PAYLOAD  # the body of the request whose head came last
+        self._broken = False
         transport.max_size = PIECE_BYTES  # type: ignore[attr-defined] # asyncio documents no other way, nor this one
         super().connection_made(transport)
 
@@ -71,9 +75,23 @@ class Speaker(web.RequestHandler):
             return
         *heads, rest = data.split(HEAD_END, HEADS)
         for head in heads:
-            super().data_received(head + HEAD_END)
+            self._parse(head + HEAD_END)
         if rest or not data:  # with nothing new it goes on with what it has, once a reader has made room
-            super().data_received(rest)
+            self._parse(rest)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse more, and tell whoever reads a body that it is broken: the library would let it wait for the rest."""
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count == before or self._broken:
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, RawRequestMessage):
+            self._coming = body
+        elif not self._coming.is_eof():
+            self._broken = True
+            self._coming.set_exception(web.RequestPayloadError("broken"))  # first: nobody may take it as whole
+            self._coming.feed_eof()
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -101,6 +119,8 @@ class Speaker(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             resp = error_answer(translated(resp, request))
         if not resp.prepared:
+            if self._broken and request.content is self._coming:
+                resp.force_close()  # where the next request would begin, nobody can tell
             sign(request, resp)
         sent = await super().finish_response(request, resp, start_time)
         if (
