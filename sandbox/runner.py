@@ -42,7 +42,7 @@ __all__ = ["Places", "Runner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a request comes down to before any container: policy, base image, and the Pythons that it is for."""
+    """What a request needs before any container is made: policy, base image, and the versions of Python that it is for."""
 
     loaded: LoadedPolicy
     policy: Policy
@@ -80,10 +80,10 @@ class Runner:
         policies: Policies | None = None,
         images_s: float = 0.0,
     ) -> None:
-        """Take `engine` as a function, so that requests that can't run never start one.
+        """Take `engine` as a function, so that a request that can't run starts no engine.
 
         `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in the
-        files, each time). What an image's name stands for is believed for `images_s` before it is looked up again.
+        files, each time). The runner remembers what an image's name stands for, for `images_s` seconds.
         """
         self._engine = engine
         self._facts = facts
@@ -104,10 +104,10 @@ class Runner:
         cancel: asyncio.Event | None = None,
         queued_s: float = 0.0,
     ) -> RunResult:
-        """Run one request; a failing program is a result. Raises a `SandboxError` for everything else.
+        """Run one request. A failing program is a result. Raises a `SandboxError` for everything else.
 
-        `follow` is told of output, log records and files as they come. Setting `cancel` ends the run at once.
-        `queued_s` is how long it has waited for its turn. Runs of one `caller` and node may share a warm container, where
+        `follow` gets output, log records and files as they arrive. Setting `cancel` ends the run at once.
+        `queued_s` is how long the run has waited for its turn. Runs of one `caller` and node may share a warm container, if
         the policy says so.
         """
         cancel = cancel or asyncio.Event()
@@ -157,13 +157,13 @@ class Runner:
             return await self._execution(step, cancel, self._source).run(on_program=started)
 
     async def lock(self, request: RunRequest, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
-        """Return the lock of a request's libraries; `upgrade` resolves them anew. Raises as `run` does."""
+        """Return the lock of a request's libraries; `upgrade` resolves them again. Raises as `run` does."""
         asked = await self._asked(request)
         async with self._base(asked) as base:
             return await self.environments().lock(wanted(request, asked, base), on_progress, upgrade=upgrade)
 
     async def build(self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None) -> Environment:
-        """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
+        """Return the environment of a request's libraries, or of `lock`. Builds it if it does not exist."""
         asked = await self._asked(request)
         async with contextlib.AsyncExitStack() as used:
             base = await used.enter_async_context(self._base(asked))
@@ -171,7 +171,7 @@ class Runner:
             return await used.enter_async_context(libraries)
 
     async def check(self, request: RunRequest) -> CodeCheck:
-        """Look at a request's code on the Python and with the libraries that it would run with. Raises as `run` does."""
+        """Check a request's code with the Python and the libraries that it would run with. Raises as `run` does."""
         from sandbox.run.code_check import check_code
 
         async def execute(step: Prepared) -> RunResult:

@@ -26,7 +26,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 @click.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(*, shell: str) -> None:
-    """Print the completion script of a shell. scripts/setup installs them; by hand: `eval "$(sandbox completion bash)"`."""
+    """Print the completion script for a shell. scripts/setup installs it; by hand: `eval "$(sandbox completion bash)"`."""
     click.echo(source(shell, click.get_current_context().find_root().command), nl=False)
 
 

@@ -24,9 +24,9 @@ MARKS = {"ok": ("ok", "green"), "fallback": ("fallback", "yellow"), "missing": (
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
 def doctor(obj: dict[str, Any], *, as_json: bool) -> int:
-    """Show every capability of this host: ok, fallback or missing, each with the command that mends it.
+    """Show what this host can enforce: ok, fallback or missing, with the command that corrects it.
 
-    Exit status 4 where no policy can run.
+    Exit status 4 if no policy can run.
     """
     leave_root(quiet=as_json)
     report = examine(

@@ -30,7 +30,7 @@ def library_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name libraries."""
     options = (
         click.option("--with", "libraries", multiple=True, metavar="LIBRARY", help="A library to install: pandas, 'numpy>=1.26,<3'. May be given more than once."),
-        click.option("--requirements", "requirement_files", multiple=True, metavar="FILE", help="A requirements.txt or pyproject.toml with libraries to install."),
+        click.option("--requirements", "requirement_files", multiple=True, metavar="FILE", help="A requirements.txt or pyproject.toml with libraries to install. May be given more than once."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)

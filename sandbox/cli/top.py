@@ -42,7 +42,7 @@ class Pace:
 @click.command("top")
 @json_option
 def top(*, as_json: bool) -> None:
-    """Show how the service is, again every second until Ctrl-C; once where standard output is no terminal, or a dumb one."""
+    """Show how the service is, every second until Ctrl-C. If standard output is not a terminal, or a dumb one, show it once."""
     live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
     pace = Pace()
     with connected() as client, contextlib.suppress(KeyboardInterrupt):
