@@ -16,13 +16,16 @@ PIECE_BYTES = 1 << 20
 Result = TypeVar("Result")
 
 
-async def aside(size_bytes: int, work: Callable[[], Result]) -> Result:
+async def run_off_loop(size_bytes: int, work: Callable[[], Result]) -> Result:
     """Return what `work` on so many bytes gives; where they are many, a thread does it."""
     return await asyncio.to_thread(work) if size_bytes > LARGE_BYTES else work()
 
 
 def copied(data: Buffer) -> bytes:
-    """Return a copy that is made in pieces, between which other threads run: neither `bytes` nor `join` lets them meanwhile."""
+    """Return a copy that is made in pieces.
+
+    Other threads run between the pieces; neither `bytes` nor `join` lets them meanwhile.
+    """
     view = memoryview(data)
     copy = io.BytesIO()
     for start in range(0, len(view), PIECE_BYTES):

@@ -1,6 +1,6 @@
-"""Readers of the service's answers, as strict and as credulous as any: what one of them takes for a line or an event is one.
+"""Readers of the service's answers, as strict and as credulous as any.
 
-They share no code with the service nor with its clients.
+What one of them takes for a line or an event is one. They share no code with the service nor with its clients.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def lines(body: bytes) -> list[str]:
 
 
 def server_sent(body: bytes) -> list[str]:
-    """Return the data of each event as the HTML standard has it; fails for any field but `data`, and for an event that is cut off."""
+    """Return the data of each event as the HTML standard has it.
+
+    Fails for any field but `data`, and for an event that is cut off.
+    """
     found: list[str] = []
     data: list[str] = []
     text = body.decode().removeprefix("\ufeff")
@@ -79,7 +82,10 @@ def server_sent(body: bytes) -> list[str]:
 
 
 def told(events: list[str]) -> dict[str, Any]:
-    """Return the one result among the events of one run: the first event names the run, the last ends it, and none is of another."""
+    """Return the one result among the events of one run.
+
+    The first event names the run, the last ends it, and none is of another.
+    """
     parsed = [strict(event) for event in events]
     kinds = [event["event"] for event in parsed]
     assert kinds[0] == "accepted", kinds

@@ -57,7 +57,7 @@ class Meta(Strict):
     warnings: Annotated[list[str], Field(max_length=100)] = Field(default_factory=list)
 
 
-class Failure(ProgramError):
+class ProgramFailure(ProgramError):
     """An error of the program together with the cap that explains it."""
 
     line: Line | None = None

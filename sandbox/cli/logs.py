@@ -20,10 +20,11 @@ from sandbox.printable import printable
 @click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @json_option
 def logs(*, run_id: str, as_json: bool) -> None:
-    """Show what the history knows of RUN, with its traceback, its log records and the end of its output. RUN is an id, or its first characters.
+    """Show what the history knows of RUN, with its traceback, its log records and the end of its output.
 
-    The policy decides whether the history keeps the output of a run (history.output: by default only if the run fails) and its payload
-    (history.payloads). Secrets of the run are masked. Code and result are never kept. If no service runs, the command reads the history's file.
+    RUN is an id, or its first characters. The policy decides whether the history keeps the output of a run (history.output: by
+    default only if the run fails) and its payload (history.payloads). Secrets of the run are masked. Code and result are never
+    kept. If no service runs, the command reads the history's file.
     """
     with past() as known:
         found = known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED)))

@@ -66,7 +66,10 @@ class Environment(TypedDict):
 
 
 class BuildConnections(TypedDict):
-    """Connections that a step of a build asked the egress proxy for, alike in all but time; `last` is in seconds since 1970."""
+    """Connections that a step of a build asked the egress proxy for, alike in all but time.
+
+    `last` is in seconds since 1970.
+    """
 
     step: str
     host: str

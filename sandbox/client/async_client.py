@@ -36,7 +36,7 @@ from sandbox.client.answers import (
     Template,
     TemplateAndCode,
 )
-from sandbox.client.async_http import AsyncConnection, AsyncConnections
+from sandbox.client.async_http import AsyncConnection, AsyncConnectionPool
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
@@ -51,7 +51,7 @@ class AsyncClient(ClientBase):
     def __init__(self, path: str | None = None, **options: Any) -> None:
         """Take the socket's path, or the place of this user's service, and the options of `Client`."""
         super().__init__(path, **options)
-        self._connections = AsyncConnections(self.path)
+        self._connections = AsyncConnectionPool(self.path)
 
     async def __aenter__(self) -> AsyncClient:
         """Return this client."""
@@ -64,7 +64,10 @@ class AsyncClient(ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, but those that other tasks wait for only after their answer. The next call opens a new one."""
+        """Close the connections. Those that other tasks wait for are closed after their answer.
+
+        The next call opens a new one.
+        """
         self._connections.close()
 
     def break_off(self) -> None:
@@ -147,9 +150,10 @@ class AsyncClient(ClientBase):
     async def result(
         self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
     ) -> Result | None:
-        """Return the answer of a run as long as it is kept, or None while the run goes on. Waits at most `wait_s` for the end.
+        """Return the answer of a run as long as it is kept, or None while the run goes on.
 
-        Raises `NotFound` if the answer is not kept (any more). If the run ended with an error, raises that error.
+        Waits at most `wait_s` for the end. Raises `NotFound` if the answer is not kept (any more). If the run ended with an
+        error, raises that error.
         """
         return await self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 

@@ -20,7 +20,7 @@ LONGEST_S = 1e9
 
 
 def default_socket() -> str:
-    """Return where this user's service listens: $SANDBOX_SOCKET, otherwise where its configuration says, otherwise its usual place.
+    """Return where this user's service listens: $SANDBOX_SOCKET, its configuration's path, or the usual place.
 
     Raises `NotFound`, `InvalidRequest` for a configuration that can't be read.
     """

@@ -1,6 +1,7 @@
-"""What clients ask of the service, and how answers are read: everything of a client but waiting, for `Client` and `AsyncClient` alike.
+"""What clients ask of the service, and how answers are read, for `Client` and `AsyncClient` alike.
 
-An answer that can't be read is `Internal`, whatever is wrong with it: no JSON, nested too deeply, not the shape, another run's.
+This is everything of a client but waiting. An answer that can't be read is `Internal`, whatever is wrong with it: no
+JSON, nested too deeply, not the shape, another run's.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from sandbox.client.answers import (
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
-from sandbox.client.unix_http import Connection, Connections, headers_of
+from sandbox.client.unix_http import UnixConnection, UnixConnectionPool, headers_of
 from sandbox.errors import QueueFull
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Client(ClientBase):
     def __init__(self, path: str | None = None, **options: Any) -> None:
         """Take the socket's path, or the place of this user's service."""
         super().__init__(path, **options)
-        self._connections = Connections(self.path)
+        self._connections = UnixConnectionPool(self.path)
 
     def __enter__(self) -> Client:
         """Return this client."""
@@ -58,11 +58,14 @@ class Client(ClientBase):
         self.close()
 
     def close(self) -> None:
-        """Close the connections, but those of calls that other threads wait for only after their answer. The next call opens a new one."""
+        """Close the connections. Those that other threads wait for are closed after their answer.
+
+        The next call opens a new one.
+        """
         self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream and every other call of this client, and so its runs. Call it from another thread than the ones that wait."""
+        """End every stream and every other call of this client, and so its runs. For other threads than those that wait."""
         self._connections.break_off()
 
     def connect(self) -> int:
@@ -135,9 +138,10 @@ class Client(ClientBase):
         return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
 
     def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
-        """Return the answer of a run as long as it is kept, or None while the run goes on. Waits at most `wait_s` for the end.
+        """Return the answer of a run as long as it is kept, or None while the run goes on.
 
-        Raises `NotFound` if the answer is not kept (any more). If the run ended with an error, raises that error.
+        Waits at most `wait_s` for the end. Raises `NotFound` if the answer is not kept (any more). If the run ended with an
+        error, raises that error.
         """
         return self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
@@ -299,7 +303,7 @@ class Client(ClientBase):
     @contextlib.contextmanager
     def _stream(
         self, path: str, body: bytes, timeout_s: float | None
-    ) -> Iterator[tuple[Connection, http.client.HTTPResponse]]:
+    ) -> Iterator[tuple[UnixConnection, http.client.HTTPResponse]]:
         deadline = time.monotonic() + self.retry_s
         while True:
             with self._connections.one(timeout_s) as connection:

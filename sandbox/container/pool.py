@@ -33,9 +33,10 @@ GRACE_S = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLimits:
-    """`per_kind` ready sandboxes at most, `memory_mib` and `most` for all of them, retired when their kind is unused for `idle_s`.
+    """How many sandboxes may stand ready, and for how long.
 
-    `starters` of them at most are started at once.
+    There are at most `per_kind` of a kind, and at most `most`, with `memory_mib` of memory, of all kinds. They are
+    retired when their kind is unused for `idle_s`. At most `starters` of them are started at once.
     """
 
     memory_mib: float = 512.0
@@ -59,7 +60,7 @@ class Shelf:
     failed_at: float = -math.inf
 
     def wanted(self, now: float, limits: PoolLimits) -> int:
-        """Return how many should be ready: one while the kind is in use, and twice what is asked for while one starts."""
+        """Return how many should be ready: one for a kind in use, and twice what is asked for while one starts."""
         if not self.asked or now - self.asked[-1] > limits.idle_s or now - self.failed_at < FAILED_PAUSE_S:
             return 0
         return min(limits.per_kind, 1 + int(2 * self.meanwhile(now)))
@@ -91,8 +92,8 @@ Clock = Callable[[], float]
 Make = Callable[[Setting], ReadySandbox]
 
 
-class Pool:
-    """Gives runs their sandboxes: a ready one where there is one, else one of their own; disposes of them behind their backs."""
+class SandboxPool:
+    """Gives each run a ready sandbox, or else one of its own, and disposes of it behind the run's back."""
 
     def __init__(self, make: Make, limits: PoolLimits, *, clock: Clock = time.monotonic) -> None:
         """`make` returns a sandbox of a setting that has not been started."""
@@ -108,7 +109,7 @@ class Pool:
         self._closing = False
         self._count = {"started": 0, "taken": 0, "cold": 0, "retired": 0, "failed": 0}
 
-    async def __aenter__(self) -> Pool:
+    async def __aenter__(self) -> SandboxPool:
         """Begin to start sandboxes ahead of need."""
         self._keepers = [asyncio.create_task(self._keep()) for _ in range(self._limits.starters)]
         return self
@@ -130,7 +131,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def source(self, setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
-        """Give one run its sandbox, and destroy it afterwards without keeping the run waiting. See `ready.Source`."""
+        """Give one run its sandbox, and destroy it afterwards without keeping the run waiting. See `standby.Source`."""
         shelf = self._shelf(setting)
         shelf.asked.append(self._clock())
         ready = self._ready_one(shelf)
@@ -285,7 +286,7 @@ class Pool:
         return shelf if self._fits(shelf, more_mib=shelf.memory_mib) else None
 
     def _enough_starting(self, now: float) -> bool:
-        """Tell whether as many are being started at once as the rate of all runs asks for: each takes time of theirs."""
+        """Tell whether as many are being started as the rate of all runs asks for: each start takes their time."""
         starting = sum(shelf.starting for shelf in self._shelves.values())
         return starting >= max(1, math.ceil(sum(shelf.meanwhile(now) for shelf in self._shelves.values())))
 

@@ -79,8 +79,8 @@ class Setting:
         return repr((self.policy.hash, self.admitted.id, self.admitted.python_path, self.binds, self.preload))
 
 
-class Ready(Protocol):
-    """What a run needs of the sandbox that it gets: `proxy` is its way out, if it has one, `asked` when it was asked for."""
+class AcquiredSandbox(Protocol):
+    """What a run needs of the sandbox that it gets."""
 
     @property
     def sandbox(self) -> Sandbox:
@@ -172,7 +172,7 @@ class ReadySandbox:
 
 
 # Where a run gets its sandbox from, and whom it gives it back to; the name is the run's.
-Source = Callable[[Setting, str], AbstractAsyncContextManager[Ready]]
+Source = Callable[[Setting, str], AbstractAsyncContextManager[AcquiredSandbox]]
 
 
 def fresh(
@@ -193,7 +193,7 @@ def fresh(
 
 
 def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
-    """Return the same for a process that carries out one run and ends: nothing stays warm in it, so there are no cells."""
+    """Return the source for a process that ends after one run: nothing stays warm in it, so it has no cells."""
     containers = fresh(engine, facts, places)
 
     @contextlib.asynccontextmanager

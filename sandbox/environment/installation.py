@@ -26,7 +26,7 @@ from sandbox.egress.rules import networks, rules_of
 from sandbox.environment.lock import Lock, from_pylock
 from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.requirements import without_hashes
-from sandbox.environment.resolution_failure import DOING, Failure, explained, last_lines, named
+from sandbox.environment.resolution_failure import DOING, StepFailure, explained, last_lines, named
 from sandbox.environment.wheel_tags import target_tags
 from sandbox.errors import BuildFailed, Internal
 from sandbox.image.admission import AdmittedImage
@@ -34,7 +34,7 @@ from sandbox.index.files import file_addresses, name_of
 from sandbox.index.links import hosts_of
 from sandbox.index.pip_config import Index
 from sandbox.models import EgressRecord, Outcome, RunRequest, RunResult
-from sandbox.off_loop import aside
+from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
 from sandbox.policy.seccomp import SeccompProfile
 from sandbox.progress import OnProgress, Progress
@@ -135,7 +135,10 @@ class Installer:
     async def install(
         self, wheels: Sequence[dict[str, Any]], directory: Path, receive: Callable[[str, int], FileSink]
     ) -> None:
-        """Install wheels of `directory`, each `{"n", "name", "version", "sha256", "size_bytes"}`, into `receive` as `N.tree`."""
+        """Install wheels of `directory` into `receive`, as `N.tree`.
+
+        Each wheel is `{"n", "name", "version", "sha256", "size_bytes"}`.
+        """
         self._on_progress(Progress(step="installing", text=f"{len(wheels)} packages"))
         workers = max(1, math.ceil(self._ground.policy.build.cpus))
         await self._step(
@@ -179,7 +182,7 @@ class Installer:
                 f"{DOING[payload['step']]} {named(subject)} gave an answer of more than {MAX_ANSWER_BYTES >> 20} MiB",
                 hint="ask for fewer libraries",
             )
-        said = await aside(len(text), lambda: answer_in(text))
+        said = await run_off_loop(len(text), lambda: answer_in(text))
         return self._answer(result, said, payload["step"], subject)
 
     def _answer(
@@ -199,7 +202,7 @@ class Installer:
         if "error" in said:
             ground = self._ground
             raise explained(
-                Failure(
+                StepFailure(
                     text=bounded(str(said["error"])), step=step, subject=subject, refused=refusals(result), index=ground.index,
                     policy=ground.policy, python=ground.base.python_version,
                 )
@@ -207,7 +210,7 @@ class Installer:
         return said
 
     def _hosts(self) -> tuple[str, ...]:
-        """Return what a build may connect to: the hosts of the index and of its files stand where the policy says `@index`."""
+        """Return what a build may connect to; `@index` in the policy means the hosts of the index and its files."""
         build, index = self._ground.policy.build, self._ground.index
         own = (*index.remote_hosts, *self._ground.file_hosts) if "@index" in build.allow else ()
         return (*(rule for rule in build.allow if rule != "@index"), *own)
@@ -217,7 +220,7 @@ class Installer:
         return bool(set(hosts_of([url])) & set(self._hosts())) or self._inside(url) != url
 
     def _address(self, package: LockedPackage) -> str:
-        """Return where to fetch a file: a lock keeps its hash, and an index that has moved since has another address."""
+        """Return where to fetch a file: a lock keeps its hash, and an index that has moved has another address."""
         url = package.file.url
         if self._reaches(url):
             return url
@@ -257,7 +260,10 @@ class Installer:
         }
 
     def _there(self, places: Sequence[str]) -> list[str]:
-        """Return addresses as the sandbox knows them, without the local ones that are not there, which pip ignores and uv does not."""
+        """Return addresses as the sandbox knows them.
+
+        Local ones that are not there are left out: pip ignores them, and uv does not.
+        """
 
         def there(place: str) -> bool:
             parts = urlsplit(place)

@@ -230,7 +230,10 @@ def _lock(packages: list[LockedPackage], python: object, requirements: object) -
 def _chosen(
     entry: dict[str, Any], order: dict[str, int], python: str, hashes: AllowedHashes, *, allow_sdists: bool
 ) -> LockedPackage:
-    """Return the package with its best file among those whose hashes are allowed: the earliest tag, then the highest build number."""
+    """Return the package with its best file among those whose hashes are allowed.
+
+    The best has the earliest tag, then the highest build number.
+    """
     from packaging.utils import parse_wheel_filename
 
     packages = hashes.among([_package(entry, kind, file) for kind, file in _files(entry)])

@@ -106,9 +106,10 @@ def environment_of(reference: str) -> str | None:
 def ensure(
     engine: Engine, reference: str, *, policy_pull: Literal["missing", "never"], why_not: str = "may not be pulled"
 ) -> ImageRecord:
-    """Return the image that `reference` names, pulled when it is not there and the policy lets it; `why_not` tells why it doesn't.
+    """Return the image that `reference` names, pulled when it is not there and the policy allows that.
 
-    Raises `InvalidRequest` (no name), or `ImageUnavailable` with the registry's reason and what is at hand.
+    `why_not` tells why the policy doesn't. Raises `InvalidRequest` (no name), or `ImageUnavailable` with the registry's
+    reason and what is at hand.
     """
     name = resolve(reference)
     try:

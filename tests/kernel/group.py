@@ -1,4 +1,4 @@
-"""Look at a sandbox's cgroup from outside, on another way than the product's own: by the container's name in systemd."""
+"""Look at a sandbox's cgroup from outside, by another way than the product's: its container's name in systemd."""
 
 from __future__ import annotations
 

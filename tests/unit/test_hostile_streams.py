@@ -1,6 +1,7 @@
-"""Whatever a harness sends that a program has taken over: each reader gets one well-formed answer, of its own run, and the same as all others.
+"""Whatever a harness sends that a program has taken over, each reader gets one well-formed answer.
 
-The service, the run and all that is read of the frames are real; frames from memory are in the sandbox's place.
+It is of the reader's own run, and the same as all others'. The service, the run and all that is read of the frames are
+real; frames from memory are in the sandbox's place.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
 from sandbox.service.config.model import ServiceConfig
 from sandbox.service.door.access import Access
-from sandbox.service.history.history import History, Retention
+from sandbox.service.history.history import Retention, RunHistory
 from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.log import HumanLines, JsonLines
@@ -89,7 +90,7 @@ class Stage:
         self.frames: list[Frame] = []
         self.log = io.StringIO()
         self.log_for_people = io.StringIO()
-        self.history = History(place / "data" / "history.sqlite", Retention(age_s=1e9, size_bytes=1 << 30))
+        self.history = RunHistory(place / "data" / "history.sqlite", Retention(age_s=1e9, size_bytes=1 << 30))
         self._loop = asyncio.new_event_loop()
         self._over: asyncio.Event
         self._policy = policy()

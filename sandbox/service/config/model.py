@@ -345,7 +345,7 @@ class ServiceConfig(Strict):
         return self
 
     def effective(self) -> dict[str, Any]:
-        """Return every value that holds by its dotted key; None for a group, a second socket or a key that is not there."""
+        """Return each value that holds by its dotted key; None for a group, a second socket or an absent key."""
         sections = self.model_dump(mode="json")
         values = {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
         return values | {

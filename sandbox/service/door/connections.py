@@ -63,7 +63,10 @@ class Speaker(web.RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, one head after the other: the parser forgets the requests that stand in one piece with a broken one."""
+        """Take what came, one head after the other.
+
+        The parser forgets the requests that stand in one piece with a broken one.
+        """
         if self._refused:
             return
         *heads, rest = data.split(HEAD_END, HEADS)
@@ -112,7 +115,7 @@ class Speaker(web.RequestHandler):
         return sent
 
 
-class Connections:
+class BoundedServer:
     """Makes what serves a connection, within the bound; in the place of the `Server` itself.
 
     `idle_s` is how long a connection may be without a request; `total` is how many there may be, of all users.
@@ -157,7 +160,7 @@ class Connections:
 
 
 def more_descriptors() -> None:
-    """Let this process have as many descriptors as it may, within reason: the usual 1,024 are two users' connections."""
+    """Let this process have all descriptors that it may, within reason: the usual 1,024 are two users' connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -173,7 +176,7 @@ def most_connections() -> int:
 class _Door(asyncio.Protocol):
     """Looks who connects, and hands the connection over."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: BoundedServer) -> None:
         self._connections = connections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

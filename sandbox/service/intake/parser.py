@@ -1,6 +1,7 @@
-"""Takes bodies apart in processes beside the service: nobody else waits for a text that is hard to parse, and limits hold it.
+"""Takes bodies apart in processes beside the service, under limits.
 
-The service's threads share one interpreter with its event loop, so a parser in one of them would keep everybody waiting.
+Nobody else waits for a text that is hard to parse. The service's threads share one interpreter with its event loop, so
+a parser in one of them would keep everybody waiting.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class Parser:
     async def asked(
         self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int
     ) -> tuple[Asked, list[bytes]]:
-        """Return what a body of one of `KINDS` of the user `uid` asks for and its large parts, see `Taken`, and close its spool. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`."""
+        """Return what a body asks for and its large parts, see `Taken`, and close its spool.
+
+        The body is one of `KINDS`, from the user `uid`. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`.
+        """
         if len(spool.data) == spool.size_bytes <= AT_ONCE_BYTES and not any(
             mark in spool.data for mark in NAMES_LIBRARIES
         ):
@@ -72,7 +76,7 @@ class Parser:
 
 
 class ParserProcess:
-    """One process, started when it is needed, which takes one body after the other; callers that have some take turns."""
+    """One process, started when it is needed, which takes one body after the other; callers take turns."""
 
     def __init__(self, *, most_s: float = MOST_S) -> None:
         self._most_s = most_s
@@ -141,7 +145,7 @@ class ParserProcess:
         environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         with contextlib.suppress(OSError):
             self._channel, other = socket.socketpair()
-            self._channel.settimeout(self._most_s)
+            self._channel.settimeout(MOST_S)  # to start takes its time where the machine is busy
             with other:
                 # Isolated (-I), or it would take modules from the directory that the service was started in, which may be anybody's.
                 # Of its own session, so that the scheduler shares the processor between it and the service (sched(7), autogroup).
@@ -150,6 +154,7 @@ class ParserProcess:
                     stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
                 )  # fmt: skip
             if self._channel.recv(len(READY)):
+                self._channel.settimeout(self._most_s)
                 return self._channel
         self._end()
         raise Internal(

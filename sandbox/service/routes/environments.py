@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sandbox.environment.identity import Environment
-from sandbox.environment.store import Record
+from sandbox.environment.identity import InstalledEnvironment
+from sandbox.environment.store import EnvironmentRecord
 from sandbox.progress import OnProgress
 from sandbox.service.answers import counted, document
 from sandbox.service.routes.events import Events, format_asked, streamed
@@ -62,7 +62,7 @@ async def delete_environment(request: web.Request) -> web.Response:
     return document({"removed": record.id})
 
 
-def described(environment: Environment) -> dict[str, object]:
+def described(environment: InstalledEnvironment) -> dict[str, object]:
     """Return what a client is told of a built environment."""
     packages = [f"{package.name}=={package.version}" for package in environment.lock.packages]
     return {
@@ -71,6 +71,6 @@ def described(environment: Environment) -> dict[str, object]:
     }  # fmt: skip
 
 
-def listed(record: Record) -> dict[str, object]:
+def listed(record: EnvironmentRecord) -> dict[str, object]:
     """Return one row of the list."""
     return {**asdict(record), "packages": list(record.packages), "requirements": list(record.requirements)}

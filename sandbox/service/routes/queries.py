@@ -1,4 +1,4 @@
-"""What may stand behind the `?` of an address: for each route, with the schema that describes it; nothing else is taken."""
+"""What may stand behind the `?` of each route, with the schema that describes it; nothing else is taken."""
 
 from __future__ import annotations
 
