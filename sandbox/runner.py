@@ -42,7 +42,7 @@ __all__ = ["Places", "Runner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a request needs before any container is made: policy, base image, and the versions of Python that it is for."""
+    """What a request needs before any container is made: policy, base image and versions of Python."""
 
     loaded: LoadedPolicy
     policy: Policy

@@ -45,7 +45,10 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command shows of a run, whoever carried it out; `document` is the whole of it. The result stays JSON text."""
+    """What a command shows of a run, whoever carried it out; `document` is the whole of it.
+
+    The result stays JSON text.
+    """
 
     run_id: str
     outcome: str
@@ -90,7 +93,10 @@ def answer_from(document: bytes) -> Answer:
 
 
 def without_event(line: bytes) -> tuple[str, bytes]:
-    """Return an event's kind, and the document that it carries, whose values are taken over as they are. Raises `Internal`."""
+    """Return an event's kind, and the document that it carries, whose values are taken over as they are.
+
+    Raises `Internal`.
+    """
     try:
         fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
         kind = msgspec.json.decode(fields.pop("event"), type=str)

@@ -187,7 +187,7 @@ def export_command(obj: dict[str, Any], /, *, environment_id: str, kind: str) ->
 @click.argument("destination", metavar="REGISTRY/NAME[:TAG]")
 @click.pass_obj
 def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: str) -> None:
-    """Push an environment to an OCI registry, and print the name with which another machine pulls exactly this environment."""
+    """Push an environment to an OCI registry, and print the name under which another machine can pull it."""
     from sandbox.environment.sharing import registry_reference
 
     target = registry_reference(destination, with_digest=False)
@@ -204,7 +204,7 @@ def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: st
 @click.option("--image", help="Base image. Default: the one of the policy.")
 @click.pass_obj
 def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> None:
-    """Pull an environment from an OCI registry, and verify it bit for bit against its lock, base image and build policy."""
+    """Pull an environment from an OCI registry, verified bit for bit against lock, base image and build policy."""
     from sandbox.environment.sharing import registry_reference
 
     name = registry_reference(reference, with_digest=True)

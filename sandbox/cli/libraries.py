@@ -43,7 +43,10 @@ def asks_for_libraries(options: dict[str, Any], *, code: str = "") -> bool:
 
 
 def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = "script") -> Declared:
-    """Return what the options ask for, or else the header of the script (PEP 723) of this name. Raises `InvalidRequest`, `NotFound`."""
+    """Return what the options ask for, or else the header of the script (PEP 723) of this name.
+
+    Raises `InvalidRequest`, `NotFound`.
+    """
     from sandbox.environment.declared import Declared, parse_script
     from sandbox.environment.requirements import parse_libraries
     from sandbox.printable import printable
@@ -59,7 +62,10 @@ def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = 
 
 
 def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
-    """Return the requirements of one file, by its name. A requirements.txt may name others (-r), beside itself, as for pip."""
+    """Return the requirements of one file, by its name.
+
+    A requirements.txt may name others (-r), beside itself, as for pip.
+    """
     from sandbox.environment.declared import Declared, parse_pyproject
     from sandbox.environment.requirements import parse_requirements_txt
 

@@ -148,7 +148,10 @@ class Inputs:
 
 
 def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the request that the inputs and options describe, but for its payload. Raises `InvalidRequest`."""
+    """Return the fields of the request that the inputs and options describe, but for its payload.
+
+    Raises `InvalidRequest`.
+    """
     names = options["secrets"]
     if named := [text for text in names if "=" in text]:
         raise InvalidRequest(
@@ -228,7 +231,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
-    """Run the Python script FILE in a sandbox of its own. FILE may be - for standard input, or template:NAME for a built-in script."""
+    """Run the Python script FILE in a sandbox of its own.
+
+    FILE may be - for standard input, or template:NAME for a built-in script.
+    """
     if file.startswith("template:"):
         return run_template(obj, file.removeprefix("template:"), options)
     if file == "-" and options["input_text"] == "-":

@@ -61,7 +61,10 @@ def ps(*, as_json: bool) -> None:
 )
 @json_option
 def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) -> None:
-    """List the runs in the service's history, newest first. If no service runs, the command reads the history's file."""
+    """List the runs in the service's history, newest first.
+
+    If no service runs, the command reads the history's file.
+    """
     filters = {name: value for name, value in (("node", node), ("outcome", outcome)) if value is not None}
     with past() as known:
         found = known.runs(limit=limit, **filters)
@@ -81,7 +84,10 @@ def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) ->
 )
 @json_option
 def stop(*, run_id: str | None, everything: bool, as_json: bool) -> None:
-    """End RUN at once. RUN is an id, or its first characters. A client that waits for the run gets the outcome `cancelled`."""
+    """End RUN at once. RUN is an id, or its first characters.
+
+    A client that waits for the run gets the outcome `cancelled`.
+    """
     if (run_id is None) != everything:
         raise InvalidRequest("stop takes a run or --all", hint="sandbox ps lists the runs that go on")
     with connected() as client:

@@ -1,4 +1,7 @@
-"""The answers of the service, as types. Each is a JSON object as it arrived; see docs/service.md. Times are seconds since 1970."""
+"""The answers of the service, as types.
+
+Each is a JSON object as it arrived; see docs/service.md. Times are seconds since 1970.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any, TypedDict
 
 
 class Problem(TypedDict):
-    """Why code does not compile: the place (from 1, in characters), Python's message, and the beginning of that line."""
+    """Why code does not compile: the place (counted from 1), Python's message, and the beginning of that line."""
 
     line: int
     column: int

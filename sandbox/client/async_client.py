@@ -75,7 +75,10 @@ class AsyncClient(ClientBase):
         self._connections.break_off()
 
     async def connect(self) -> int:
-        """Connect now, and return the user id of the process that listens, as the kernel reports it. Raises `NoService`."""
+        """Connect now, and return the user id of the process that listens, as the kernel reports it.
+
+        Raises `NoService`.
+        """
         async with self._connections.one(self.timeout_s) as connection:
             return await connection.listener()
 
@@ -142,7 +145,10 @@ class AsyncClient(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> str:
-        """Start a run, and return its id at once. Takes the arguments of `run`. `result` fetches its answer. Raises a `SandboxError`."""
+        """Start a run, and return its id at once.
+
+        Takes the arguments of `run`. `result` fetches its answer. Raises a `SandboxError`.
+        """
         return await self._ask(
             calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s
         )
@@ -219,7 +225,10 @@ class AsyncClient(ClientBase):
         return cast("EnvironmentShown", await self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     async def remove_environment(self, name: str) -> str:
-        """Remove an environment that no run uses, and return its id. For maintainers. Raises `NotFound`, `InvalidRequest`."""
+        """Remove an environment that no run uses, and return its id.
+
+        For maintainers. Raises `NotFound`, `InvalidRequest`.
+        """
         return await self._ask(calls.removed(name))
 
     # ---- what one may use, and how things are
@@ -270,7 +279,10 @@ class AsyncClient(ClientBase):
         budget_mib: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove environments and cached files by age, last use and size. For maintainers. Raises `InvalidRequest`, `AccessDenied`."""
+        """Remove environments and cached files by age, last use and size.
+
+        For maintainers. Raises `InvalidRequest`, `AccessDenied`.
+        """
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
         return cast("Pruned", await self._ask(calls.pruned(limits)))
 
@@ -295,7 +307,10 @@ class AsyncClient(ClientBase):
     async def events(
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Ask for a stream, and yield each event up to its `result`. Raises a `SandboxError`, also if the stream breaks off."""
+        """Ask for a stream, and yield each event up to its `result`.
+
+        Raises a `SandboxError`, also if the stream breaks off.
+        """
         told = calls.Told()
         async with contextlib.aclosing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             async for line in lines:

@@ -65,11 +65,17 @@ class Client(ClientBase):
         self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream and every other call of this client, and so its runs. For other threads than those that wait."""
+        """End every stream and every other call of this client, and so its runs.
+
+        For other threads than those that wait.
+        """
         self._connections.break_off()
 
     def connect(self) -> int:
-        """Connect now, and return the user id of the process that listens, as the kernel reports it. Raises `NoService`."""
+        """Connect now, and return the user id of the process that listens, as the kernel reports it.
+
+        Raises `NoService`.
+        """
         with self._connections.one(self.timeout_s) as connection:
             return connection.listener()
 
@@ -134,7 +140,10 @@ class Client(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> str:
-        """Start a run, and return its id at once. Takes the arguments of `run`. `result` fetches its answer. Raises a `SandboxError`."""
+        """Start a run, and return its id at once.
+
+        Takes the arguments of `run`. `result` fetches its answer. Raises a `SandboxError`.
+        """
         return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
 
     def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
@@ -205,7 +214,10 @@ class Client(ClientBase):
         return cast("EnvironmentShown", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     def remove_environment(self, name: str) -> str:
-        """Remove an environment that no run uses, and return its id. For maintainers. Raises `NotFound`, `InvalidRequest`."""
+        """Remove an environment that no run uses, and return its id.
+
+        For maintainers. Raises `NotFound`, `InvalidRequest`.
+        """
         return self._ask(calls.removed(name))
 
     # ---- what one may use, and how things are
@@ -256,7 +268,10 @@ class Client(ClientBase):
         budget_mib: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove environments and cached files by age, last use and size. For maintainers. Raises `InvalidRequest`, `AccessDenied`."""
+        """Remove environments and cached files by age, last use and size.
+
+        For maintainers. Raises `InvalidRequest`, `AccessDenied`.
+        """
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
         return cast("Pruned", self._ask(calls.pruned(limits)))
 
@@ -281,7 +296,10 @@ class Client(ClientBase):
     def events(
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> Generator[dict[str, Any], None, None]:
-        """Ask for a stream, and yield each event up to its `result`. Raises a `SandboxError`, also if the stream breaks off."""
+        """Ask for a stream, and yield each event up to its `result`.
+
+        Raises a `SandboxError`, also if the stream breaks off.
+        """
         told = calls.Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
