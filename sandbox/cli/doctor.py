@@ -1,4 +1,4 @@
-"""`sandbox doctor`: what this host can enforce, and how to mend what it can't."""
+"""`sandbox doctor`: what this host can enforce, and how to close each gap."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def show(report: Report) -> None:
         marked(f"{mark:<8}", nl=False, fg=colour)
         click.echo(f"  {escaped(row.detail)}")
         if row.fix:
-            click.echo(f"{'':<{width}}            to mend: {escaped(row.fix)}")
+            click.echo(f"{'':<{width}}            to fix it: {escaped(row.fix)}")
     click.echo()
     for name, why in report.policies.items():
         click.echo(f"policy {name}: ", nl=False)

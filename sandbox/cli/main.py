@@ -185,7 +185,7 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
             traceback.print_exc()
         where = f" ({error.filename})" if error.filename else ""
         report(EngineUnavailable(f"the system refused: {error.strerror or error}{where}",
-                                 hint="free some space, or mend the permissions, then try again"))  # fmt: skip
+                                 hint="free some space, or correct the permissions, then try again"))  # fmt: skip
         return EngineUnavailable.exit_status
     except Exception as error:  # noqa: BLE001 - the last resort: a defect still gets one clear sentence
         if debug:

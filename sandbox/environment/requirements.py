@@ -134,7 +134,7 @@ def collected(requirements: Iterable[str]) -> tuple[str, ...]:
         if len(found) > MAX_REQUIREMENTS:
             raise InvalidRequest(
                 f"more than {MAX_REQUIREMENTS} libraries are asked for",
-                hint="name the ones that the code imports: what they need themselves is added",
+                hint="name only those that the code imports; their dependencies are added",
             )
     return tuple(sorted(set(found)))
 
