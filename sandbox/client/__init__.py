@@ -12,7 +12,7 @@
 that fails is a result, not an error. The package imports only the standard library. Any number of threads and forked processes
 can use one client, because every call has a connection for itself while it lasts.
 
-Of our modules it imports only `errors`, `places` and `toml_file`. Read `calls`, then `client`, `unix_http`.
+Of our modules it imports only `errors`, `places` and `toml_file`. Read `calls`, `told`, then `client`, `unix_http`.
 """
 
 from __future__ import annotations

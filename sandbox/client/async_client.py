@@ -40,6 +40,7 @@ from sandbox.client.async_http import AsyncConnection, AsyncConnectionPool
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
+from sandbox.client.told import Told
 from sandbox.errors import QueueFull
 
 T = TypeVar("T")
@@ -311,7 +312,7 @@ class AsyncClient(ClientBase):
 
         Raises a `SandboxError`, also if the stream breaks off.
         """
-        told = calls.Told()
+        told = Told()
         async with contextlib.aclosing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             async for line in lines:
                 event = told.event(line)
@@ -323,7 +324,8 @@ class AsyncClient(ClientBase):
     async def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
         """Ask for a stream, and yield each event as the line of JSON that arrived, unparsed. Raises a `SandboxError`.
 
-        Closing the iterator closes the connection, and so ends the run.
+        The last event of a run does not repeat the events before it; `events` puts the whole answer together. Closing the
+        iterator closes the connection, and so ends the run.
         """
         async with (
             self._stream(path, body, self._silence(timeout_s)) as connection,

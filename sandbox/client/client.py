@@ -27,6 +27,7 @@ from sandbox.client.answers import (
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
+from sandbox.client.told import Told
 from sandbox.client.unix_http import UnixConnection, UnixConnectionPool, headers_of
 from sandbox.errors import QueueFull
 
@@ -65,10 +66,7 @@ class Client(ClientBase):
         self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream and every other call of this client, and so its runs.
-
-        For other threads than those that wait.
-        """
+        """End every stream and other call of this client, and so its runs; meant for a thread that does not wait."""
         self._connections.break_off()
 
     def connect(self) -> int:
@@ -300,7 +298,7 @@ class Client(ClientBase):
 
         Raises a `SandboxError`, also if the stream breaks off.
         """
-        told = calls.Told()
+        told = Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
                 event = told.event(line)
@@ -312,7 +310,8 @@ class Client(ClientBase):
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
         """Ask for a stream, and yield each event as the line of JSON that arrived, unparsed. Raises a `SandboxError`.
 
-        Closing the iterator closes the connection, and so ends the run.
+        The last event of a run does not repeat the events before it; `events` puts the whole answer together. Closing the
+        iterator closes the connection, and so ends the run.
         """
         with self._stream(path, body, self._silence(timeout_s)) as (connection, response):
             while line := connection.line(response):

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,9 +74,9 @@ class Setting:
     owner: str = ""
     lease: Callable[[], AbstractAsyncContextManager[None]] | None = field(default=None, compare=False)
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        """Return what two sandboxes have in common that can stand in for each other."""
+        """What two sandboxes have in common that can stand in for each other; a run asks for it several times."""
         return repr((self.policy.hash, self.admitted.id, self.admitted.python_path, self.binds, self.preload))
 
 

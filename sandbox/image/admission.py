@@ -56,7 +56,10 @@ _STEERING = re.compile(r"(LD_|PYTHON|GCONV_PATH|MALLOC_|GLIBC_TUNABLES)")
 
 @dataclass(frozen=True, kw_only=True)
 class AdmittedImage:
-    """An image that passed the lint; `findings` are worth a look, but other controls hold them."""
+    """An image that passed the lint; `findings` are worth a look, but other controls hold them.
+
+    `environment` is the id of the environment that was composed of it, and `lock_hash` the lock's; None for a base image.
+    """
 
     id: str
     digest: str
@@ -64,6 +67,8 @@ class AdmittedImage:
     python_path: str
     python_version: tuple[int, int] | None
     findings: tuple[str, ...]
+    environment: str | None = None
+    lock_hash: str | None = None
 
 
 def oci_architecture() -> str:

@@ -29,7 +29,8 @@ GOES_ON = {
 }
 EVENTS = {
     ("POST", "/v1/runs"): "Events, one JSON object each, with `event`: accepted (run_id), progress (step, text), stdout and stderr (text, base64), "
-    "log (level, text, elapsed_s), file (name, size_bytes, content_base64); at the end result (see Result) or error (see Error).",
+    "log (level, text, elapsed_s), file (name, size_bytes, content_base64); at the end result (see Result; without stdout, stderr, logs and the contents of files, "
+    "which the events before it have carried) or error (see Error).",
     ("POST", "/v1/environments"): "Events, one JSON object each, with `event`: progress (step, text); at the end result or error (see Error).",
 }  # fmt: skip
 TEXTS = {("GET", "/v1/metrics"): "text/plain", ("GET", "/v1/runs/{id}/files/{name}"): "application/octet-stream"}

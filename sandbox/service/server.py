@@ -232,9 +232,11 @@ def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
 
 
 def tell_troubles(policies: PolicyBook) -> None:
-    """Log which policies have a broken file."""
+    """Log which policies have a broken file, or one that should say something otherwise."""
     for trouble in policies.troubles():
         LOG.error("%s", trouble)
+    for warning in policies.warnings():
+        LOG.warning("%s", warning)
 
 
 def tell_unknown_names(state: State) -> None:

@@ -28,6 +28,7 @@ from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
 from sandbox.models import RunRequest, RunResult
+from sandbox.run.decision import Run
 from tests.escape.bench import SLOWER, Bench
 from tests.integration.package_index import PackageIndex, sdist
 
@@ -69,7 +70,9 @@ class Builds:
 
     def run(self, *requirements: str, code: str, policy: str = "", **fields: Any) -> RunResult:
         """Run a program with libraries as the product does."""
-        return asyncio.run(self.bench.runner().run(self.request(*requirements, policy=policy, code=code, **fields)))
+        return asyncio.run(
+            self.bench.runner().run(Run(request=self.request(*requirements, policy=policy, code=code, **fields)))
+        )
 
     def refused(
         self,

@@ -19,7 +19,7 @@ import pytest
 from sandbox.container.kernel_files import SYSTEM_DEVICES, TERMINALS
 from sandbox.container.spec import LIB_DIR
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import UNCONFINED, Bench, Weakening
 

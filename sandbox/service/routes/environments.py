@@ -67,7 +67,7 @@ def described(environment: InstalledEnvironment) -> dict[str, object]:
     packages = [f"{package.name}=={package.version}" for package in environment.lock.packages]
     return {
         "id": environment.id, "image": environment.name, "digest": environment.image.digest,
-        "lock_hash": environment.lock.hash, "packages": packages,
+        "lock_hash": environment.plan.lock_hash, "packages": packages,
     }  # fmt: skip
 
 
