@@ -1,4 +1,4 @@
-"""Where things lie on disk: the runtime, data and configuration directories of the calling user."""
+"""Where things are on disk: the runtime, data and configuration directories of the calling user."""
 
 from __future__ import annotations
 

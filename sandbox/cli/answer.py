@@ -1,4 +1,4 @@
-"""What a command shows of a run, whoever carried it out: this process, or a service that sent its document."""
+"""What a command shows of a run, which this process carried out, or a service that sent its document."""
 
 from __future__ import annotations
 

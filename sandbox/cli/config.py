@@ -1,4 +1,4 @@
-"""`sandbox config`: what the service's configuration comes down to, and whether a file is right."""
+"""`sandbox config`: which settings the service would have, and whether a file is right."""
 
 from __future__ import annotations
 

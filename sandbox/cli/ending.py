@@ -1,4 +1,4 @@
-"""How a command that ran a program ends: what is still said, and its exit status."""
+"""How a command that ran a program ends: its last messages, and its exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox env`: lock, build, look at, share and remove environments of libraries."""
+"""`sandbox env`: lock, build, show, share and remove environments of libraries."""
 
 from __future__ import annotations
 

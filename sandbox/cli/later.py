@@ -1,4 +1,4 @@
-"""`sandbox run --detach` and `sandbox result`: a run that is started now, and what came of it."""
+"""`sandbox run --detach` and `sandbox result`: start a run now, and show its result later."""
 
 from __future__ import annotations
 

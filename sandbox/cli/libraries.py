@@ -1,4 +1,4 @@
-"""Which libraries a command is asked for: options, files, and the header of a script."""
+"""Which libraries the user of a command asks for: in options, files, and the header of a script."""
 
 from __future__ import annotations
 

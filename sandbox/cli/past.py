@@ -1,4 +1,4 @@
-"""What ran, from the service, or from its history's file where no service runs: for those who may read that."""
+"""Past runs, from the service, or from its history's file if no service runs and the user may read the file."""
 
 from __future__ import annotations
 

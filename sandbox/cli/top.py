@@ -1,4 +1,4 @@
-"""`sandbox top`: how the service is, again every second."""
+"""`sandbox top`: the state of the service, every second."""
 
 from __future__ import annotations
 

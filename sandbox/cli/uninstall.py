@@ -1,4 +1,4 @@
-"""`sandbox uninstall`: what the set-up brought goes again."""
+"""`sandbox uninstall`: removes what the set-up installed."""
 
 from __future__ import annotations
 

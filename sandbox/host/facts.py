@@ -1,4 +1,4 @@
-"""What was found out about this host. Pure."""
+"""Facts about this host. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do about an exception that ended a program, where the sandbox is what makes it likely: one table. Pure.
+"""What to do about an exception that ended a program, if the sandbox makes this exception likely: one table. Pure.
 
 The program could have made its error up: what is taken from it is bounded, and of a narrow form.
 """
