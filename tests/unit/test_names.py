@@ -16,13 +16,12 @@ SHARED: dict[str, tuple[set[str], str]] = {
     "Asked": ({"runner", "service/intake/asked"}, "what a request comes down to, before and after policy"),
     "Body": ({"egress/request_body", "service/intake/reading"}, "the body of a request, to be sent on or to be read"),
     "CodeCheck": ({"client/answers", "run/code_check"}, TO_BECOME_ONE),
-    "EgressRecord": ({"egress/connection", "models"}, TO_BECOME_ONE),
     "MissingModule": ({"client/answers", "run/code_check"}, TO_BECOME_ONE),
     "Policy": ({"client/answers", "policy/model"}, "the client's users know what the service tells of one by no other name"),
     "Problem": ({"client/answers", "run/code_check"}, TO_BECOME_ONE),
     "SavedFile": ({"client/answers", "models"}, "a file with its content, and what the service tells of one that it keeps"),
     "Template": ({"client/answers", "templates/__init__"}, "a built-in script, and what the service tells of it"),
-    "Told": ({"cli/later", "client/calls", "run/execution"}, "what is told of a run while it goes on, at three places of its way"),
+    "Told": ({"cli/later", "client/told"}, TO_BECOME_ONE),
 }  # fmt: skip
 
 
