@@ -1,4 +1,4 @@
-"""What this host can do, row by row, each gap with the command that mends it."""
+"""What this host can do, row by row, each gap with the command that closes it."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Every error that leaves this package.
 
-A *failing program* is a result (`sandbox.models.Outcome`), never one of these. These say that the
+A *failing program* is a result (`sandbox.models.Outcome`), never an error. An error says that the
 request, the policy, the host or the sandbox itself was at fault::
 
     SandboxError                     code                exit  http  whose fault
-    ├── InvalidRequest               invalid_request        2   400  the caller's words
-    ├── NotFound                     not_found              2   404  a name that isn't there
+    ├── InvalidRequest               invalid_request        2   400  the caller's request
+    ├── NotFound                     not_found              2   404  a name that does not exist
     ├── PolicyDenied                 policy_denied         10   403  the policy says no
-    ├── AccessDenied                 access_denied         15   403  who asks may not
-    ├── NotEnforceable               not_enforceable        4   503  the host can't hold the policy
+    ├── AccessDenied                 access_denied         15   403  the caller may not
+    ├── NotEnforceable               not_enforceable        4   503  the host can't enforce it
     ├── ImageUnavailable             image_unavailable     11   502  no image, or not admitted
     ├── BuildFailed                  build_failed          12   422  an image or environment build
     ├── EngineUnavailable            engine_unavailable    13   503  Podman missing, old or broken
@@ -73,7 +73,7 @@ class PolicyDenied(SandboxError):
 
 
 class AccessDenied(SandboxError):
-    """Who asks has no right to what is asked for, whatever a policy says."""
+    """The caller has no right to this, whatever a policy says."""
 
     code = "access_denied"
     exit_status = 15

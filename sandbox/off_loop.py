@@ -1,4 +1,4 @@
-"""Work on much data, done beside the event loop so that everything else goes on meanwhile."""
+"""Work on large data, done beside the event loop, so that everything else can go on."""
 
 from __future__ import annotations
 

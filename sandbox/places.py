@@ -1,4 +1,4 @@
-"""Where things lie on disk: the runtime, data and configuration directories of the calling user."""
+"""Where things are on disk: the runtime, data and configuration directories of the calling user."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def private_directory(path: Path) -> Path:
     except OSError as error:
         raise EngineUnavailable(
             f"the directory {path} can't be created: {error.strerror}",
-            hint="free some space, or mend its parent's owner",
+            hint="free some space, or correct its parent's owner",
         ) from None
     if status.st_uid != os.geteuid():
         raise EngineUnavailable(

@@ -1,4 +1,4 @@
-"""Text from elsewhere within a line of ours: it can neither end the line nor steer a terminal."""
+"""Text from elsewhere within one of our lines: it can neither end the line nor steer a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes on, for those who wait: one value per step, with bytes where they are known."""
+"""Progress, for those who wait: one value for each step, with the number of bytes if it is known."""
 
 from __future__ import annotations
 

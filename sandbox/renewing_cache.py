@@ -1,4 +1,4 @@
-"""Answers that are costly to get and seldom change: believed for a while, renewed behind the backs of who asks."""
+"""Answers that are costly to get and seldom change: kept for a while, and renewed in the background."""
 
 from __future__ import annotations
 

@@ -56,10 +56,10 @@ class Runner:
         policies: Policies | None = None,
         images_s: float = 0.0,
     ) -> None:
-        """Take `engine` as a function, so that requests that can't run never start one.
+        """Take `engine` as a function, so that a request that can't run starts no engine.
 
         `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in the
-        files, each time). What an image's name stands for is believed for `images_s` before it is looked up again.
+        files, each time). The runner remembers what an image's name stands for, for `images_s` seconds.
         """
         self._engine = engine
         self._facts = facts
@@ -70,7 +70,7 @@ class Runner:
         self._environments: Environments | None = None
 
     async def run(self, run: Run, *, cancel: asyncio.Event | None = None) -> RunResult:
-        """Carry out one run; a failing program is a result. Raises a `SandboxError` for everything else.
+        """Carry out one run. A failing program is a result. Raises a `SandboxError` for everything else.
 
         Setting `cancel` ends the run at once.
         """
@@ -168,7 +168,7 @@ class Runner:
             yield (await self._decided(Run(request=request), used)).setting
 
     async def check(self, request: RunRequest) -> CodeCheck:
-        """Look at a request's code on the Python and with the libraries that it would run with. Raises as `run` does."""
+        """Check a request's code with the Python and the libraries that it would run with. Raises as `run` does."""
         from sandbox.run.code_check import check_code
 
         async def execute(decided: DecidedRun) -> RunResult:
@@ -179,14 +179,14 @@ class Runner:
             return await check_code(await self._decided(run, used), execute)
 
     async def lock(self, request: RunRequest, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
-        """Return the lock of a request's libraries; `upgrade` resolves them anew. Raises as `run` does."""
+        """Return the lock of a request's libraries; `upgrade` resolves them again. Raises as `run` does."""
         async with self._wanted(Run(request=request, on_progress=on_progress)) as wanted:
             return await self.environments().lock(wanted, upgrade=upgrade)
 
     async def build(
         self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None
     ) -> InstalledEnvironment:
-        """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
+        """Return the environment of a request's libraries, or of `lock`. Builds it if it does not exist."""
         run = Run(request=request, on_progress=on_progress)
         async with self._wanted(run) as wanted, self.environments().using(wanted, lock=lock) as environment:
             return environment

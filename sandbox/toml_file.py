@@ -1,4 +1,4 @@
-"""Files of an administrator: where they are searched, whether to trust them, where each key stands.
+"""Files of an administrator: where they are searched, whether to trust them, and on which line each key is.
 
 Knows nothing of what a policy means; `sandbox.policy.load` and `sandbox.policy.seccomp` give the meaning.
 """

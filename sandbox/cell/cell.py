@@ -1,4 +1,4 @@
-"""Cells: a warm container makes one for each run, in namespaces of its own, and it is gone with the run.
+"""Cells: a warm container makes one for each run, in namespaces of its own. It ends with the run.
 
 The warm container's process 1, the maker, is sent one end of a socket pair for each cell. It never reads from it: the
 cell's own process 1 does, and says so. By what the kernel adds to its first word the runner knows which process that is.

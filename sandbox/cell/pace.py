@@ -1,4 +1,4 @@
-"""How fast the messages of a node come and go, against how fast containers are made. Pure: the caller has the clock."""
+"""How fast the messages of a node come, compared with how fast containers are made. Pure: the caller has the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sandbox sends of one run, taken in: output, log records, files, the result.
+"""Collects what a sandbox sends during one run: output, log records, files, the result.
 
 The harness enforces the caps while it streams. All of them are enforced here again, because user code may have taken the harness over.
 """

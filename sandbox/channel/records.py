@@ -1,4 +1,4 @@
-"""The JSON records that a sandbox sends, and what is read of them: nothing that is not exactly of its shape."""
+"""The JSON records that a sandbox sends. A record that does not have exactly its shape is not read."""
 
 from __future__ import annotations
 

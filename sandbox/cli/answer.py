@@ -1,4 +1,4 @@
-"""What a command shows of a run, whoever carried it out: this process, or a service that sent its document."""
+"""What a command shows of a run, which this process carried out, or a service that sent its document."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a command shows of a run, whoever carried it out; `document` is the whole of it. The result stays JSON text."""
+    """What a command shows of a run, whoever carried it out; `document` is the whole of it.
+
+    The result stays JSON text.
+    """
 
     run_id: str
     outcome: str
@@ -102,7 +105,10 @@ def fields_of(line: bytes) -> dict[str, msgspec.Raw]:
 
 
 def answer_of_stream(last: dict[str, msgspec.Raw], told: Told) -> Answer:
-    """Return what a command shows of a run whose stream ends so; values of the program are taken over as they are. Raises `Internal`."""
+    """Return what a command shows of a run whose stream ends so; values of the program are taken over as they are.
+
+    Raises `Internal`.
+    """
     whole = told.whole(
         last, read=lambda value: json.loads(bytes(value)), form=lambda value: msgspec.Raw(json.dumps(value).encode())
     )

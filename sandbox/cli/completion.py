@@ -26,7 +26,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 @click.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(*, shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print the completion script for a shell.
 
     scripts/setup installs these scripts. By hand: `eval "$(sandbox completion bash)"`.
     """

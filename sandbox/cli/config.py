@@ -1,4 +1,4 @@
-"""`sandbox config`: what the service's configuration comes down to, and whether a file is right."""
+"""`sandbox config`: which settings the service would have, and whether a file is right."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def config(obj: dict[str, Any] | None) -> None:
 
 @config.command("show")
 @click.option("--config", "file", type=click.Path(path_type=Path),
-              help="The file to read, instead of $SANDBOX_CONFIG or the one in its usual place.")  # fmt: skip
+              help="The file to read, instead of $SANDBOX_CONFIG or the file at the usual place.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the origin of each value.")
 def show(*, file: Path | None, as_json: bool) -> None:
-    """Print every key with its meaning, the value that holds and where it comes from, as TOML.
+    """Print every key as TOML, with its meaning, its value and where the value comes from.
 
     Values come from the defaults, one file, and variables such as SANDBOX_QUEUE__RUNNING.
     """
@@ -47,7 +47,7 @@ def show(*, file: Path | None, as_json: bool) -> None:
 
 @config.command("socket")
 def socket() -> None:
-    """Print the path of the socket where clients of this user look for the service, for curl and other programs."""
+    """Print the path of the socket where this user's clients look for the service."""
     click.echo(default_socket())
 
 
@@ -55,7 +55,7 @@ def socket() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.pass_context
 def check(ctx: click.Context, *, file: Path | None) -> None:
-    """Validate FILE, or the configuration that the service would have. Exit status 2 when it is wrong.
+    """Check FILE, or the configuration that the service would use. Exit status 2 if it is wrong.
 
     Variables such as SANDBOX_QUEUE__RUNNING are checked as well.
     """

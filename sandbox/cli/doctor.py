@@ -1,4 +1,4 @@
-"""`sandbox doctor`: what this host can enforce, and how to mend what it can't."""
+"""`sandbox doctor`: what this host can enforce, and how to close each gap."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MARKS = {"ok": ("ok", "green"), "fallback": ("fallback", "yellow"), "missing": (
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
 def doctor(obj: dict[str, Any], *, as_json: bool) -> int:
-    """Show every capability of this host: ok, fallback or missing, each with the command that mends it.
+    """Show what this host can enforce: ok, fallback or missing, with the command that corrects it.
 
-    Exit status 4 where no policy can run.
+    Exit status 4 if no policy can run.
     """
     leave_root(quiet=as_json)
     report = examine(
@@ -78,7 +78,7 @@ def show(report: Report) -> None:
         marked(f"{mark:<8}", nl=False, fg=colour)
         click.echo(f"  {escaped(row.detail)}")
         if row.fix:
-            click.echo(f"{'':<{width}}            to mend: {escaped(row.fix)}")
+            click.echo(f"{'':<{width}}            to fix it: {escaped(row.fix)}")
     click.echo()
     for name, why in report.policies.items():
         click.echo(f"policy {name}: ", nl=False)

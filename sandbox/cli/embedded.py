@@ -1,4 +1,4 @@
-"""Carrying `sandbox run` out in this process, where no service is."""
+"""Carries out `sandbox run` in this process, if there is no service."""
 
 from __future__ import annotations
 

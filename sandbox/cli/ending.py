@@ -1,4 +1,4 @@
-"""How a command that ran a program ends: what is still said, and its exit status."""
+"""How a command that ran a program ends: its last messages, and its exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ NAMED_FILES = 5  # of those that are not kept
 
 
 def conclude(answer: Answer, output: Output, directory: int | None, options: dict[str, Any]) -> int:
-    """Show the result, keep the saved files, and return the exit status. The result comes first: nothing may lose it."""
+    """Show the result, keep the saved files, and return the exit status.
+
+    The result comes first: nothing may lose it.
+    """
     status = exit_status(answer.outcome)
     if not output.settle(timeout_s=CANCELLED_OUTPUT_S if answer.outcome == "cancelled" else None):
         return status  # cancelled, and nobody reads: there is nowhere to write to

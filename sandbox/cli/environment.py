@@ -1,4 +1,4 @@
-"""`sandbox env`: lock, build, look at, share and remove environments of libraries."""
+"""`sandbox env`: lock, build, show, share and remove environments of libraries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say for which policy and image."""
     options = (
         click.option("--policy", default="default", show_default=True, help="Name or path of the policy."),
-        click.option("--image", help="Base image; the policy's own by default."),
+        click.option("--image", help="Base image. Default: the one of the policy."),
     )
     for option in reversed(options):
         command = option(command)
@@ -64,13 +64,13 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @environment.command("lock")
 @target_options
-@click.option("--upgrade", is_flag=True, help="Resolve anew, to the newest versions that satisfy.")
+@click.option("--upgrade", is_flag=True, help="Resolve again, to the newest versions that fit.")
 @click.option(
-    "--output", "output_path", metavar="FILE", help="Write the lock (pylock.toml) there instead of listing it."
+    "--output", "output_path", metavar="FILE", help="Write the lock (pylock.toml) to this file instead of listing it."
 )
 @click.pass_obj
 def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | None, **options: Any) -> None:
-    """Resolve libraries to exact files with hashes, and keep that as the answer to this request."""
+    """Resolve libraries to exact files with hashes, and keep this lock for later requests."""
     asked = wanted(options)
     # The file is the caller's, and opened with the caller's rights.
     with (
@@ -88,12 +88,12 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
 @environment.command("build")
 @target_options
 @click.option(
-    "--lock", "lock_path", metavar="FILE", help="Build exactly this lock (pylock.toml of `env lock` or `env export`)."
+    "--lock", "lock_path", metavar="FILE", help="Build exactly this lock (pylock.toml from `env lock` or `env export`)."
 )
 @json_option
 @click.pass_obj
 def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: bool, **options: Any) -> None:
-    """Build the environment of libraries, or say that it is there."""
+    """Build an environment with these libraries, unless it exists."""
     from sandbox.environment.declared import Declared
     from sandbox.environment.lock import Lock
 
@@ -148,7 +148,7 @@ def list_command(obj: dict[str, Any], /, *, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) -> None:
-    """Show what an environment is made of. ID may be its first characters."""
+    """Show what an environment contains. ID may be its first characters."""
     with opened(obj) as (_, runner):
         environments = runner.environments()
         record = environments.find(environment_id)
@@ -187,7 +187,7 @@ def export_command(obj: dict[str, Any], /, *, environment_id: str, kind: str) ->
 @click.argument("destination", metavar="REGISTRY/NAME[:TAG]")
 @click.pass_obj
 def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: str) -> None:
-    """Send an environment to an OCI registry and print the name with which another machine pulls exactly it."""
+    """Push an environment to an OCI registry, and print the name under which another machine can pull it."""
     from sandbox.environment.sharing import registry_reference
 
     target = registry_reference(destination, with_digest=False)
@@ -201,10 +201,10 @@ def push_command(obj: dict[str, Any], /, *, environment_id: str, destination: st
 @environment.command("pull")
 @click.argument("reference", metavar="REGISTRY/NAME[:TAG][@sha256:DIGEST]")
 @click.option("--policy", default="default", show_default=True, help="Name or path of the policy.")
-@click.option("--image", help="Base image; the policy's own by default.")
+@click.option("--image", help="Base image. Default: the one of the policy.")
 @click.pass_obj
 def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> None:
-    """Take an environment from an OCI registry, verified bit for bit against its lock, base image and build policy."""
+    """Pull an environment from an OCI registry, verified bit for bit against lock, base image and build policy."""
     from sandbox.environment.sharing import registry_reference
 
     name = registry_reference(reference, with_digest=True)
@@ -220,7 +220,7 @@ def pull_command(obj: dict[str, Any], /, *, reference: str, **options: Any) -> N
 @click.argument("environment_ids", metavar="ID...", nargs=-1, required=True, shell_complete=completion.environments)
 @click.pass_obj
 def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> None:
-    """Remove environments. Locks and downloaded wheels stay. One that is in use is left alone."""
+    """Remove environments. Locks and downloaded wheels stay. An environment that is in use is not removed."""
     with opened(obj) as (_, runner):
         environments = runner.environments()
         for record in [environments.find(text) for text in environment_ids]:
@@ -229,19 +229,19 @@ def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> N
 
 
 @environment.command("prune")
-@click.option("--unused", metavar="AGE", help="Remove what was not used for this long: 30d, 12h.")
-@click.option("--older", metavar="AGE", help="Remove what was built longer ago than this.")
+@click.option("--unused", metavar="AGE", help="Remove what was not used for this time: 30d, 12h.")
+@click.option("--older", metavar="AGE", help="Remove what was built longer ago than this: 30d, 12h.")
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Remove the least recently used until environments and cached files together take at most this: 10g.",
+    help="Remove what was not used for the longest time, until environments and cached files together take at most this: 10g.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed.")
 @click.pass_obj
 def prune_command(
     obj: dict[str, Any], /, *, unused: str | None, older: str | None, budget: str | None, dry_run: bool
 ) -> None:
-    """Remove environments and cached files by age, last use and size. Never what is in use."""
+    """Remove environments and cached files by age, last use and size. What is in use stays."""
     from sandbox.environment.store import PruneLimits
 
     if unused is None and older is None and budget is None:

@@ -41,8 +41,8 @@ def image() -> None:
 
 
 @image.command("bootstrap")
-@click.option("--suite", metavar="NAME", help="Release of the distribution; this host's own by default.")
-@click.option("--force", is_flag=True, help="Build it again, with the packages of today.")
+@click.option("--suite", metavar="NAME", help="Release of the distribution. Default: the one of this host.")
+@click.option("--force", is_flag=True, help="Build it again, with the current packages.")
 def bootstrap_command(suite: str | None, force: bool) -> None:
     """Build the base image from this host's package sources, without a registry."""
     with _engine() as engine:
@@ -77,9 +77,9 @@ def list_command() -> None:
 
 @image.command("check")
 @click.argument("reference")
-@click.option("--pull", is_flag=True, help="Fetch the image when it is not here.")
+@click.option("--pull", is_flag=True, help="Pull the image if it is not on this host.")
 def check_command(reference: str, pull: bool) -> None:
-    """Say whether the image REFERENCE would be admitted, and what is in it."""
+    """Say whether the image REFERENCE would be admitted, and what it contains."""
     with _engine() as engine:
         record = ensure(
             engine, reference, policy_pull="missing" if pull else "never", why_not="is fetched only with --pull"

@@ -1,4 +1,4 @@
-"""`sandbox run --detach` and `sandbox result`: a run that is started now, and what came of it."""
+"""`sandbox run --detach` and `sandbox result`: start a run now, and show its result later."""
 
 from __future__ import annotations
 
@@ -76,15 +76,20 @@ def start(client: Client | None, fields: dict[str, Any], payload_json: bytes, op
 @click.command("result")
 @click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @click.option("--wait", is_flag=True, help="Wait for the end of the run.")
-@click.option("--timeout", metavar="DURATION", help="Wait for it at most so long: 30s, 500ms, 2m.")
+@click.option("--timeout", metavar="DURATION", help="Wait at most this long: 30s, 500ms, 2m.")
 @click.option(
-    "--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others."
+    "--save-files",
+    metavar="DIR",
+    help="Directory for files saved with save_file(). Names that programs act upon are changed.",
 )
-@click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them.")
+@click.option("--keep-names", is_flag=True, help="Save files under exactly the names that the program gave them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON.")
-@click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result.")
+@click.option("--quiet", "-q", is_flag=True, help="Show only the program's output and its result.")
 def result(*, run_id: str, wait: bool, timeout: str | None, save_files: str | None, **options: Any) -> int:
-    """Show what came of RUN, which `sandbox run --detach` started: its id, or the beginning of it. As `sandbox run` would have shown it, with its exit status; 75 while the run goes on."""
+    """Show the result of RUN, which `sandbox run --detach` started. RUN is an id, or its first characters.
+
+    Output and exit status are those that `sandbox run` would have had. While the run goes on, the exit status is 75.
+    """
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
         limit_s = parse_duration(timeout) if timeout is not None else float("inf") if wait else 0.0

@@ -1,4 +1,4 @@
-"""Which libraries a command is asked for: options, files, and the header of a script."""
+"""Which libraries the user of a command asks for: in options, files, and the header of a script."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def library_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name libraries."""
     options = (
         click.option("--with", "libraries", multiple=True, metavar="LIBRARY", help="A library to install: pandas, 'numpy>=1.26,<3'. May be given more than once."),
-        click.option("--requirements", "requirement_files", multiple=True, metavar="FILE", help="A requirements.txt or pyproject.toml with libraries to install."),
+        click.option("--requirements", "requirement_files", multiple=True, metavar="FILE", help="A requirements.txt or pyproject.toml with libraries to install. May be given more than once."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -43,7 +43,10 @@ def asks_for_libraries(options: dict[str, Any], *, code: str = "") -> bool:
 
 
 def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = "script") -> Declared:
-    """Return what the options ask for, or else the header of the script (PEP 723) of this name. Raises `InvalidRequest`, `NotFound`."""
+    """Return what the options ask for, or else the header of the script (PEP 723) of this name.
+
+    Raises `InvalidRequest`, `NotFound`.
+    """
     from sandbox.environment.declared import Declared, parse_script
     from sandbox.environment.requirements import parse_libraries
     from sandbox.printable import printable
@@ -59,7 +62,10 @@ def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = 
 
 
 def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
-    """Return the requirements of one file, by its name. A requirements.txt may name others (-r), beside itself, as for pip."""
+    """Return the requirements of one file, by its name.
+
+    A requirements.txt may name others (-r), beside itself, as for pip.
+    """
     from sandbox.environment.declared import Declared, parse_pyproject
     from sandbox.environment.requirements import parse_requirements_txt
 

@@ -1,4 +1,4 @@
-"""`sandbox logs`: what the history knows of one run, and what the run told."""
+"""`sandbox logs`: what the history knows of one run, and the run's output."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sandbox.printable import printable
 @click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @json_option
 def logs(*, run_id: str, as_json: bool) -> None:
-    """Show what the history knows of RUN (its id, or the beginning of it), and what the run told.
+    """Show what the history knows of RUN, with its traceback, its log records and the end of its output.
 
-    A run tells its traceback, its log records and the end of its output. They are kept where the run's policy says so
-    (history.output: by default for runs that fail), with its secrets masked. Its payload is kept likewise
-    (history.payloads); code and result never are. Where no service runs, the history's file is read.
+    RUN is an id, or its first characters. The policy decides whether the history keeps the output of a run (history.output: by
+    default only if the run fails) and its payload (history.payloads). Secrets of the run are masked. Code and result are never
+    kept. If no service runs, the command reads the history's file.
     """
     with past() as known:
         found = known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED)))

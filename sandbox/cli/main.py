@@ -15,9 +15,9 @@
 | 12 | a build failed |
 | 13 | Podman is missing, too old or broken |
 | 14 | too much at once |
-| 15 | who asks has no right to it |
+| 15 | the caller has no right to this |
 | 70 | a defect of this program, or a sandbox that broke the protocol |
-| 75 | the run goes on (`result`) |
+| 75 | the run still goes on (`result`) |
 | 124 | the program timed out |
 | 130 | cancelled |
 | 137 | the program ran out of memory |
@@ -185,7 +185,7 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
             traceback.print_exc()
         where = f" ({error.filename})" if error.filename else ""
         report(EngineUnavailable(f"the system refused: {error.strerror or error}{where}",
-                                 hint="free some space, or mend the permissions, then try again"))  # fmt: skip
+                                 hint="free some space, or correct the permissions, then try again"))  # fmt: skip
         return EngineUnavailable.exit_status
     except Exception as error:  # noqa: BLE001 - the last resort: a defect still gets one clear sentence
         if debug:

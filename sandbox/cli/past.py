@@ -1,4 +1,4 @@
-"""What ran, from the service, or from its history's file where no service runs: for those who may read that."""
+"""Past runs, from the service, or from its history's file if no service runs and the user may read the file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ class OnDisk:
 
 @contextlib.contextmanager
 def past(*, timeout_s: float = TIMEOUT_S, on_other_version: Callable[[str], None] = tell_version) -> Iterator[Past]:
-    """Give what knows what ran; as root, that of the user `sandbox`. Raises `NoService` where nothing does, or a named service is not there."""
+    """Yield the source of past runs: the service, or the history's file. Root gets that of the user `sandbox`.
+
+    Raises `NoService` if there is neither, or if a named service is not there.
+    """
     leave_root(quiet=True)
     with Client(timeout_s=timeout_s, on_other_version=on_other_version) as client:
         try:

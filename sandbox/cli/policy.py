@@ -85,7 +85,7 @@ def _document(loaded: LoadedPolicy) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @click.pass_obj
 def explain_(obj: dict[str, Any], *, name: str, as_json: bool) -> None:
-    """Say in plain words what the policy NAME (or a file) means, and where each value comes from."""
+    """Explain in plain words what the policy NAME (or a file) means, and where each value comes from."""
     loaded = load_and_warn(name, directories=obj["directories"])
     rows = explain(loaded)
     if as_json:
@@ -117,7 +117,7 @@ def _sentence(row: PolicyRow) -> str:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.pass_context
 def check(ctx: click.Context, *, files: tuple[Path, ...]) -> None:
-    """Validate policy FILES, with everything they extend. Exit status 2 when one is wrong."""
+    """Check policy FILES, with everything that they extend. Exit status 2 if one is wrong."""
     wrong = False
     for file in files:
         try:
@@ -140,13 +140,11 @@ def schema_() -> None:
 
 @policy.command("seccomp")
 @click.argument("source", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--check", "only_check", is_flag=True, help="Write nothing; exit status 2 when the JSON is not up to date."
-)
+@click.option("--check", "only_check", is_flag=True, help="Write nothing; exit status 2 if the JSON is not up to date.")
 def seccomp(*, source: Path | None, only_check: bool) -> None:
     """Generate the JSON profile of a system-call list: SOURCE.toml becomes SOURCE.json.
 
-    SOURCE is the shipped seccomp/python.toml when not given.
+    Without SOURCE, the shipped seccomp/python.toml is used.
     """
     source = (source or shipped_directory() / "seccomp" / "python.toml").absolute()
     target = source.with_suffix(".json")

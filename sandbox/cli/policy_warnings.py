@@ -1,4 +1,4 @@
-"""Loading a policy for a command: what its files should say otherwise is told, once each."""
+"""Loads a policy for a command, and warns once of each old name in its files."""
 
 from __future__ import annotations
 

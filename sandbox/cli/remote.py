@@ -1,4 +1,4 @@
-"""Carrying `sandbox run` out through the service: what it tells is shown as if the run were our own.
+"""Carries out `sandbox run` through the service, and shows its events as if this process had run the program.
 
 Imports little: a run through a warm service takes no longer than starting Python and asking.
 """

@@ -148,7 +148,10 @@ class Inputs:
 
 
 def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the request that the inputs and options describe, but for its payload. Raises `InvalidRequest`."""
+    """Return the fields of the request that the inputs and options describe, but for its payload.
+
+    Raises `InvalidRequest`.
+    """
     names = options["secrets"]
     if named := [text for text in names if "=" in text]:
         raise InvalidRequest(
@@ -199,24 +202,24 @@ def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `run` and `template run` share."""
     options = (
-        click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file of JSON, or standard input."),
+        click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file with JSON, or standard input."),
         click.option("--topic", default="", help="The message's topic."),
         click.option("--policy", default="default", show_default=True, shell_complete=completion.policies, help="Name or path of the policy."),
-        click.option("--image", help="Image to run in; the policy's own by default."),
-        click.option("--timeout", metavar="DURATION", help="Less time than the policy allows: 30s, 500ms, 2m."),
+        click.option("--image", help="Image to run in. Default: the one of the policy."),
+        click.option("--timeout", metavar="DURATION", help="A shorter time than the policy allows: 30s, 500ms, 2m."),
         click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
         click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="Fewer CPUs than the policy allows."),
         click.option("--pids", type=click.IntRange(min=1), help="Fewer processes than the policy allows."),
-        click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program; a bare NAME takes yours."),
-        click.option("--secret", "secrets", multiple=True, metavar="NAME", help="A variable of yours that is kept out of every record."),
-        click.option("--file", "files", multiple=True, metavar="[NAME=]PATH", help="A file for the program, in its working directory: open(NAME) and read_file(NAME) find it."),
-        click.option("--save-files", metavar="DIR", help="Where files given to save_file() go. Names that programs act upon get others."),
-        click.option("--keep-names", is_flag=True, help="Save files under the very names that the program gave them."),
+        click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program. NAME alone takes the value of your own variable."),
+        click.option("--secret", "secrets", multiple=True, metavar="NAME", help="One of your own variables for the program, whose value no record keeps."),
+        click.option("--file", "files", multiple=True, metavar="[NAME=]PATH", help="A file for the program. It finds the file in its working directory, with open(NAME) or read_file(NAME)."),
+        click.option("--save-files", metavar="DIR", help="Directory for files saved with save_file(). Names that programs act upon are changed."),
+        click.option("--keep-names", is_flag=True, help="Save files under exactly the names that the program gave them."),
         click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
-        click.option("--quiet", "-q", is_flag=True, help="Only the program's output and its result."),
-        click.option("--detach", is_flag=True, help="Leave the run to the service, and print its id: `sandbox result` shows what came of it."),
+        click.option("--quiet", "-q", is_flag=True, help="Show only the program's output and its result."),
+        click.option("--detach", is_flag=True, help="Leave the run to the service, and print its id. `sandbox result` shows its result."),
         click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
-                     help="Run in this process, also when a service is running or named. SANDBOX_NO_SERVICE=1 says the same."),
+                     help="Run in this process, even if a service is running or named. SANDBOX_NO_SERVICE=1 does the same."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -228,7 +231,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @run_options
 @click.pass_obj
 def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
-    """Run the Python script FILE (- for standard input, template:NAME for a built-in one) in a sandbox of its own."""
+    """Run the Python script FILE in a sandbox of its own.
+
+    FILE may be - for standard input, or template:NAME for a built-in script.
+    """
     if file.startswith("template:"):
         return run_template(obj, file.removeprefix("template:"), options)
     if file == "-" and options["input_text"] == "-":

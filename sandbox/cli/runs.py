@@ -44,7 +44,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("ps")
 @json_option
 def ps(*, as_json: bool) -> None:
-    """List the runs of the service that wait or go on."""
+    """List the service's runs that wait or go on."""
     with connected() as client:
         found = going_on(client.runs(limit=1))
     if as_json:
@@ -55,13 +55,16 @@ def ps(*, as_json: bool) -> None:
 
 @click.command("runs")
 @click.option("--node", help="Only runs of this node.")
+@click.option("--outcome", shell_complete=completion.outcomes, help="Only runs with this outcome or error code.")
 @click.option(
-    "--outcome", shell_complete=completion.outcomes, help="Only runs with this outcome, or this code of an error."
+    "--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="List at most this many."
 )
-@click.option("--limit", type=click.IntRange(1, MAX_LISTED), default=20, show_default=True, help="At most so many.")
 @json_option
 def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) -> None:
-    """List the runs in the history of the service, newest first; where no service runs, the history's file is read."""
+    """List the runs in the service's history, newest first.
+
+    If no service runs, the command reads the history's file.
+    """
     filters = {name: value for name, value in (("node", node), ("outcome", outcome)) if value is not None}
     with past() as known:
         found = known.runs(limit=limit, **filters)
@@ -77,11 +80,14 @@ def runs(*, node: str | None, outcome: str | None, limit: int, as_json: bool) ->
     "--all",
     "everything",
     is_flag=True,
-    help="End every run, build and check, and retire every sandbox that stands ready.",
+    help="End every run, build and check, and retire every ready sandbox.",
 )
 @json_option
 def stop(*, run_id: str | None, everything: bool, as_json: bool) -> None:
-    """End RUN at once: its id, or the beginning of it. Whoever waits for it gets the outcome `cancelled`."""
+    """End RUN at once. RUN is an id, or its first characters.
+
+    A client that waits for the run gets the outcome `cancelled`.
+    """
     if (run_id is None) != everything:
         raise InvalidRequest("stop takes a run or --all", hint="sandbox ps lists the runs that go on")
     with connected() as client:

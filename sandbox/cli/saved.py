@@ -1,4 +1,4 @@
-"""Where the files that a run saved go: into one open directory, under names that nothing on the host acts upon."""
+"""Writes the files that a run saved into one open directory, under names that nothing on the host acts upon."""
 
 from __future__ import annotations
 

@@ -54,7 +54,10 @@ class SavedName(NamedTuple):
 
 
 def kept_names(names: Iterable[str], *, as_they_are: bool = False) -> list[SavedName]:
-    """Return for each name, in order, under which it is kept; `as_they_are` keeps all. No two are one on any file system."""
+    """Return for each name, in order, under which it is kept; `as_they_are` keeps all.
+
+    No two are one on any file system.
+    """
     found: list[SavedName] = []
     taken: set[str] = set()
     numbers: dict[str, int] = {}

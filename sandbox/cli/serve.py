@@ -19,12 +19,12 @@ SWITCH_S = 0.0005
 
 
 @click.command("serve")
-@click.option("--config", "config_path", metavar="FILE", help="The configuration; see `sandbox config show`.")
-@click.option("--restart", is_flag=True, help="Start nothing: restart the services of this installation, and say how for those "
-              "that systemd does not keep.")  # fmt: skip
+@click.option("--config", "config_path", metavar="FILE", help="The configuration file; see `sandbox config show`.")
+@click.option("--restart", is_flag=True, help="Start no service here. Restart those that systemd runs from this installation, and say "
+              "how to restart the others.")  # fmt: skip
 @click.pass_obj
 def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int:
-    """Serve runs on a Unix socket until SIGTERM or Ctrl-C; SIGHUP reads the policies again."""
+    """Serve runs on a Unix socket until SIGTERM or Ctrl-C. SIGHUP reads the policies again."""
     if restart:
         return restart_services()
     inherited = systemd.listen_fds(os.environ, os.getpid())

@@ -1,4 +1,4 @@
-"""What every command that touches Podman begins and ends with."""
+"""The beginning and the end of every command that uses Podman."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sandbox top`: how the service is, again every second."""
+"""`sandbox top`: the state of the service, every second."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class RunRate:
 @click.command("top")
 @json_option
 def top(*, as_json: bool) -> None:
-    """Show how the service is, again every second until Ctrl-C.
+    """Show how the service is, every second until Ctrl-C.
 
-    It is shown once where standard output is no terminal, or a dumb one.
+    If standard output is not a terminal, or a dumb one, show it once.
     """
     live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
     pace = RunRate()

@@ -1,4 +1,4 @@
-"""`sandbox uninstall`: what the set-up brought goes again."""
+"""`sandbox uninstall`: removes what the set-up installed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sandbox.errors import EngineUnavailable, SandboxError
 
 
 @click.command("uninstall")
-@click.option("--dry-run", is_flag=True, help="Only tell what would go, and what would stay.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed, and what would stay.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def uninstall(*, dry_run: bool, yes: bool) -> int:
     """Remove this installation: service, sandboxes, images, environments, caches, settings, history, program.
 
-    As root, root's installation with the user `sandbox`; else that of the user who calls, with `sudo` for the command in
-    /usr/local/bin. Packages stay. A second call goes on where the first one failed.
+    Root removes root's installation, with the user `sandbox`. Another user removes their own installation, with `sudo` for the
+    command in /usr/local/bin. Packages stay. A second call continues where the first one failed.
     """
     from sandbox.installed.removal import plan
 

@@ -1,4 +1,4 @@
-"""Saying that the service is of another version than this program: once in a command, however often it asks."""
+"""Reports, once in a command, that the service's version is not that of this program."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@
         for event in client.stream("print('hello')"):
             print(event)
 
-`AsyncClient` is the same for asyncio. Errors are those of `sandbox.errors`, the same tree that the service raises: a program
-that fails is a result. Only the standard library is imported. One client serves any number of threads, and processes that are
-forked: every call has a connection for itself while it lasts.
+`AsyncClient` is the same for asyncio. Errors are the classes of `sandbox.errors`, the same ones that the service raises. A program
+that fails is a result, not an error. The package imports only the standard library. Any number of threads and forked processes
+can use one client, because every call has a connection for itself while it lasts.
 
-Imports `errors`, `places` and `toml_file` of ours, and nothing else. Read `calls`, `told`, then `client`, `unix_http`.
+Of our modules it imports only `errors`, `places` and `toml_file`. Read `calls`, `told`, then `client`, `unix_http`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Give `AsyncClient`, without importing asyncio for those who need none of it."""
+    """Return `AsyncClient`. Programs that do not use it need not import asyncio."""
     if name != "AsyncClient":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sandbox.client.async_client import AsyncClient

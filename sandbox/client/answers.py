@@ -1,4 +1,7 @@
-"""What the service answers, as types: each is a JSON object as it came, see docs/service.md. Times are seconds since 1970."""
+"""The answers of the service, as types.
+
+Each is a JSON object as it arrived; see docs/service.md. Times are seconds since 1970.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any, TypedDict
 
 
 class Problem(TypedDict):
-    """Why code does not compile: where (from 1, in characters), in Python's words, and the beginning of that line."""
+    """Why code does not compile: the place (counted from 1), Python's message, and the beginning of that line."""
 
     line: int
     column: int
@@ -15,7 +18,7 @@ class Problem(TypedDict):
 
 
 class MissingModule(TypedDict):
-    """An import that can't be served, and the library that would have it (None where nobody knows)."""
+    """An import that can't be served, and the library that would provide it (None if it is unknown)."""
 
     module: str
     line: int
@@ -23,7 +26,7 @@ class MissingModule(TypedDict):
 
 
 class CodeCheck(TypedDict):
-    """What is found in a piece of code; `python` is the version that it was compiled with."""
+    """What was found in a piece of code. `python` is the version that compiled it."""
 
     python: str
     problem: Problem | None
@@ -32,7 +35,7 @@ class CodeCheck(TypedDict):
 
 
 class SavedFile(TypedDict):
-    """A file that a run saved, while it is kept."""
+    """A saved file of a run that is kept."""
 
     name: str
     size_bytes: int
@@ -136,7 +139,7 @@ class Image(TypedDict):
 
 
 class Pruned(TypedDict):
-    """What went, or would go: environments by id; cached files, and their bytes."""
+    """What was removed, or would be: environments by id, and cached files with their size."""
 
     environments: list[str]
     files: int
@@ -145,7 +148,7 @@ class Pruned(TypedDict):
 
 
 class Stopped(TypedDict):
-    """How many runs were ended, and how many builds and checks beside them."""
+    """How many runs were ended, and how many builds and checks."""
 
     stopped: int
     builds_and_checks: int

@@ -1,4 +1,4 @@
-"""Talk to the service from asyncio: what `sandbox.client.Client` is for threads, with the same names.
+"""Talk to the service from asyncio, with the methods that `sandbox.client.Client` has for threads.
 
     from sandbox.client import AsyncClient
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class AsyncClient(ClientBase):
-    """The service at one socket, for asyncio; an asynchronous context manager. It takes what `Client` takes."""
+    """The service at one socket, for asyncio: an asynchronous context manager. It takes the arguments of `Client`."""
 
     def __init__(self, path: str | None = None, **options: Any) -> None:
         """Take the socket's path, or the place of this user's service, and the options of `Client`."""
@@ -55,7 +55,7 @@ class AsyncClient(ClientBase):
         self._connections = AsyncConnectionPool(self.path)
 
     async def __aenter__(self) -> AsyncClient:
-        """Return itself."""
+        """Return this client."""
         return self
 
     async def __aexit__(
@@ -65,7 +65,7 @@ class AsyncClient(ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; those that other tasks wait for close when they are answered.
+        """Close the connections. Those that other tasks wait for are closed after their answer.
 
         The next call opens a new one.
         """
@@ -76,7 +76,10 @@ class AsyncClient(ClientBase):
         self._connections.break_off()
 
     async def connect(self) -> int:
-        """Connect now, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
+        """Connect now, and return the user id of the process that listens, as the kernel reports it.
+
+        Raises `NoService`.
+        """
         async with self._connections.one(self.timeout_s) as connection:
             return await connection.listener()
 
@@ -94,7 +97,7 @@ class AsyncClient(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> Result:
-        """Run code and wait for its end; a program that fails is a result. Raises a `SandboxError`.
+        """Run code and wait for its end. A program that fails is a result. Raises a `SandboxError`.
 
         `payload` is anything that `json` takes, `payload_json` its text instead, which is passed on as it is. `on_event`
         gets every event as it happens (see `stream`). `options` are the other fields of a run: topic, message, node_id,
@@ -123,7 +126,7 @@ class AsyncClient(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Run code, and give what happens while it happens; takes what `run` takes. Raises a `SandboxError`.
+        """Run code, and yield each event as it happens. Takes the arguments of `run`. Raises a `SandboxError`.
 
         Each event is a dict with `event`: `accepted` (with `run_id`), `progress` (`step`, `text`, and counts of bytes),
         `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`level`, `text`, `elapsed_s`), `file` (as
@@ -143,7 +146,10 @@ class AsyncClient(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> str:
-        """Have code run, and return the run's id at once; takes what `run` takes. `result` fetches its answer. Raises a `SandboxError`."""
+        """Start a run, and return its id at once.
+
+        Takes the arguments of `run`. `result` fetches its answer. Raises a `SandboxError`.
+        """
         return await self._ask(
             calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s
         )
@@ -151,17 +157,17 @@ class AsyncClient(ClientBase):
     async def result(
         self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
     ) -> Result | None:
-        """Return the answer of a run while it is kept, or None while the run goes on.
+        """Return the answer of a run as long as it is kept, or None while the run goes on.
 
-        None comes at once, or when the run has gone on for `wait_s` more. Raises `NotFound` for an answer that is not
-        kept, or no longer, and the error that the run ended with, if it did.
+        Waits at most `wait_s` for the end. Raises `NotFound` if the answer is not kept (any more). If the run ended with an
+        error, raises that error.
         """
         return await self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
     async def result_text(
         self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
     ) -> bytes | None:
-        """Return the same as the JSON text that it came as."""
+        """Return the answer of `result` as the JSON text that arrived."""
         return await self._awaited(lambda left_s: calls.result_text(run_id, left_s), wait_s, timeout_s)
 
     async def cancel(self, run_id: str) -> None:
@@ -169,7 +175,7 @@ class AsyncClient(ClientBase):
         await self._ask(calls.whole("DELETE", f"/v1/runs/{calls.part(run_id)}"))
 
     async def runs(self, **filters: str | int) -> list[dict[str, Any]]:
-        """Return runs, newest first; filters are node, outcome, before, limit."""
+        """Return runs, newest first. The filters are node, outcome, before and limit."""
         return await self._ask(calls.runs(filters))
 
     async def recorded(self, run_id: str) -> dict[str, Any]:
@@ -177,15 +183,15 @@ class AsyncClient(ClientBase):
         return await self._ask(calls.recorded(run_id))
 
     async def file(self, run_id: str, name: str) -> bytes:
-        """Return a file that a run saved, while it is kept. Raises `NotFound`."""
+        """Return a file that a run saved, as long as it is kept. Raises `NotFound`."""
         return await self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
     async def files(self, run_id: str) -> list[SavedFile]:
-        """Return which files that a run saved are kept. Raises `NotFound`."""
+        """Return the saved files of a run that are kept. Raises `NotFound`."""
         return cast("list[SavedFile]", await self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     async def check(self, code: str, **options: Any) -> CodeCheck:
-        """Tell whether code compiles where it would run, and which imports its libraries can't serve.
+        """Check whether code compiles where it would run, and which imports its libraries can't serve.
 
         `options` are filename, policy, image, requirements.
         """
@@ -197,7 +203,7 @@ class AsyncClient(ClientBase):
         self, requirements: Sequence[str], *, on_event: Callable[[dict[str, Any]], None] | None = None, timeout_s: float | None = None,
         **options: Any,
     ) -> BuiltEnvironment:  # fmt: skip
-        """Install libraries ahead of need, unless they are there. Raises `BuildFailed` and other `SandboxError`s.
+        """Install libraries ahead of need, unless they are installed. Raises `BuildFailed` and other `SandboxError`s.
 
         `on_event` gets the steps as they happen: dicts with `event` `progress`, as in `stream`. `options` are policy, image.
         """
@@ -216,11 +222,14 @@ class AsyncClient(ClientBase):
         return cast("list[Environment]", await self._ask(calls.listed("/v1/environments", "environments")))
 
     async def environment(self, name: str) -> EnvironmentShown:
-        """Return one, by its id or the beginning of it, with its lock as TOML. Raises `NotFound`."""
+        """Return one environment with its lock as TOML, by its id or the first characters of it. Raises `NotFound`."""
         return cast("EnvironmentShown", await self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     async def remove_environment(self, name: str) -> str:
-        """Remove one that no run uses, and return its id; for maintainers. Raises `NotFound`, `InvalidRequest`."""
+        """Remove an environment that no run uses, and return its id.
+
+        For maintainers. Raises `NotFound`, `InvalidRequest`.
+        """
         return await self._ask(calls.removed(name))
 
     # ---- what one may use, and how things are
@@ -230,7 +239,7 @@ class AsyncClient(ClientBase):
         return cast("list[Policy]", await self._ask(calls.listed("/v1/policies", "policies")))
 
     async def policy(self, name: str) -> PolicyAndValues:
-        """Return one with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
+        """Return one policy with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
         return cast("PolicyAndValues", await self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
 
     async def templates(self) -> list[Template]:
@@ -238,7 +247,7 @@ class AsyncClient(ClientBase):
         return cast("list[Template]", await self._ask(calls.listed("/v1/templates", "templates")))
 
     async def template(self, name: str) -> TemplateAndCode:
-        """Return one with its code and its sample payload. Raises `NotFound`."""
+        """Return one built-in script with its code and its sample payload. Raises `NotFound`."""
         return cast("TemplateAndCode", await self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
 
     async def images(self) -> list[Image]:
@@ -246,7 +255,7 @@ class AsyncClient(ClientBase):
         return cast("list[Image]", await self._ask(calls.listed("/v1/images", "images")))
 
     async def health(self) -> dict[str, Any]:
-        """Return how the service is."""
+        """Return the state of the service."""
         return await self._ask(calls.document("/v1/health"))
 
     async def doctor(self) -> dict[str, Any]:
@@ -271,12 +280,15 @@ class AsyncClient(ClientBase):
         budget_mib: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove environments and cached files by age, last use and size; for maintainers. Raises `InvalidRequest`, `AccessDenied`."""
+        """Remove environments and cached files by age, last use and size.
+
+        For maintainers. Raises `InvalidRequest`, `AccessDenied`.
+        """
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
         return cast("Pruned", await self._ask(calls.pruned(limits)))
 
     async def stop_all(self) -> Stopped:
-        """End all runs, builds and checks, and retire all ready sandboxes; for maintainers. Raises `AccessDenied`."""
+        """End all runs, builds and checks, and retire all ready sandboxes. For maintainers. Raises `AccessDenied`."""
         return cast("Stopped", await self._ask(calls.posted("/v1/maintenance/stop-all", {})))
 
     # ---- the wire
@@ -286,7 +298,7 @@ class AsyncClient(ClientBase):
         return await self._ask(calls.document(path), timeout_s)
 
     async def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Send a document, and return the one that comes back. Raises a `SandboxError`."""
+        """Send a document, and return the answer, which is another. Raises a `SandboxError`."""
         return await self._ask(calls.posted(path, body), timeout_s)
 
     async def raw(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None) -> bytes:
@@ -296,7 +308,10 @@ class AsyncClient(ClientBase):
     async def events(
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
+        """Ask for a stream, and yield each event up to its `result`.
+
+        Raises a `SandboxError`, also if the stream breaks off.
+        """
         told = Told()
         async with contextlib.aclosing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             async for line in lines:
@@ -307,9 +322,10 @@ class AsyncClient(ClientBase):
         raise calls.gone(EOFError(), timeout_s)
 
     async def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
-        """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
+        """Ask for a stream, and yield each event as the line of JSON that arrived, unparsed. Raises a `SandboxError`.
 
-        The last of a run has nothing of what came before it; `events` puts the whole answer together. Closing the iterator closes the connection, and so ends the run.
+        The last event of a run does not repeat the events before it; `events` puts the whole answer together. Closing the
+        iterator closes the connection, and so ends the run.
         """
         async with (
             self._stream(path, body, self._silence(timeout_s)) as connection,
@@ -332,7 +348,7 @@ class AsyncClient(ClientBase):
             await self._refused(answer, deadline)
 
     async def _ask(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """Return what a call gives, on a connection of its own. Raises a `SandboxError`."""
+        """Make a call on a connection of its own, and return what it gives. Raises a `SandboxError`."""
         deadline = time.monotonic() + self.retry_s
         while True:
             answer = await self._answer(call, self._silence(timeout_s))
@@ -343,7 +359,7 @@ class AsyncClient(ClientBase):
     async def _awaited(
         self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None
     ) -> T | None:
-        """Ask until there is something, for so long; the service itself waits for a minute at most."""
+        """Ask again until there is an answer, for at most this time. The service itself waits at most a minute."""
         left_s = self._patience(wait_s)
         deadline = time.monotonic() + (left_s or 0.0)
         while True:
@@ -361,7 +377,7 @@ class AsyncClient(ClientBase):
         return answer
 
     async def _refused(self, answer: Answer, deadline: float) -> None:
-        """Wait where it makes sense to ask again. Raises the `SandboxError` that the answer is where it does not."""
+        """Wait if it makes sense to ask again. Otherwise, raises the `SandboxError` that the answer is."""
         try:
             reading.succeeded(answer)
         except QueueFull as error:

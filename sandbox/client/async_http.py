@@ -1,4 +1,4 @@
-"""HTTP over the service's Unix socket for asyncio: what `unix_http` is for threads. Cancelling whoever waits drops the connection."""
+"""HTTP over the service's Unix socket for asyncio; cancelling a task that waits drops its connection."""
 
 from __future__ import annotations
 

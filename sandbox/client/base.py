@@ -1,4 +1,4 @@
-"""What a client is told once for all of its calls: where the service is, how long to wait, what to say."""
+"""The options of a client, for all of its calls: where the service is, how long to wait, what to report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def default_socket() -> str:
 
 
 def log_versions(version: str) -> None:
-    """Log, once in a process, that the service is of another version than this program."""
+    """Log, once in a process, that the service's version is not that of this program."""
     if version not in _LOGGED:
         _LOGGED.add(version)
         import logging
@@ -40,7 +40,7 @@ _LOGGED: set[str] = set()
 
 
 class ClientBase:
-    """What a client is told once, for all of its calls; see `Client`."""
+    """The options of a client, for all of its calls; see `Client`."""
 
     def __init__(
         self, path: str | None = None, *, timeout_s: float | None = ANSWER_TIMEOUT_S, retry_s: float = 0.0,

@@ -1,4 +1,4 @@
-"""The client for threads: each call has a connection for itself while it lasts."""
+"""The client for threads. Each call has a connection for itself while it lasts."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ T = TypeVar("T")
 
 
 class Client(ClientBase):
-    """The service at one socket; a context manager, safe for threads. Nothing is connected before the first call.
+    """The service at one socket: a context manager, safe for threads. It connects at the first call.
 
-    `timeout_s` is the longest that it may be silent before a call gives up, in seconds (None: for ever); each call takes
-    one of its own. A call that gives up, or that is broken off, ends its run. What was asked is never asked twice, but for what
-    the service refused because it had too much to do: `retry_s` is how long to go on asking that, at the times that it names.
-    `on_other_version` is called with the version of a service that is not ours.
+    `timeout_s` is how long the service may be silent before a call gives up, in seconds (None: for ever). Each call takes
+    a `timeout_s` of its own. A call that gives up, or that is broken off, ends its run. The client repeats a request only if
+    the service refused it because it had too much to do. `retry_s` is how long to repeat it, at the times that the service names.
+    `on_other_version` is called with the service's version if it is not the client's.
     """
 
     def __init__(self, path: str | None = None, **options: Any) -> None:
@@ -49,7 +49,7 @@ class Client(ClientBase):
         self._connections = UnixConnectionPool(self.path)
 
     def __enter__(self) -> Client:
-        """Return itself."""
+        """Return this client."""
         return self
 
     def __exit__(
@@ -59,18 +59,21 @@ class Client(ClientBase):
         self.close()
 
     def close(self) -> None:
-        """Close the connections; those that other threads' calls wait for close when they are answered.
+        """Close the connections. Those that other threads wait for are closed after their answer.
 
         The next call opens a new one.
         """
         self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream and other call of this client, and so its runs; meant for threads that do not wait."""
+        """End every stream and other call of this client, and so its runs; meant for a thread that does not wait."""
         self._connections.break_off()
 
     def connect(self) -> int:
-        """Connect now, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
+        """Connect now, and return the user id of the process that listens, as the kernel reports it.
+
+        Raises `NoService`.
+        """
         with self._connections.one(self.timeout_s) as connection:
             return connection.listener()
 
@@ -88,9 +91,9 @@ class Client(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> Result:
-        """Run code and wait for its end; a program that fails is a result. Raises a `SandboxError`.
+        """Run code and wait for its end. A program that fails is a result. Raises a `SandboxError`.
 
-        `payload` is anything that `json` takes, `payload_json` its text instead, which is passed on as it is. `on_event`
+        `payload` is anything that `json` can encode. `payload_json` is a JSON text instead, which is passed on as it is. `on_event`
         gets every event as it happens (see `stream`). `options` are the other fields of a run: topic, message, node_id,
         policy, image, limits, env, secrets, filename, preload, wait_for_end.
         """
@@ -115,12 +118,12 @@ class Client(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> Generator[dict[str, Any], None, None]:
-        """Run code, and give what happens while it happens; takes what `run` takes. Raises a `SandboxError`.
+        """Run code, and yield each event as it happens. Takes the arguments of `run`. Raises a `SandboxError`.
 
         Each event is a dict with `event`: `accepted` (with `run_id`), `progress` (`step`, `text`, and counts of bytes),
         `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`level`, `text`, `elapsed_s`), `file` (as
         in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when the
-        run has its turn; what is refused before is raised. Closing the iterator before its end ends the run.
+        run has its turn; a refusal before that is raised. Closing the iterator before its end ends the run.
         """
         return self.events(
             "/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s
@@ -135,19 +138,22 @@ class Client(ClientBase):
         timeout_s: float | None = None,
         **options: Any,
     ) -> str:
-        """Have code run, and return the run's id at once; takes what `run` takes. `result` fetches its answer. Raises a `SandboxError`."""
+        """Start a run, and return its id at once.
+
+        Takes the arguments of `run`. `result` fetches its answer. Raises a `SandboxError`.
+        """
         return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
 
     def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
-        """Return the answer of a run while it is kept, or None while the run goes on.
+        """Return the answer of a run as long as it is kept, or None while the run goes on.
 
-        None comes at once, or when the run has gone on for `wait_s` more. Raises `NotFound` for an answer that is not
-        kept, or no longer, and the error that the run ended with, if it did.
+        Waits at most `wait_s` for the end. Raises `NotFound` if the answer is not kept (any more). If the run ended with an
+        error, raises that error.
         """
         return self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
     def result_text(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> bytes | None:
-        """Return the same as the JSON text that it came as."""
+        """Return the answer of `result` as the JSON text that arrived."""
         return self._awaited(lambda left_s: calls.result_text(run_id, left_s), wait_s, timeout_s)
 
     def cancel(self, run_id: str) -> None:
@@ -155,7 +161,7 @@ class Client(ClientBase):
         self._ask(calls.whole("DELETE", f"/v1/runs/{calls.part(run_id)}"))
 
     def runs(self, **filters: str | int) -> list[dict[str, Any]]:
-        """Return runs, newest first; filters are node, outcome, before, limit."""
+        """Return runs, newest first. The filters are node, outcome, before and limit."""
         return self._ask(calls.runs(filters))
 
     def recorded(self, run_id: str) -> dict[str, Any]:
@@ -163,15 +169,15 @@ class Client(ClientBase):
         return self._ask(calls.recorded(run_id))
 
     def file(self, run_id: str, name: str) -> bytes:
-        """Return a file that a run saved, while it is kept. Raises `NotFound`."""
+        """Return a file that a run saved, as long as it is kept. Raises `NotFound`."""
         return self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
     def files(self, run_id: str) -> list[SavedFile]:
-        """Return which files that a run saved are kept. Raises `NotFound`."""
+        """Return the saved files of a run that are kept. Raises `NotFound`."""
         return cast("list[SavedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     def check(self, code: str, **options: Any) -> CodeCheck:
-        """Tell whether code compiles where it would run, and which imports its libraries can't serve.
+        """Check whether code compiles where it would run, and which imports its libraries can't serve.
 
         `options` are filename, policy, image, requirements.
         """
@@ -183,7 +189,7 @@ class Client(ClientBase):
         self, requirements: Sequence[str], *, on_event: Callable[[dict[str, Any]], None] | None = None, timeout_s: float | None = None,
         **options: Any,
     ) -> BuiltEnvironment:  # fmt: skip
-        """Install libraries ahead of need, unless they are there. Raises `BuildFailed` and other `SandboxError`s.
+        """Install libraries ahead of need, unless they are installed. Raises `BuildFailed` and other `SandboxError`s.
 
         `on_event` gets the steps as they happen: dicts with `event` `progress`, as in `stream`. `options` are policy, image.
         """
@@ -202,11 +208,14 @@ class Client(ClientBase):
         return cast("list[Environment]", self._ask(calls.listed("/v1/environments", "environments")))
 
     def environment(self, name: str) -> EnvironmentShown:
-        """Return one, by its id or the beginning of it, with its lock as TOML. Raises `NotFound`."""
+        """Return one environment with its lock as TOML, by its id or the first characters of it. Raises `NotFound`."""
         return cast("EnvironmentShown", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     def remove_environment(self, name: str) -> str:
-        """Remove one that no run uses, and return its id; for maintainers. Raises `NotFound`, `InvalidRequest`."""
+        """Remove an environment that no run uses, and return its id.
+
+        For maintainers. Raises `NotFound`, `InvalidRequest`.
+        """
         return self._ask(calls.removed(name))
 
     # ---- what one may use, and how things are
@@ -216,7 +225,7 @@ class Client(ClientBase):
         return cast("list[Policy]", self._ask(calls.listed("/v1/policies", "policies")))
 
     def policy(self, name: str) -> PolicyAndValues:
-        """Return one with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
+        """Return one policy with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
         return cast("PolicyAndValues", self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
 
     def templates(self) -> list[Template]:
@@ -224,7 +233,7 @@ class Client(ClientBase):
         return cast("list[Template]", self._ask(calls.listed("/v1/templates", "templates")))
 
     def template(self, name: str) -> TemplateAndCode:
-        """Return one with its code and its sample payload. Raises `NotFound`."""
+        """Return one built-in script with its code and its sample payload. Raises `NotFound`."""
         return cast("TemplateAndCode", self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
 
     def images(self) -> list[Image]:
@@ -232,7 +241,7 @@ class Client(ClientBase):
         return cast("list[Image]", self._ask(calls.listed("/v1/images", "images")))
 
     def health(self) -> dict[str, Any]:
-        """Return how the service is."""
+        """Return the state of the service."""
         return self._ask(calls.document("/v1/health"))
 
     def doctor(self) -> dict[str, Any]:
@@ -257,12 +266,15 @@ class Client(ClientBase):
         budget_mib: int | None = None,
         dry_run: bool = False,
     ) -> Pruned:
-        """Remove environments and cached files by age, last use and size; for maintainers. Raises `InvalidRequest`, `AccessDenied`."""
+        """Remove environments and cached files by age, last use and size.
+
+        For maintainers. Raises `InvalidRequest`, `AccessDenied`.
+        """
         limits = {"older_s": older_s, "unused_s": unused_s, "budget_mib": budget_mib, "dry_run": dry_run}
         return cast("Pruned", self._ask(calls.pruned(limits)))
 
     def stop_all(self) -> Stopped:
-        """End all runs, builds and checks, and retire all ready sandboxes; for maintainers. Raises `AccessDenied`."""
+        """End all runs, builds and checks, and retire all ready sandboxes. For maintainers. Raises `AccessDenied`."""
         return cast("Stopped", self._ask(calls.posted("/v1/maintenance/stop-all", {})))
 
     # ---- the wire
@@ -272,7 +284,7 @@ class Client(ClientBase):
         return self._ask(calls.document(path), timeout_s)
 
     def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Send a document, and return the one that comes back. Raises a `SandboxError`."""
+        """Send a document, and return the answer, which is another. Raises a `SandboxError`."""
         return self._ask(calls.posted(path, body), timeout_s)
 
     def raw(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None) -> bytes:
@@ -282,7 +294,10 @@ class Client(ClientBase):
     def events(
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> Generator[dict[str, Any], None, None]:
-        """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
+        """Ask for a stream, and yield each event up to its `result`.
+
+        Raises a `SandboxError`, also if the stream breaks off.
+        """
         told = Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
@@ -293,9 +308,10 @@ class Client(ClientBase):
         raise calls.gone(EOFError(), timeout_s)
 
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
-        """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
+        """Ask for a stream, and yield each event as the line of JSON that arrived, unparsed. Raises a `SandboxError`.
 
-        The last of a run has nothing of what came before it; `events` puts the whole answer together. Closing the iterator closes the connection, and so ends the run.
+        The last event of a run does not repeat the events before it; `events` puts the whole answer together. Closing the
+        iterator closes the connection, and so ends the run.
         """
         with self._stream(path, body, self._silence(timeout_s)) as (connection, response):
             while line := connection.line(response):
@@ -317,7 +333,7 @@ class Client(ClientBase):
             self._refused(answer, deadline)
 
     def _ask(self, call: Call[T], timeout_s: float | None = None) -> T:
-        """Return what a call gives, on a connection of its own. Raises a `SandboxError`."""
+        """Make a call on a connection of its own, and return what it gives. Raises a `SandboxError`."""
         deadline = time.monotonic() + self.retry_s
         while True:
             answer = self._answer(call, self._silence(timeout_s))
@@ -328,7 +344,7 @@ class Client(ClientBase):
     def _awaited(
         self, call: Callable[[float | None], Call[T | None]], wait_s: float | None, timeout_s: float | None
     ) -> T | None:
-        """Ask until there is something, for so long; the service itself waits for a minute at most."""
+        """Ask again until there is an answer, for at most this time. The service itself waits at most a minute."""
         left_s = self._patience(wait_s)
         deadline = time.monotonic() + (left_s or 0.0)
         while True:
@@ -346,7 +362,7 @@ class Client(ClientBase):
         return answer
 
     def _refused(self, answer: Answer, deadline: float) -> None:
-        """Wait where it makes sense to ask again. Raises the `SandboxError` that the answer is where it does not."""
+        """Wait if it makes sense to ask again. Otherwise, raises the `SandboxError` that the answer is."""
         try:
             reading.succeeded(answer)
         except QueueFull as error:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run gave; `document` is the whole answer, as docs/service.md describes it."""
+    """The answer of a run. `document` is the whole answer, as docs/service.md describes it."""
 
     run_id: str
     outcome: str

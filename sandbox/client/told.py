@@ -1,4 +1,4 @@
-"""What one stream tells, event by event: of one run, in the one order that there is, nothing twice."""
+"""The events of one stream, checked and put together: they are of one run, in one order, none of them twice."""
 
 from __future__ import annotations
 

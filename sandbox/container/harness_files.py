@@ -1,4 +1,4 @@
-"""Files of ours that the engine is pointed at, kept in the cache and named by their content.
+"""Our own files that the engine mounts or reads, kept in the cache and named by their content.
 
 The harness directory is what sandboxes see at `/run/sandbox/lib`; the seccomp file is what the runtime reads.
 """

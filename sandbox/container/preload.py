@@ -1,4 +1,4 @@
-"""What is done in a sandbox ahead of its job, so that no run waits for it.
+"""Work that is done in a sandbox ahead of its job, so that no run waits for it.
 
 Modules are imported, and the program's process is forked. Importing runs code of libraries. So it happens when the
 sandbox has been read back and verified, under every limit that the program will have: a process that is forked now

@@ -1,4 +1,4 @@
-"""Decide: `(policy, image, host facts, place) -> ContainerSpec`. Pure: no I/O, no clock, no chance.
+"""Decide: `(policy, image, host facts, place) -> ContainerSpec`. Pure: no I/O, no clock, no randomness.
 
 The specification carries the JSON that Podman is sent *and* what the kernel must say afterwards, so
 that `sandbox.container.verify` compares with the same object that was applied.

@@ -1,4 +1,4 @@
-"""A sandbox that stands ready: started, read back and verified, its harness waiting. Nothing was handed over yet.
+"""A ready sandbox: started, read back and verified, with a waiting harness. It has received nothing yet.
 
 What is decided of a sandbox before its job is a `Setting`; any number of sandboxes may be started for one, ahead of need
 or when a run asks. Each is used for one run and disposed of.

@@ -1,4 +1,4 @@
-"""What a sandbox may connect to: exact `host:port` rules, and nothing that is not literally one of them; pure."""
+"""What a sandbox may connect to: exact `host:port` rules, and nothing else. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one door to Podman: what we ask of a container engine, and how Podman answers.
+"""The one door to Podman: what the runner needs from a container engine, and how Podman provides it.
 
-Only `podman` imports podman-py. Imports the words and `kernel`. Read `protocol`, then `podman`.
+Only `podman` imports podman-py. Imports the basic modules (`errors`, `models` and their like) and `kernel`. Read `protocol`, then `podman`.
 """

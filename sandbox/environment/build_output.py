@@ -36,7 +36,7 @@ class Fetched:
         if source is not None:
             self.built[source.name] = name
             return Incoming(self._wheels / name, _Anything(), self._work, name=name)
-        raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
+        raise BuildFailed(f"the sandbox handed over a file {name!r} that was not requested", hint="report this")
 
     def check_complete(self) -> None:
         """Raise `BuildFailed` unless every file came whole, and one wheel of every source archive."""

@@ -176,7 +176,7 @@ class Environments:
         def receive(name: str, _size: int) -> Incoming:
             package = expected.pop(name, None)
             if package is None:
-                raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
+                raise BuildFailed(f"the sandbox handed over a file {name!r} that was not requested", hint="report this")
             return self._trees.receive(
                 plan.tree_keys[package.name],
                 PackageTree(limits, package),
@@ -303,7 +303,9 @@ class Environments:
         if not found:
             raise NotFound(f"there is no environment {text!r}", hint="sandbox env list shows them")
         if len(found) > 1:
-            raise InvalidRequest(f"{len(found)} environments begin with {text!r}", hint="give more of the id")
+            raise InvalidRequest(
+                f"{len(found)} environments begin with {text!r}", hint="give more characters of the id"
+            )
         return found[0]
 
     def lock_of(self, record: EnvironmentRecord) -> Lock:

@@ -1,4 +1,4 @@
-"""What may go, and how: environments with their images, cached files, and leftovers of builds that were cut short."""
+"""What may be removed, and how: environments with their images, cached files, and leftovers of interrupted builds."""
 
 from __future__ import annotations
 

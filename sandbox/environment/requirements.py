@@ -1,4 +1,4 @@
-"""Which libraries somebody asks for: a field, a `requirements.txt`, a `pyproject.toml` or a script's own header.
+"""Which libraries a request asks for: a field, a `requirements.txt`, a `pyproject.toml` or a script's own header.
 
 All four become the same thing: sorted, canonical requirements such as `pandas<2,>=1.3` or
 `uvicorn[standard]; python_version < "3.12"`, the first two with the sha256 hashes that stand behind them; the latter two also say
@@ -134,7 +134,7 @@ def collected(requirements: Iterable[str]) -> tuple[str, ...]:
         if len(found) > MAX_REQUIREMENTS:
             raise InvalidRequest(
                 f"more than {MAX_REQUIREMENTS} libraries are asked for",
-                hint="name the ones that the code imports: what they need themselves is added",
+                hint="name only those that the code imports; their dependencies are added",
             )
     return tuple(sorted(set(found)))
 

@@ -245,7 +245,7 @@ def _gone(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
 def _tls(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     return (
         f"the package index could not prove who it is: its certificate is not trusted by {failure.index.certificate or 'uv'}",
-        "name a bundle that has its authority: cert in pip.conf, or PIP_CERT",
+        "name a bundle that has its certificate authority: cert in pip.conf, or PIP_CERT",
     )
 
 

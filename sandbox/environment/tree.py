@@ -1,4 +1,4 @@
-"""An installed tree on its way out of a sandbox: a stream of records, and what is believed of it.
+"""An installed tree on its way out of a sandbox: a stream of records, and how it is checked.
 
 "Tree 1" is a sequence of records: kind (1 byte), length of the path (4), length of the body (8), all big-endian; then the
 path in UTF-8 and the body: a file's content, or where a link leads. It ends with a record of kind 0, without

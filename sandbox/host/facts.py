@@ -1,4 +1,4 @@
-"""What was found out about this host. Pure."""
+"""Facts about this host. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class HostFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Capability:
-    """One row of the doctor's report. `fix` is the exact command that mends it, or empty."""
+    """One row of the doctor's report. `fix` is the exact command that corrects it, or empty."""
 
     name: str
     status: Literal["ok", "fallback", "missing"]

@@ -1,4 +1,4 @@
-"""The logins of an index that stand in a netrc file, which pip reads through requests, and so do we."""
+"""The logins of an index in a netrc file. pip reads them through requests, and so does this module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people import, and what it is called on the package index. Only for hints."""
+"""The names of modules that people import, and of their packages on the index. Only for hints."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def _page_links(index: Index, url: str, timeout_s: float) -> list[str]:
         except requests.exceptions.SSLError:
             raise BuildFailed(
                 f"the certificate of the package index {shown} is not trusted by {index.certificate or 'requests'}",
-                hint="name a bundle that has its authority: cert in pip.conf, or PIP_CERT",
+                hint="name a bundle that has its certificate authority: cert in pip.conf, or PIP_CERT",
                 host=shown,
             ) from None
         except (requests.RequestException, OSError, ValueError) as error:

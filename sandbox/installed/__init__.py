@@ -1,4 +1,4 @@
-"""What this installation has on the machine: the services that run from it, and how all of it is taken away.
+"""What this installation has on the machine: the services that run from it, and how all of it is removed.
 
 Imports everything but `cli`. Read `services`, then `removal`.
 """

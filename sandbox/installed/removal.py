@@ -1,4 +1,4 @@
-"""Taking an installation away: what belongs to it, in the order in which it has to go, and what stays.
+"""Removes an installation: what belongs to it, in which order it is removed, and what stays.
 
 A plan is made first, and can be shown; a second call finds what the first left. Only what carries our mark or lies in a
 directory of ours is touched, and nothing of another user's.

@@ -1,4 +1,4 @@
-"""What the kernel says of processes: who belongs to whom, what they hold, what ended them.
+"""What the kernel says about processes: which belong together, what they hold, what ended them.
 
-Imports nothing of ours. Read `process`, then `family`, `memory`, `oom`.
+Imports no other package of ours. Read `process`, then `family`, `memory`, `oom`.
 """

@@ -1,4 +1,4 @@
-"""What the kernel holds on behalf of a sandbox, where nothing but a count of things from outside bounds it.
+"""Memory that the kernel holds for a sandbox, where only a count from outside can bound it.
 
 Most of it is charged to a memory cgroup where there is one; byte-range locks of files never are: Linux took that accounting back
 in 5.15 (commit 3754707bcc3e). Prices are what one such thing was measured to take, rounded up.

@@ -1,4 +1,4 @@
-"""Read what the kernel says of one process: the only source that verification believes.
+"""Reads what the kernel says about one process: the only source that verification trusts.
 
 Everything comes from the host's own /proc and /sys/fs/cgroup, never from inside the sandbox. Formats: proc(5),
 cgroups(7), and the kernel's Documentation/admin-guide/cgroup-v2.rst.

@@ -1,4 +1,4 @@
-"""What to do where a policy wants more than the one that it extends lets a child have. Nobody is told to edit a file of this package."""
+"""What to do if a policy wants more than its parent allows. The advice never is to edit a file of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where policies lie: given directories, the user's, the system's, those that come with the package."""
+"""Where policies are: given directories, the user's, the system's, and the package's."""
 
 from __future__ import annotations
 

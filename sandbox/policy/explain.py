@@ -1,4 +1,4 @@
-"""Policies in plain words: what each value means, and what is wrong with one that can't be."""
+"""Policies in plain words: what each value means, and what is wrong with an invalid one."""
 
 from __future__ import annotations
 

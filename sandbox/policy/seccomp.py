@@ -159,9 +159,9 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         where = f":{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise InvalidRequest(f"{path}{where}: this is not valid JSON: {reason}", hint="generate it anew") from None
+        raise InvalidRequest(f"{path}{where}: this is not valid JSON: {reason}", hint="generate it again") from None
     if not isinstance(document, dict):
-        raise InvalidRequest(f"{path}: a seccomp profile is a JSON object", hint="generate it anew")
+        raise InvalidRequest(f"{path}: a seccomp profile is a JSON object", hint="generate it again")
     return document
 
 

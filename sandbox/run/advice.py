@@ -1,4 +1,4 @@
-"""What to do about an exception that ended a program, where the sandbox is what makes it likely: one table. Pure.
+"""What to do about an exception that ended a program, if the sandbox makes this exception likely: one table. Pure.
 
 The program could have made its error up: what is taken from it is bounded, and of a narrow form.
 """
@@ -18,6 +18,7 @@ __all__ = ["advice"]
 Rule = tuple[str, str, Callable[[re.Match[str], Policy], str]]
 MAX_TEXT_CHARS = 4_000
 SHOWN_HOSTS = 5
+PLAIN_PATH = r"[A-Za-z0-9_][A-Za-z0-9_+,@:./-]*"  # in the directory of the command
 SCREEN = {"tkinter", "_tkinter", "turtle", "turtledemo", "idlelib"}
 NO_NAME = (
     r"Temporary failure in name resolution|Name or service not known|No address associated with hostname|NameResolutionError|getaddrinfo failed"
@@ -62,16 +63,17 @@ def _shared_library(match: re.Match[str], _policy: Policy) -> str:
 
 
 def _no_file(match: re.Match[str], _policy: Policy) -> str:
-    path = match[1]
-    name = path.rpartition("/")[2]
-    if not name or "'" in path:
+    path = match[1].removeprefix("/app/").removeprefix("./")
+    directory, _, name = path.rpartition("/")
+    if not name:
         return ""
-    given = (
-        f"--file {name}"
-        if path in (name, f"./{name}", f"/app/{name}")
-        else f"--file {name}={path}, and the program opens {name}"
-    )
-    return f"of your files, the sandbox has those that you send: {given}; what the program writes goes into its working directory"
+    if "/." in path or not re.fullmatch(PLAIN_PATH, path):
+        # A program must not have itself recommended a file that nobody should hand over (/etc/shadow, .ssh/id_rsa), that
+        # the user perhaps can't read, nor a name that is more than one word to a shell.
+        given = "--file NAME=PATH, and the program opens NAME"
+    else:
+        given = f"--file {name}={path}, and the program opens {name}" if directory else f"--file {name}"
+    return f"the sandbox has only those of your files that you send: {given}; what the program writes goes into its working directory"
 
 
 def _read_only(_match: re.Match[str], _policy: Policy) -> str:

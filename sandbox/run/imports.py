@@ -1,4 +1,4 @@
-"""Which modules a program imports, as its text seems to tell. Pure: nothing is parsed, imported or executed.
+"""Which modules a program seems to import, guessed from its text. Pure: nothing is parsed, imported or executed.
 
 What a run imports is guessed before it runs, so that the next sandbox of its kind can have it imported already. A wrong
 guess costs that sandbox a little memory, and no program its result. So the text is looked through line by line, as far as

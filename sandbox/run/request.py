@@ -1,4 +1,4 @@
-"""What is checked of a request before anything starts: its sizes, and what the policy lets through. Nothing of it is parsed."""
+"""The checks of a request before anything starts: its sizes, and what the policy allows. Nothing is parsed."""
 
 from __future__ import annotations
 

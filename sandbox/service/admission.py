@@ -1,4 +1,4 @@
-"""Who runs next: so many runs at once, a bounded queue before them, fair between callers and between a caller's nodes.
+"""Who runs next: a bounded number of runs, and a bounded queue that is fair between callers and between their nodes.
 
 Callers with waiting runs take turns, one slot each; within a caller its nodes take turns; a node's runs go in order of
 arrival. A caller that holds all the slots it may have sits out until one of them comes back. One event loop, no

@@ -139,7 +139,7 @@ def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
         )  # fmt: skip
     if isinstance(answer, web.HTTPNotFound):
         return NotFound(f"there is nothing at {request.path[:200]!r}", hint=f"there are {', '.join(paths_of(request))}")
-    return InvalidRequest(f"the request can't be served: {answer.reason}", hint="mend its address, headers or body")
+    return InvalidRequest(f"the request can't be served: {answer.reason}", hint="correct its address, headers or body")
 
 
 def paths_of(request: BaseRequest) -> list[str]:

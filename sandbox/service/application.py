@@ -1,4 +1,4 @@
-"""The HTTP side: which route does what, who asks, and one shape for every error."""
+"""The HTTP side: which route does what, who the caller is, and one shape for every error."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class LiveRun:
 
 def no_run(run_id: str) -> NotFound:
     """Return what a caller is told who asks for a run that is not there, or is somebody else's."""
-    return NotFound(f"there is no run {run_id[:64]!r}", hint="`sandbox runs` lists them, and GET /v1/runs")
+    return NotFound(f"there is no run {run_id[:64]!r}", hint="`sandbox runs` and GET /v1/runs list them")
 
 
 class LiveRuns:
@@ -115,7 +115,7 @@ class LiveRuns:
         run = self.find(run_id, may_see)
         if run is None:
             raise NotFound(
-                f"no run {run_id[:64]!r} is going on", hint="`sandbox ps` lists those that are, and GET /v1/runs"
+                f"no run {run_id[:64]!r} is going on", hint="`sandbox ps` and GET /v1/runs list those that are"
             )
         run.cancel.set()
 

@@ -1,4 +1,4 @@
-"""The service's life: socket, engine, pool and queue come up; it serves; it drains and goes, whatever ended it."""
+"""The service's life: it sets up socket, engine, pool and queue, serves, and ends in order, whatever ended it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def sole_service(directory: Path, *, socket: str) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise EngineUnavailable(
-            f"the lock {path} can't be opened: {error.strerror}", hint="mend its owner and mode"
+            f"the lock {path} can't be opened: {error.strerror}", hint="correct its owner and mode"
         ) from None
     held = [fd]
     os.register_at_fork(after_in_child=lambda: _close(held))

@@ -185,7 +185,7 @@ def test_runs_that_go_on_end_as_they_would_when_podman_or_every_conmon_is_killed
         thread.start()
     until(lambda: len(seen), AT_ONCE)
     with service.client() as client:
-        # Killed while it makes a layer, Podman may leave what slows every later one down: "Its life" in docs/service.md.
+        # Killed while it makes a layer, Podman may leave what slows every later one down: docs/running-the-service.md.
         until(lambda: client.health()["pool"]["starting"], not_)
     assert answers == [], "all of them go on"
     owners = {uid.strip() for uid in seen}

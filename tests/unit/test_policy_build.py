@@ -13,7 +13,7 @@ from sandbox.policy.explain import meaning
 from sandbox.policy.load import Policy, load_policy, shipped_directory
 from sandbox.policy.order import ORDER
 
-DOCS = (Path(__file__).parents[2] / "docs/policies.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs/writing-policies.md").read_text()
 
 
 def load(directory: Path, text: str) -> Policy:
@@ -206,7 +206,7 @@ def test_explanation_tells_what_a_build_may_do() -> None:
 
 
 def test_documented_policy_for_libraries_is_valid(tmp_path: Path) -> None:
-    section = DOCS.split("\n## Installing libraries\n", 1)[1].split("\n## ", 1)[0]
+    section = DOCS.split("\n## Allow libraries\n", 1)[1].split("\n## ", 1)[0]
     policy = load(tmp_path, re.findall(r"```toml\n(.*?)```", section, re.DOTALL)[0])
     policy.library_allowed("pandas")
     with pytest.raises(PolicyDenied):

@@ -16,7 +16,7 @@ from sandbox.policy.explain import meaning
 from sandbox.policy.load import Policy, load_policy, shipped_directory
 from sandbox.policy.order import ORDER
 
-DOCS = (Path(__file__).parents[2] / "docs/policies.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs/writing-policies.md").read_text()
 API = '[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n'
 
 
@@ -186,7 +186,7 @@ def test_explanation_names_the_hosts_and_claims_no_more_than_that() -> None:
 
 
 def test_documented_policy_for_an_api_is_valid(tmp_path: Path) -> None:
-    section = DOCS.split("\n## Letting a program reach an API\n", 1)[1].split("\n## ", 1)[0]
+    section = DOCS.split("\n## Let a program reach an API\n", 1)[1].split("\n## ", 1)[0]
     example = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)[0]
     policy = load(tmp_path, example)
     assert policy.network.mode == "allowlist"

@@ -1,4 +1,4 @@
-"""What an administrator says of the service: its sections, where the file lies, how it is read.
+"""The configuration of the service: its sections, where the file is, how it is read.
 
-Imports the words, `policy` and `service.history`'s figures. Read `model`, then `load`.
+Imports the basic modules (`errors`, `models` and their like), `policy` and `service.history`'s figures. Read `model`, then `load`.
 """

@@ -76,13 +76,15 @@ class Socket(Strict):
     """Where the service listens, and who can reach it there."""
 
     path: Annotated[str, AfterValidator(socket_path)] = _key(
-        _usual_socket, "The socket. Its directory is created where it is missing.", "an absolute path"
+        _usual_socket, "The socket. Its directory is created if it is missing.", "an absolute path"
     )
     mode: Annotated[str | None, AfterValidator(mode_value)] = _key(
-        None, "The socket's mode; without it 0660 where a group is named, else 0600.", 'a text such as "0660"'
+        None, "The socket's mode. Default: 0660 if a group is named, otherwise 0600.", 'a text such as "0660"'
     )
     group: Annotated[str | None, AfterValidator(group_value)] = _key(
-        None, "Its members reach the socket. Without it, the service's own user and root alone do.", "a group's name"
+        None,
+        "The members of this group may reach the socket. Without it, only the service's own user and root can.",
+        "a group's name",
     )
 
     @model_validator(mode="after")
@@ -110,8 +112,10 @@ class Runners(Strict):
     policies: tuple[Annotated[str, AfterValidator(granted)], ...] = _key(
         ..., 'Names of policies, or "*" for all.', "a list of names of policies, at least one", least=1
     )
-    max_running: int | None = _count(None, "Runs of each of them at once; without it queue.per_caller_running.", low=1)
-    max_queued: int | None = _count(None, "Waiting runs of each of them; without it queue.per_caller_waiting.")
+    max_running: int | None = _count(
+        None, "Runs of each of these users at once. Default: queue.per_caller_running.", low=1
+    )
+    max_queued: int | None = _count(None, "Waiting runs of each of these users. Default: queue.per_caller_waiting.")
 
 
 class AccessRules(Strict):
@@ -119,12 +123,12 @@ class AccessRules(Strict):
 
     maintainers: tuple[Who, ...] = _key(
         (),
-        "Who may maintain: prune, stop all, see every run. It gives no right to run.",
+        "Who may maintain the service: prune, stop all, see every run. This gives no right to run code.",
         'a list of users and "@group"',
     )
     runners: tuple[Runners, ...] = _key(
         (),
-        "Who may run, and under which policies; the first entry that names a user or a group of theirs holds. "
+        "Who may run code, and under which policies. The first entry that names a user or one of their groups counts. "
         "Without entries, the members of socket.group may run under every policy.",
         "tables, each with users and policies: [[access.runners]]",
     )
@@ -135,21 +139,25 @@ class Restricted(Strict):
 
     path: Annotated[str | None, AfterValidator(restricted_path)] = _key(
         None,
-        "The second socket; without it there is none. Its directory is its own, and may be shown to a container.",
+        "The second socket. Without this key there is none. It has a directory of its own, which may be mounted into a container.",
         "an absolute path",
     )
     group: Annotated[str | None, AfterValidator(group_value)] = _key(
         None,
-        "Its members reach the second socket. Without it, the service's own user and root alone do.",
+        "The members of this group may reach the second socket. Without it, only the service's own user and root can.",
         "a group's name",
     )
     policies: tuple[Annotated[str, AfterValidator(granted)], ...] = _key(
-        (), 'Policies that whoever connects there may run under: names, or "*" for all.', "a list of names of policies"
+        (),
+        'Policies that a caller on the second socket may run under: names, or "*" for all.',
+        "a list of names of policies",
     )
     max_running: int | None = _count(
-        None, "Runs of each caller there at once; without it queue.per_caller_running.", low=1
+        None, "Runs of each caller on the second socket at once. Default: queue.per_caller_running.", low=1
     )
-    max_queued: int | None = _count(None, "Waiting runs of each caller there; without it queue.per_caller_waiting.")
+    max_queued: int | None = _count(
+        None, "Waiting runs of each caller on the second socket. Default: queue.per_caller_waiting."
+    )
 
     @model_validator(mode="after")
     def _path_needs_policies(self) -> Restricted:
@@ -161,18 +169,20 @@ class Restricted(Strict):
 class Queue(Strict):
     """How much runs and waits at once."""
 
-    running: int = _count(_two_per_core, "Runs at once; without it two per core.", low=1)
-    waiting: int = _count(200, "Runs that may wait for their turn; more are refused at once.")
-    per_caller_running: int | None = _count(
-        None, "Runs of one caller at once; without it as many as queue.running.", low=1
+    running: int = _count(_two_per_core, "Runs at once.", low=1)
+    waiting: int = _count(200, "Runs that may wait for their turn. More are refused at once.")
+    per_caller_running: int | None = _count(None, "Runs of one caller at once. Default: queue.running.", low=1)
+    per_caller_waiting: int = _count(
+        100, "Runs of one caller that may wait. If this is less than queue.waiting, it leaves room for other callers."
     )
-    per_caller_waiting: int = _count(100, "Runs of one caller that may wait; fewer than in all, to leave others room.")
-    wait_s: float = _seconds(30.0, "The longest wait for a turn, in seconds; then the run is refused.")
-    detached_wait_s: float = _seconds(3_600.0, "The same for a run whose result is fetched later: nobody waits for it.")
+    wait_s: float = _seconds(30.0, "The longest wait for a turn, in seconds. After that, the run is refused.")
+    detached_wait_s: float = _seconds(
+        3_600.0, "The same for a run whose result is fetched later, because no client waits for it."
+    )
     bodies_mib: int = _mib(
         512,
-        "Bodies of requests that wait or run, and answers not read yet, in MiB together; one caller alone may hold half. "
-        "More are refused at once, but a caller that holds nothing is always taken.",
+        "Bodies of requests that wait or run, and answers that were not read yet, in MiB together. One caller alone may hold half. "
+        "More are refused at once, except from a caller that holds nothing.",
         low=1,
     )
 
@@ -191,32 +201,30 @@ class Queue(Strict):
 class Warm(Strict):
     """One kind of sandbox that is started with the service."""
 
-    policy: Annotated[str, AfterValidator(policy_value)] = _key(
-        ..., "The policy that its runs are under.", "the name of a policy"
-    )
+    policy: Annotated[str, AfterValidator(policy_value)] = _key(..., "The policy of its runs.", "the name of a policy")
     requirements: tuple[str, ...] = _key(
         (), "Its libraries, as in a requirements file.", 'a list of requirements, such as ["numpy>=2"]'
     )
     preload: tuple[Annotated[str, AfterValidator(module_value)], ...] = _key(
-        (), "Modules that are imported ahead of the run.", "a list of names of modules"
+        (), "Modules that are imported before a run.", "a list of names of modules"
     )
 
 
 class Pool(Strict):
     """Sandboxes that are started ahead of need. Each is used for one run."""
 
-    memory_mib: int = _mib(512, "Memory that all ready sandboxes may take together, in MiB; 0 keeps none ready.")
+    memory_mib: int = _mib(512, "Memory that all ready sandboxes may take together, in MiB. 0 keeps none ready.")
     per_setting: int = _count(
-        4, "Ready sandboxes of one kind: same environment, policy and preloaded modules.", "sandboxes"
+        4, "Ready sandboxes of one kind, which means the same environment, policy and preloaded modules.", "sandboxes"
     )
-    idle_s: float = _seconds(300.0, "A ready sandbox that nobody needed for so many seconds is removed.", low=1)
+    idle_s: float = _seconds(300.0, "A ready sandbox is removed if nobody needed it for this many seconds.", low=1)
     starters: int = _count(
-        _cores, "Sandboxes that may be starting ahead of need at the same time, while runs come that fast; without it one per core.",
+        _cores, "Sandboxes that may be starting ahead of need at the same time, if runs come that fast.",
         "sandboxes", low=1,
     )  # fmt: skip
     warm_seen: int = _count(
         2,
-        "Kinds of runs that were asked for most often in the last week, and are made ready when the service starts.",
+        "How many kinds of sandboxes are made ready when the service starts: those that were requested most often in the last week.",
         "kinds",
     )
     warm: tuple[Warm, ...] = _key(
@@ -230,8 +238,10 @@ class Cells(Strict):
     """Warm containers, for policies whose runs get cells. Each makes a cell for every run of one caller's node."""
 
     memory_mib: int = _mib(512, "Memory that all warm containers may take together, in MiB.")
-    per_node: int = _count(2, "Warm containers of one node: as many of its runs go on at once.", "containers", low=1)
-    idle_s: float = _seconds(300.0, "A warm container that nobody needed for so many seconds is removed.", low=1)
+    per_node: int = _count(
+        2, "Warm containers of one node. This is also how many of its runs go on at once.", "containers", low=1
+    )
+    idle_s: float = _seconds(300.0, "A warm container is removed if nobody needed it for this many seconds.", low=1)
 
 
 class History(Strict):
@@ -239,36 +249,37 @@ class History(Strict):
 
     directory: Annotated[str, AfterValidator(directory_value)] = _key(
         lambda: str(usual_data_dir()),
-        "Where the history, saved files and results lie. One service alone uses it: a second one of the same user needs another.",
+        "Where the history, saved files and results are kept. Only one service may use it; a second one of the same user needs another.",
         "an absolute path",
     )
-    age_days: float = _number(30.0, "Runs older than so many days are forgotten.", "days", low=0, high=36_500)
-    size_mib: int = _mib(64, "Size of the history, in MiB; the oldest runs go first.", low=1)
+    age_days: float = _number(30.0, "Runs older than this many days are forgotten.", "days", low=0, high=36_500)
+    size_mib: int = _mib(64, "Size of the history, in MiB. The oldest runs are removed first.", low=1)
     output_kib: int = _number(
         16,
-        "Of traceback, log records, and the ends of stdout and stderr, so many KiB each are kept of a run (history.output of its policy).",
+        "How much is kept of a run's traceback, log records, and the ends of stdout and stderr, in KiB each (see history.output of the policy).",
         "KiB", low=1, high=1_024,
     )  # fmt: skip
     output_mib: int = _mib(
         32,
-        "What is kept of the output of runs, in MiB together; of whoever has most, the oldest goes first. 0 keeps none.",
+        "Output of runs that is kept, in MiB together. The oldest output of the caller with the most data is removed first. 0 keeps none.",
     )
     output_age_days: float = _number(
         7.0,
-        "What is kept of the output of runs is forgotten after so many days.",
+        "Output of runs is forgotten after this many days.",
         "days",
         low=0,
         high=36_500,
     )
     files_mib: int = _mib(
         64,
-        "Saved files that are kept for their callers, in MiB together; of whoever has most, the oldest go first. 0 keeps none.",
+        "Saved files that are kept for their callers, in MiB together. The oldest files of the caller with the most data are removed first. 0 keeps none.",
     )
-    files_age_s: float = _seconds(3_600.0, "Saved files are kept for so many seconds.")
+    files_age_s: float = _seconds(3_600.0, "Saved files are kept for this many seconds.")
     results_mib: int = _mib(
-        64, "Results that are fetched later, in MiB together; of whoever has most, the oldest goes first. 0 keeps none."
+        64,
+        "Results that are fetched later, in MiB together. The oldest result of the caller with the most data is removed first. 0 keeps none.",
     )
-    results_age_s: float = _seconds(3_600.0, "Results that are fetched later are kept for so many seconds.")
+    results_age_s: float = _seconds(3_600.0, "Results that are fetched later are kept for this many seconds.")
 
 
 class Webhooks(Strict):
@@ -276,13 +287,13 @@ class Webhooks(Strict):
 
     allowed: tuple[Annotated[str, AfterValidator(webhook_value)], ...] = _key(
         (),
-        "Addresses that a request may have told (`notify`): scheme, host, port and path of each, and what lies below that path. "
-        "A name other than localhost must lead to a public address; name private ones by number.",
+        "Addresses that a request may name in `notify`, each with scheme, host, port and path. Paths below that path are allowed, too. "
+        "A name other than localhost must lead to a public address. Write a private address as a number.",
         'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
     )
     key_file: Annotated[str | None, AfterValidator(key_file_value)] = _key(
         None,
-        "A file with the key that webhooks are signed with (HMAC-SHA256 of the body, in X-Sandbox-Signature).",
+        "A file with the key that signs webhooks (HMAC-SHA256 of the body, in X-Sandbox-Signature).",
         "an absolute path",
     )
 
@@ -290,14 +301,16 @@ class Webhooks(Strict):
 class Stop(Strict):
     """How the service ends."""
 
-    drain_s: float = _seconds(20.0, "When told to stop, runs get so many seconds to end; then they are cancelled.")
+    drain_s: float = _seconds(
+        20.0, "When the service is told to stop, runs get this many seconds to end. After that, they are cancelled."
+    )
 
 
 class Log(Strict):
     """What the service writes about itself."""
 
-    format: Literal["auto", "human", "json"] = _key("auto", "auto is human on a terminal and json elsewhere.")
-    level: Literal["debug", "info", "warning", "error"] = _key("info", "The least important lines that are written.")
+    format: Literal["auto", "human", "json"] = _key("auto", "auto means human on a terminal, and json elsewhere.")
+    level: Literal["debug", "info", "warning", "error"] = _key("info", "Lines below this level are not written.")
 
 
 class ServiceConfig(Strict):

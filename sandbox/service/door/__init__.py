@@ -1,4 +1,4 @@
-"""Who may come in: sockets, peers, users and groups, and what each may do.
+"""Who may connect: sockets, peers, users and groups, and what each may do.
 
 Imports `service.config`. Read `listen`, then `access`.
 """

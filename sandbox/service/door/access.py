@@ -74,7 +74,7 @@ class Caller:
         if not self.may_maintain:
             raise AccessDenied(
                 f"the user {self.name} may not maintain this service",
-                hint="its owner and root may, and those whom access.maintainers of its configuration names",
+                hint="its owner, root and the users that access.maintainers of its configuration names may do this",
             )
 
     def uses(self, policy_name: str) -> bool:

@@ -80,7 +80,7 @@ def open_socket(settings: Socket, *, inherited: Sequence[int] = ()) -> Listener:
     except OSError as error:
         raise EngineUnavailable(
             f"the socket {path} can't be opened: {error.strerror}",
-            hint="mend the directory, or set socket.path to another",
+            hint="correct the directory, or set socket.path to another",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The two agreements with systemd, by environment variables: sockets that it opened, and telling it how things stand.
+"""The two agreements with systemd, by environment variables: sockets that it opened, and reports of state.
 
 Without systemd neither is there, and both functions do nothing.
 """

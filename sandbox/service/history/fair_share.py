@@ -1,4 +1,4 @@
-"""What goes when there is no room for everything that is kept for several owners: nobody pushes out what others have. Pure."""
+"""What to remove when several owners keep too much: no owner pushes out what others have. Pure."""
 
 from __future__ import annotations
 

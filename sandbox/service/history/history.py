@@ -69,7 +69,8 @@ class RunHistory(Reader):
             connection = self._open()
         except (sqlite3.Error, OSError) as error:
             raise EngineUnavailable(
-                f"the history {path} can't be opened: {error}", hint="free some space there, or mend its owner and mode"
+                f"the history {path} can't be opened: {error}",
+                hint="free some space there, or correct its owner and mode",
             ) from None
         self._writer = Writer(connection, UPSERT)
 

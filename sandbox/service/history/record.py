@@ -1,4 +1,4 @@
-"""What the history gets to know of a run: sizes, times and names, never code, results or secrets.
+"""What the history records of a run: sizes, times and names, never code, results or secrets.
 
 It gets the payload and what the run told where the policy asks for that.
 """

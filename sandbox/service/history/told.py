@@ -1,4 +1,4 @@
-"""What a run told, as far as the history keeps it, without secrets.
+"""The output of a run, as far as the history keeps it, without secrets.
 
 It tells its message, traceback, log records, and the ends of stdout and stderr. Pure.
 """

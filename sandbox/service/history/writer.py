@@ -1,4 +1,4 @@
-"""The one thread that writes the history: nobody who reports a run waits for the disk.
+"""The one thread that writes the history, so that no run waits for the disk.
 
 What comes together is written in one transaction, at most one every `GATHER_S`. A disk that fails fails no run: rows
 wait in memory, within a bound, and are tried again every `RETRY_S`.

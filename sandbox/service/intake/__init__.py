@@ -1,4 +1,4 @@
-"""What comes in: bytes of a request, counted and spooled, taken apart beside the service, and checked.
+"""Incoming requests: their bytes are counted and spooled, parsed in a process beside the service, and checked.
 
-Imports the words, `run` and `environment.requirements`. Read `reading`, then `asked`, `parser`.
+Imports the basic modules (`errors`, `models` and their like), `run` and `environment.requirements`. Read `reading`, then `asked`, `parser`.
 """

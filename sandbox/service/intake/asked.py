@@ -1,4 +1,4 @@
-"""What a body asks for, in full: parsed as far as the host parses it at all, and checked. Pure.
+"""What a body asks for, in full: checked, and parsed as far as the host parses it at all. Pure.
 
 The parser does it, a process beside the service, or the service itself where a body is short and names no libraries.
 """

@@ -1,4 +1,4 @@
-"""One thing at a time, fair between callers: whoever wants little does not wait for all that another one wants."""
+"""One thing at a time, fair between callers: a caller with little work does not wait for all the work of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client would like, in the header `Prefer` (RFC 7240): an answer before the end, or to wait for so long. Pure."""
+"""What a client prefers, in the header `Prefer` (RFC 7240): an answer before the end, or how long to wait. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may stand behind the `?` of each route, with the schema that describes it; nothing else is taken."""
+"""What may follow the `?` of each route, with the schema that describes it. Anything else is refused."""
 
 from __future__ import annotations
 

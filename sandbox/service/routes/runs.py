@@ -1,4 +1,4 @@
-"""Runs: ask for one, watch it, end it, look back. `sandbox.service.routes.later` has those whose results are fetched later."""
+"""Runs: start one, watch it, end it, look back. `sandbox.service.routes.later` has those with results for later."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def key_of(path: str | None) -> bytes:
         key = Path(path).read_bytes().strip()
     except OSError as error:
         raise InvalidRequest(
-            f"webhooks.key_file {path} can't be read: {error.strerror}", hint="mend the path or its mode"
+            f"webhooks.key_file {path} can't be read: {error.strerror}", hint="correct the path or its mode"
         ) from None
     if not key:
         raise InvalidRequest(f"webhooks.key_file {path} is empty", hint="write a long random text into it")
