@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-Step = Literal["image", "resolving", "downloading", "installing", "storing", "starting", "running"]
+from sandbox.wire.events import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,12 @@ from sandbox.renewing_cache import Remembered
 from sandbox.run.execution import NOBODY, Execution, Follow, Prepared
 from sandbox.run.imports import brings_modules, modules_of
 from sandbox.run.request import check_request
+from sandbox.wire.answers import CodeCheck
 
 if TYPE_CHECKING:
     from sandbox.environment.environments import Environments
     from sandbox.environment.identity import Environment, Wanted
     from sandbox.environment.lock import Lock
-    from sandbox.run.code_check import CodeCheck
 
 __all__ = ["Places", "Runner"]
 

@@ -22,6 +22,7 @@ from sandbox.cli.runs import MAX_LISTED, connected, full_id
 from sandbox.cli.saved import open_directory
 from sandbox.client.reading import unreadable
 from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
+from sandbox.wire.run import LogRecord
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -31,19 +32,12 @@ GOES_ON = os.EX_TEMPFAIL
 WAIT_S = 30.0
 
 
-class Record(msgspec.Struct, frozen=True):
-    """A log record."""
-
-    level: str
-    message: str
-
-
 class Told(msgspec.Struct, frozen=True):
     """What `sandbox run` shows while it happens."""
 
     stdout: str
     stderr: str
-    logs: tuple[Record, ...]
+    logs: tuple[LogRecord, ...]
 
 
 def check_detached(options: dict[str, Any], policy_dirs: list[Path]) -> None:

@@ -26,7 +26,7 @@ def logs(*, run_id: str, as_json: bool) -> None:
     (history.payloads); code and result never. Where no service runs, the history's file is read.
     """
     with past() as known:
-        found = known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED)))
+        found = dict(known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED))))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

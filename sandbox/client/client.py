@@ -7,28 +7,33 @@ import http.client
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sandbox.client import calls, reading
-from sandbox.client.answers import (
-    BuiltEnvironment,
-    CodeCheck,
-    Environment,
-    EnvironmentShown,
-    Image,
-    Policy,
-    PolicyAndValues,
-    Pruned,
-    SavedFile,
-    Stopped,
-    Template,
-    TemplateAndCode,
-)
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
 from sandbox.client.unix_http import Connection, Connections, headers_of
 from sandbox.errors import QueueFull
+
+if TYPE_CHECKING:
+    from sandbox.client.answers import (
+        BuiltEnvironment,
+        CodeCheck,
+        Health,
+        HostReport,
+        ListedEnvironment,
+        ListedFile,
+        ListedImage,
+        ListedPolicy,
+        ListedTemplate,
+        Pruned,
+        RecordedRun,
+        ShownEnvironment,
+        ShownPolicy,
+        ShownTemplate,
+        Stopped,
+    )
 
 T = TypeVar("T")
 
@@ -149,21 +154,21 @@ class Client(ClientBase):
         """End a run. Raises `NotFound`."""
         self._ask(calls.whole("DELETE", f"/v1/runs/{calls.part(run_id)}"))
 
-    def runs(self, **filters: str | int) -> list[dict[str, Any]]:
+    def runs(self, **filters: str | int) -> list[RecordedRun]:
         """Return runs, newest first; filters are node, outcome, before, limit."""
-        return self._ask(calls.runs(filters))
+        return cast("list[RecordedRun]", self._ask(calls.runs(filters)))
 
-    def recorded(self, run_id: str) -> dict[str, Any]:
+    def recorded(self, run_id: str) -> RecordedRun:
         """Return what the history knows of one run. Raises `NotFound`."""
-        return self._ask(calls.recorded(run_id))
+        return cast("RecordedRun", self._ask(calls.recorded(run_id)))
 
     def file(self, run_id: str, name: str) -> bytes:
         """Return a file that a run saved, while it is kept. Raises `NotFound`."""
         return self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
-    def files(self, run_id: str) -> list[SavedFile]:
+    def files(self, run_id: str) -> list[ListedFile]:
         """Return which files that a run saved are kept. Raises `NotFound`."""
-        return cast("list[SavedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
+        return cast("list[ListedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     def check(self, code: str, **options: Any) -> CodeCheck:
         """Tell whether code compiles where it would run, and which imports its libraries can't serve.
@@ -192,13 +197,13 @@ class Client(ClientBase):
                 on_event(event)
         raise AssertionError  # as above
 
-    def environments(self) -> list[Environment]:
+    def environments(self) -> list[ListedEnvironment]:
         """Return the environments of the service's host, most recently used first."""
-        return cast("list[Environment]", self._ask(calls.listed("/v1/environments", "environments")))
+        return cast("list[ListedEnvironment]", self._ask(calls.listed("/v1/environments", "environments")))
 
-    def environment(self, name: str) -> EnvironmentShown:
+    def environment(self, name: str) -> ShownEnvironment:
         """Return one, by its id or the beginning of it, with its lock as TOML. Raises `NotFound`."""
-        return cast("EnvironmentShown", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
+        return cast("ShownEnvironment", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     def remove_environment(self, name: str) -> str:
         """Remove one that no run uses, and return its id; for maintainers. Raises `NotFound`, `InvalidRequest`."""
@@ -206,33 +211,33 @@ class Client(ClientBase):
 
     # ---- what one may use, and how things are
 
-    def policies(self) -> list[Policy]:
+    def policies(self) -> list[ListedPolicy]:
         """Return the policies that the caller may use."""
-        return cast("list[Policy]", self._ask(calls.listed("/v1/policies", "policies")))
+        return cast("list[ListedPolicy]", self._ask(calls.listed("/v1/policies", "policies")))
 
-    def policy(self, name: str) -> PolicyAndValues:
+    def policy(self, name: str) -> ShownPolicy:
         """Return one with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
-        return cast("PolicyAndValues", self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
+        return cast("ShownPolicy", self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[ListedTemplate]:
         """Return the built-in scripts."""
-        return cast("list[Template]", self._ask(calls.listed("/v1/templates", "templates")))
+        return cast("list[ListedTemplate]", self._ask(calls.listed("/v1/templates", "templates")))
 
-    def template(self, name: str) -> TemplateAndCode:
+    def template(self, name: str) -> ShownTemplate:
         """Return one with its code and its sample payload. Raises `NotFound`."""
-        return cast("TemplateAndCode", self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
+        return cast("ShownTemplate", self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
 
-    def images(self) -> list[Image]:
+    def images(self) -> list[ListedImage]:
         """Return the images of the service's host, without environments."""
-        return cast("list[Image]", self._ask(calls.listed("/v1/images", "images")))
+        return cast("list[ListedImage]", self._ask(calls.listed("/v1/images", "images")))
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Health:
         """Return how the service is."""
-        return self._ask(calls.document("/v1/health"))
+        return cast("Health", self._ask(calls.document("/v1/health")))
 
-    def doctor(self) -> dict[str, Any]:
+    def doctor(self) -> HostReport:
         """Return what the service's host can enforce: `usable`, `capabilities`, `policies`."""
-        return self._ask(calls.document("/v1/doctor"))
+        return cast("HostReport", self._ask(calls.document("/v1/doctor")))
 
     def metrics(self) -> str:
         """Return the counters, in Prometheus's text format."""

@@ -25,7 +25,7 @@ import pytest
 from pydantic import SecretStr
 
 from sandbox.cell.cell import Maker
-from sandbox.cell.group import CellCounts, CellLimits
+from sandbox.cell.group import CellLimits
 from sandbox.cell.warm import Cells
 from sandbox.container import spec
 from sandbox.container.container import Container
@@ -38,6 +38,7 @@ from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.policy.load import load_policy
 from sandbox.policy.model import Policy
 from sandbox.runner import Places, Runner
+from sandbox.wire.answers import CellCounts
 
 T = TypeVar("T")
 

@@ -296,7 +296,7 @@ def test_what_the_history_has_of_runs_counts_as_its_reader_s_while_it_is_sent(tm
             caller_name="ann",
             received=1.0,
             state="ended",
-            output=json.dumps({"stdout": "x" * 600_000}),
+            output=told(RunResult(run_id="1" * 32, outcome=Outcome.FAILED, stdout=b"x" * 600_000), Mask(()), 600_000),
         )
         here.ended.append(row)
         here.state.history.list = lambda **_: (replace(row, explanation="x" * 2_000),) * 300  # type: ignore[method-assign]
