@@ -16,7 +16,7 @@ PIECE_BYTES = 1 << 20
 Result = TypeVar("Result")
 
 
-async def aside(size_bytes: int, work: Callable[[], Result]) -> Result:
+async def run_off_loop(size_bytes: int, work: Callable[[], Result]) -> Result:
     """Return what `work` on so many bytes gives; where they are many, a thread does it."""
     return await asyncio.to_thread(work) if size_bytes > LARGE_BYTES else work()
 

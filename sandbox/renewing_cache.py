@@ -14,7 +14,7 @@ RENEWED_AT = 0.25
 MAX_KEYS = 1000
 
 
-class Remembered(Generic[Key, Value]):
+class RenewingCache(Generic[Key, Value]):
     """Remembers answers for `believed_s` seconds; 0 remembers nothing. Failures are not remembered."""
 
     def __init__(self, believed_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:

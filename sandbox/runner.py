@@ -26,7 +26,7 @@ from sandbox.places import private_directory
 from sandbox.policy.load import LoadedPolicy, load_policy
 from sandbox.policy.model import Policy
 from sandbox.progress import OnProgress, Progress
-from sandbox.renewing_cache import Remembered
+from sandbox.renewing_cache import RenewingCache
 from sandbox.run.execution import NOBODY, Execution, Follow, Prepared
 from sandbox.run.imports import brings_modules, modules_of
 from sandbox.run.request import check_request
@@ -34,7 +34,7 @@ from sandbox.wire.answers import CodeCheck
 
 if TYPE_CHECKING:
     from sandbox.environment.environments import Environments
-    from sandbox.environment.identity import Environment, Wanted
+    from sandbox.environment.identity import InstalledEnvironment, Wanted
     from sandbox.environment.lock import Lock
 
 __all__ = ["Places", "Runner"]
@@ -90,7 +90,7 @@ class Runner:
         self._places = places
         self._source = source
         self._policies = policies or (lambda name: load_policy(name, directories=places.policy_dirs))
-        self._images: Remembered[tuple[str, str], image.AdmittedImage] = Remembered(images_s)
+        self._images: RenewingCache[tuple[str, str], image.AdmittedImage] = RenewingCache(images_s)
         self._environments: Environments | None = None
 
     async def run(
@@ -162,7 +162,9 @@ class Runner:
         async with self._base(asked) as base:
             return await self.environments().lock(wanted(request, asked, base), on_progress, upgrade=upgrade)
 
-    async def build(self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None) -> Environment:
+    async def build(
+        self, request: RunRequest, on_progress: OnProgress, *, lock: Lock | None = None
+    ) -> InstalledEnvironment:
         """Return the environment of a request's libraries, or of `lock`; built when it isn't there."""
         asked = await self._asked(request)
         async with contextlib.AsyncExitStack() as used:
@@ -198,7 +200,7 @@ class Runner:
                 environment = await used.enter_async_context(libraries)
             yield self._setting(asked, admitted, environment, self._preload(request, asked.policy))
 
-    async def pull(self, request: RunRequest, reference: str) -> Environment:
+    async def pull(self, request: RunRequest, reference: str) -> InstalledEnvironment:
         """Return the environment `reference` of a registry, for the request's base image and policy."""
         asked = await self._asked(request)
         async with self._base(asked) as base:
@@ -227,7 +229,7 @@ class Runner:
         run: Run,
         asked: Asked,
         admitted: image.AdmittedImage,
-        environment: Environment | None,
+        environment: InstalledEnvironment | None,
         environment_s: float,
     ) -> Prepared:
         """Return the run as it is carried out."""
@@ -249,7 +251,7 @@ class Runner:
         self,
         asked: Asked,
         admitted: image.AdmittedImage,
-        environment: Environment | None,
+        environment: InstalledEnvironment | None,
         preload: tuple[str, ...] = (),
     ) -> Setting:
         """Return what decides the sandbox."""

@@ -30,7 +30,7 @@ from sandbox.container.workspace import acquire
 from sandbox.engine.podman import PodmanEngine
 from sandbox.engine.program import scrubbed_environment
 from sandbox.environment.lock import Lock
-from sandbox.environment.store import Record, Store
+from sandbox.environment.store import EnvironmentRecord, Store
 from sandbox.host.probe import probe
 from scripts.bench import build_spec, podman_flags, timed
 from tests.integration.service import Service, served
@@ -242,11 +242,11 @@ def environments(service: Service, client: Client, rounds: int) -> dict[str, dic
     return found
 
 
-def record(number: int) -> Record:
+def record(number: int) -> EnvironmentRecord:
     """Return what is kept of an environment that nobody built."""
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     packages = tuple(f"package{index}==1.{number}" for index in range(20))
-    return Record(
+    return EnvironmentRecord(
         id=digest, image=f"localhost/sandbox-environment:{digest[:32]}", image_id=digest, base="localhost/sandbox-python:latest",
         base_digest=f"sha256:{digest}", lock_hash=LOCK.hash, build_hash=f"sha256:{digest}", packages=packages,
         requirements=packages[:3], size_bytes=1 << 26, created=time.time(), last_used=time.time(),

@@ -2,8 +2,8 @@
 # What the scripts share. Sourced, never run: it only defines names.
 
 PROJECT=podman-sandbox-runner
-SANDBOX_USER=sandbox
-SANDBOX_HOME=/var/lib/sandbox
+# For the tests there is a second account, which runs half of them: `tests_account`.
+SANDBOX_USER="${SANDBOX_TESTS_ACCOUNT:-sandbox}"
 
 say() { printf '\n==> %s\n' "$*"; }
 note() { printf '    %s\n' "$*"; }
@@ -13,11 +13,12 @@ die() {
     exit 1
 }
 is_root() { [ "$(id -u)" -eq 0 ]; }
+tests_account() { if is_root; then echo sandbox-tests; else id -un; fi; }
 runs_as() { if is_root; then echo "$SANDBOX_USER"; else id -un; fi; }
 # The account's own word, where it exists: the program follows it, too.
 home_directory() {
     if is_root; then
-        getent passwd "$SANDBOX_USER" | cut -d: -f6 | grep . || echo "$SANDBOX_HOME"
+        getent passwd "$SANDBOX_USER" | cut -d: -f6 | grep . || echo "/var/lib/$SANDBOX_USER"
     else
         echo "$HOME"
     fi

@@ -25,7 +25,19 @@ REQUIRED = os.environ.get("SANDBOX_REQUIRE_PODMAN", "") not in ("", "0")
 SETTLE_S = 10.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quiet-tests",
+        choices=("none", "only"),
+        help="leave out the tests that need a quiet machine, or take them alone",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if wanted := config.getoption("--quiet-tests"):
+        out = [item for item in items if (item.get_closest_marker("quiet") is not None) is (wanted == "none")]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
     for item in items:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
         if tier in ("integration", "escape", "e2e", "kernel") or (tier == "contract" and "podman" in item.name.lower()):

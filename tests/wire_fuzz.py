@@ -24,9 +24,9 @@ with atheris.instrument_imports(
     include=["sandbox.channel.frames", "sandbox.channel.canonical", "sandbox.channel.records"]
 ):
     from sandbox.channel.collector import Collector
-    from sandbox.channel.frames import FROM_HARNESS, FrameReader, Limits, ProtocolViolation, encode
+    from sandbox.channel.frames import FROM_HARNESS, FrameReader, ProtocolViolation, RunCaps, encode
 
-LIMITS = Limits(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)
+LIMITS = RunCaps(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)
 START = encode("R", b'{"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}') + encode("S")
 # Bodies that are right, one of each kind, for the fuzzer to bend.
 RIGHT = {

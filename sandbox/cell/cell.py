@@ -17,7 +17,7 @@ from sandbox.cell import verify as verify_cell
 from sandbox.cell.filter import instructions, maker_profile
 from sandbox.cell.spec import DEVICES, SHARED, cell_of, maker_of
 from sandbox.channel.frames import encode
-from sandbox.channel.records import Failure, ProtocolViolation, shaped
+from sandbox.channel.records import ProgramFailure, ProtocolViolation, shaped
 from sandbox.container import spec, verify
 from sandbox.container.kernel_files import terminal_options
 from sandbox.container.preload import PreloadFailed, preload
@@ -47,7 +47,7 @@ class Cell(Sandbox):
         super().__init__(decided)
         self.processes_at_rest = 2
 
-    async def start(self, send: socket.socket, maker: verify_cell.Maker) -> None:
+    async def start(self, send: socket.socket, maker: verify_cell.MakerFacts) -> None:
         """Have it made over the maker's channel `send`, and verify it. Raises a `SandboxError`, with nothing left of it."""
         self.mark("begin")
         self.mark("created")
@@ -94,7 +94,7 @@ class Cell(Sandbox):
                 f"a cell can't be held to its cores: {error.strerror}", hint="run `sandbox doctor`"
             ) from None
 
-    def _verify(self, maker: verify_cell.Maker) -> None:
+    def _verify(self, maker: verify_cell.MakerFacts) -> None:
         try:
             process = kernel.read_process(self.pid)
         except (OSError, ValueError, KeyError) as error:
@@ -156,7 +156,7 @@ async def first_speaker(channel: socket.socket) -> int:
 def no_cells(frame: tuple[str, bytes]) -> NoCells:
     """Return why no cell could be made, in the words of who tried."""
     try:
-        said = shaped(Failure, frame[1]).message if frame[0] == "X" else "it said nonsense"
+        said = shaped(ProgramFailure, frame[1]).message if frame[0] == "X" else "it said nonsense"
     except ProtocolViolation:
         said = "it said nonsense"
     return NoCells(
@@ -165,7 +165,7 @@ def no_cells(frame: tuple[str, bytes]) -> NoCells:
     )
 
 
-class Maker(ReadySandbox):
+class WarmContainer(ReadySandbox):
     """A warm container of one caller's node. It makes cells one after the other, and runs no user's code itself."""
 
     _number = 0
@@ -185,7 +185,7 @@ class Maker(ReadySandbox):
         try:
             self._orders = self.sandbox.second_channel()
             self._held.callback(self._orders.close)
-            self._seen = verify_cell.Maker(
+            self._seen = verify_cell.MakerFacts(
                 process=kernel.read_process(self.sandbox.pid), evidence=self.sandbox.evidence
             )
         except (OSError, ValueError, KeyError) as error:

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from sandbox.cell.cell import Cell, Maker
+from sandbox.cell.cell import Cell, WarmContainer
 from sandbox.container.standby import Setting
 
 FIRST_GUESS_MIB = 32.0
@@ -28,10 +28,10 @@ class CellLimits:
 
 
 @dataclass(eq=False)
-class Warm:
+class WarmMember:
     """One warm container, and the cell that it has ready or is making."""
 
-    maker: Maker
+    maker: WarmContainer
     born: float
     used: float
     next: asyncio.Task[Cell]
@@ -39,7 +39,7 @@ class Warm:
 
 
 @dataclass(eq=False)
-class Group:
+class WarmGroup:
     """The warm containers that are alike; `waiting` are runs that wait for one of them to be free.
 
     Of the `busy` ones, those in `ending` will be as soon as the last run's processes are gone.
@@ -48,16 +48,16 @@ class Group:
 
     key: tuple[str, str]
     setting: Setting
-    idle: list[Warm] = field(default_factory=list)
-    busy: set[Warm] = field(default_factory=set)
-    ending: set[Warm] = field(default_factory=set)
+    idle: list[WarmMember] = field(default_factory=list)
+    busy: set[WarmMember] = field(default_factory=set)
+    ending: set[WarmMember] = field(default_factory=set)
     starting: int = 0
-    waiting: deque[asyncio.Future[Warm]] = field(default_factory=deque)
+    waiting: deque[asyncio.Future[WarmMember]] = field(default_factory=deque)
     why_not: str = ""
     not_before: float = -math.inf
 
     @property
-    def all(self) -> list[Warm]:
+    def all(self) -> list[WarmMember]:
         """Every container that runs."""
         return [*self.idle, *self.busy]
 
@@ -70,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadyCell:
-    """A cell that waits for its job, in the terms of `ready.Ready`."""
+    """A cell that waits for its job, in the terms of `standby.AcquiredSandbox`."""
 
     sandbox: Cell
     asked: float

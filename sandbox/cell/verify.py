@@ -34,14 +34,14 @@ OF_THE_CONTAINER = ("launch", "masked kernel files", "project ids")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Maker:
+class MakerFacts:
     """The warm container that a cell is in: what was read back of its process 1, and what it proved."""
 
     process: ProcessFacts
     evidence: tuple[ControlEvidence, ...]
 
 
-def check_isolation(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[Finding]:
+def check_isolation(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iterator[Finding]:
     """Each namespace of the cell's own, none the container's, and process 1 one level below it."""
     del spec
     ours, theirs = seen.process, maker.process
@@ -54,7 +54,7 @@ def check_isolation(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterat
     yield proven(CONTROL, WANTED["cell"], f"own {', '.join(own)} namespaces", evidence, holds=not shared and first)
 
 
-def check_filter(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[Finding]:
+def check_filter(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iterator[Finding]:
     """The program's own filter on top of the container's."""
     status, above = seen.process.status, maker.process.status
     filters, before = int(status.get("Seccomp_filters", "0")), int(above.get("Seccomp_filters", "0"))
@@ -65,7 +65,7 @@ def check_filter(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[
     )  # fmt: skip
 
 
-def check_covers(spec: ContainerSpec, seen: Observed, maker: Maker) -> Iterator[Finding]:
+def check_covers(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iterator[Finding]:
     """Own /proc with the same masks, own writable places, and nothing in view that the cells of one container would share."""
     mounts = {mount.point: mount for mount in seen.process.mounts}
     theirs = {mount.point: mount for mount in maker.process.mounts}
@@ -111,7 +111,7 @@ def check_caps(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
             )
 
 
-def compare(spec: ContainerSpec, seen: Observed, maker: Maker) -> tuple[ControlEvidence, ...]:
+def compare(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> tuple[ControlEvidence, ...]:
     """Return the evidence for every control of a cell. Raises `NotEnforceable` naming each one that doesn't hold."""
 
     def findings() -> Iterator[Finding]:

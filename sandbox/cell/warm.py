@@ -17,11 +17,11 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 
-from sandbox.cell.cell import LIFE_S, Cell, Maker, NoCells
-from sandbox.cell.group import FIRST_GUESS_MIB, CellLimits, Group, ReadyCell, Warm
+from sandbox.cell.cell import LIFE_S, Cell, NoCells, WarmContainer
+from sandbox.cell.group import FIRST_GUESS_MIB, CellLimits, ReadyCell, WarmGroup, WarmMember
 from sandbox.cell.pace import Paces
 from sandbox.container.isolation_row import SLOW_ENOUGH, STARTS, in_cell, in_container
-from sandbox.container.standby import Ready, Setting, Source
+from sandbox.container.standby import AcquiredSandbox, Setting, Source
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.wire.answers import CellCounts
 
@@ -31,11 +31,11 @@ ATTEMPTS = 3
 AGAIN_S = 60.0
 
 
-class Cells:
+class CellPool:
     """Gives runs their cells, and every other run what `containers` gives it."""
 
     def __init__(
-        self, make: Callable[[Setting], Maker], containers: Source, limits: CellLimits, *,
+        self, make: Callable[[Setting], WarmContainer], containers: Source, limits: CellLimits, *,
         start_s: Callable[[Setting], float], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """`make` returns the maker of a setting, not started; `start_s` is how long a container of one takes to start."""
@@ -45,13 +45,13 @@ class Cells:
         self._start_s = start_s
         self._clock = clock
         self._paces = Paces()
-        self._groups: OrderedDict[tuple[str, str], Group] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, str], WarmGroup] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._closing = False
         self._count = {"cells": 0, "started": 0, "retired": 0, "broken": 0, "refused": 0}
 
-    async def __aenter__(self) -> Cells:
+    async def __aenter__(self) -> CellPool:
         """Begin to retire what is idle."""
         self._keeper = asyncio.create_task(self._keep())
         return self
@@ -70,15 +70,15 @@ class Cells:
 
     # ---- for runs
 
-    def source(self, setting: Setting, run_id: str) -> contextlib.AbstractAsyncContextManager[Ready]:
-        """Give one run its sandbox: a cell where its policy says so and this host can. See `ready.Source`."""
+    def source(self, setting: Setting, run_id: str) -> contextlib.AbstractAsyncContextManager[AcquiredSandbox]:
+        """Give one run its sandbox: a cell where its policy says so and this host can. See `standby.Source`."""
         per_run = setting.policy.isolation.per_run
         if per_run == "container" or not setting.owner:
             return self._containers(setting, run_id)
         return self._by_pace(setting, run_id) if per_run == "auto" else self._cell(setting, run_id)
 
     @contextlib.asynccontextmanager
-    async def _by_pace(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+    async def _by_pace(self, setting: Setting, run_id: str) -> AsyncIterator[AcquiredSandbox]:
         """Give a run a cell while its node is too fast for containers, and no run waits for the first warm one."""
         asked, start_s = self._clock(), self._start_s(setting)
         pace = self._paces.of((setting.owner, setting.kind))
@@ -95,7 +95,7 @@ class Cells:
             pace.ended(asked, self._clock(), start_s)
 
     @contextlib.asynccontextmanager
-    async def _cell(self, setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+    async def _cell(self, setting: Setting, run_id: str) -> AsyncIterator[AcquiredSandbox]:
         group = self._group(setting)
         try:
             taken = await self._take(group) if self._clock() >= group.not_before else None
@@ -115,7 +115,7 @@ class Cells:
             self._give_back(group, warm, cell)
 
     @contextlib.asynccontextmanager
-    async def _container(self, setting: Setting, run_id: str, why: str) -> AsyncIterator[Ready]:
+    async def _container(self, setting: Setting, run_id: str, why: str) -> AsyncIterator[AcquiredSandbox]:
         async with self._containers(setting, run_id) as ready:
             ready.sandbox.evidence += (in_container(setting.policy.isolation.per_run, why),)
             yield ready
@@ -130,7 +130,7 @@ class Cells:
                     going.append(self._retire(group.idle.pop()))
         await asyncio.gather(*going, return_exceptions=True)
 
-    def makers(self) -> list[Maker]:
+    def makers(self) -> list[WarmContainer]:
         """Return the makers of all warm containers."""
         return [warm.maker for group in self._groups.values() for warm in group.all]
 
@@ -140,15 +140,15 @@ class Cells:
 
     # ---- taking and giving back
 
-    def _group(self, setting: Setting) -> Group:
+    def _group(self, setting: Setting) -> WarmGroup:
         key = (setting.owner, setting.kind)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = Group(key, setting)
+            group = self._groups[key] = WarmGroup(key, setting)
         self._groups.move_to_end(key)  # most recently used last
         return group
 
-    async def _take(self, group: Group) -> tuple[Warm, Cell]:
+    async def _take(self, group: WarmGroup) -> tuple[WarmMember, Cell]:
         """Return a free container and the cell that it has ready. Raises a `SandboxError`."""
         for attempt in range(ATTEMPTS):
             warm = group.idle.pop() if group.idle else await self._free_one(group, again=attempt > 0)
@@ -170,7 +170,7 @@ class Cells:
             self._broken(group, warm)
         raise EngineUnavailable("the warm containers of this node die as they start", hint="run `sandbox doctor`")
 
-    async def _next(self, warm: Warm) -> Cell:
+    async def _next(self, warm: WarmMember) -> Cell:
         """Return the cell that waits; another one where only that has died."""
         cell = await asyncio.shield(warm.next)
         if not cell.alive() and warm.maker.fit():
@@ -178,12 +178,12 @@ class Cells:
             cell = await asyncio.shield(warm.next)
         return cell
 
-    async def _free_one(self, group: Group, *, again: bool) -> Warm:
+    async def _free_one(self, group: WarmGroup, *, again: bool) -> WarmMember:
         """Wait for a container of the group to be free, and start one more while there is room. Raises a `SandboxError`.
 
         Who has to wait `again`, because a container died, comes first.
         """
-        turn: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[WarmMember] = asyncio.get_running_loop().create_future()
         (group.waiting.appendleft if again else group.waiting.append)(turn)
         self._grow(group)
         try:
@@ -193,7 +193,7 @@ class Cells:
                 self._free(group, turn.result())
             raise
 
-    def _give_back(self, group: Group, warm: Warm, cell: Cell) -> None:
+    def _give_back(self, group: WarmGroup, warm: WarmMember, cell: Cell) -> None:
         """End a cell; its container is free again when it is gone, unless its cgroup has been at a limit."""
         cell.kill()
         warm.used = self._clock()
@@ -206,7 +206,7 @@ class Cells:
             group.ending.add(warm)
             self._in_background(self._emptied(group, warm, cell))
 
-    async def _emptied(self, group: Group, warm: Warm, cell: Cell) -> None:
+    async def _emptied(self, group: WarmGroup, warm: WarmMember, cell: Cell) -> None:
         """Wait for the end of a cell's processes, which count against the container's limits, and let the next in line have it."""
         try:
             await asyncio.wait_for(cell.wait_end(), self._limits.gone_s)
@@ -217,14 +217,14 @@ class Cells:
         finally:
             cell.end()
 
-    def _replace(self, group: Group, warm: Warm) -> None:
+    def _replace(self, group: WarmGroup, warm: WarmMember) -> None:
         """Retire a container that has just had a run, and start another one for those who wait."""
         group.busy.discard(warm)
         group.ending.discard(warm)
         self._retire(warm)
         self._grow(group)
 
-    def _free(self, group: Group, warm: Warm) -> None:
+    def _free(self, group: WarmGroup, warm: WarmMember) -> None:
         """Let the next in line have a container; one of a group that was dropped is for those who waited before that."""
         group.ending.discard(warm)
         while group.waiting:
@@ -238,7 +238,7 @@ class Cells:
             group.idle.append(warm)
             self._room(0.0)
 
-    def _broken(self, group: Group, warm: Warm) -> None:
+    def _broken(self, group: WarmGroup, warm: WarmMember) -> None:
         self._count["broken"] += 1
         group.busy.discard(warm)
         self._retire(warm, counted=False)
@@ -246,7 +246,7 @@ class Cells:
 
     # ---- warm containers
 
-    def _grow(self, group: Group) -> None:
+    def _grow(self, group: WarmGroup) -> None:
         """Start one more container where runs wait that none on its way, or about to be free, is for."""
         waiting = sum(not turn.done() for turn in group.waiting)
         if waiting <= len(group.ending) or group.starting or self._closing or len(group.all) >= self._limits.per_node:
@@ -255,7 +255,7 @@ class Cells:
             group.starting += 1
             self._in_background(self._start(group))
 
-    def _at_hand(self, group: Group) -> bool:
+    def _at_hand(self, group: WarmGroup) -> bool:
         """Tell whether a run of the group need not wait for its first container, which is started if need be."""
         if not (group.all or group.starting) and self._clock() >= group.not_before:
             group.starting += 1
@@ -277,7 +277,7 @@ class Cells:
         starting = sum(group.starting for group in self._groups.values()) * FIRST_GUESS_MIB
         return starting + sum(warm.memory_mib for group in self._groups.values() for warm in group.all)
 
-    async def _start(self, group: Group) -> None:
+    async def _start(self, group: WarmGroup) -> None:
         maker = self._make(group.setting)
         try:
             await maker.start(uuid.uuid4().hex)
@@ -291,17 +291,17 @@ class Cells:
         # What can't be imported is not tried again.
         group.setting = replace(group.setting, preload=maker.preloaded)
         now = self._clock()
-        warm = Warm(maker=maker, born=now, used=now, next=asyncio.create_task(maker.cell()))
+        warm = WarmMember(maker=maker, born=now, used=now, next=asyncio.create_task(maker.cell()))
         warm.memory_mib = maker.memory_mib() or FIRST_GUESS_MIB
         group.busy.add(warm)
         self._free(group, warm)
         self._grow(group)
 
-    def _retire(self, warm: Warm, *, counted: bool = True) -> asyncio.Task[None]:
+    def _retire(self, warm: WarmMember, *, counted: bool = True) -> asyncio.Task[None]:
         self._count["retired"] += counted
         return self._in_background(self._removed(warm))
 
-    async def _removed(self, warm: Warm) -> None:
+    async def _removed(self, warm: WarmMember) -> None:
         warm.maker.sandbox.kill()
         # Its last cell may not have come to be. A dead engine can't remove anything: what is left is swept later.
         with contextlib.suppress(Exception):

@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from sandbox.channel.frames import FROM_HARNESS, MAX_BODY_BYTES, RECORD_BYTES, Limits
-from sandbox.channel.records import Cause, Failure, FileHeader, Meta, ProtocolViolation, Quit, Ready, in_form, shaped
+from sandbox.channel.frames import FROM_HARNESS, MAX_BODY_BYTES, RECORD_BYTES, RunCaps
+from sandbox.channel.records import (
+    Cause,
+    FileHeader,
+    Meta,
+    ProgramFailure,
+    ProtocolViolation,
+    Quit,
+    Ready,
+    in_form,
+    shaped,
+)
 from sandbox.inside.harness.text import name_problem
 from sandbox.models import LogRecord, ProgramError, SavedFile
 
@@ -24,7 +34,7 @@ class FileSink(Protocol):
         """Take note that it is complete."""
 
 
-class Kept(bytearray):
+class FileInMemory(bytearray):
     """A saved file in memory."""
 
     write = bytearray.extend
@@ -42,7 +52,7 @@ class Collector:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: RunCaps,
         *,
         on_output: Callable[[Literal["stdout", "stderr"], bytes], None] | None = None,
         on_log: Callable[[LogRecord], None] | None = None,
@@ -58,11 +68,11 @@ class Collector:
         self.quit: Quit | None = None
         self._on_output = on_output
         self._on_log = on_log
-        self._open_file = open_file or (lambda *_: Kept())
+        self._open_file = open_file or (lambda *_: FileInMemory())
         self._output = {"O": bytearray(), "E": bytearray()}
         self._json = {"V": bytearray(), "A": bytearray()}
         self._output_bytes = 0
-        self._files: dict[str, Kept] = {}
+        self._files: dict[str, FileInMemory] = {}
         self._files_seen = 0
         self._files_bytes = 0
         self._file: FileSink | None = None
@@ -127,7 +137,7 @@ class Collector:
             self.meta = shaped(Meta, body)
         elif kind == "X":
             self._advance(kind)
-            failure = shaped(Failure, body)
+            failure = shaped(ProgramFailure, body)
             self.cause = failure.cause
             self.error = ProgramError(
                 type=failure.type,
@@ -191,7 +201,7 @@ class Collector:
     def _finish_file(self) -> None:
         if self._file is not None and not self._file_missing:
             self._file.close()
-            if isinstance(self._file, Kept):
+            if isinstance(self._file, FileInMemory):
                 self._files[self._file_name] = self._file
             self._file = None
 

@@ -22,8 +22,8 @@ __all__ = [
     "CANCEL",
     "MAX_BODY_BYTES",
     "FrameReader",
-    "Limits",
     "ProtocolViolation",
+    "RunCaps",
     "encode",
     "job_frames",
     "preload_frame",
@@ -41,7 +41,7 @@ RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RE
 
 
 @dataclass(frozen=True)
-class Limits:
+class RunCaps:
     """Caps of one run; the optional ones become resource limits of the program's processes."""
 
     output_bytes: int
@@ -78,7 +78,7 @@ def job_frames(
     timestamp: str,
     filename: str,
     env: Mapping[str, str],
-    limits: Limits,
+    limits: RunCaps,
     code: bytes,
     payload_json: bytes,
     message_json: bytes,

@@ -59,7 +59,7 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     warnings: Annotated[list[str], msgspec.Meta(max_length=100)] = []
 
 
-class Failure(ProgramError, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProgramFailure(ProgramError, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An error of the program together with the cap that explains it."""
 
     line: Line | None = None

@@ -13,7 +13,7 @@ from sandbox.cli import completion
 from sandbox.cli.handover import leave_root
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
-from sandbox.policy.explain import Row, as_toml, explain, schema
+from sandbox.policy.explain import PolicyRow, as_toml, explain, schema
 from sandbox.policy.load import LoadedPolicy, load_policy, policy_directories, policy_files, shipped_directory
 from sandbox.policy.mistakes import shown
 from sandbox.policy.seccomp import compile_source, render
@@ -97,15 +97,15 @@ def explain_(obj: dict[str, Any], *, name: str, as_json: bool) -> None:
     _columns((row.key, _amount(row), _origin(row, short=clear), _sentence(row)) for row in rows)
 
 
-def _amount(row: Row) -> str:
+def _amount(row: PolicyRow) -> str:
     return f"{shown(row.value)} {row.unit}".rstrip()
 
 
-def _origin(row: Row, *, short: bool) -> str:
+def _origin(row: PolicyRow, *, short: bool) -> str:
     return Path(row.origin).name if short else row.origin
 
 
-def _sentence(row: Row) -> str:
+def _sentence(row: PolicyRow) -> str:
     if row.open is None:
         return row.meaning
     bound = "to any value" if row.open is True else f"up to {shown(row.open)} {row.unit}".rstrip()

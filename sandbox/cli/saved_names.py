@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Kept", "kept_names", "problem_of"]
+__all__ = ["SavedName", "kept_names", "problem_of"]
 
 MAX_BYTES = 255
 ALSO = " ._-+,=@()"
@@ -46,16 +46,16 @@ DEVICES = frozenset(
 )
 
 
-class Kept(NamedTuple):
+class SavedName(NamedTuple):
     """One file: under which name it is kept, and why under another than its own ("" where it is its own)."""
 
     name: str
     why: str = ""
 
 
-def kept_names(names: Iterable[str], *, as_they_are: bool = False) -> list[Kept]:
+def kept_names(names: Iterable[str], *, as_they_are: bool = False) -> list[SavedName]:
     """Return for each name, in order, under which it is kept; `as_they_are` keeps all. No two are one on any file system."""
-    found: list[Kept] = []
+    found: list[SavedName] = []
     taken: set[str] = set()
     numbers: dict[str, int] = {}
     for name in names:
@@ -64,7 +64,7 @@ def kept_names(names: Iterable[str], *, as_they_are: bool = False) -> list[Kept]
             why = "differs from another one by case or accents alone"
         kept = name if not why else renamed(name, taken, numbers)
         taken.add(folded(kept))
-        found.append(Kept(kept, why))
+        found.append(SavedName(kept, why))
     return found
 
 

@@ -24,7 +24,7 @@ ENDED = re.compile(r"^sandbox_runs_total\{.*\} (\S+)$", re.MULTILINE)
 HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-class Pace:
+class RunRate:
     """Counts how many runs end per second: since the last look, at first since the service began."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Pace:
 def top(*, as_json: bool) -> None:
     """Show how the service is, again every second until Ctrl-C; once where standard output is no terminal, or a dumb one."""
     live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
-    pace = Pace()
+    pace = RunRate()
     with connected() as client, contextlib.suppress(KeyboardInterrupt):
         while True:
             seen = look(client, pace)
@@ -59,7 +59,7 @@ def top(*, as_json: bool) -> None:
             time.sleep(EVERY_S)
 
 
-def look(client: Client, pace: Pace) -> dict[str, Any]:
+def look(client: Client, pace: RunRate) -> dict[str, Any]:
     """Ask the service how it is."""
     health = client.health()
     ended = sum(map(float, ENDED.findall(client.raw("GET", "/v1/metrics").decode())))

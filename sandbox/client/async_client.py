@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sandbox.client import calls, reading
-from sandbox.client.async_http import AsyncConnection, AsyncConnections
+from sandbox.client.async_http import AsyncConnection, AsyncConnectionPool
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
@@ -56,7 +56,7 @@ class AsyncClient(ClientBase):
     def __init__(self, path: str | None = None, **options: Any) -> None:
         """Take the socket's path, or the place of this user's service, and the options of `Client`."""
         super().__init__(path, **options)
-        self._connections = AsyncConnections(self.path)
+        self._connections = AsyncConnectionPool(self.path)
 
     async def __aenter__(self) -> AsyncClient:
         """Return itself."""

@@ -240,7 +240,7 @@ class AsyncConnection:
         return gone(TimeoutError() if self._timed_out else error, self.timeout_s)
 
 
-class AsyncConnections:
+class AsyncConnectionPool:
     """Connections to one socket. Each is used by one task at a time, and never again where an answer was not read to its end."""
 
     def __init__(self, path: str) -> None:

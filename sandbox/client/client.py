@@ -13,7 +13,7 @@ from sandbox.client import calls, reading
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
-from sandbox.client.unix_http import Connection, Connections, headers_of
+from sandbox.client.unix_http import UnixConnection, UnixConnectionPool, headers_of
 from sandbox.errors import QueueFull
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Client(ClientBase):
     def __init__(self, path: str | None = None, **options: Any) -> None:
         """Take the socket's path, or the place of this user's service."""
         super().__init__(path, **options)
-        self._connections = Connections(self.path)
+        self._connections = UnixConnectionPool(self.path)
 
     def __enter__(self) -> Client:
         """Return itself."""
@@ -304,7 +304,7 @@ class Client(ClientBase):
     @contextlib.contextmanager
     def _stream(
         self, path: str, body: bytes, timeout_s: float | None
-    ) -> Iterator[tuple[Connection, http.client.HTTPResponse]]:
+    ) -> Iterator[tuple[UnixConnection, http.client.HTTPResponse]]:
         deadline = time.monotonic() + self.retry_s
         while True:
             with self._connections.one(timeout_s) as connection:

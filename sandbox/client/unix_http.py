@@ -120,7 +120,7 @@ def head_of(method: str, path: str, request_id: str, *, accept: str, prefer: str
     return head
 
 
-class Connection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket, for one request after the other, in the process that opened it."""
 
     def __init__(self, path: str, timeout_s: float | None) -> None:
@@ -251,7 +251,7 @@ def headers_of(response: http.client.HTTPResponse) -> Mapping[str, str]:
     return {name.lower(): value for name, value in response.getheaders()}
 
 
-class Connections:
+class UnixConnectionPool:
     """Connections to one socket. Each is used by one thread at a time, and never again where an answer was not read to its end."""
 
     def __init__(self, path: str) -> None:
@@ -261,8 +261,8 @@ class Connections:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._free: list[tuple[Connection, float]] = []
-        self._busy: dict[Connection, bool] = {}  # whether it is kept afterwards
+        self._free: list[tuple[UnixConnection, float]] = []
+        self._busy: dict[UnixConnection, bool] = {}  # whether it is kept afterwards
 
     def _owned(self) -> None:
         """Begin anew in a forked process: the connections are its parent's, and so may be the lock."""
@@ -273,7 +273,7 @@ class Connections:
                 connection.close()
 
     @contextlib.contextmanager
-    def one(self, timeout_s: float | None) -> Iterator[Connection]:
+    def one(self, timeout_s: float | None) -> Iterator[UnixConnection]:
         """Give a connection that nobody else uses; how the block ends decides nothing, but whether all of the answer was read."""
         connection = self._taken(timeout_s)
         try:
@@ -281,9 +281,9 @@ class Connections:
         finally:
             self._give_back(connection)
 
-    def _taken(self, timeout_s: float | None) -> Connection:
+    def _taken(self, timeout_s: float | None) -> UnixConnection:
         self._owned()
-        stale: list[Connection] = []
+        stale: list[UnixConnection] = []
         with self._lock:
             found = None
             while self._free and found is None:
@@ -292,13 +292,13 @@ class Connections:
                     found = connection
                 else:
                     stale.append(connection)
-            found = found or Connection(self._path, timeout_s)
+            found = found or UnixConnection(self._path, timeout_s)
             self._busy[found] = True
         for connection in stale:
             connection.close()
         return found
 
-    def _give_back(self, connection: Connection) -> None:
+    def _give_back(self, connection: UnixConnection) -> None:
         self._owned()
         with self._lock:
             kept = self._busy.pop(connection, False) and connection.free and len(self._free) < FREE

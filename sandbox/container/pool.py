@@ -77,7 +77,7 @@ Clock = Callable[[], float]
 Make = Callable[[Setting], ReadySandbox]
 
 
-class Pool:
+class SandboxPool:
     """Gives runs their sandboxes: a ready one where there is one, else one of their own; disposes of them behind their backs."""
 
     def __init__(self, make: Make, limits: PoolLimits, *, clock: Clock = time.monotonic) -> None:
@@ -94,7 +94,7 @@ class Pool:
         self._closing = False
         self._count = {"started": 0, "taken": 0, "cold": 0, "retired": 0, "failed": 0}
 
-    async def __aenter__(self) -> Pool:
+    async def __aenter__(self) -> SandboxPool:
         """Begin to start sandboxes ahead of need."""
         self._keepers = [asyncio.create_task(self._keep()) for _ in range(self._limits.starters)]
         return self
@@ -116,7 +116,7 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def source(self, setting: Setting, run_id: str) -> AsyncIterator[ReadySandbox]:
-        """Give one run its sandbox, and destroy it afterwards without keeping the run waiting. See `ready.Source`."""
+        """Give one run its sandbox, and destroy it afterwards without keeping the run waiting. See `standby.Source`."""
         shelf = self._shelf(setting)
         shelf.asked.append(self._clock())
         ready = self._ready_one(shelf)

@@ -79,7 +79,7 @@ class Setting:
         return repr((self.policy.hash, self.admitted.id, self.admitted.python_path, self.binds, self.preload))
 
 
-class Ready(Protocol):
+class AcquiredSandbox(Protocol):
     """What a run needs of the sandbox that it gets: `proxy` is its way out, if it has one, `asked` when it was asked for."""
 
     @property
@@ -172,7 +172,7 @@ class ReadySandbox:
 
 
 # Where a run gets its sandbox from, and whom it gives it back to; the name is the run's.
-Source = Callable[[Setting, str], AbstractAsyncContextManager[Ready]]
+Source = Callable[[Setting, str], AbstractAsyncContextManager[AcquiredSandbox]]
 
 
 def fresh(

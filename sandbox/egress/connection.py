@@ -21,7 +21,7 @@ from sandbox.egress.rules import Allowlist, literal_address, shown
 from sandbox.egress.splice import Meter, Splice
 from sandbox.egress.upstream import Resolve, connect
 
-__all__ = ["STILL_OPEN", "Connection", "EgressCaps", "EgressRecord", "Surroundings"]
+__all__ = ["STILL_OPEN", "EgressCaps", "EgressConnection", "EgressRecord", "Surroundings"]
 
 READ_BYTES = 16 << 10
 STILL_OPEN = "open when the sandbox ended"
@@ -78,7 +78,7 @@ class Surroundings:
     own: Collection[str]
 
 
-class Connection:
+class EgressConnection:
     """Serves one accepted socket; `close()` when done, then `record()`."""
 
     def __init__(self, client: socket.socket, around: Surroundings) -> None:

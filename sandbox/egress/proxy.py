@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 
-from sandbox.egress.connection import STILL_OPEN, Connection, EgressCaps, EgressRecord, Surroundings
+from sandbox.egress.connection import STILL_OPEN, EgressCaps, EgressConnection, EgressRecord, Surroundings
 from sandbox.egress.own_addresses import own_addresses
 from sandbox.egress.refusal import Refusal
 from sandbox.egress.rules import Allowlist
@@ -128,14 +128,14 @@ class EgressProxy:
             self._loop.call_later(ACCEPT_AGAIN_S, self._listen)
             return
         client.settimeout(0)
-        connection = Connection(client, self._around)
+        connection = EgressConnection(client, self._around)
         task = self._loop.create_task(self._serve(client, connection))
         self._serving.add(task)
         task.add_done_callback(lambda _: self._ended(task, connection))
         if len(self._serving) >= self._caps.simultaneous:
             self._loop.remove_reader(self._listener)
 
-    async def _serve(self, client: socket.socket, connection: Connection) -> None:
+    async def _serve(self, client: socket.socket, connection: EgressConnection) -> None:
         _, uid, _ = PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size))
         if uid != self._peer_uid:
             connection.drop(f"a process of another user connected (uid {uid})")
@@ -147,7 +147,7 @@ class EgressProxy:
         else:
             await connection.serve()
 
-    def _ended(self, task: asyncio.Task[None], connection: Connection) -> None:
+    def _ended(self, task: asyncio.Task[None], connection: EgressConnection) -> None:
         """Clean up outside of the task: one that is cancelled before its first step runs no code of its own."""
         self._serving.discard(task)
         if not task.cancelled() and (defect := task.exception()):

@@ -25,7 +25,7 @@ from sandbox.environment.identity import (
     LABEL_BUILD,
     LABEL_ENVIRONMENT,
     LABEL_LOCK,
-    Environment,
+    InstalledEnvironment,
     Wanted,
     check_lock,
     environment_id,
@@ -41,7 +41,7 @@ from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.removal import Removal
 from sandbox.environment.resolution_failure import named
 from sandbox.environment.sharing import LOCK_FILE, lock_tree, unpack
-from sandbox.environment.store import CACHED_FILES, Record, Store
+from sandbox.environment.store import CACHED_FILES, EnvironmentRecord, Store
 from sandbox.environment.wheel_cache import FileCache, Incoming, room_for
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest, NotFound, SandboxError
 from sandbox.image.base.layer import epoch, sha256_of
@@ -50,7 +50,7 @@ from sandbox.index.pip_config import Index, read_index
 from sandbox.places import home, private_directory
 from sandbox.policy.model import Policy
 from sandbox.progress import OnProgress, Progress
-from sandbox.renewing_cache import Remembered
+from sandbox.renewing_cache import RenewingCache
 
 # An index may serve packages from several hosts; it is asked about so many of those requested.
 MAX_ASKED = 6
@@ -67,7 +67,7 @@ class Environments:
         self._builds = cache_dir / "builds"
         self._wheels = FileCache(cache_dir / "wheels", ".whl")
         self._trees = FileCache(cache_dir / "trees", ".tree")
-        self._file_hosts: Remembered[tuple[Index, str], tuple[str, ...]] = Remembered(FILE_HOSTS_S)
+        self._file_hosts: RenewingCache[tuple[Index, str], tuple[str, ...]] = RenewingCache(FILE_HOSTS_S)
         self.store = Store(data_dir)
         self.removal = Removal(engine, self.store, (self._wheels, self._trees))
 
@@ -76,7 +76,7 @@ class Environments:
     @contextlib.asynccontextmanager
     async def using(
         self, wanted: Wanted, on_progress: OnProgress, *, lock: Lock | None = None
-    ) -> AsyncIterator[Environment]:
+    ) -> AsyncIterator[InstalledEnvironment]:
         """Give the environment, from the cache or built now, and keep it from being removed meanwhile.
 
         Raises `BuildFailed`, `PolicyDenied`.
@@ -88,7 +88,7 @@ class Environments:
             found = await asyncio.to_thread(self._find, identity, wanted, lock)
             yield found or await self._built(identity, wanted, lock, on_progress)
 
-    async def _built(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
+    async def _built(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> InstalledEnvironment:
         """Build it, unless somebody else has done so meanwhile."""
         async with self.store.alone(identity):
             found = await asyncio.to_thread(self._find, identity, wanted, lock)
@@ -124,7 +124,7 @@ class Environments:
                 **error.facts,
             ) from None
 
-    def _find(self, identity: str, wanted: Wanted, lock: Lock) -> Environment | None:
+    def _find(self, identity: str, wanted: Wanted, lock: Lock) -> InstalledEnvironment | None:
         """Return an environment that is there."""
         known, name = self.store.record(identity), image_name(identity)
         try:
@@ -135,7 +135,7 @@ class Environments:
         if known is None or record.id != known.image_id:
             return None
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
-        return Environment(id=identity, name=name, lock=lock, image=image)
+        return InstalledEnvironment(id=identity, name=name, lock=lock, image=image)
 
     # ---- building
 
@@ -153,7 +153,7 @@ class Environments:
         )  # fmt: skip
         return Installer(ground, self._execute, on_progress, partial(self.store.note_egress, request_key(wanted)))
 
-    async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> Environment:
+    async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> InstalledEnvironment:
         keys = {package.name: tree_key(wanted, package) for package in lock.packages}
         await asyncio.to_thread(self.removal.sweep)
         async with self.store.in_use(CACHED_FILES):
@@ -228,7 +228,9 @@ class Environments:
             built |= receiver.built
         return built
 
-    def _compose(self, identity: str, wanted: Wanted, lock: Lock, keys: dict[str, str], work: Path) -> Environment:
+    def _compose(
+        self, identity: str, wanted: Wanted, lock: Lock, keys: dict[str, str], work: Path
+    ) -> InstalledEnvironment:
         """Make the image: the base's layers and ours, and record it."""
         trees = [(package.name, self._trees.path(keys[package.name])) for package in lock.packages]
         check_size(trees, wanted.policy)
@@ -258,7 +260,7 @@ class Environments:
             created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
         )
 
-    def _keep(self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage) -> Environment:
+    def _keep(self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage) -> InstalledEnvironment:
         """Have Podman add the image, and record the environment: both, or neither."""
         identity, name = written.labels[LABEL_ENVIRONMENT], written.name
         # First, so that what a killed process leaves is known: a lock without a record.
@@ -268,7 +270,7 @@ class Environments:
                 record = environment_image.add(self._engine, written)
             now = time.time()
             self.store.keep(
-                Record(
+                EnvironmentRecord(
                     id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
                     build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
                     requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
@@ -279,16 +281,16 @@ class Environments:
                 self.removal.discard(identity)
             raise
         image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
-        return Environment(id=identity, name=name, lock=lock, image=image)
+        return InstalledEnvironment(id=identity, name=name, lock=lock, image=image)
 
     # ---- sharing
 
-    async def push(self, record: Record, destination: str) -> str:
+    async def push(self, record: EnvironmentRecord, destination: str) -> str:
         """Send an environment to a registry; return its digest there. Raises `ImageUnavailable`."""
         with workplace(self._builds) as work:
             return await asyncio.to_thread(self._engine.push, record.image, destination, work_dir=work)
 
-    async def pull(self, reference: str, wanted: Wanted) -> Environment:
+    async def pull(self, reference: str, wanted: Wanted) -> InstalledEnvironment:
         """Take an environment from a registry, for this base image and policy. `wanted.requirements` don't count.
 
         Raises `BuildFailed` unless it is, bit for bit, what a build here would have composed of the same files.
@@ -316,7 +318,7 @@ class Environments:
 
     def _accepted(
         self, parcel: ImageRecord, identity: str, wanted: Wanted, lock: Lock, tree: Path, work: Path
-    ) -> Environment:
+    ) -> InstalledEnvironment:
         """Keep the environment that came as `parcel`. Raises `BuildFailed` unless it is what a build would have made."""
         if parcel.labels.get(LABEL_ENVIRONMENT) != identity:
             raise BuildFailed(
@@ -335,7 +337,7 @@ class Environments:
 
     # ---- looking
 
-    def find(self, text: str) -> Record:
+    def find(self, text: str) -> EnvironmentRecord:
         """Return the environment whose id begins with `text`. Raises `NotFound`, or `InvalidRequest` for several."""
         found = [record for record in self.store.records() if record.id.startswith(text)] if text else []
         if not found:
@@ -344,7 +346,7 @@ class Environments:
             raise InvalidRequest(f"{len(found)} environments begin with {text!r}", hint="give more of the id")
         return found[0]
 
-    def lock_of(self, record: Record) -> Lock:
+    def lock_of(self, record: EnvironmentRecord) -> Lock:
         """Return the lock that an environment was made of."""
         text = self.store.environment_lock(record.id)
         if text is None:

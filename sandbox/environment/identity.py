@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Environment:
+class InstalledEnvironment:
     """A built environment; `image` is what runs use."""
 
     id: str

@@ -26,7 +26,7 @@ from sandbox.egress.rules import networks, rules_of
 from sandbox.environment.lock import Lock, from_pylock
 from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.requirements import without_hashes
-from sandbox.environment.resolution_failure import DOING, Failure, explained, last_lines, named
+from sandbox.environment.resolution_failure import DOING, StepFailure, explained, last_lines, named
 from sandbox.environment.wheel_tags import target_tags
 from sandbox.errors import BuildFailed, Internal
 from sandbox.image.admission import AdmittedImage
@@ -34,7 +34,7 @@ from sandbox.index.files import file_addresses, name_of
 from sandbox.index.links import hosts_of
 from sandbox.index.pip_config import Index
 from sandbox.models import EgressRecord, Outcome, RunRequest, RunResult
-from sandbox.off_loop import aside
+from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
 from sandbox.policy.seccomp import SeccompProfile
 from sandbox.progress import OnProgress, Progress
@@ -179,7 +179,7 @@ class Installer:
                 f"{DOING[payload['step']]} {named(subject)} gave an answer of more than {MAX_ANSWER_BYTES >> 20} MiB",
                 hint="ask for fewer libraries",
             )
-        said = await aside(len(text), lambda: answer_in(text))
+        said = await run_off_loop(len(text), lambda: answer_in(text))
         return self._answer(result, said, payload["step"], subject)
 
     def _answer(
@@ -199,7 +199,7 @@ class Installer:
         if "error" in said:
             ground = self._ground
             raise explained(
-                Failure(
+                StepFailure(
                     text=bounded(str(said["error"])), step=step, subject=subject, refused=refusals(result), index=ground.index,
                     policy=ground.policy, python=ground.base.python_version,
                 )

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from sandbox.engine.protocol import Engine
 from sandbox.environment.identity import image_name
-from sandbox.environment.store import CACHED_FILES, Prunable, PruneLimits, Record, Store, lease_key, prunable
+from sandbox.environment.store import CACHED_FILES, EnvironmentRecord, Prunable, PruneLimits, Store, lease_key, prunable
 from sandbox.environment.wheel_cache import CachedFile, FileCache
 from sandbox.errors import InvalidRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned:
+class PruneSet:
     """What pruning takes: environments, and files of the caches."""
 
-    environments: tuple[Record, ...]
+    environments: tuple[EnvironmentRecord, ...]
     files: tuple[CachedFile, ...]
 
     @property
@@ -34,7 +34,7 @@ class Removal:
         self._store = store
         self._caches = caches
 
-    def remove(self, record: Record) -> None:
+    def remove(self, record: EnvironmentRecord) -> None:
         """Remove an environment and its image. Raises `InvalidRequest` for one that is in use."""
         if not self.try_remove(record):
             raise InvalidRequest(
@@ -43,7 +43,7 @@ class Removal:
                 f"podman ps --all --filter ancestor={record.image} shows its containers",
             )
 
-    def try_remove(self, record: Record) -> bool:
+    def try_remove(self, record: EnvironmentRecord) -> bool:
         """Remove an environment and its image unless it is in use; return whether it went."""
         with self._store.unused(record.id) as free:
             gone = free and self._engine.remove_image(record.image)
@@ -51,7 +51,7 @@ class Removal:
                 self._store.forget(record.id)
             return gone
 
-    def prunable(self, limits: PruneLimits, *, also_used: bool = False) -> Pruned:
+    def prunable(self, limits: PruneLimits, *, also_used: bool = False) -> PruneSet:
         """Return what pruning would remove; `also_used` as if nothing were in use.
 
         The budget holds for environments and cached files together.
@@ -64,12 +64,12 @@ class Removal:
         now = time.time()
         both: list[Prunable] = [*records, *files]
         going = {one.id for one in prunable(both, limits, now=now, in_use=frozenset(in_use))}
-        return Pruned(
+        return PruneSet(
             environments=tuple(record for record in records if record.id in going),
             files=tuple(file for file in files if file.id in going),
         )
 
-    def prune(self, limits: PruneLimits) -> Pruned:
+    def prune(self, limits: PruneLimits) -> PruneSet:
         """Remove what is `prunable`; return what went."""
         self.sweep()
         chosen = self.prunable(limits)
@@ -78,7 +78,7 @@ class Removal:
             files = chosen.files if free else ()
             for file in files:
                 file.path.unlink(missing_ok=True)
-        return Pruned(environments=gone, files=files)
+        return PruneSet(environments=gone, files=files)
 
     def sweep(self) -> None:
         """Remove the images of builds that ended between Podman's taking the image and our record of it."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from sandbox.environment.requirements import HASHED_HINT, without_hashes
 from sandbox.errors import BuildFailed, clipped
-from sandbox.index.listing import published
+from sandbox.index.listing import listing_of
 from sandbox.index.package_names import CALLED, POPULAR
 from sandbox.index.pip_config import LOGIN_HINT, Index
 from sandbox.policy.model import Policy
 
-__all__ = ["Failure", "explained", "last_lines", "named", "nearest"]
+__all__ = ["StepFailure", "explained", "last_lines", "named", "nearest"]
 
 LAST_LINES = 12
 SHOWN_NAMES = 5
@@ -30,7 +30,7 @@ DOING = {"resolve": "resolving", "fetch": "fetching", "install": "installing"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class StepFailure:
     """A step that failed: what its tool said, what it was about, and which connections the egress proxy refused.
 
     `python` is the image's (3, 11), where that is known.
@@ -59,11 +59,11 @@ class Failure:
         return clipped(re.sub(r"\bcause: ", "", said), 500)
 
 
-def explained(failure: Failure) -> BuildFailed:
+def explained(failure: StepFailure) -> BuildFailed:
     """Return the error for a failed step: a sentence, what to do, and the facts `step`, `output` and `refused`."""
     # Addresses of an index may hold a password.
     text = re.sub(r"(https?://)[^/\s@]{0,500}@", r"\1", shortened(failure.text))
-    failure = Failure(**{**vars(failure), "text": text})
+    failure = StepFailure(**{**vars(failure), "text": text})
     for pattern, explain in PATTERNS:
         if match := re.search(pattern, text):
             message, hint = explain(failure, match)
@@ -104,7 +104,7 @@ def nearest(name: str, *, known: Callable[[str], bool], candidates: Iterable[str
 # ---- one function per kind of failure: (failure, match) -> (message, hint)
 
 
-def _no_space(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+def _no_space(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     policy = failure.policy
     return (
         f"{failure.about} does not fit into the {policy.build.installed_mib} MiB that a build may fill",
@@ -112,7 +112,7 @@ def _no_space(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
     )
 
 
-def _unknown(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _unknown(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     name = match[1]
     near = nearest(name, known=_known(failure))
     return (
@@ -121,14 +121,14 @@ def _unknown(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     )
 
 
-def _known(failure: Failure) -> Callable[[str], bool]:
+def _known(failure: StepFailure) -> Callable[[str], bool]:
     """Return what tells whether the index has a file of a package."""
-    return lambda name: bool(published(failure.index, name).files)
+    return lambda name: bool(listing_of(failure.index, name).files)
 
 
-def _no_version(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _no_version(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     name, wanted = match[1], match[2] or ""
-    every = published(failure.index, name)
+    every = listing_of(failure.index, name)
     newest = every.versions()[-SHOWN_VERSIONS:]
     usable = every.usable(failure.python, sdists=failure.policy.build.allow_sdists).versions()[-SHOWN_VERSIONS:]
     which = "" if usable[-1:] == newest[-1:] else f" that {_python(failure)} can use"
@@ -138,28 +138,28 @@ def _no_version(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     )
 
 
-def _required_by(failure: Failure, name: str) -> str:
+def _required_by(failure: StepFailure, name: str) -> str:
     """Return which package asked for another, in words; nothing where it was the user."""
     match = re.search(rf"{NAME}(?:==\S{{1,100}})? depends? on {re.escape(name)}\b", failure.text)
     return f", which {match[1]} requires" if match else ""
 
 
-def _python(failure: Failure) -> str:
+def _python(failure: StepFailure) -> str:
     """Return the image's Python in words."""
     return f"Python {'.'.join(map(str, failure.python)) if failure.python else 'of the image'}"
 
 
-def _nothing_fits(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _nothing_fits(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     """Explain pip's `from versions: none`: no answer, no such package, or none of its files can be used."""
     if "Retrying (" in failure.text:
         return _unreachable(failure, match)
     return _no_wheel(failure, match) if _known(failure)(match[1]) else _unknown(failure, match)
 
 
-def _no_wheel(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _no_wheel(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     """Explain a package without a usable wheel by what the index has: the tools say little, and not always the truth."""
     name, wanted = match[1], match[2] or ""
-    every = published(failure.index, name)
+    every = listing_of(failure.index, name)
     asked = every.of(wanted)
     wheels = asked.usable(None, sdists=False)
     what = f"{name}{wanted} has no wheel for {_python(failure)} on this machine"
@@ -179,25 +179,25 @@ def _no_wheel(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     return what, "; or ".join(advice) or "ask for another version"
 
 
-def _conflict(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+def _conflict(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     uv = failure.text.partition("cause:")[2].partition("hint:")[0]
     pip = failure.text.partition("The conflict is caused by:")[2].partition("To fix this")[0]
     reason = re.sub(r"\s+", " ", uv or pip).strip() or last_lines(failure.text, 4)
     return f"these requirements can't be met together: {clipped(reason, 800)}", "loosen one of the versions"
 
 
-def _hash(_failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _hash(_failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     return (
         f"the file of {match[1]} has another hash than the one that was asked for",
         "correct the hashes, or find out who changed the file",
     )
 
 
-def _unhashed(_failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+def _unhashed(_failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     return "some libraries have hashes, and others that are needed have none", HASHED_HINT
 
 
-def _login(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _login(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     """Explain an index that wants another login, or any; the egress proxy's refusal is a 403, too."""
     if failure.refused:
         return _refused(failure, match)
@@ -205,18 +205,18 @@ def _login(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     return f"the package index {hosts} refuses access to {failure.about} ({match[0][:40]})", LOGIN_HINT
 
 
-def _invalid(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _invalid(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     """Explain what uv finds while resolving."""
     details = failure.text.partition("was invalid:")[2]
     what = f": {last_lines(details, 2).strip()}" if details else ""
     return f"{match[1]}{match[2] or ''} is broken: it has an invalid package format{what}", _OTHER
 
 
-def _archive(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+def _archive(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     return f"{failure.about} is broken or hostile: {failure.reason}", _OTHER
 
 
-def _source(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _source(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     """Explain a source archive whose build failed; the proxy's refusal is the likeliest reason where there is one."""
     if failure.refused:
         return _refused(failure, match)
@@ -226,14 +226,14 @@ def _source(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     return f"the source archive {what} can't be built: {clipped(reason, 500)}", "ask for a version that has a wheel"
 
 
-def _refused(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+def _refused(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     hint = f"policy {failure.policy.name!r} says in build.allow and build.allow_addresses where a build may connect to"
     if failure.step == "fetch":
         hint += "; if the index has moved, sandbox env lock --upgrade makes a lock with its addresses"
     return f"{DOING[failure.step]} {failure.about} was refused a connection: {failure.refused[0]}", hint
 
 
-def _gone(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _gone(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     if match[1] == "403" and failure.refused:  # which is how the egress proxy answers
         return _refused(failure, match)
     hint = "its file was removed; sandbox env lock --upgrade makes a new lock"
@@ -242,14 +242,14 @@ def _gone(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
     return f"the package index does not give {failure.about}: {match[1]} {match[2]}".rstrip(), hint
 
 
-def _tls(failure: Failure, _match: re.Match[str]) -> tuple[str, str]:
+def _tls(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     return (
         f"the package index could not prove who it is: its certificate is not trusted by {failure.index.certificate or 'uv'}",
         "name a bundle that has its authority: cert in pip.conf, or PIP_CERT",
     )
 
 
-def _unreachable(failure: Failure, match: re.Match[str]) -> tuple[str, str]:
+def _unreachable(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     if failure.refused:
         return _refused(failure, match)
     return (
@@ -267,7 +267,7 @@ def _no_tool(*_: object) -> tuple[str, str]:
 
 _OTHER = "ask for another version, or another package"
 # In the order of what is most telling: one text often matches several.
-PATTERNS: tuple[tuple[str, Callable[[Failure, re.Match[str]], tuple[str, str]]], ...] = (
+PATTERNS: tuple[tuple[str, Callable[[StepFailure, re.Match[str]], tuple[str, str]]], ...] = (
     (r"No space left on device|os error 28|Errno 28", _no_space),
     (r"No module named pip|no such option: --(?:report|dry-run)", _no_tool),
     (r"Hashes are required in --require-hashes mode", _unhashed),

@@ -30,7 +30,7 @@ CACHED_FILES = "cached-files"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class EnvironmentRecord:
     """One environment. Times are seconds since 1970; `size_bytes` is what its libraries add to the base image."""
 
     id: str
@@ -149,7 +149,7 @@ class Store:
 
     # ---- records
 
-    def records(self) -> list[Record]:
+    def records(self) -> list[EnvironmentRecord]:
         """Return every environment, the most recently used first; a broken record is left out."""
         found = []
         for path in self._records.glob("*.json"):
@@ -157,14 +157,14 @@ class Store:
                 found.append(self._parsed(path))
         return sorted(found, key=lambda record: -record.last_used)
 
-    def record(self, environment_id: str) -> Record | None:
+    def record(self, environment_id: str) -> EnvironmentRecord | None:
         """Return one environment, or None."""
         try:
             return self._parsed(self._record_path(environment_id))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def keep(self, record: Record) -> None:
+    def keep(self, record: EnvironmentRecord) -> None:
         """Write a record."""
         replace(self._record_path(record.id), json.dumps(asdict(record), indent=1))
 
@@ -199,14 +199,14 @@ class Store:
     def _record_path(self, environment_id: str) -> Path:
         return self._records / f"{environment_id}.json"
 
-    def _parsed(self, path: Path) -> Record:
+    def _parsed(self, path: Path) -> EnvironmentRecord:
         values = json.loads(path.read_text())
         values.update(
             packages=tuple(values["packages"]),
             requirements=tuple(values["requirements"]),
             last_used=path.stat().st_mtime,
         )
-        return Record(**values)
+        return EnvironmentRecord(**values)
 
     # ---- leases
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from packaging.tags import Tag
     from packaging.version import Version
 
-__all__ = ["Published", "PublishedFile", "published"]
+__all__ = ["ListedFile", "Listing", "listing_of"]
 
 
 @dataclass(frozen=True)
-class PublishedFile:
+class ListedFile:
     """One file, as its name tells; a source archive has no tags."""
 
     version: Version
@@ -25,12 +25,12 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
-class Published:
+class Listing:
     """The files of a package, without prereleases; none when the index does not know it, or can't be asked."""
 
-    files: tuple[PublishedFile, ...]
+    files: tuple[ListedFile, ...]
 
-    def of(self, specifier: str) -> Published:
+    def of(self, specifier: str) -> Listing:
         """Return those whose version satisfies `specifier` (">=1,<2"; any for "", or for what is none)."""
         from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -38,12 +38,12 @@ class Published:
             wanted = SpecifierSet(specifier)
         except InvalidSpecifier:
             return self
-        return Published(tuple(file for file in self.files if file.version in wanted))
+        return Listing(tuple(file for file in self.files if file.version in wanted))
 
-    def usable(self, python: tuple[int, int] | None, *, sdists: bool) -> Published:
+    def usable(self, python: tuple[int, int] | None, *, sdists: bool) -> Listing:
         """Return the wheels for a Python such as (3, 11) on this machine, and with `sdists` the source archives."""
         fitting = None if python is None else _tags(python)
-        return Published(
+        return Listing(
             tuple(
                 file for file in self.files
                 if (file.tags and (fitting is None or not fitting.isdisjoint(file.tags))) or (sdists and not file.tags)
@@ -71,12 +71,12 @@ class Published:
         return sorted({tag.platform for file in self.files for tag in file.tags})
 
 
-def published(index: Index, package: str) -> Published:
+def listing_of(index: Index, package: str) -> Listing:
     """Return the files of a package."""
     from packaging import utils
 
     wanted = utils.canonicalize_name(package)
-    found: dict[PublishedFile, None] = {}
+    found: dict[ListedFile, None] = {}
     for name in map(name_of, file_addresses(index, wanted)):
         try:
             if name.endswith(".whl"):
@@ -86,8 +86,8 @@ def published(index: Index, package: str) -> Published:
         except (utils.InvalidWheelFilename, utils.InvalidSdistFilename):
             continue
         if file_of == wanted and not version.is_prerelease:
-            found[PublishedFile(version, tags)] = None
-    return Published(tuple(found))
+            found[ListedFile(version, tags)] = None
+    return Listing(tuple(found))
 
 
 def _tags(python: tuple[int, int]) -> frozenset[Tag]:

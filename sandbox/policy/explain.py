@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PolicyRow:
     """One line of an explanation. `open` is None where a child may only tighten, else True or the bound."""
 
     key: str
@@ -29,10 +29,10 @@ class Row:
     open: Any = None
 
 
-def explain(loaded: LoadedPolicy) -> list[Row]:
+def explain(loaded: LoadedPolicy) -> list[PolicyRow]:
     """Return one row per control, in the order of the model."""
     return [
-        Row(
+        PolicyRow(
             key=key,
             value=value,
             unit=unit_of(key),

@@ -20,20 +20,20 @@ from sandbox.models import Strict, Tightening
 from sandbox.policy.sections import (
     ANY,
     IMAGE,
-    LIBRARY,
+    LIBRARY_NAME,
     RESERVED,
     VARIABLE,
     Build,
     Enforcement,
-    Environment,
     Filesystem,
-    History,
+    HistoryRules,
     Images,
     Isolation,
     Limits,
     Network,
     Seccomp,
     Secrets,
+    Variables,
     library_name,
 )
 
@@ -73,11 +73,11 @@ class Sections(Strict):
     filesystem: Filesystem = Filesystem()
     network: Network = Network()
     seccomp: Seccomp = Seccomp()
-    environment: Environment = Environment()
+    environment: Variables = Variables()
     secrets: Secrets = Secrets()
     images: Images = Images()
     build: Build = Build()
-    history: History = History()
+    history: HistoryRules = HistoryRules()
     enforcement: Enforcement = Enforcement()
 
     def values(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Policy(Sections):
                 app_mib=build.installed_mib, tmp_mib=BUILD_TMP_MIB, shm_mib=BUILD_SHM_MIB, exec=build.allow_sdists
             ),
             network=Network(),
-            environment=Environment(),
+            environment=Variables(),
             secrets=Secrets(),
             isolation=Isolation(),
         )
@@ -270,7 +270,7 @@ class Policy(Sections):
     def library_allowed(self, name: str) -> None:
         """Check that a library may be installed, asked for or as a dependency. Raises like `env_allowed`."""
         shown = json.dumps(name[:80])
-        if not LIBRARY.fullmatch(name):
+        if not LIBRARY_NAME.fullmatch(name):
             raise InvalidRequest(
                 f"{shown} is not a library's name", hint="use letters, digits, -, _ and ., as in scikit-learn"
             )

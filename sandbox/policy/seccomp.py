@@ -53,11 +53,11 @@ DANGEROUS = frozenset((
 CONDITIONAL = frozenset({"clone", "ioctl", "mknod", "mknodat", "personality", "prctl", "socket", "socketpair"})
 
 
-class _Source(BaseModel):
+class _SourceModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Group(_Source):
+class CallGroup(_SourceModel):
     """Calls that are answered alike, and why."""
 
     action: Literal["allow", "EPERM"]
@@ -66,11 +66,11 @@ class Group(_Source):
     when: tuple[str, ...] = ()
 
 
-class SourceList(_Source):
+class SourceList(_SourceModel):
     """The commented source of a profile, as written in TOML."""
 
     description: str
-    groups: dict[str, Group]
+    groups: dict[str, CallGroup]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ def compile_source(path: Path) -> dict[str, Any]:
     return document
 
 
-def _rules(group: Group, ways: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _rules(group: CallGroup, ways: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     answer: dict[str, Any] = {"action": ALLOW} if group.action == "allow" else {"action": ERRNO, "errnoRet": EPERM}
     names = sorted(group.names)
     if not ways:

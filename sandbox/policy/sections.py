@@ -18,7 +18,7 @@ INDEX = "@index"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}")
 IMAGE_PATTERN = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._/:@*?-]{0,254}")
-LIBRARY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+LIBRARY_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 LIBRARY_PATTERN = re.compile(r"[A-Za-z0-9*?]([A-Za-z0-9._*?-]{0,126}[A-Za-z0-9*?])?")
 MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(\.[A-Za-z_][A-Za-z0-9_]{0,63}){0,3}")
 NETWORK = re.compile(r"[0-9A-Fa-f:.]{2,45}(/[0-9]{1,3})?")
@@ -169,7 +169,7 @@ class Seccomp(Strict):
     profile: Annotated[str, AfterValidator(_profile_name)] = _key("python", "The list of allowed system calls.")
 
 
-class Environment(Strict):
+class Variables(Strict):
     """Variables that a request may set."""
 
     allow: VariableNames = _key((), "Names of variables that a request may set.")
@@ -220,7 +220,7 @@ class Build(Strict):
     files_count: int = _key(100_000, "How many files may be installed.", unit="files", low=1, high=1_000_000)
 
 
-class History(Strict):
+class HistoryRules(Strict):
     """What the service's history keeps of a run."""
 
     output: Literal["none", "failed", "all"] = _key("failed", "Of which runs the history keeps what they told.")

@@ -15,17 +15,17 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from sandbox.channel.collector import Collector, FileSink, Kept
-from sandbox.channel.frames import CANCEL, Limits, ProtocolViolation, job_frames
+from sandbox.channel.collector import Collector, FileInMemory, FileSink
+from sandbox.channel.frames import CANCEL, ProtocolViolation, RunCaps, job_frames
 from sandbox.container import spec
 from sandbox.container.sandbox import Sandbox
-from sandbox.container.standby import Egress, Ready, Setting, Source
+from sandbox.container.standby import AcquiredSandbox, Egress, Setting, Source
 from sandbox.container.watchdog import Watchdog
 from sandbox.errors import Internal
 from sandbox.host.facts import HostFacts
 from sandbox.kernel.oom import killed_for_memory
 from sandbox.models import Durations, EgressRecord, LogRecord, Outcome, Receipt, RunRequest, RunResult
-from sandbox.off_loop import aside
+from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
 from sandbox.run.outcome import Evidence, decide
 
@@ -87,7 +87,7 @@ class Execution:
         self.started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._source = source
         self._facts = facts
-        self._ready: Ready
+        self._ready: AcquiredSandbox
         self._watchdog: Watchdog | None = None
         self._sandbox_asked = 0.0
         self._sandbox_got = 0.0
@@ -108,7 +108,7 @@ class Execution:
             await self._drive(self._ready.sandbox)
         removed = time.monotonic()
         size_bytes = self.collector.size_bytes + len(self.prepared.request.payload_json)
-        return await aside(size_bytes, partial(self._result, self._ready.sandbox, removed=removed))
+        return await run_off_loop(size_bytes, partial(self._result, self._ready.sandbox, removed=removed))
 
     async def _drive(self, sandbox: Sandbox) -> None:
         """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""
@@ -184,8 +184,8 @@ class Execution:
         try:
             if not self._violation:
                 costs = collector.json_bytes * HARDEST
-                self._result_json = await aside(costs, collector.result_json)
-                self._additional_data_json = await aside(costs, collector.additional_data_json)
+                self._result_json = await run_off_loop(costs, collector.result_json)
+                self._additional_data_json = await run_off_loop(costs, collector.additional_data_json)
         except ProtocolViolation as violation:
             self._broken(sandbox, violation)
 
@@ -326,10 +326,10 @@ def proxy_variables(egress: Egress) -> dict[str, str]:
     }
 
 
-def wire_limits(policy: Policy) -> Limits:
+def wire_limits(policy: Policy) -> RunCaps:
     """Return the caps that harness and collector both enforce."""
     limits = policy.limits
-    return Limits(
+    return RunCaps(
         output_bytes=limits.output_mib * spec.MIB,
         result_bytes=limits.result_mib * spec.MIB,
         files_bytes=limits.files_mib * spec.MIB,
@@ -347,16 +347,16 @@ def collector_for(prepared: Prepared) -> Collector:
     )
 
 
-def followed(on_file: Callable[[str, bytearray], None]) -> Callable[[str, int], Kept]:
+def followed(on_file: Callable[[str, bytearray], None]) -> Callable[[str, int], FileInMemory]:
     """Return what keeps each saved file in memory, and tells of it when it is complete."""
 
-    class Told(Kept):
+    class Told(FileInMemory):
         name = ""
 
         def close(self) -> None:
             on_file(self.name, self)
 
-    def open_file(name: str, _size: int) -> Kept:
+    def open_file(name: str, _size: int) -> FileInMemory:
         told = Told()
         told.name = name
         return told

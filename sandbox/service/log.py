@@ -20,7 +20,7 @@ from aiohttp.web import RequestPayloadError
 
 from sandbox.printable import printable
 from sandbox.service.config.model import Log
-from sandbox.service.history.row import Row
+from sandbox.service.history.row import RunRow
 
 LOG = logging.getLogger("sandbox.service")
 MAX_NAME_CHARS = 80
@@ -128,7 +128,7 @@ def set_up(config: Log, stream: TextIO = sys.stderr) -> Iterator[None]:
         handler.close()
 
 
-def run_ended(row: Row) -> None:
+def run_ended(row: RunRow) -> None:
     """Log the end of a run: who, under which policy, what came of it, and how long it took with its wait."""
     spent_ms = round(((row.ended or row.received) - row.received) * 1000, 1)
     facts = {

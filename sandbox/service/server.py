@@ -17,10 +17,10 @@ from typing import Any
 
 from aiohttp import web
 
-from sandbox.cell.cell import Maker
+from sandbox.cell.cell import WarmContainer
 from sandbox.cell.group import CellLimits
-from sandbox.cell.warm import Cells
-from sandbox.container.pool import Pool, PoolLimits
+from sandbox.cell.warm import CellPool
+from sandbox.container.pool import PoolLimits, SandboxPool
 from sandbox.container.standby import Places, ReadySandbox
 from sandbox.container.workspace import sweep
 from sandbox.engine.podman import PodmanEngine
@@ -37,11 +37,11 @@ from sandbox.service.config.model import Socket
 from sandbox.service.config.names import unknown_names
 from sandbox.service.door import systemd
 from sandbox.service.door.access import Access
-from sandbox.service.door.connections import IDLE_S, Connections, most_connections
+from sandbox.service.door.connections import IDLE_S, BoundedServer, most_connections
 from sandbox.service.door.listen import BACKLOG, Listener, open_socket
 from sandbox.service.handling import Handling
 from sandbox.service.history.artefacts import Artefacts
-from sandbox.service.history.history import History, Retention
+from sandbox.service.history.history import Retention, RunHistory
 from sandbox.service.history.keeping import Keeping
 from sandbox.service.history.kept_answers import Results
 from sandbox.service.history.row import HISTORY
@@ -49,7 +49,7 @@ from sandbox.service.intake.parser import Parser
 from sandbox.service.metrics import Live, Metrics, Shelved
 from sandbox.service.sole_service import sole_service
 from sandbox.service.state import PolicyBook, State
-from sandbox.service.webhooks.sending import Webhooks, key_of
+from sandbox.service.webhooks.sending import WebhookSender, key_of
 from sandbox.wire.answers import CellCounts, PoolCounts
 
 LOG = logging.getLogger("sandbox.service")
@@ -114,7 +114,7 @@ async def alone(config: ServiceConfig, socket: str) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def accepting(served: web.Application, *sockets: socket.socket, idle_s: float = IDLE_S) -> AsyncIterator[None]:
-    """Serve an application to those who connect, until the block ends; see `Connections` for `idle_s`. Each socket has connections of its own."""
+    """Serve an application to those who connect, until the block ends; see `BoundedServer` for `idle_s`. Each socket has connections of its own."""
     handling = Handling()
     # A client that goes away cancels its request, and so its run.
     runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
@@ -127,7 +127,7 @@ async def accepting(served: web.Application, *sockets: socket.socket, idle_s: fl
         total = most_connections() // len(sockets)
         servers = [
             await loop.create_server(
-                Connections(runner.server, total=total, idle_s=idle_s), sock=listening, backlog=BACKLOG
+                BoundedServer(runner.server, total=total, idle_s=idle_s), sock=listening, backlog=BACKLOG
             )
             for listening in sockets
         ]
@@ -153,7 +153,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         parser = Parser()
         held.callback(parser.close)
         gone = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
-        history = History(
+        history = RunHistory(
             Path(config.history.directory) / HISTORY,
             Retention(
                 age_s=config.history.age_days * 86_400,
@@ -175,14 +175,15 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
             starters=config.pool.starters, most=most_connections() // DESCRIPTORS_EACH_READY,
         )  # fmt: skip
-        making = partial(Maker, engine=engine, facts=facts, places=places)
+        making = partial(WarmContainer, engine=engine, facts=facts, places=places)
         of_cells = CellLimits(
-            memory_mib=config.cells.memory_mib,
-            per_node=config.cells.per_node,
-            idle_s=config.cells.idle_s,
+            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s,
             most=most_connections() // DESCRIPTORS_EACH_WARM,
-        )
-        async with Pool(make, limits) as pool, Cells(making, pool.source, of_cells, start_s=pool.start_s) as cells:
+        )  # fmt: skip
+        async with (
+            SandboxPool(make, limits) as pool,
+            CellPool(making, pool.source, of_cells, start_s=pool.start_s) as cells,
+        ):
             admission = Admission(config.queue.limits)
             artefacts, results = kept_for_callers(config.history)
             live = Live(
@@ -194,7 +195,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
             state = State(
                 config=config, facts=facts, engine=engine, policies=policies, pool=pool, cells=cells, history=history,
                 metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts, results=results, parser=parser,
-                webhooks=Webhooks(config.webhooks.allowed, key=key),
+                webhooks=WebhookSender(config.webhooks.allowed, key=key),
                 runner=Runner(
                     lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
                 ),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sandbox.cell.warm import Cells
-from sandbox.container.pool import Pool
+from sandbox.cell.warm import CellPool
+from sandbox.container.pool import SandboxPool
 from sandbox.container.standby import Setting
 from sandbox.engine.podman import PodmanEngine
 from sandbox.errors import InvalidRequest, NotFound, SandboxError
@@ -25,12 +25,12 @@ from sandbox.service.admission import Admission
 from sandbox.service.config.load import ServiceConfig
 from sandbox.service.door.access import Caller
 from sandbox.service.history.artefacts import Artefacts
-from sandbox.service.history.history import History
+from sandbox.service.history.history import RunHistory
 from sandbox.service.history.kept_answers import Results
 from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.metrics import Metrics
-from sandbox.service.webhooks.sending import Webhooks
+from sandbox.service.webhooks.sending import WebhookSender
 
 
 class PolicyBook:
@@ -97,14 +97,14 @@ class State:
     engine: PodmanEngine
     policies: PolicyBook
     runner: Runner
-    pool: Pool
-    cells: Cells
+    pool: SandboxPool
+    cells: CellPool
     admission: Admission
-    history: History
+    history: RunHistory
     metrics: Metrics
     artefacts: Artefacts
     results: Results
-    webhooks: Webhooks
+    webhooks: WebhookSender
     parser: Parser
     live: LiveRuns = field(default_factory=LiveRuns)
     began: float = field(default_factory=time.time)

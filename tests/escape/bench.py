@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 import pytest
 from pydantic import SecretStr
 
-from sandbox.cell.cell import Maker
+from sandbox.cell.cell import WarmContainer
 from sandbox.cell.group import CellLimits
-from sandbox.cell.warm import Cells
+from sandbox.cell.warm import CellPool
 from sandbox.container import spec
 from sandbox.container.container import Container
 from sandbox.container.standby import fresh
@@ -267,11 +267,11 @@ class CellRuns:
         self._cells = self._call(self._open())
         self._runner = Runner(lambda: bench.engine, bench.facts, bench.places, source=self._cells.source)
 
-    async def _open(self) -> Cells:
+    async def _open(self) -> CellPool:
         bench = self._bench
-        make = partial(Maker, engine=bench.engine, facts=bench.facts, places=bench.places)
+        make = partial(WarmContainer, engine=bench.engine, facts=bench.facts, places=bench.places)
         containers = fresh(bench.engine, bench.facts, bench.places)
-        return await Cells(
+        return await CellPool(
             make, containers, CellLimits(per_node=1, memory_mib=1024), start_s=lambda _: 0.5
         ).__aenter__()
 
@@ -282,7 +282,7 @@ class CellRuns:
         """Return what there is."""
         return self._cells.counts()
 
-    def makers(self) -> list[Maker]:
+    def makers(self) -> list[WarmContainer]:
         """Return the warm containers."""
         return self._cells.makers()
 

@@ -23,7 +23,7 @@ import pytest
 
 from sandbox import places
 from sandbox.environment import installation
-from sandbox.environment.identity import LABEL_BUILD, Environment
+from sandbox.environment.identity import LABEL_BUILD, InstalledEnvironment
 from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
@@ -62,7 +62,7 @@ class Builds:
         """Return a request that needs libraries."""
         return self.bench.request(code, requirements=requirements, policy=policy or self.policy(), **fields)
 
-    def build(self, *requirements: str, policy: str = "", lock: Lock | None = None) -> Environment:
+    def build(self, *requirements: str, policy: str = "", lock: Lock | None = None) -> InstalledEnvironment:
         """Build an environment as the product does."""
         request = self.request(*requirements, policy=policy)
         return asyncio.run(self.bench.runner().build(request, lambda _: None, lock=lock))
@@ -134,12 +134,12 @@ class Builds:
         lock = self.lock_of(*archives)
         return self.refused(*lock.requirements, policy=policy, lock=lock)
 
-    def wheel_built(self, *archives: tuple[str, bytes], policy: str = "") -> Environment:
+    def wheel_built(self, *archives: tuple[str, bytes], policy: str = "") -> InstalledEnvironment:
         """Build an environment of exactly these archives."""
         lock = self.lock_of(*archives)
         return self.build(*lock.requirements, policy=policy, lock=lock)
 
-    def value_in(self, built: Environment, code: str) -> Any:
+    def value_in(self, built: InstalledEnvironment, code: str) -> Any:
         """Run a program in an environment that was built; return its result."""
         return self.bench.value(code, image=built.name)
 

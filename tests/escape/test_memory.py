@@ -221,6 +221,7 @@ def test_many_empty_files_count_as_memory(bench: Bench, tight: str) -> None:
         assert ended.outcome is Outcome.OUT_OF_MEMORY, (ended.outcome, ended.explanation)
 
 
+@pytest.mark.quiet  # the watchdog measures as often as it gets a processor, and the peak tells how often
 @pytest.mark.host_only  # about the fallback that measures from outside
 def test_a_peak_stays_near_the_cap(bench: Bench, tight: str) -> None:
     # As much in each millisecond as its pages can be written: the peak tells how long the watchdog took to see it.
@@ -237,6 +238,7 @@ def test_a_peak_stays_near_the_cap(bench: Bench, tight: str) -> None:
     assert ended.peak_memory_mib <= CAP_MIB * OVERSHOOT
 
 
+@pytest.mark.quiet  # the watchdog measures as often as it gets a processor, and the peak tells how often
 @pytest.mark.host_only  # about the fallback that measures from outside
 def test_noise_does_not_blind_the_measurement(bench: Bench, tight: str) -> None:
     # A flood of one-byte writes keeps the runner busy while another process allocates.
@@ -259,6 +261,7 @@ def test_noise_does_not_blind_the_measurement(bench: Bench, tight: str) -> None:
     assert ended.peak_memory_mib <= CAP_MIB * OVERSHOOT
 
 
+@pytest.mark.quiet  # the watchdog measures as often as it gets a processor, and the peak tells how often
 @pytest.mark.host_only  # about the fallback that measures from outside
 def test_a_family_that_is_slow_to_measure_does_not_buy_time(bench: Bench, tight: str) -> None:
     # Forked copies share their pages, so the quick sum is past the cap and each look takes the long way.

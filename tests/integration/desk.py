@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox.container import spec
-from sandbox.environment.identity import Environment
+from sandbox.environment.identity import InstalledEnvironment
 from sandbox.environment.lock import Lock
 from sandbox.errors import BuildFailed
 from sandbox.models import RunRequest, RunResult
@@ -48,7 +48,7 @@ class Desk:
 
     def build(
         self, *requirements: str, policy: str = "local", image: str | None = None, lock: Lock | None = None
-    ) -> Environment:
+    ) -> InstalledEnvironment:
         """Return an environment, built when it isn't there."""
         request = RunRequest(code="", requirements=requirements, policy=policy, image=image)
         return asyncio.run(self.runner().build(request, lambda _: None, lock=lock))

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from sandbox.environment.identity import Environment, image_name
-from sandbox.environment.store import PruneLimits, Record, Store, lease_key
+from sandbox.environment.identity import InstalledEnvironment, image_name
+from sandbox.environment.store import EnvironmentRecord, PruneLimits, Store, lease_key
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest
 from sandbox.models import RunRequest, RunResult
 from sandbox.progress import Progress
@@ -35,19 +35,19 @@ Store.keep = keep
 
 
 @pytest.fixture
-def built(desk: Desk, index: PackageIndex) -> Environment:
+def built(desk: Desk, index: PackageIndex) -> InstalledEnvironment:
     index.add(wheel("stays", "1.0", {"stays.py": "WORD = 'still here'\n"}))
     return desk.build("stays")
 
 
-def recorded(desk: Desk, built: Environment) -> Record:
+def recorded(desk: Desk, built: InstalledEnvironment) -> EnvironmentRecord:
     record = desk.runner().environments().store.record(built.id)
     assert record is not None
     return record
 
 
 def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_ended(
-    desk: Desk, built: Environment
+    desk: Desk, built: InstalledEnvironment
 ) -> None:
     removal, store = desk.runner().environments().removal, desk.runner().environments().store
     record = recorded(desk, built)
@@ -73,7 +73,7 @@ def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_en
 
 
 def test_an_environment_that_a_container_of_anybody_s_uses_stays_with_its_record(
-    desk: Desk, built: Environment
+    desk: Desk, built: InstalledEnvironment
 ) -> None:
     engine, environments = desk.bench.engine, desk.runner().environments()
     record = recorded(desk, built)
@@ -118,7 +118,7 @@ def test_an_environment_that_can_t_be_recorded_leaves_no_image(
     index.add(wheel("unkept", "1.0", {"unkept.py": "X = 1\n"}))
     made = []
 
-    def full(_store: Store, record: Record) -> None:
+    def full(_store: Store, record: EnvironmentRecord) -> None:
         made.append(desk.bench.engine.image(record.image).id)
         made.append(record.id)
         raise BuildFailed("no space left", hint="free some")

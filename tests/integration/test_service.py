@@ -141,7 +141,7 @@ def test_server_sent_events_carry_the_same(service: Service) -> None:
 
 
 def raw(
-    service: Service, method: str, path: str, body: Any = None, *, accept: str = "application/json"
+    service: Service, method: str, path: str, body: Any = None, *, accept: str = "application/json", prefer: str = ""
 ) -> tuple[int, dict[str, str], bytes]:
     """Send one request without the client library."""
     connection = http.client.HTTPConnection("localhost", timeout=WAIT_S)
@@ -150,7 +150,7 @@ def raw(
     connection.sock.connect(service.socket)
     try:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        connection.request(method, path, data, {"Accept": accept})
+        connection.request(method, path, data, {"Accept": accept, **({"Prefer": prefer} if prefer else {})})
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), response.read()
     finally:

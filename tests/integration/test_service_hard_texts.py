@@ -190,6 +190,7 @@ def health_in_a_crowd(service: Service, requests: Sequence[bytes]) -> tuple[floa
     return health[89] - bare[89], max(seen.service) - max(seen.bare)
 
 
+@pytest.mark.quiet  # how long answers take while the service alone is busy
 def test_texts_that_are_hard_to_parse_stop_nobody_and_cost_nothing_afterwards(
     service: Service, requests: list[bytes]
 ) -> None:

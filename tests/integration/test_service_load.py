@@ -231,6 +231,7 @@ def health_in_a_crowd(service: Service) -> float:
     return max(seen.service) - max(seen.bare)
 
 
+@pytest.mark.quiet  # how long answers take while the service alone is busy
 def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
     asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
     fds, memory_mib = held(service), rss_mib(service.process.pid)

@@ -11,12 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.cell.cell import LIFE_S, Cell, Maker, NoCells
+from sandbox.cell.cell import LIFE_S, Cell, NoCells, WarmContainer
 from sandbox.cell.group import CellLimits
 from sandbox.cell.pace import MAX_NODES, Paces
-from sandbox.cell.warm import Cells
+from sandbox.cell.warm import CellPool
 from sandbox.container.isolation_row import FAST, WANTED
-from sandbox.container.standby import Ready, Setting
+from sandbox.container.standby import AcquiredSandbox, Setting
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.kernel.process import CgroupEvents
 from sandbox.models import ControlEvidence
@@ -114,20 +114,20 @@ class World:
     evidence: dict[str, list[str]] = field(default_factory=dict)
     rows: list[ControlEvidence] = field(default_factory=list)  # of what `messages` got
 
-    def cells(self, **limits: Any) -> Cells:
-        def make(setting: Setting) -> Maker:
-            return cast("Maker", FakeMaker(setting, self))
+    def cells(self, **limits: Any) -> CellPool:
+        def make(setting: Setting) -> WarmContainer:
+            return cast("WarmContainer", FakeMaker(setting, self))
 
         @contextlib.asynccontextmanager
-        async def container(_setting: Setting, run_id: str) -> AsyncIterator[Ready]:
+        async def container(_setting: Setting, run_id: str) -> AsyncIterator[AcquiredSandbox]:
             self.containers.append(run_id)
             sandbox = SimpleNamespace(evidence=())
-            yield cast("Ready", SimpleNamespace(sandbox=sandbox, proxy=None, asked=0.0))
+            yield cast("AcquiredSandbox", SimpleNamespace(sandbox=sandbox, proxy=None, asked=0.0))
             self.evidence[run_id] = [row.evidence for row in sandbox.evidence]
 
         self.gate.set()
         self.emptied.set()
-        return Cells(make, container, CellLimits(**limits), start_s=lambda _: START_S, clock=lambda: self.now)
+        return CellPool(make, container, CellLimits(**limits), start_s=lambda _: START_S, clock=lambda: self.now)
 
     def alive(self) -> list[FakeMaker]:
         return [maker for maker in self.makers if maker.living]
@@ -166,7 +166,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def run(cells: Cells, wanted: Setting, name: str = "run", until: asyncio.Event | None = None) -> FakeCell:
+async def run(cells: CellPool, wanted: Setting, name: str = "run", until: asyncio.Event | None = None) -> FakeCell:
     """Carry out one run, which lasts until it is told to end."""
     async with cells.source(wanted, name) as ready:
         if until is not None:
@@ -478,7 +478,7 @@ async def test_at_the_end_nothing_is_left(world: World) -> None:
 
 
 async def messages(
-    world: World, cells: Cells, count: int, *, take_s: float, pause_s: float, node: str = "1000/node"
+    world: World, cells: CellPool, count: int, *, take_s: float, pause_s: float, node: str = "1000/node"
 ) -> list[str]:
     """Carry out messages one after the other, and return what each got."""
     got = []

@@ -15,11 +15,11 @@ import pytest
 from sandbox import templates
 from sandbox.cli.completion import SHELLS, source
 from sandbox.cli.main import COMMANDS, cli
-from sandbox.environment.store import Record, Store
+from sandbox.environment.store import EnvironmentRecord, Store
 from sandbox.places import private_directory
-from sandbox.service.history.history import History, Retention
+from sandbox.service.history.history import Retention, RunHistory
 from sandbox.service.history.record import ENDINGS
-from sandbox.service.history.row import HISTORY, Row
+from sandbox.service.history.row import HISTORY, RunRow
 from tests.command import COMMAND, environment
 
 TIMEOUT_S = 60
@@ -67,9 +67,9 @@ def test_templates_are_offered_by_name() -> None:
 def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path) -> None:
     directory = tmp_path / "podman-sandbox-runner"
     directory.mkdir(mode=0o700)
-    with contextlib.closing(History(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
+    with contextlib.closing(RunHistory(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
         kept.ended(
-            Row(
+            RunRow(
                 run_id="1a" * 16,
                 caller=os.getuid(),
                 caller_name="ann",
@@ -84,7 +84,7 @@ def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path)
 
 
 def test_environments_are_offered_by_the_beginning_of_their_id(tmp_path: Path) -> None:
-    record = Record(
+    record = EnvironmentRecord(
         id="2b" * 32, image="i", image_id="i", base="b", base_digest="d", lock_hash="l", build_hash="h", packages=(), requirements=("six",),
         size_bytes=1, created=1.0, last_used=1.0,
     )  # fmt: skip

@@ -72,7 +72,6 @@ def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[
 
 
 COMMANDS = dict(walk(cli, ()))
-every_page = pytest.mark.parametrize("page", TEXTS)
 every_command = pytest.mark.parametrize("path", COMMANDS, ids=lambda path: " ".join(path) or "sandbox")
 
 
@@ -140,22 +139,29 @@ def command_lines() -> Iterator[tuple[str, str]]:
                     yield page, command.partition(" #")[0].split(" | ")[0].split(" >")[0]
 
 
-@pytest.mark.parametrize(("page", "line"), list(command_lines()))
-def test_documented_command_exists(page: str, line: str) -> None:
-    del page
+def unknown(line: str) -> list[str]:
+    """Return the words of a call of `sandbox` that are no command and no option of theirs."""
     words = shlex.split(line)[1:]
     command: click.Command = cli
+    missing = []
     options = {name for entry in cli.params for name in entry.opts} | {"--help"}
     while words and isinstance(command, click.Group):
         word = words.pop(0)
         if word.startswith("-"):
-            assert word in options
+            missing += [word] if word not in options else []
             continue
         found = command.get_command(click.Context(command), word)
-        assert found is not None, f"no command {word}"
+        if found is None:
+            return [*missing, word]
         command = found
     options = {name for entry in command.params for name in entry.opts} | {"--help"}
-    assert {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options
+    given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    return [*missing, *sorted(given - options)]
+
+
+def test_documented_commands_exist() -> None:
+    assert unknown("sandbox run --no-such") == ["--no-such"]
+    assert [f"{page}: {line}: {word}" for page, line in command_lines() for word in unknown(line)] == []
 
 
 # ---- the service's settings
@@ -204,25 +210,44 @@ def test_every_method_of_the_client_is_documented() -> None:
 # ---- links, paths, names
 
 
-@every_page
-def test_relative_links_resolve(page: str) -> None:
-    text = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", link)]
-    for link in links:
-        file, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / file if file else ROOT / page
-        assert target.exists(), link
-        if anchor:
-            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
-            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in anchors, link
+def numbered(page: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a page, each with where it stands."""
+    for number, line in enumerate(TEXTS[page].splitlines(), 1):
+        yield f"{page}:{number}", line
 
 
-@every_page
-def test_named_project_files_exist(page: str) -> None:
-    named = re.findall(r"(?<![\w/.-])(?:scripts|policies|tests|docs|sandbox)/[\w./-]*\w", TEXTS[page])
-    missing = [name for name in named if not (ROOT / name).exists() and "/NAME" not in name]
-    assert missing == []
+def resolves(page: str, link: str) -> bool:
+    """Say whether a relative link of a page leads to a file, and to a heading in it."""
+    file, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / file if file else ROOT / page
+    if not anchor or not target.exists():
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_relative_links_resolve() -> None:
+    broken = []
+    for page in TEXTS:
+        in_block = False
+        for place, line in numbered(page):
+            in_block ^= line.startswith("```")
+            links = [] if in_block else re.findall(r"\]\(([^)\s]+)\)", line)
+            broken += [
+                f"{place}: {link}" for link in links if not re.match(r"[a-z]+:", link) and not resolves(page, link)
+            ]
+    assert broken == []
+
+
+def test_named_project_files_exist() -> None:
+    named = re.compile(r"(?<![\w/.-])(?:scripts|policies|tests|docs|sandbox)/[\w./-]*\w")
+    assert [
+        f"{place}: {name}"
+        for page in TEXTS
+        for place, line in numbered(page)
+        for name in named.findall(line)
+        if not (ROOT / name).exists() and "/NAME" not in name
+    ] == []
 
 
 def test_no_file_names_a_developers_machine() -> None:
@@ -311,23 +336,30 @@ def test_every_name_a_program_may_set_is_documented(name: str) -> None:
     assert f"| `{name}` |" in TEXTS["docs/writing-scripts.md"]
 
 
-@pytest.mark.parametrize("block", [block for text in TEXTS.values() for block in fenced(text, "python")])
-def test_python_examples_compile(block: str) -> None:
-    compile_program(block, "example.py")
+def test_python_examples_compile() -> None:
+    failing = []
+    for page, text in TEXTS.items():
+        for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            try:
+                compile_program(block.group(1), "example.py")
+            except SyntaxError as error:
+                failing.append(f"{page}:{text.count(chr(10), 0, block.start()) + 1}: {error!r}")
+    assert failing == []
 
 
-@pytest.mark.parametrize("name", re.findall(r"<!-- template: (\w+) -->", TEXTS["docs/writing-scripts.md"]))
-def test_shown_template_is_the_shipped_one(name: str) -> None:
-    after = TEXTS["docs/writing-scripts.md"].split(f"<!-- template: {name} -->", 1)[1]
-    assert fenced(after, "python")[0] == templates.get(name).code
+def test_shown_templates_are_the_shipped_ones() -> None:
+    shown = re.split(r"<!-- template: (\w+) -->", TEXTS["docs/writing-scripts.md"])[1:]
+    named = dict(zip(shown[::2], shown[1::2], strict=True))
+    assert named
+    assert [name for name, after in named.items() if fenced(after, "python")[0] != templates.get(name).code] == []
 
 
 # ---- what a newcomer looks for
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"])
-def test_project_has(name: str) -> None:
-    assert (ROOT / name).read_text().strip()
+def test_project_has_the_usual_files() -> None:
+    names = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
+    assert [name for name in names if not (ROOT / name).read_text().strip()] == []
 
 
 @pytest.mark.parametrize("command", ["scripts/quickstart", "scripts/test"])
@@ -336,7 +368,6 @@ def test_readme_names_the_two_commands_and_they_can_be_run(command: str) -> None
     assert (ROOT / command).stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("word", ["simply", "robust", "seamless"])
-@every_page
-def test_prose_is_plain(page: str, word: str) -> None:
-    assert not re.search(rf"\b{word}", TEXTS[page], re.IGNORECASE)
+def test_prose_is_plain() -> None:
+    empty = re.compile(r"\b(simply|robust|seamless)", re.IGNORECASE)
+    assert [f"{place}: {line}" for page in TEXTS for place, line in numbered(page) if empty.search(line)] == []

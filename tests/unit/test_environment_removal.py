@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.environment.identity import image_name
 from sandbox.environment.removal import Removal
-from sandbox.environment.store import CACHED_FILES, PruneLimits, Record, Store
+from sandbox.environment.store import CACHED_FILES, EnvironmentRecord, PruneLimits, Store
 from sandbox.environment.wheel_cache import FileCache
 from tests.fake_engine import BASE, FakeEngine
 from tests.unit.test_environment_store import RECORD
@@ -28,7 +28,7 @@ class Bench:
         self.cache = FileCache(top / "trees", ".tree")
         self.removal = Removal(self.engine, self.store, (self.cache,))
 
-    def environment(self, identity: str, *, used: float, size_bytes: int = 100) -> Record:
+    def environment(self, identity: str, *, used: float, size_bytes: int = 100) -> EnvironmentRecord:
         """Keep an environment and its image, last used at a time."""
         name = image_name(identity)
         self.image(identity)

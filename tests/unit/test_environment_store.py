@@ -13,25 +13,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.environment.store import PruneLimits, Record, Store, prunable
+from sandbox.environment.store import EnvironmentRecord, PruneLimits, Store, prunable
 from sandbox.errors import BuildFailed
 
 DAY_S = 86_400.0
 NOW = 1_000 * DAY_S
-RECORD = Record(
+RECORD = EnvironmentRecord(
     id="a" * 64, image="localhost/sandbox-environment:a", image_id="b" * 64, base="localhost/sandbox-python:latest", base_digest="sha256:0",
     lock_hash="sha256:1", build_hash="sha256:2", packages=("six==1.0",), requirements=("six",), size_bytes=100,
     created=NOW - 10 * DAY_S, last_used=NOW - 5 * DAY_S,
 )  # fmt: skip
 
 
-def aged(name: str, *, used_days: float, built_days: float = 10, size_bytes: int = 100) -> Record:
+def aged(name: str, *, used_days: float, built_days: float = 10, size_bytes: int = 100) -> EnvironmentRecord:
     return replace(
         RECORD, id=name, last_used=NOW - used_days * DAY_S, created=NOW - built_days * DAY_S, size_bytes=size_bytes
     )
 
 
-def taken(records: list[Record], limits: PruneLimits, *in_use: str) -> list[str]:
+def taken(records: list[EnvironmentRecord], limits: PruneLimits, *in_use: str) -> list[str]:
     return [record.id for record in prunable(records, limits, now=NOW, in_use=frozenset(in_use))]
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from sandbox.channel.collector import Collector
-from sandbox.channel.frames import HEADER, Limits, job_frames
+from sandbox.channel.frames import HEADER, RunCaps, job_frames
 from sandbox.container.harness_files import harness_source
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
-LIMITS = Limits(output_bytes=1 << 20, result_bytes=1 << 20, files_bytes=1 << 20, files_count=20, log_records=200)
+LIMITS = RunCaps(output_bytes=1 << 20, result_bytes=1 << 20, files_bytes=1 << 20, files_count=20, log_records=200)
 
 
 @dataclass

@@ -20,8 +20,8 @@ import pytest
 from sandbox.cli.past import OnDisk
 from sandbox.errors import EngineUnavailable
 from sandbox.service.history import history
-from sandbox.service.history.history import History, Retention
-from sandbox.service.history.row import MIGRATIONS, SERVICE_ENDED, Row
+from sandbox.service.history.history import Retention, RunHistory
+from sandbox.service.history.row import MIGRATIONS, SERVICE_ENDED, RunRow
 from sandbox.service.history.writer import GATHER_S, MAX_PENDING
 from sandbox.service.sole_service import sole_service
 
@@ -29,8 +29,8 @@ ANN, BEN = 1001, 1002
 DAY_S = 86_400.0
 NOW = 1_000 * DAY_S
 KEEP = Retention(age_s=30 * DAY_S, size_bytes=1 << 30)
-RUN = Row(run_id="r", caller=ANN, caller_name="ann", received=NOW)
-FULL = Row(
+RUN = RunRow(run_id="r", caller=ANN, caller_name="ann", received=NOW)
+FULL = RunRow(
     run_id="full", caller=ANN, caller_name="ann", received=NOW, state="ended", node_id="n1", policy="default",
     policy_hash="sha256:0", image="python:3.12-slim", environment="e1", requirements="numpy, pandas>=2",
     preload="numpy, pandas", code_hash="sha256:1", outcome="failed", explanation="ValueError: no", started=NOW + 1, ended=NOW + 2.5, queue_ms=1.5,
@@ -46,19 +46,19 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, limits: Retention = KEEP) -> Iterator[History]:
-    kept = History(path, limits)
+def opened(path: Path, limits: Retention = KEEP) -> Iterator[RunHistory]:
+    kept = RunHistory(path, limits)
     try:
         yield kept
     finally:
         kept.close()
 
 
-def run(number: int, **known: object) -> Row:
+def run(number: int, **known: object) -> RunRow:
     return replace(RUN, run_id=f"r{number}", received=NOW + number, **known)  # type: ignore[arg-type]
 
 
-def ids(rows: tuple[Row, ...]) -> list[str]:
+def ids(rows: tuple[RunRow, ...]) -> list[str]:
     return [row.run_id for row in rows]
 
 
@@ -191,7 +191,7 @@ def test_runs_are_written_without_anybody_asking(path: Path) -> None:
 
 
 def test_closing_writes_what_waits_and_can_be_done_twice(path: Path) -> None:
-    kept = History(path, KEEP)
+    kept = RunHistory(path, KEEP)
     kept.began(RUN)
     kept.close()
     kept.close()
@@ -205,7 +205,7 @@ def test_closing_writes_what_waits_and_can_be_done_twice(path: Path) -> None:
 def test_threads_read_while_rows_are_written(path: Path) -> None:
     seen: list[int] = []
 
-    def read(kept: History) -> None:
+    def read(kept: RunHistory) -> None:
         for _ in range(30):
             rows = kept.list(limit=500)
             assert [row.received for row in rows] == sorted((row.received for row in rows), reverse=True)
@@ -293,7 +293,7 @@ def test_a_file_that_can_not_be_opened_is_an_error_in_words(path: Path) -> None:
     path.mkdir(parents=True, mode=0o700)
     path.parent.chmod(0o700)
     with pytest.raises(EngineUnavailable, match="can't be opened"):
-        History(path, KEEP)
+        RunHistory(path, KEEP)
 
 
 def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(path: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(path: Path) -> N
         file.execute("PRAGMA user_version = 99")
     content = path.read_bytes()
     with pytest.raises(EngineUnavailable, match="newer version") as caught:
-        History(path, KEEP)
+        RunHistory(path, KEEP)
     assert "move the file away" in caught.value.hint
     assert path.read_bytes() == content
 
@@ -326,7 +326,7 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(path: Path, monkeypatch: py
     with monkeypatch.context() as patched:
         patched.setattr(history, "MIGRATIONS", steps)
         with pytest.raises(EngineUnavailable, match="can't be opened"):
-            History(path, KEEP)
+            RunHistory(path, KEEP)
     with opened(path) as kept:
         assert kept.get("full") == FULL
 
@@ -376,14 +376,14 @@ DISK_FULL = """
 import json, resource, sys
 from dataclasses import replace
 from pathlib import Path
-from sandbox.service.history.history import History, Retention
-from sandbox.service.history.row import Row
+from sandbox.service.history.history import RunHistory, Retention
+from sandbox.service.history.row import RunRow
 
 def largest_file_kib(kib):
     resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, resource.RLIM_INFINITY))
 
-run = Row(run_id="r", caller=1, caller_name="ann", received=1.0, explanation="x" * 500)
-kept = History(Path(sys.argv[1]), Retention(age_s=1, size_bytes=1 << 30))
+run = RunRow(run_id="r", caller=1, caller_name="ann", received=1.0, explanation="x" * 500)
+kept = RunHistory(Path(sys.argv[1]), Retention(age_s=1, size_bytes=1 << 30))
 kept.ended(replace(run, run_id="before"))
 assert kept.flush()
 largest_file_kib(128)
@@ -416,12 +416,12 @@ BUSY = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sandbox.service.history.history import History, Retention
-from sandbox.service.history.row import Row
+from sandbox.service.history.history import RunHistory, Retention
+from sandbox.service.history.row import RunRow
 
-kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))
+kept = RunHistory(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))
 for number in range(1_000_000):
-    run = Row(run_id=f"r{number}", caller=1, caller_name="ann", received=float(number), explanation="x" * 500)
+    run = RunRow(run_id=f"r{number}", caller=1, caller_name="ann", received=float(number), explanation="x" * 500)
     kept.began(run)
     if number % 3:
         kept.ended(run)
@@ -470,7 +470,7 @@ def test_what_is_run_often_is_known_by_policy_libraries_and_modules(path: Path) 
 def test_a_history_of_the_first_version_is_brought_to_this_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(history, "MIGRATIONS", MIGRATIONS[:1])
-        History(path, KEEP).close()
+        RunHistory(path, KEEP).close()
     with contextlib.closing(sqlite3.connect(path)) as old, old:
         old.execute(
             "INSERT INTO runs (run_id, caller, caller_name, received, state, node_id, policy, policy_hash, image, environment, requirements,"
@@ -551,9 +551,9 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes_too(path: Path, mo
 @pytest.mark.parametrize("end", ["in order", "killed"])
 def test_the_file_can_be_read_when_no_service_is_there(path: Path, end: str) -> None:
     code = (
-        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.service.history.history import History, Retention\nfrom sandbox.service.history.row import Row\n"
-        "kept = History(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))\n"
-        "kept.began(Row(run_id='r', caller=1, caller_name='ann', received=1.0, state='running'))\nassert kept.flush()\n"
+        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.service.history.history import RunHistory, Retention\nfrom sandbox.service.history.row import RunRow\n"
+        "kept = RunHistory(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))\n"
+        "kept.began(RunRow(run_id='r', caller=1, caller_name='ann', received=1.0, state='running'))\nassert kept.flush()\n"
         "if sys.argv[2] == 'killed': os.kill(os.getpid(), signal.SIGKILL)\nkept.close()\n"
     )
     subprocess.run([sys.executable, "-c", code, path, end], check=end == "in order", timeout=60)

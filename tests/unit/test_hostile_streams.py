@@ -38,7 +38,7 @@ from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
 from sandbox.service.config.model import ServiceConfig
 from sandbox.service.door.access import Access
-from sandbox.service.history.history import History, Retention
+from sandbox.service.history.history import Retention, RunHistory
 from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.log import HumanLines, JsonLines
@@ -89,7 +89,7 @@ class Stage:
         self.frames: list[Frame] = []
         self.log = io.StringIO()
         self.log_for_people = io.StringIO()
-        self.history = History(place / "data" / "history.sqlite", Retention(age_s=1e9, size_bytes=1 << 30))
+        self.history = RunHistory(place / "data" / "history.sqlite", Retention(age_s=1e9, size_bytes=1 << 30))
         self._loop = asyncio.new_event_loop()
         self._over: asyncio.Event
         self._policy = policy()

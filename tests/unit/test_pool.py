@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from sandbox.container.pool import GRACE_S, Pool, PoolLimits
+from sandbox.container.pool import GRACE_S, PoolLimits, SandboxPool
 from sandbox.container.standby import ReadySandbox, Setting
 from sandbox.errors import EngineUnavailable
 
@@ -67,12 +67,12 @@ class World:
     started: list[Sandbox] = field(default_factory=list)
     disposed: list[Sandbox] = field(default_factory=list)
 
-    def pool(self, **limits: Any) -> Pool:
+    def pool(self, **limits: Any) -> SandboxPool:
         def make(setting: Setting) -> ReadySandbox:
             return cast("ReadySandbox", Sandbox(cast("Kind", setting), self))
 
         self.gate.set()
-        return Pool(make, PoolLimits(**limits), clock=lambda: self.now)
+        return SandboxPool(make, PoolLimits(**limits), clock=lambda: self.now)
 
 
 def setting(kind: str) -> Setting:
@@ -115,7 +115,7 @@ async def test_the_first_run_gets_a_sandbox_of_its_own_and_the_second_a_ready_on
 async def test_no_sandbox_is_ever_given_out_twice(world: World) -> None:
     seen: list[int] = []
 
-    async def run(pool: Pool, number: int) -> None:
+    async def run(pool: SandboxPool, number: int) -> None:
         async with pool.source(setting("ab"[number % 2]), f"run-{number}") as ready:
             seen.append(id(ready))
             await asyncio.sleep(0)
@@ -148,7 +148,7 @@ async def test_a_sandbox_is_destroyed_whatever_happened_in_its_run(world: World)
     assert {s.id for s in world.started} == {s.id for s in world.disposed}
 
 
-async def hold(pool: Pool, given: asyncio.Future[ReadySandbox]) -> None:
+async def hold(pool: SandboxPool, given: asyncio.Future[ReadySandbox]) -> None:
     async with pool.source(setting("a"), "held") as ready:
         given.set_result(ready)
         await asyncio.sleep(60)
@@ -173,7 +173,7 @@ async def test_nothing_is_started_ahead_while_a_run_waits_for_its_own(world: Wor
         assert {sandbox.setting.kind for sandbox in world.begun} == {"b", "c"}
 
 
-async def use(pool: Pool, kind: str) -> None:
+async def use(pool: SandboxPool, kind: str) -> None:
     async with pool.source(setting(kind), f"use-{kind}"):
         pass
 

@@ -12,9 +12,9 @@ from packaging.tags import parse_tag
 from packaging.version import Version
 
 from sandbox.environment import resolution_failure
-from sandbox.environment.resolution_failure import Failure, explained, named, nearest
+from sandbox.environment.resolution_failure import StepFailure, explained, named, nearest
 from sandbox.errors import BuildFailed
-from sandbox.index.listing import Published, PublishedFile
+from sandbox.index.listing import ListedFile, Listing
 from sandbox.index.pip_config import Index
 from tests.unit import factory
 
@@ -30,20 +30,18 @@ PUBLISHED = {
 
 @pytest.fixture(autouse=True)
 def index(monkeypatch: pytest.MonkeyPatch) -> None:
-    def published(_index: Index, package: str) -> Published:
+    def listing_of(_index: Index, package: str) -> Listing:
         rows = [row.partition("-") for row in PUBLISHED.get(package, [])]
-        return Published(
-            tuple(
-                PublishedFile(Version(version), parse_tag(tags) if tags else frozenset()) for version, _, tags in rows
-            )
+        return Listing(
+            tuple(ListedFile(Version(version), parse_tag(tags) if tags else frozenset()) for version, _, tags in rows)
         )
 
-    monkeypatch.setattr(resolution_failure, "published", published)
+    monkeypatch.setattr(resolution_failure, "listing_of", listing_of)
 
 
 def told(text: str, step: str = "resolve", refused: Sequence[str] = ()) -> BuildFailed:
     return explained(
-        Failure(
+        StepFailure(
             text=text, step=step, subject=["tiny", "wants"], refused=refused,
             index=Index(urls=("https://index.test/simple",), certificate=Path("/etc/bundle.crt")), policy=POLICY, python=(3, 11),
         )

@@ -14,15 +14,17 @@ from urllib.parse import quote
 import pytest
 
 from sandbox.doctor import Report
-from sandbox.models import Outcome
+from sandbox.models import Outcome, RunResult
 from sandbox.service.door.access import Caller
 from sandbox.service.history.artefacts import Artefact
 from sandbox.service.history.keeping import Keeping
 from sandbox.service.history.kept_answers import Results
-from sandbox.service.history.row import SERVICE_ENDED, Row
+from sandbox.service.history.row import SERVICE_ENDED, RunRow
+from sandbox.service.history.secret_mask import Mask
+from sandbox.service.history.told import told
 from sandbox.service.routes import catalogue
 from sandbox.service.state import CALLER, STATE
-from sandbox.service.webhooks.sending import Webhooks
+from sandbox.service.webhooks.sending import WebhookSender
 from tests.unit.test_service_runs import NDJSON, WAIT_S, Scene, play, soon_over
 
 __all__ = ["soon_over"]
@@ -186,7 +188,7 @@ def test_another_s_run_is_not_there_while_it_goes_on_nor_later(tmp_path: Path) -
 
 def test_what_nobody_kept_is_not_found_with_the_reason(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
-        row = Row(
+        row = RunRow(
             run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended", outcome="succeeded"
         )
         here.ended += [row, replace(row, run_id="2" * 32, detached=True)]
@@ -221,7 +223,7 @@ def test_what_nobody_kept_is_not_found_with_the_reason(tmp_path: Path) -> None:
 
 def test_files_are_listed_by_name_and_size(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
-        here.ended.append(Row(run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended"))
+        here.ended.append(RunRow(run_id="1" * 32, caller=os.getuid(), caller_name="ann", received=1.0, state="ended"))
         assert (await ask(here, "GET", f"/v1/runs/{'1' * 32}/files"))[2] == {"files": []}
         here.state.artefacts.list = lambda *_: (Artefact(name="a", size_bytes=3),)  # type: ignore[method-assign]
         assert (await ask(here, "GET", f"/v1/runs/{'1' * 32}/files"))[2] == {"files": [{"name": "a", "size_bytes": 3}]}
@@ -290,7 +292,7 @@ def test_a_list_of_runs_is_short_whatever_those_that_go_on_were_asked_to_have(tm
 
 def test_what_the_history_has_of_runs_counts_as_its_reader_s_while_it_is_sent(tmp_path: Path) -> None:
     async def act(here: Scene) -> None:
-        row = Row(
+        row = RunRow(
             run_id="1" * 32,
             caller=os.getuid(),
             caller_name="ann",
@@ -324,7 +326,7 @@ def test_the_description_of_the_api_is_a_route(tmp_path: Path) -> None:
 def test_a_webhook_goes_with_a_run_for_later_to_an_address_that_is_allowed(tmp_path: Path) -> None:
     told: list[tuple[str, ...]] = []
 
-    class Allowed(Webhooks):
+    class Allowed(WebhookSender):
         def tell(self, *said: str) -> None:
             told.append(said)
 

@@ -17,10 +17,10 @@ import pytest
 
 from sandbox.service import log
 from sandbox.service.config.model import Log
-from sandbox.service.history.row import Row
+from sandbox.service.history.row import RunRow
 from sandbox.service.log import WAITING_LINES, run_ended, set_up
 
-ROW = Row(
+ROW = RunRow(
     run_id="a1",
     caller=1001,
     caller_name="alice",
@@ -87,7 +87,7 @@ def test_the_setting_comes_before_what_the_stream_is(setting: str, stream: type[
 def test_what_comes_from_outside_breaks_no_line(stream: type[io.StringIO]) -> None:
     with lines(stream()) as written:
         run_ended(
-            Row(
+            RunRow(
                 run_id="a1",
                 caller=1,
                 caller_name="x",

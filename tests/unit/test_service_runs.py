@@ -36,7 +36,7 @@ from sandbox.service.routes import work
 from sandbox.service.routes.events import Events
 from sandbox.service.server import accepting, drained
 from sandbox.service.state import State
-from sandbox.service.webhooks.sending import Webhooks
+from sandbox.service.webhooks.sending import WebhookSender
 from tests.unit.factory import policy
 
 WAIT_S = 20.0
@@ -137,7 +137,7 @@ class Scene:
             config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
             policies=SimpleNamespace(all=lambda: [LOADED], get=lambda name: LOADED), parser=Parser(), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
             history=self.history, artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
-            results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=Webhooks(()),
+            results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=WebhookSender(()),
         ))  # fmt: skip
 
     async def ask(

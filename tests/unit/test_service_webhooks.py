@@ -16,7 +16,7 @@ import pytest
 from sandbox.errors import AccessDenied, InvalidRequest, SandboxError
 from sandbox.service.config.load import load_config
 from sandbox.service.webhooks.rules import address_of, refused
-from sandbox.service.webhooks.sending import AT_ONCE, PAUSES_S, SIGNATURE, Resolver, Webhooks, key_of
+from sandbox.service.webhooks.sending import AT_ONCE, PAUSES_S, SIGNATURE, Resolver, WebhookSender, key_of
 
 RULES = ("http://127.0.0.1:1880/ended", "https://hooks.example.org/a/", "http://[::1]:80/x")
 
@@ -29,7 +29,7 @@ RULES = ("http://127.0.0.1:1880/ended", "https://hooks.example.org/a/", "http://
     ],
 )  # fmt: skip
 def test_what_a_rule_covers_is_taken(url: str) -> None:
-    Webhooks(RULES).check(url)
+    WebhookSender(RULES).check(url)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +49,13 @@ def test_what_a_rule_covers_is_taken(url: str) -> None:
 )  # fmt: skip
 def test_everything_else_is_refused_in_words(url: str) -> None:
     with pytest.raises((InvalidRequest, AccessDenied)) as caught:
-        Webhooks(RULES).check(url)
+        WebhookSender(RULES).check(url)
     assert caught.value.hint
 
 
 def test_without_rules_nothing_is_allowed_and_the_hint_says_who_can() -> None:
     with pytest.raises(AccessDenied) as caught:
-        Webhooks(()).check("http://127.0.0.1:1880/ended")
+        WebhookSender(()).check("http://127.0.0.1:1880/ended")
     assert "webhooks.allowed" in caught.value.hint
 
 
@@ -116,7 +116,7 @@ def sent(statuses: list[str], *, key: bytes = b"", attempts: int = 3) -> tuple[L
 
     async def act() -> int:
         async with listener.listening() as url:
-            hooks = Webhooks([url], key=key, pauses_s=[0.0] * attempts)
+            hooks = WebhookSender([url], key=key, pauses_s=[0.0] * attempts)
             hooks.check(url)
             hooks.tell(url, "1" * 32, "succeeded")
             return await hooks.settle(10)
@@ -153,7 +153,7 @@ def test_the_second_attempt_may_come_through_and_a_proxy_is_not_asked(monkeypatc
 
 def test_when_the_service_stops_what_is_not_sent_is_given_up() -> None:
     async def act() -> int:
-        hooks = Webhooks(["http://127.0.0.1:9/x"], pauses_s=PAUSES_S)
+        hooks = WebhookSender(["http://127.0.0.1:9/x"], pauses_s=PAUSES_S)
         hooks.tell("http://127.0.0.1:9/x", "1" * 32, "failed")
         return await hooks.settle(0.05)
 
@@ -177,7 +177,7 @@ def test_a_host_that_hangs_keeps_back_nothing_that_goes_to_another() -> None:
         deaf = await asyncio.start_server(hang, "127.0.0.1", 0)
         async with deaf, listener.listening() as url:
             slow = f"http://127.0.0.1:{deaf.sockets[0].getsockname()[1]}/x"
-            hooks = Webhooks([slow, url], pauses_s=[0.0])
+            hooks = WebhookSender([slow, url], pauses_s=[0.0])
             for _ in range(2 * AT_ONCE):
                 hooks.tell(slow, "1" * 32, "failed")
             for _ in range(AT_ONCE):

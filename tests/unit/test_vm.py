@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import platform
 import subprocess
@@ -101,6 +102,42 @@ def test_the_disk_is_another_one_when_any_input_changes(monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             patch.setattr(disk, name, value)
             assert disk.key() != before, name
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> disk.Disk:
+    """Give a cache with a disk that has content in three places, and holes between."""
+    made = disk.Disk(directory=tmp_path / disk.key())
+    made.directory.mkdir()
+    for path in (made.image, made.kernel, made.initrd):
+        with path.open("wb") as file:
+            for place in (0, 5 * disk.PIECE - 3, 40 * disk.PIECE):
+                file.seek(place)
+                file.write(b"content")
+            file.truncate(64 * disk.PIECE)
+    made.contents.write_text(json.dumps(disk.content(made)))
+    return made
+
+
+def test_a_disk_is_used_again_also_where_its_holes_were_filled(kept: disk.Disk) -> None:
+    assert disk.cached(kept.directory.parent) == kept
+    kept.image.write_bytes(kept.image.read_bytes())
+    assert disk.cached(kept.directory.parent) == kept
+
+
+@pytest.mark.parametrize("file", ["disk.img", "vmlinuz", "initrd", "contents.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "changed"])
+def test_a_disk_that_is_damaged_is_built_again(kept: disk.Disk, file: str, damage: str) -> None:
+    path = kept.directory / file
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut off":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        with path.open("r+b") as stream:
+            stream.seek(20)
+            stream.write(b"!")
+    assert disk.cached(kept.directory.parent) is None
 
 
 def results_of(**files: bytes) -> bytes:

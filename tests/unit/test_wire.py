@@ -15,8 +15,8 @@ from sandbox.channel.collector import Collector
 from sandbox.channel.frames import (
     MAX_BODY_BYTES,
     FrameReader,
-    Limits,
     ProtocolViolation,
+    RunCaps,
     encode,
     job_frames,
     preload_frame,
@@ -26,7 +26,7 @@ from sandbox.inside.harness.text import name_problem
 from sandbox.models import LogRecord
 from tests.unit.test_harness_driver import separate
 
-LIMITS = Limits(output_bytes=100, result_bytes=50, files_bytes=30, files_count=3, log_records=2)
+LIMITS = RunCaps(output_bytes=100, result_bytes=50, files_bytes=30, files_count=3, log_records=2)
 READY = ("R", b'{"protocol":1,"python":[3,11,2],"implementation":"cpython"}')
 START = ("S", b"")
 QUIT: dict[str, Any] = {
@@ -49,7 +49,7 @@ def file(name: str, size: int) -> tuple[str, bytes]:
     return "F", text({"name": name, "size": size})
 
 
-def collected(*frames: tuple[str, bytes], limits: Limits = LIMITS) -> Collector:
+def collected(*frames: tuple[str, bytes], limits: RunCaps = LIMITS) -> Collector:
     collector = Collector(limits)
     for kind, body in (READY, START, *frames):
         collector.feed(kind, body)
@@ -193,7 +193,7 @@ def test_frames_out_of_order_are_a_violation(frames: list[tuple[str, bytes]]) ->
     ],
 )
 def test_more_than_a_cap_allows_is_a_violation(frames: list[tuple[str, bytes]]) -> None:
-    limits = Limits(**{**vars(LIMITS), "output_bytes": 1000 if frames[0] == log("") else 100})
+    limits = RunCaps(**{**vars(LIMITS), "output_bytes": 1000 if frames[0] == log("") else 100})
     collector = collected(*frames[:-1], limits=limits)
     with pytest.raises(ProtocolViolation):
         collector.feed(*frames[-1])
@@ -234,7 +234,7 @@ def test_more_than_a_cap_allows_is_a_violation(frames: list[tuple[str, bytes]]) 
     ],
 )
 def test_a_malformed_frame_is_a_violation(frame: tuple[str, bytes]) -> None:
-    big = Limits(**{**vars(LIMITS), "output_bytes": 1 << 20})
+    big = RunCaps(**{**vars(LIMITS), "output_bytes": 1 << 20})
     with pytest.raises(ProtocolViolation):
         collected(frame, limits=big)
 
@@ -264,7 +264,7 @@ def test_half_a_character_is_replaced_in_all_that_comes_and_the_program_is_told(
 
 def test_a_deeply_nested_result_is_a_violation_and_not_a_crash() -> None:
     depth = 100_000
-    limits = Limits(**{**vars(LIMITS), "result_bytes": 1 << 20})
+    limits = RunCaps(**{**vars(LIMITS), "result_bytes": 1 << 20})
     collector = collected(("V", b"[" * depth + b"]" * depth), ("M", b"{}"), limits=limits)
     with pytest.raises(ProtocolViolation):
         collector.result_json()
@@ -283,7 +283,7 @@ def test_whatever_comes_the_collector_holds_no_more_than_the_caps(frames: list[t
 
 
 def test_a_file_announced_but_never_sent_costs_nothing_and_does_not_appear() -> None:
-    limits = Limits(**{**vars(LIMITS), "files_bytes": 1 << 40})
+    limits = RunCaps(**{**vars(LIMITS), "files_bytes": 1 << 40})
     tracemalloc.start()
     collector = collected(file("a", 1 << 39), limits=limits)
     _, peak = tracemalloc.get_traced_memory()

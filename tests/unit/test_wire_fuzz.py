@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandbox.channel.collector import Collector
-from sandbox.channel.frames import FROM_HARNESS, MAX_BODY_BYTES, FrameReader, Limits, ProtocolViolation, encode
+from sandbox.channel.frames import FROM_HARNESS, MAX_BODY_BYTES, FrameReader, ProtocolViolation, RunCaps, encode
 
-LIMITS = Limits(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)
+LIMITS = RunCaps(output_bytes=300, result_bytes=200, files_bytes=500, files_count=3, log_records=4)
 READY = {"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}
 QUIT = {"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1}
 FAILURE = {"type": "ValueError", "message": "no", "traceback": "", "line": 1, "cause": "memory"}

@@ -5,6 +5,7 @@ Built by an ordinary user: mmdebstrap unpacks in a user namespace, `podman unsha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -33,6 +34,7 @@ CHECKOUT = HERE.parents[1]
 WHAT = "the virtual machine"
 SUITE = "trixie"
 PYTHON = "3.13"  # of that suite: the wheels are fetched on the host, for the machine
+PIECE = 1 << 20
 SIZE = "8G"  # sparse: what is not written takes no space
 NEEDED_MIB = 3_500
 PACKAGES = (
@@ -66,6 +68,11 @@ class Disk:
         """Return the initial file system: it has the driver of the disk."""
         return self.directory / "initrd"
 
+    @property
+    def contents(self) -> Path:
+        """Return what the others contained when they were written, as hashes."""
+        return self.directory / "contents.json"
+
 
 def requirements() -> list[str]:
     """Return what the machine's Python needs: the project's dependencies and those of its tests."""
@@ -91,10 +98,39 @@ def key() -> str:
     return digest.hexdigest()[:16]
 
 
+def digest(path: Path) -> str:
+    """Return a hash of a file's content in time that goes with what was written: a disk is mostly holes."""
+    found = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb", buffering=0) as file:
+        end = 0
+        while True:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # there is no more
+                    raise
+                return found.hexdigest()
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            # By pieces that begin at multiples of their size, and are not empty: where holes are is up to the file system.
+            for place in range(begin - begin % PIECE, end, PIECE):
+                piece = os.pread(file.fileno(), PIECE, place)
+                if piece.strip(b"\0"):
+                    found.update(f"{place}\n".encode() + piece)
+            end += -end % PIECE
+
+
+def content(disk: Disk) -> dict[str, str]:
+    """Return the hash of each file of a disk."""
+    return {path.name: digest(path) for path in (disk.image, disk.kernel, disk.initrd)}
+
+
 def cached(cache: Path) -> Disk | None:
-    """Return the disk for the present inputs, None when it has to be built."""
+    """Return the disk for the present inputs; None when it has to be built: there is none, or it is not as it was written."""
     disk = Disk(directory=cache / key())
-    return disk if disk.image.is_file() else None
+    try:
+        return disk if json.loads(disk.contents.read_text()) == content(disk) else None
+    except (OSError, ValueError):
+        return None
 
 
 def build(cache: Path, wheels: Path, progress: Callable[[str], None]) -> Disk:
@@ -125,6 +161,8 @@ def build(cache: Path, wheels: Path, progress: Callable[[str], None]) -> Disk:
         progress("writing the disk")
         write_ext4(packages, scratch / "root", made / "disk.img")
         packages.unlink()
+        made_disk = Disk(directory=made)
+        made_disk.contents.write_text(json.dumps(content(made_disk)))
         for old in cache.iterdir():
             if old.is_dir() and len(old.name) == len(key()):
                 shutil.rmtree(old, ignore_errors=True)

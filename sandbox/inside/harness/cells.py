@@ -25,7 +25,7 @@ class CellError(Exception):
     """A cell can't be made here, in words for the receipt."""
 
 
-class Maker:
+class CellMaker:
     """Process 1 of a warm container: makes a cell for each run, and never reads a message nor runs a line of a user's code.
 
     A cell is a fork of this process in user, pid, mount, ipc, net and uts namespaces of its own, with writable places of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _socket import AF_UNIX, SOCK_STREAM, socket
 
-from sandbox.inside.harness.cells import Maker
+from sandbox.inside.harness.cells import CellMaker
 from sandbox.inside.harness.child import Child
 from sandbox.inside.harness.connection import Connection, HarnessError
 from sandbox.inside.harness.directory import leave_path
@@ -39,7 +39,7 @@ def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None,
     encode = json_encoder()
     said = f',"preloaded":{encode(modules)},"unfit":{encode(unfit)}'
     if makes_cells:
-        maker = Maker(connection, app_dir, makes_cells)
+        maker = CellMaker(connection, app_dir, makes_cells)
         say_ready(connection, said)
         maker.make_cells()
     child = Child(connection, app_dir, preloaded=bool(names), ahead=True)

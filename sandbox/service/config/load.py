@@ -49,7 +49,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
     and for the first mistake, whose fact `mistakes` lists them all.
     """
     found = find_config(path, environ)
-    source = _Source(read_toml(found, what=WHAT) if found else None, dict(_overrides(environ)))
+    source = _ConfigSource(read_toml(found, what=WHAT) if found else None, dict(_overrides(environ)))
     data = source.data()
     try:
         # By way of JSON: strict Python mode refuses TOML's lists, lax mode reads true as 1.
@@ -101,7 +101,7 @@ def _value(name: str, key: str, text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _ConfigSource:
     """The file and the overriding values by dotted key."""
 
     file: TomlFile | None
@@ -139,7 +139,7 @@ class _Source:
 # ---- mistakes, in words --------------------------------------------------------------------------
 
 
-def _mistake(details: Any, data: dict[str, Any], source: _Source) -> InvalidRequest:
+def _mistake(details: Any, data: dict[str, Any], source: _ConfigSource) -> InvalidRequest:
     location: tuple[int | str, ...] = details["loc"]
     conflict = details.get("ctx", {}).get("error")
     if isinstance(conflict, ConflictError):
@@ -165,7 +165,7 @@ def _mistake(details: Any, data: dict[str, Any], source: _Source) -> InvalidRequ
     return _at(source, location, f"{written or 'it'} is {shown(value)}, but it {problem}", hint)
 
 
-def _unknown(location: tuple[int | str, ...], source: _Source) -> InvalidRequest:
+def _unknown(location: tuple[int | str, ...], source: _ConfigSource) -> InvalidRequest:
     """Return the error for a key that doesn't exist, naming the nearest that does."""
     key = ".".join(str(part) for part in location)
     table = _table(location[:-1]) if len(location) > 2 else None
@@ -181,7 +181,7 @@ def _unknown(location: tuple[int | str, ...], source: _Source) -> InvalidRequest
     return _at(source, location, f"there is no key {shown(_written(location))[1:-1]}{suggestion}", HINT)
 
 
-def _at(source: _Source, location: tuple[int | str, ...], problem: str, hint: str) -> InvalidRequest:
+def _at(source: _ConfigSource, location: tuple[int | str, ...], problem: str, hint: str) -> InvalidRequest:
     place = source.place(location)
     line = place.rpartition(":")[2]
     return InvalidRequest(

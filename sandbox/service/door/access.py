@@ -22,7 +22,7 @@ from sandbox.errors import AccessDenied
 from sandbox.policy.directories import NAME
 from sandbox.policy.mistakes import shown
 from sandbox.policy.model import ANY
-from sandbox.renewing_cache import Remembered
+from sandbox.renewing_cache import RenewingCache
 from sandbox.service.admission import Quota
 from sandbox.service.config.model import AccessRules, Restricted, Runners, ServiceConfig
 
@@ -118,7 +118,7 @@ class Access:
         self._config = config
         self._owner_uid = owner_uid
         self._names = names or identify
-        self._identities: Remembered[Peer, Identity] = Remembered(NAMES_S, clock=clock)
+        self._identities: RenewingCache[Peer, Identity] = RenewingCache(NAMES_S, clock=clock)
         # Threads of its own: a directory service that hangs must not take those that runs need.
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="identify")
 

@@ -112,7 +112,7 @@ class Speaker(web.RequestHandler):
         return sent
 
 
-class Connections:
+class BoundedServer:
     """Makes what serves a connection, within the bound; in the place of the `Server` itself.
 
     `idle_s` is how long a connection may be without a request; `total` is how many there may be, of all users.
@@ -173,7 +173,7 @@ def most_connections() -> int:
 class _Door(asyncio.Protocol):
     """Looks who connects, and hands the connection over."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: BoundedServer) -> None:
         self._connections = connections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

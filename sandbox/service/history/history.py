@@ -22,7 +22,7 @@ from sandbox.errors import EngineUnavailable, clipped
 from sandbox.places import private_directory
 from sandbox.service.history.fair_share import Piece, going
 from sandbox.service.history.reader import Reader
-from sandbox.service.history.row import COLUMNS, LARGE, MIGRATIONS, SERVICE_ENDED, Row, Values
+from sandbox.service.history.row import COLUMNS, LARGE, MIGRATIONS, SERVICE_ENDED, RunRow, Values
 from sandbox.service.history.writer import Writer, damaged
 
 READ_WAITS_S = 1.0
@@ -53,7 +53,7 @@ UPSERT = f"""INSERT INTO runs ({", ".join(COLUMNS)}) VALUES ({", ".join("?" * le
     WHERE runs.state <> 'ended'"""  # noqa: S608 - names of this module
 
 
-class History(Reader):
+class RunHistory(Reader):
     """The file and its writer. Opening brings it to this version's schema; `warning` tells of a file that was damaged.
 
     Raises `EngineUnavailable` where the file can't be opened or belongs to a newer version.
@@ -88,11 +88,11 @@ class History(Reader):
         """Return how many runs are missing, or not told to their end, because they could not be written."""
         return self._writer.lost
 
-    def began(self, row: Row) -> None:
+    def began(self, row: RunRow) -> None:
         """Keep a run that was received; once more, with a new state, replaces what was kept. Returns at once."""
         self._writer.put(row.run_id, self._values(row), last=False)
 
-    def ended(self, row: Row) -> None:
+    def ended(self, row: RunRow) -> None:
         """Keep all that is known of a run that is over: the whole row, so that it needs no earlier one. Returns at once."""
         self._writer.put(row.run_id, self._values(replace(row, state="ended")), last=True)
         self._output_bytes += len(row.output)
@@ -105,7 +105,7 @@ class History(Reader):
         """Write now what was kept so far; tell whether it is in the file."""
         return self._writer.flush(timeout_s)
 
-    def get(self, run_id: str, caller: int | None = None) -> Row | None:
+    def get(self, run_id: str, caller: int | None = None) -> RunRow | None:
         """Return one run as `Reader` does, also one that has just ended."""
         self.flush(READ_WAITS_S)
         return super().get(run_id, caller)
@@ -117,7 +117,7 @@ class History(Reader):
         outcome: str | None = None,
         before: str | None = None,
         limit: int = 50,
-    ) -> tuple[Row, ...]:
+    ) -> tuple[RunRow, ...]:
         """Return runs as `Reader` does, also those that have just ended."""
         self.flush(READ_WAITS_S)
         return super().list(caller, node, outcome, before, limit)
@@ -142,7 +142,7 @@ class History(Reader):
         """Write what was kept, and end the thread. A second call does nothing."""
         self._writer.close()
 
-    def _values(self, row: Row) -> Values:
+    def _values(self, row: RunRow) -> Values:
         if self._writer.waiting >= WAITING_WHOLE:
             row = replace(row, payload="", output="")
         return tuple(_storable(name, getattr(row, name)) for name in COLUMNS)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.errors import EngineUnavailable
-from sandbox.service.history.row import COLUMNS, LARGE, Often, Row, row_of
+from sandbox.service.history.row import COLUMNS, LARGE, Often, RunRow, row_of
 
 MAX_LISTED = 500
 ALL = ", ".join(COLUMNS)
@@ -22,7 +22,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
 
-    def get(self, run_id: str, caller: int | None = None) -> Row | None:
+    def get(self, run_id: str, caller: int | None = None) -> RunRow | None:
         """Return one run, and for a caller only one of its own; None where there is none."""
         found = self._select(ALL, {"run_id = ?": run_id, "caller = ?": caller}, 1)
         return found[0] if found else None
@@ -34,7 +34,7 @@ class Reader:
         outcome: str | None = None,
         before: str | None = None,
         limit: int = 50,
-    ) -> tuple[Row, ...]:
+    ) -> tuple[RunRow, ...]:
         """Return runs, newest first, at most 500, without payload and output. `before` is the run id that the page before ended with."""
         older = "number < (SELECT number FROM runs WHERE run_id = ?)"
         wanted: dict[str, object] = {"caller = ?": caller, "node_id = ?": node, "outcome = ?": outcome, older: before}
@@ -48,7 +48,7 @@ class Reader:
         )
         return tuple(Often(*row) for row in self._read(sql, (since, least, limit)))
 
-    def _select(self, columns: str, wanted: dict[str, object], limit: int) -> tuple[Row, ...]:
+    def _select(self, columns: str, wanted: dict[str, object], limit: int) -> tuple[RunRow, ...]:
         conditions = {condition: value for condition, value in wanted.items() if value is not None}
         where = " AND ".join(["1", *conditions])
         sql = f"SELECT {columns} FROM runs WHERE {where} ORDER BY number DESC LIMIT ?"  # noqa: S608 - names of this module

@@ -12,7 +12,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy.model import Policy
 from sandbox.run.execution import digest
 from sandbox.runner import preload_of
-from sandbox.service.history.row import SERVICE_ENDED, Row
+from sandbox.service.history.row import SERVICE_ENDED, RunRow
 from sandbox.service.history.secret_mask import Mask
 from sandbox.service.live import LiveRun
 
@@ -45,10 +45,10 @@ def kept_payload(wanted: RunRequest, mask: Mask) -> str:
     return mask.beginning(text, MAX_PAYLOAD_BYTES)
 
 
-def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> Row:
+def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> RunRow:
     """Return the row of a run that was just asked for, whose code is no longer than its policy takes."""
     keeps = policy.history.payloads
-    return Row(
+    return RunRow(
         run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
         policy=wanted.policy, requirements=", ".join(map(without_hashes, wanted.requirements)),
         preload=", ".join(preload_of(wanted, policy)),
@@ -58,7 +58,7 @@ def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> Ro
     )  # fmt: skip
 
 
-def ended_row(row: Row, result: RunResult, mask: Mask, output: str = "") -> Row:
+def ended_row(row: RunRow, result: RunResult, mask: Mask, output: str = "") -> RunRow:
     """Return the row of a run that has a result; `output` is what it told, as far as that is kept."""
     receipt, spent = result.receipt, result.durations
     row = replace(
@@ -77,7 +77,7 @@ def ended_row(row: Row, result: RunResult, mask: Mask, output: str = "") -> Row:
     )  # fmt: skip
 
 
-def failed_row(row: Row, error: SandboxError | None, mask: Mask) -> Row:
+def failed_row(row: RunRow, error: SandboxError | None, mask: Mask) -> RunRow:
     """Return the row of a run that ended with an error, or whose client went away (None)."""
     explanation = str(error) if error else "the client went away"
     outcome = error.code if error else Outcome.CANCELLED.value

@@ -42,7 +42,7 @@ MIGRATIONS: list[tuple[str, ...]] = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RunRow:
     """One run. Times are seconds since 1970, `caller` is a user id; None and "" stand for what isn't known (yet).
 
     `outcome` is that of the program, or the code of the error where the program has none. `payload` is its text, and
@@ -94,14 +94,14 @@ class Often(NamedTuple):
     runs: int
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+COLUMNS = tuple(field.name for field in fields(RunRow))
 # Bounded where they are made, larger than all else of a row, and left out of lists.
 LARGE = ("payload", "output")
 FLAGS = ("warm", "detached")
 Values: TypeAlias = tuple[Any, ...]
 
 
-def public(row: Row, *, whole: bool) -> RecordedRun:
+def public(row: RunRow, *, whole: bool) -> RecordedRun:
     """Return what a client is told of a run: the `whole`, or what a list has."""
     known = {name: value for name, value in asdict(row).items() if name not in LARGE}
     payload = row.payload if whole and row.payload else UNSET
@@ -109,7 +109,7 @@ def public(row: Row, *, whole: bool) -> RecordedRun:
     return RecordedRun(**known, payload=payload, output=output)
 
 
-def row_of(values: Values) -> Row:
+def row_of(values: Values) -> RunRow:
     """Return the row that has these values, in the order of `COLUMNS`."""
     named = dict(zip(COLUMNS, values, strict=True))
-    return Row(**{**named, **{name: bool(named[name]) for name in FLAGS}})
+    return RunRow(**{**named, **{name: bool(named[name]) for name in FLAGS}})

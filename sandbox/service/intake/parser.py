@@ -141,7 +141,7 @@ class ParserProcess:
         environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         with contextlib.suppress(OSError):
             self._channel, other = socket.socketpair()
-            self._channel.settimeout(self._most_s)
+            self._channel.settimeout(MOST_S)  # to start takes its time where the machine is busy
             with other:
                 # Isolated (-I), or it would take modules from the directory that the service was started in, which may be anybody's.
                 # Of its own session, so that the scheduler shares the processor between it and the service (sched(7), autogroup).
@@ -150,6 +150,7 @@ class ParserProcess:
                     stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
                 )  # fmt: skip
             if self._channel.recv(len(READY)):
+                self._channel.settimeout(self._most_s)
                 return self._channel
         self._end()
         raise Internal(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict
 
-from sandbox.environment.identity import Environment
-from sandbox.environment.store import Record
+from sandbox.environment.identity import InstalledEnvironment
+from sandbox.environment.store import EnvironmentRecord
 from sandbox.progress import OnProgress
 from sandbox.service.answers import counted, document
 from sandbox.service.routes.events import Events, format_asked, streamed
@@ -74,7 +74,7 @@ async def delete_environment(request: web.Request) -> web.Response:
     return document(Removed(removed=record.id))
 
 
-def described(environment: Environment) -> BuiltEnvironment:
+def described(environment: InstalledEnvironment) -> BuiltEnvironment:
     """Return what a client is told of a built environment."""
     packages = tuple(f"{package.name}=={package.version}" for package in environment.lock.packages)
     return BuiltEnvironment(
@@ -83,6 +83,6 @@ def described(environment: Environment) -> BuiltEnvironment:
     )  # fmt: skip
 
 
-def listed(record: Record) -> ListedEnvironment:
+def listed(record: EnvironmentRecord) -> ListedEnvironment:
     """Return one row of the list."""
     return ListedEnvironment(**dataclasses.asdict(record))

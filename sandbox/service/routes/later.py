@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from sandbox.document import as_document
 from sandbox.errors import NotFound
 from sandbox.models import Outcome, RunResult
-from sandbox.off_loop import aside
+from sandbox.off_loop import run_off_loop
 from sandbox.service.answers import document, large
-from sandbox.service.history.row import SERVICE_ENDED, Row
+from sandbox.service.history.row import SERVICE_ENDED, RunRow
 from sandbox.service.intake.reading import BODY
 from sandbox.service.live import LiveRun, no_run
 from sandbox.service.routes.prefer import Preferences, preferences
@@ -83,14 +83,14 @@ async def get_result(request: web.Request) -> web.StreamResponse:
     found = await asyncio.to_thread(state.results.find, run_id, owner)
     if found is not None:
         request[BODY].part.grow(found.size_bytes)
-        body = await aside(found.size_bytes, found.body)
+        body = await run_off_loop(found.size_bytes, found.body)
         if body is not None:
             return await large(request, [body], {"X-Run-Id": run_id}, status=found.status)
     row = await asyncio.to_thread(state.history.get, run_id, owner)
     return await large(request, [no_result(run_id, row)], {"X-Run-Id": run_id})
 
 
-def no_result(run_id: str, row: Row | None) -> bytes:
+def no_result(run_id: str, row: RunRow | None) -> bytes:
     """Return the result of a run that a service took with it. Raises `NotFound` for every other that is not kept."""
     if row is None:
         raise no_run(run_id)

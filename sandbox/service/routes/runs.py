@@ -15,7 +15,7 @@ from sandbox.service.answers import counted, document, large
 from sandbox.service.door.access import Caller
 from sandbox.service.history.reader import MAX_LISTED
 from sandbox.service.history.record import ending
-from sandbox.service.history.row import Row, public
+from sandbox.service.history.row import RunRow, public
 from sandbox.service.intake.asked import Asked, UnknownPolicy, request_of
 from sandbox.service.intake.reading import BODY
 from sandbox.service.live import LiveRun, no_run
@@ -158,7 +158,7 @@ def may_see(caller: Caller, run: LiveRun) -> bool:
     return caller.may_maintain or run.caller_uid == caller.uid
 
 
-def shown(row: Row, state: State, *, whole: bool = False) -> RecordedRun:
+def shown(row: RunRow, state: State, *, whole: bool = False) -> RecordedRun:
     """Return what a client is told of a run; of one that goes on, its present step."""
     live = state.live.find(row.run_id, lambda _: True)
     known = public(row, whole=whole)

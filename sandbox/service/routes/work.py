@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sandbox.document import document_pieces, error_document
 from sandbox.errors import Internal, NotFound, QueueFull, SandboxError
 from sandbox.models import Outcome, RunRequest, RunResult
-from sandbox.off_loop import aside
+from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
 from sandbox.progress import Progress
 from sandbox.run.execution import NOBODY, Follow
@@ -24,7 +24,7 @@ from sandbox.service.admission import Slot
 from sandbox.service.answers import gathered
 from sandbox.service.door.access import Caller
 from sandbox.service.history.record import ended_row, failed_row, mask_of, new_row
-from sandbox.service.history.row import Row
+from sandbox.service.history.row import RunRow
 from sandbox.service.history.told import is_kept, told
 from sandbox.service.intake.budget import Part
 from sandbox.service.live import LiveRun, shortened
@@ -150,16 +150,18 @@ class Work:
             # The frames that an error went through refer to the request, and in circles to each other.
             clear_frames(sys.exc_info()[2])
         state.metrics.run_ended(live.policy, result)
-        return result.outcome.value, await aside(size_of(result), lambda: list(gathered(document_pieces(result))))
+        return result.outcome.value, await run_off_loop(
+            size_of(result), lambda: list(gathered(document_pieces(result)))
+        )
 
-    async def _begun(self) -> Row:
+    async def _begun(self) -> RunRow:
         """Return what the history gets to know at first."""
         make = partial(new_row, self.live, self.wanted, self.policy, self.mask)
         row = await asyncio.to_thread(make) if self.wanted.secrets and self.policy.history.payloads else make()
         self.mask.forget()  # until the end: it is large, and those that wait are many
         return row
 
-    async def _ran(self, row: Row, events: Events | None) -> RunResult:
+    async def _ran(self, row: RunRow, events: Events | None) -> RunResult:
         """Run it; however that ends, what takes the secrets out of it is prepared."""
         try:
             return await self._result(row, events)
@@ -183,7 +185,7 @@ class Work:
             if self.notify:
                 self.state.webhooks.tell(self.notify, self.live.run_id, outcome)
 
-    async def _result(self, row: Row, events: Events | None) -> RunResult:
+    async def _result(self, row: RunRow, events: Events | None) -> RunResult:
         live = self.live
         follow = Follow(output=events.output, log=events.log, file=events.file) if events else NOBODY
 
@@ -208,22 +210,22 @@ class Work:
         except Cancelled:
             return RunResult(run_id=live.run_id, outcome=Outcome.CANCELLED, explanation=CANCELLED_IN_QUEUE)
 
-    def _keep(self, row: Row) -> None:
+    def _keep(self, row: RunRow) -> None:
         """Have the history know of it, so that it can tell of a run that was cut off."""
         self.known = True
         self.state.history.began(row)
 
-    def _waits(self, row: Row) -> None:
+    def _waits(self, row: RunRow) -> None:
         self._keep(row)
         self.live.accepted.set()
 
-    def _ended(self, row: Row) -> None:
+    def _ended(self, row: RunRow) -> None:
         """Tell the history and the log how it ended."""
         self.state.history.ended(row)
         log.run_ended(row)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, row: Row) -> AsyncIterator[Slot]:
+    async def _turn(self, row: RunRow) -> AsyncIterator[Slot]:
         """Wait for a slot, unless the run is cancelled first. Raises `Cancelled`, `QueueFull`."""
         async with contextlib.AsyncExitStack() as held:
             slot = self.state.admission.slot(

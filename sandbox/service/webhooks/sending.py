@@ -69,7 +69,7 @@ class _Line:
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
 
-class Webhooks:
+class WebhookSender:
     """Sends what ended to who is to know. `allowed` are the rules; what is sent is signed where `key` is not empty."""
 
     def __init__(self, allowed: Sequence[str], *, key: bytes = b"", pauses_s: Sequence[float] = PAUSES_S) -> None:

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from sandbox.off_loop import LARGE_BYTES, aside, copied
+from sandbox.off_loop import LARGE_BYTES, copied, run_off_loop
 
 
 @pytest.mark.parametrize(("size_bytes", "here"), [(0, True), (LARGE_BYTES, True), (LARGE_BYTES + 1, False)])
 def test_work_is_done_beside_the_event_loop_where_it_is_much(size_bytes: int, *, here: bool) -> None:
-    done_in = asyncio.run(aside(size_bytes, threading.get_ident))
+    done_in = asyncio.run(run_off_loop(size_bytes, threading.get_ident))
     assert (done_in == threading.get_ident()) == here
 
 

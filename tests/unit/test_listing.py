@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.index.listing import Published, published
+from sandbox.index.listing import Listing, listing_of
 from sandbox.index.pip_config import Index
 from tests.integration.package_index import package_index, sdist, wheel
 
@@ -21,14 +21,14 @@ def test_versions_are_those_of_all_files_in_their_order_without_prereleases() ->
     with package_index() as index:
         index.add(*FILES)
         here = Index(urls=(index.url,))
-        found = published(here, "tiny.lib")
+        found = listing_of(here, "tiny.lib")
         assert found.versions() == ["1.0", "2.0", "9.0", "10.0"]
         assert found.usable((3, 11), sdists=False).versions() == ["1.0"]
         assert found.usable((3, 11), sdists=True).versions() == ["1.0", "9.0", "10.0"]
         assert found.usable(None, sdists=False).versions() == ["1.0", "2.0"]
         assert found.of(">1,<10").versions() == ["2.0", "9.0"]
         assert found.of("").files == found.of("no version").files == found.files
-        assert published(here, "other") == Published(())
+        assert listing_of(here, "other") == Listing(())
 
 
 def test_wheels_tell_for_which_pythons_of_this_machine_and_for_which_systems_they_are() -> None:
@@ -37,7 +37,7 @@ def test_wheels_tell_for_which_pythons_of_this_machine_and_for_which_systems_the
             f"pp310-pypy310_pp73-{machine}"]  # fmt: skip
     with package_index() as index:
         index.add(*(wheel("many", "1.0", {}, tag=tag) for tag in tags))
-        found = published(Index(urls=(index.url,)), "many")
+        found = listing_of(Index(urls=(index.url,)), "many")
     assert found.pythons() == ["2", "3.9", "3.13"]
     assert found.platforms() == sorted({"any", "win32", machine})
 
@@ -45,7 +45,7 @@ def test_wheels_tell_for_which_pythons_of_this_machine_and_for_which_systems_the
 def test_an_index_that_does_not_answer_has_nothing() -> None:
     with package_index() as index:
         url = index.url
-    assert published(Index(urls=(url,)), "tiny-lib") == Published(())
+    assert listing_of(Index(urls=(url,)), "tiny-lib") == Listing(())
 
 
 @pytest.mark.parametrize("page", [True, False], ids=["index", "find-links"])
@@ -61,4 +61,4 @@ def test_local_sources_are_read_too(tmp_path: Path, page: bool) -> None:
         source = Index(urls=(tmp_path.as_uri(),))
     else:
         source = Index(urls=(), find_links=(tmp_path.as_uri(), (tmp_path / "absent").as_uri()))
-    assert published(source, "tiny_lib").versions() == ["1.0", "2.0", "9.0", "10.0"]
+    assert listing_of(source, "tiny_lib").versions() == ["1.0", "2.0", "9.0", "10.0"]
