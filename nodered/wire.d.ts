@@ -114,7 +114,8 @@ export interface ControlEvidence {
 /**
  * One connection that a program asked the egress proxy for, and what became of it.
  *
- * `reason` says in words why it was refused or broke off; `address` is where it went.
+ * `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is empty
+ * when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if anywhere.
  */
 export interface EgressRecord {
   host: string;
@@ -567,9 +568,10 @@ export interface FileSaved extends FileDocument {
   event: "file";
 }
 
-/** The last event of a run. */
-export interface RunEnded extends RunDocument {
+/** The last event of a run: how it ended, without the output, log records and contents of files that came before it. */
+export interface RunEnded extends Ending {
   event: "result";
+  files: Array<ListedFile>;
 }
 
 /** The last event of a build. */

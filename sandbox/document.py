@@ -13,6 +13,7 @@ from msgspec import UNSET
 from sandbox.errors import SandboxError
 from sandbox.wire.errors import ErrorBody, ErrorDocument
 from sandbox.wire.given import encoded
+from sandbox.wire.run import ListedFile
 
 if TYPE_CHECKING:  # they take long to import, and a command that a service serves needs none of them
     from sandbox.models import RunResult
@@ -25,24 +26,21 @@ def as_document(result: RunResult) -> bytes:
     return b"".join(document_pieces(result))
 
 
-def document_pieces(result: RunResult) -> Iterator[bytes]:
-    """Give the same text in pieces, of which all but the program's own JSON are small: none takes long to make."""
+def document_pieces(result: RunResult, *, streamed: bool = False) -> Iterator[bytes]:
+    """Give the same text in pieces, of which all but the program's own JSON are small: none takes long to make.
+
+    What a stream has carried by itself is not in its last event (`streamed`): output, log records, contents of files.
+    """
     yield _members(
         run_id=result.run_id, outcome=result.outcome.value, explanation=result.explanation, output_topic=result.output_topic
     )[:-1]  # fmt: skip
-    for name, output in (("stdout", result.stdout), ("stderr", result.stderr)):
-        yield b', "%s": "' % name.encode()
-        yield from text_pieces(output)
-        yield b'"'
-    yield b', "logs": ['
-    for number, record in enumerate(result.logs):
-        yield b", "[: 2 * bool(number)] + encoded(record)
-    yield b'], "files": ['
-    for number, file in enumerate(result.files):
-        yield b", "[: 2 * bool(number)]
-        yield from file_pieces(file.name, file.content)
+    if streamed:
+        files = [ListedFile(name=file.name, size_bytes=len(file.content)) for file in result.files]
+        yield b", " + _members(files=files)[1:-1]
+    else:
+        yield from _carried_pieces(result)
     yield (
-        b"], "
+        b", "
         + _members(
             warnings=result.warnings,
             error=result.error,
@@ -60,6 +58,21 @@ def document_pieces(result: RunResult) -> Iterator[bytes]:
     yield b', "additional_data": '
     yield result.additional_data_json or b"null"
     yield b"}"
+
+
+def _carried_pieces(result: RunResult) -> Iterator[bytes]:
+    for name, output in (("stdout", result.stdout), ("stderr", result.stderr)):
+        yield b', "%s": "' % name.encode()
+        yield from text_pieces(output)
+        yield b'"'
+    yield b', "logs": ['
+    for number, record in enumerate(result.logs):
+        yield b", "[: 2 * bool(number)] + encoded(record)
+    yield b'], "files": ['
+    for number, file in enumerate(result.files):
+        yield b", "[: 2 * bool(number)]
+        yield from file_pieces(file.name, file.content)
+    yield b"]"
 
 
 def text_pieces(data: bytes) -> Iterator[bytes]:

@@ -22,7 +22,10 @@ async def run_off_loop(size_bytes: int, work: Callable[[], Result]) -> Result:
 
 
 def copied(data: Buffer) -> bytes:
-    """Return a copy that is made in pieces, between which other threads run: neither `bytes` nor `join` lets them meanwhile."""
+    """Return a copy that is made in pieces.
+
+    Other threads run between the pieces; neither `bytes` nor `join` lets them meanwhile.
+    """
     view = memoryview(data)
     copy = io.BytesIO()
     for start in range(0, len(view), PIECE_BYTES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """Return at most `limit` characters of a text on one line, with its code in the place of every character that can't be seen."""
+    """Return at most `limit` characters of a text on one line, with codes in place of those that can't be seen."""
     shown = text if limit is None or len(text) <= limit else f"{text[:limit]}…"
     return (
         shown

@@ -11,7 +11,7 @@ import re
 import shlex
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 256 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class TomlFile:
-    """A parsed file and the 1-based line of each key, by dotted name."""
+    """A parsed file and the 1-based line of each key, by dotted name; an entry of a list has its index as name."""
 
     path: Path
     data: dict[str, Any]
@@ -39,6 +39,10 @@ class TomlFile:
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
         return f"{self.path}:{self.lines.get(key, 1)}"
+
+    def place(self, location: Sequence[int | str]) -> str:
+        """Return the same of a location, which names entries of lists by their indices."""
+        return self.at(".".join(str(part) for part in location))
 
 
 def exists(path: Path) -> bool:
@@ -150,7 +154,7 @@ _TOKEN = re.compile(
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """Return the line on which each key and table of a *valid* TOML text first appears, by dotted name."""
+    """Return the line on which each key, table and entry of a list of a *valid* TOML text first appears, by dotted name."""
     return _KeyScanner(text).document()
 
 
@@ -161,6 +165,7 @@ class _KeyScanner:
         self._tokens = _tokens(text)
         self._part, self._line = next(self._tokens)
         self._found: dict[str, int] = {}
+        self._last: dict[tuple[str, ...], int] = {}  # of a list of tables, the index of its last one
 
     def document(self) -> dict[str, int]:
         table: tuple[str, ...] = ()
@@ -177,9 +182,14 @@ class _KeyScanner:
         self._part, self._line = next(self._tokens, ("", self._line))
 
     def _header(self) -> tuple[str, ...]:
+        brackets, line = 0, self._line
         while self._part == "[":
+            brackets += 1
             self._next()
-        table = self._key(())
+        table = self._key((), new_entry=brackets == 2)
+        if brackets == 2:
+            self._last[table] = self._last.get(table, -1) + 1
+            table = self._entry(table, self._last[table], line)
         while self._part == "]":
             self._next()
         return table
@@ -189,23 +199,32 @@ class _KeyScanner:
         self._next()  # the equals sign
         self._value(key)
 
-    def _key(self, prefix: tuple[str, ...]) -> tuple[str, ...]:
+    def _key(self, prefix: tuple[str, ...], *, new_entry: bool = False) -> tuple[str, ...]:
         parts = prefix
         while self._part not in ("]", "=", ""):
             if self._part != ".":
                 parts = (*parts, _unquoted(self._part))
                 self._found.setdefault(".".join(parts), self._line)
             self._next()
+            if parts in self._last and not (new_entry and self._part == "]"):
+                parts = (*parts, str(self._last[parts]))  # a table below a list of tables is in its last one
         return parts
+
+    def _entry(self, key: tuple[str, ...], index: int, line: int) -> tuple[str, ...]:
+        entry = (*key, str(index))
+        self._found.setdefault(".".join(entry), line)
+        return entry
 
     def _value(self, key: tuple[str, ...]) -> None:
         if self._part == "[":
             self._next()
+            index = 0
             while self._part not in ("]", ""):
                 if self._part in (",", "\n"):
                     self._next()
                 else:
-                    self._value(key)
+                    self._value(self._entry(key, index, self._line))
+                    index += 1
             self._next()
         elif self._part == "{":
             self._next()
@@ -234,6 +253,14 @@ def _unquoted(part: str) -> str:
     if part[0] not in "\"'":
         return part
     return str(parse(f"key = {part}")["key"])
+
+
+def shown(value: Any) -> str:
+    """Return a value as TOML would write it, clipped; nothing in it can steer a terminal."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def toml_value(value: Any) -> str:

@@ -36,6 +36,7 @@ from sandbox.models import RunRequest
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.load import load_policy
 from sandbox.policy.seccomp import load_profile
+from sandbox.run.decision import Run
 from sandbox.runner import Places, Runner
 
 CODE = "result = 6 * 7\n"
@@ -150,7 +151,7 @@ def cold(runs: int) -> dict[str, Any]:
         for number in range(runs + 1):
             durations = {
                 "podman_rest": podman_rest(engine, decided.podman, facts.engine),
-                "runner": asyncio.run(runner.run(RunRequest(code=CODE))).durations.total_ms,
+                "runner": asyncio.run(runner.run(Run(request=RunRequest(code=CODE)))).durations.total_ms,
                 "podman_run": timed(podman, env=scrubbed_environment()),
                 "sandbox_run": timed(sandbox),
             }

@@ -202,7 +202,7 @@ def while_refilling(client: Client, runs: int) -> list[float]:
 
 
 def large_payload() -> dict[str, Any]:
-    """Send 100 MB in and back once, and return the time and the memory that the service took at most; its own service."""
+    """Send 100 MB in and back once to its own service; return the time, and the memory that it took at most."""
     text = json.dumps(["x" * 996] * (LARGE_BYTES // 1000)).encode()
     with tempfile.TemporaryDirectory() as home:
         Path(home, "policies").mkdir()

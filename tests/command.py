@@ -22,13 +22,13 @@ NO_SERVICE = "/run/no-service.sock"
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return the caller's environment with changes; unless they name a socket, runs happen in the command's own process."""
+    """Return the caller's environment with changes; if they name no socket, the command itself makes the runs."""
     own = {} if "SANDBOX_SOCKET" in changes else {"SANDBOX_SOCKET": NO_SERVICE, "SANDBOX_NO_SERVICE": "1"}
     return {**os.environ, **own, **changes}
 
 
 def without_socket(**changes: str) -> dict[str, str]:
-    """Return the caller's environment with changes, in which no variable says where a service is or that none is wanted."""
+    """Return the caller's environment with changes, and no variable for where a service is or for wanting none."""
     found = environment(**changes)
     return {
         name: value

@@ -1,4 +1,7 @@
-"""A grammar of what a program may write into its own channel: JSON spelled in every way, records bent, frames in any order, forged events anywhere."""
+"""A grammar of what a program may write into its own channel.
+
+It has JSON spelled in every way, records bent, frames in any order, and forged events anywhere.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,10 @@ def _texts(*, good: bool) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def texts(draw: Any, *, calm: bool = False) -> bytes:
-    """Return what claims to be one JSON text: well-formed in most cases, however spelled, or always (`calm`); otherwise broken in one of many ways."""
+    """Return what claims to be one JSON text: well-formed, however spelled, or broken in one of many ways.
+
+    It is well-formed in most cases, or always (`calm`).
+    """
     good = calm or draw(st.integers(0, 3)) > 0
     text: bytes = draw(_texts(good=good))
     levels = draw(
@@ -203,7 +209,10 @@ def _chunks(draw: Any, kind: str, *, calm: bool) -> list[Frame]:
 def packets(
     draw: Any, *, announced: Callable[[list[Frame]], list[Frame]] = list, calm: bool | None = None
 ) -> list[Frame]:
-    """Return what a program writes to its channel: a whole report, one in two of which (`calm`) breaks no rule but by its spelling."""
+    """Return what a program writes to its channel: a whole report.
+
+    One in two of them (`calm`) breaks no rule but by its spelling.
+    """
     calm = draw(st.booleans()) if calm is None else calm
     logs = records(LOG, calm=calm).map(lambda body: [("L", body)])
     saved = packet_files(calm=calm).map(announced)

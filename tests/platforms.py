@@ -1,4 +1,7 @@
-"""What a test found out about one kind of host, written into its report; `scripts/platforms` makes docs/platforms.md of it."""
+"""What a test found out about one kind of host, written into its report.
+
+`scripts/platforms` makes docs/platforms.md of it.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Readers of the service's answers, as strict and as credulous as any: what one of them takes for a line or an event is one.
+"""Readers of the service's answers, as strict and as credulous as any.
 
-They share no code with the service nor with its clients.
+What one of them takes for a line or an event is one. They share no code with the service nor with its clients.
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import re
@@ -60,7 +61,10 @@ def lines(body: bytes) -> list[str]:
 
 
 def server_sent(body: bytes) -> list[str]:
-    """Return the data of each event as the HTML standard has it; fails for any field but `data`, and for an event that is cut off."""
+    """Return the data of each event as the HTML standard has it.
+
+    Fails for any field but `data`, and for an event that is cut off.
+    """
     found: list[str] = []
     data: list[str] = []
     text = body.decode().removeprefix("\ufeff")
@@ -79,7 +83,10 @@ def server_sent(body: bytes) -> list[str]:
 
 
 def told(events: list[str]) -> dict[str, Any]:
-    """Return the one result among the events of one run: the first event names the run, the last ends it, and none is of another."""
+    """Return the one result among the events of one run.
+
+    The first event names the run, the last ends it, and none is of another.
+    """
     parsed = [strict(event) for event in events]
     kinds = [event["event"] for event in parsed]
     assert kinds[0] == "accepted", kinds
@@ -89,7 +96,34 @@ def told(events: list[str]) -> dict[str, Any]:
     assert set(kinds) <= {"accepted", "progress", "stdout", "stderr", "log", "file", "result"}
     result: dict[str, Any] = parsed[-1]
     assert parsed[0]["run_id"] == result["run_id"]
-    return {name: value for name, value in result.items() if name != "event"}
+    return {name: value for name, value in result.items() if name != "event"} | carried(parsed, result)
+
+
+def carried(events: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
+    """Return what the events before the last have carried of the answer; fails where the last has any of it once more."""
+    assert not {"stdout", "stderr", "logs"} & set(result)
+    assert all(set(file) == {"name", "size_bytes"} for file in result["files"])
+    output = {
+        kind: b"".join(
+            base64.b64decode(one["base64"]) if "base64" in one else one["text"].encode()
+            for one in events
+            if one["event"] == kind
+        ).decode("utf-8", "backslashreplace")
+        for kind in ("stdout", "stderr")
+    }
+    logs = [
+        {"level": one["level"], "message": one["text"], "elapsed_s": one["elapsed_s"]}
+        for one in events
+        if one["event"] == "log"
+    ]
+    files = {one["name"]: one for one in events if one["event"] == "file"}
+    whole = [
+        {name: value for name, value in files[file["name"]].items() if name != "event"} for file in result["files"]
+    ]
+    assert [
+        {"name": file["name"], "size_bytes": len(base64.b64decode(file["content_base64"]))} for file in whole
+    ] == result["files"]
+    return {**output, "logs": logs, "files": whole}
 
 
 def document(head: dict[str, str], body: bytes) -> dict[str, Any]:

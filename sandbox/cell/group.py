@@ -15,9 +15,11 @@ FIRST_GUESS_MIB = 32.0
 
 @dataclass(frozen=True, kw_only=True)
 class CellLimits:
-    """`per_node` warm containers at most for one caller's node, `memory_mib` and `most` for all, retired when unused for `idle_s`.
+    """How many warm containers there may be, for how long, and how long a run's end may take.
 
-    The kernel takes milliseconds to end what a run has left, more where that has much memory, and never `gone_s`.
+    There are at most `per_node` for one caller's node, and at most `most`, with `memory_mib` of memory, for all of
+    them. One that is unused for `idle_s` is retired. The kernel takes milliseconds to end what a run has left, more
+    where that has much memory, and never `gone_s`.
     """
 
     memory_mib: float = 512.0

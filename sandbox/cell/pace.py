@@ -22,7 +22,7 @@ class Pace:
     _asked: deque[float] = field(default_factory=lambda: deque(maxlen=MESSAGES))
 
     def begins(self, now: float, make_s: float) -> bool:
-        """Tell whether a run that begins is one of a node that is too fast for containers, each of which takes `make_s` to make."""
+        """Tell whether the node of a run that begins is too fast for containers, which take `make_s` to make."""
         if self.fast and now - self._asked[0] > SLOWER * MESSAGES * make_s:
             self.fast = False
         return self.fast

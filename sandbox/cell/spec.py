@@ -27,7 +27,7 @@ SHARED = ("/sys/fs/cgroup", "/dev/mqueue", WHOLE_PROC)
 
 
 def maker_of(container: ContainerSpec) -> ContainerSpec:
-    """Return the warm container: with room for its own processes, and no limit of processor time for the maker's life."""
+    """Return the warm container: it has room for its own processes, and its maker has no limit of processor time."""
     own_processes = container.own_processes + MAKER_PROCESSES
     # The maker writes the maps of its cells' user namespaces, so that its own /proc is not read-only; theirs are.
     mounts = [mount for mount in container.podman["mounts"] if mount["destination"] != "/proc"]

@@ -66,7 +66,7 @@ def check_filter(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iter
 
 
 def check_covers(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iterator[Finding]:
-    """Own /proc with the same masks, own writable places, and nothing in view that the cells of one container would share."""
+    """A cell has its own /proc, masked alike, its own writable places, and sees nothing that its siblings share."""
     mounts = {mount.point: mount for mount in seen.process.mounts}
     theirs = {mount.point: mount for mount in maker.process.mounts}
     proc = mounts["/proc"]

@@ -38,7 +38,7 @@ class CellPool:
         self, make: Callable[[Setting], WarmContainer], containers: Source, limits: CellLimits, *,
         start_s: Callable[[Setting], float], clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """`make` returns the maker of a setting, not started; `start_s` is how long a container of one takes to start."""
+        """Take `make`, which returns an unstarted maker for a setting, and `start_s`, which starting one takes."""
         self._make = make
         self._containers = containers
         self._limits = limits
@@ -121,7 +121,7 @@ class CellPool:
             yield ready
 
     async def drop(self, unwanted: Callable[[Setting], bool]) -> None:
-        """Retire the warm containers whose setting is `unwanted`, each when its run has ended; wait for the idle ones."""
+        """Retire warm containers with an `unwanted` setting, each when its run has ended; wait for the idle ones."""
         going = []
         for key, group in list(self._groups.items()):
             if unwanted(group.setting):
@@ -207,7 +207,10 @@ class CellPool:
             self._in_background(self._emptied(group, warm, cell))
 
     async def _emptied(self, group: WarmGroup, warm: WarmMember, cell: Cell) -> None:
-        """Wait for the end of a cell's processes, which count against the container's limits, and let the next in line have it."""
+        """Wait until a cell's processes have ended, then let the next in line have the container.
+
+        They count against the container's limits until then.
+        """
         try:
             await asyncio.wait_for(cell.wait_end(), self._limits.gone_s)
         except asyncio.TimeoutError:
@@ -225,7 +228,10 @@ class CellPool:
         self._grow(group)
 
     def _free(self, group: WarmGroup, warm: WarmMember) -> None:
-        """Let the next in line have a container; one of a group that was dropped is for those who waited before that."""
+        """Let the next in line have a container.
+
+        A container whose group was dropped serves only those who waited before that.
+        """
         group.ending.discard(warm)
         while group.waiting:
             if not (turn := group.waiting.popleft()).done():

@@ -95,7 +95,10 @@ def _changed(text: bytes, change: Callable[[bytes], bytes]) -> bytes:
 
 
 def _cuts(text: bytes) -> Iterator[tuple[int, int]]:
-    """Give where pieces begin and end: never inside a character, an escape, a surrogate pair or a number that may be one."""
+    """Yield where pieces begin and end.
+
+    That is never inside a character, an escape, a surrogate pair or what may be a number.
+    """
     start = 0
     while start < len(text):
         end = start + PIECE_BYTES
@@ -111,12 +114,18 @@ def _cuts(text: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _masked(piece: bytes) -> bytes:
-    """Return a piece whose escaped quotes end no string: characters that JSON can't have stand for escapes of backslashes and quotes."""
+    """Return a piece in which escaped quotes end no string.
+
+    Characters that JSON can't have stand for escapes of backslashes and quotes.
+    """
     return piece.replace(b"\\\\", b"\0\0").replace(b'\\"', b"\0\1") if b"\\" in piece else piece
 
 
 class _Look:
-    """Looks at one piece after the other, with what must be known of those before; `white` tells of white space outside of strings."""
+    """Looks at one piece after the other, and keeps what must be known of those before.
+
+    `white` tells whether there was white space outside of strings.
+    """
 
     def __init__(self) -> None:
         self.replaced = False

@@ -65,7 +65,7 @@ CANCEL = encode("C")
 
 
 def preload_frame(modules: Sequence[str], cell: Mapping[str, Any] | None = None) -> bytes:
-    """Return the frame that has the harness import `modules`, make cells if told how, and say again that it is ready."""
+    """Return the frame that has the harness import `modules`, make cells if told how, and report ready again."""
     check_modules(modules)
     return encode("P", json.dumps({"modules": list(modules), **({"cell": cell} if cell else {})}).encode("ascii"))
 

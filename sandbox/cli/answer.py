@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +12,7 @@ from sandbox.errors import Internal
 from sandbox.wire.run import Durations, FileDocument, ProgramError, Receipt
 
 if TYPE_CHECKING:
+    from sandbox.client.told import Told
     from sandbox.models import RunResult
 
 
@@ -58,14 +60,20 @@ def answer_from(document: bytes) -> Answer:
     return msgspec.structs.replace(answer, document=document)
 
 
-def without_event(line: bytes) -> tuple[str, bytes]:
-    """Return an event's kind, and the document that it carries, whose values are taken over as they are. Raises `Internal`."""
+def fields_of(line: bytes) -> dict[str, msgspec.Raw]:
+    """Return the fields of an event, each as the text that it came as. Raises `Internal`."""
     try:
-        fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-        kind = msgspec.json.decode(fields.pop("event"), type=str)
-    except (msgspec.DecodeError, RecursionError, KeyError) as error:
+        return msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Internal(
             f"the service sent no event: {str(error) or type(error).__name__}", hint="look at its log"
         ) from None
-    values = (b"%s: %s" % (msgspec.json.encode(name), bytes(value)) for name, value in fields.items())
-    return kind, b"{%s}" % b", ".join(values)
+
+
+def answer_of_stream(last: dict[str, msgspec.Raw], told: Told) -> Answer:
+    """Return what a command shows of a run whose stream ends so; values of the program are taken over as they are. Raises `Internal`."""
+    whole = told.whole(
+        last, read=lambda value: json.loads(bytes(value)), form=lambda value: msgspec.Raw(json.dumps(value).encode())
+    )
+    values = (b"%s: %s" % (json.dumps(name).encode(), bytes(value)) for name, value in whole.items() if name != "event")
+    return answer_from(b"{%s}" % b", ".join(values))

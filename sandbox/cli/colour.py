@@ -1,4 +1,7 @@
-"""Colours and faint text, where they are wanted: NO_COLOR, FORCE_COLOR and TERM=dumb count, else whether it is a terminal."""
+"""Colours and faint text, where they are wanted.
+
+NO_COLOR, FORCE_COLOR and TERM=dumb decide; without them, whether the output is a terminal does.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,10 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 @click.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(*, shell: str) -> None:
-    """Print the completion script of a shell. scripts/setup installs them; by hand: `eval "$(sandbox completion bash)"`."""
+    """Print the completion script of a shell.
+
+    scripts/setup installs these scripts. By hand: `eval "$(sandbox completion bash)"`.
+    """
     click.echo(source(shell, click.get_current_context().find_root().command), nl=False)
 
 
@@ -41,7 +44,7 @@ def source(shell: str, cli: click.Command) -> str:
 
 
 def answer(cli: click.Command) -> int:
-    """Answer a shell that asks for completions of `cli`, and say nothing about what goes wrong; return the exit status."""
+    """Answer a shell that asks for completions of `cli`, and return the exit status; say nothing of what fails."""
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             cli(prog_name="sandbox", complete_var=VARIABLE, obj={})

@@ -26,10 +26,12 @@ def carry_out(request: RunRequest, *, policy_dirs: list[Path], output: Output, q
 
 def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], output: Output) -> RunResult:
     """Run one request on an open session."""
-    from sandbox.run.execution import Follow  # late: the engine starts meanwhile
+    from sandbox.run.decision import Follow, Run  # late: the engine starts meanwhile
 
     runner = opened.runner(policy_dirs)
     follow = Follow(output=output.live, log=lambda record: output.log(record.level, record.message))
+
+    run = Run(request=request, follow=follow, on_progress=output.progress)
 
     async def work() -> RunResult:
         cancel = asyncio.Event()
@@ -42,7 +44,7 @@ def execute(opened: Session, request: RunRequest, *, policy_dirs: list[Path], ou
                 loop.call_soon_threadsafe(cancel.set)
 
         output.on_gone = stop
-        result = await runner.run(request, follow=follow, on_progress=output.progress, cancel=cancel)
+        result = await runner.run(run, cancel=cancel)
         if result.receipt is None:
             # Cancelled before a sandbox was there: a pull may still go on in a thread, and ends with its engine.
             opened.close()

@@ -115,7 +115,7 @@ def build_command(obj: dict[str, Any], /, *, lock_path: str | None, as_json: boo
             click.echo(error_document(error))
         raise
     if as_json:
-        click.echo(json.dumps({"id": built.id, "image": built.name, "lock_hash": built.lock.hash}))
+        click.echo(json.dumps({"id": built.id, "image": built.name, "lock_hash": built.plan.lock_hash}))
     else:
         size = f", {record.size_bytes // MIB} MiB" if record else ""
         click.echo(f"{built.id[:SHOWN_ID]}  {len(built.lock.packages)} packages{size}, image {built.name}")

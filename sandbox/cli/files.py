@@ -55,9 +55,9 @@ def read_text(path: str, *, what: str, max_bytes: int = MAX_INPUT_BYTES) -> str:
 
 
 class Target:
-    """A file that is opened before the work that gives its content, so that none is wasted; until then it keeps its old one.
+    """A file that is opened before the work that gives its content, so that no work is wasted.
 
-    Raises `InvalidRequest` where it can't be opened or written.
+    It keeps its old content until then. Raises `InvalidRequest` where it can't be opened or written.
     """
 
     def __init__(self, path: str, what: str) -> None:

@@ -79,9 +79,10 @@ def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
 
 
 def decoded(data: bytes, path: str) -> str:
-    """Return the text of a requirements file in the encoding that its first bytes or lines name, as pip finds it; else UTF-8.
+    """Return the text of a requirements file.
 
-    Windows PowerShell writes UTF-16. Raises `InvalidRequest`.
+    Its first bytes or lines name the encoding, as pip finds it; else it is UTF-8. Windows PowerShell writes UTF-16.
+    Raises `InvalidRequest`.
     """
     mark, encoding = next(((mark, name) for mark, name in MARKS if data.startswith(mark)), (b"", "utf-8"))
     named = None if mark else next(filter(None, map(CODING.match, data.split(b"\n", 2)[:2])), None)

@@ -20,10 +20,11 @@ from sandbox.printable import printable
 @click.argument("run_id", metavar="RUN", shell_complete=completion.runs)
 @json_option
 def logs(*, run_id: str, as_json: bool) -> None:
-    """Show what the history knows of RUN (its id, or the beginning of it), and what the run told: traceback, log records, the end of its output.
+    """Show what the history knows of RUN (its id, or the beginning of it), and what the run told.
 
-    What a run told is kept where its policy says so (history.output: by default that of runs that fail), with its secrets masked; its payload likewise
-    (history.payloads); code and result never. Where no service runs, the history's file is read.
+    A run tells its traceback, its log records and the end of its output. They are kept where the run's policy says so
+    (history.output: by default for runs that fail), with its secrets masked. Its payload is kept likewise
+    (history.payloads); code and result never are. Where no service runs, the history's file is read.
     """
     with past() as known:
         found = dict(known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED))))

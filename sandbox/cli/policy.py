@@ -11,12 +11,13 @@ import click
 
 from sandbox.cli import completion
 from sandbox.cli.handover import leave_root
+from sandbox.cli.policy_warnings import load_and_warn
 from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest, SandboxError
 from sandbox.policy.explain import PolicyRow, as_toml, explain, schema
-from sandbox.policy.load import LoadedPolicy, load_policy, policy_directories, policy_files, shipped_directory
-from sandbox.policy.mistakes import shown
+from sandbox.policy.load import LoadedPolicy, policy_directories, policy_files, shipped_directory
 from sandbox.policy.seccomp import compile_source, render
+from sandbox.toml_file import shown
 
 AS_RUNS_SEE_IT = ("list", "show", "explain", "check")
 
@@ -47,7 +48,7 @@ def list_(obj: dict[str, Any], *, as_json: bool) -> None:
 
 def _summary(name: str, path: Path, directories: list[Path]) -> dict[str, str]:
     try:
-        loaded = load_policy(str(path), directories=directories)
+        loaded = load_and_warn(str(path), directories=directories)
     except SandboxError as error:
         return {"name": name, "path": str(path), "description": "", "error": f"unusable: {error.message}"}
     return {"name": name, "path": str(path), "description": loaded.policy.description, "error": ""}
@@ -59,7 +60,7 @@ def _summary(name: str, path: Path, directories: list[Path]) -> dict[str, str]:
 @click.pass_obj
 def show(obj: dict[str, Any], *, name: str, as_json: bool) -> None:
     """Print the effective values of the policy NAME (or of a file), as TOML."""
-    loaded = load_policy(name, directories=obj["directories"])
+    loaded = load_and_warn(name, directories=obj["directories"])
     if as_json:
         click.echo(json.dumps(_document(loaded), indent=2))
     else:
@@ -85,7 +86,7 @@ def _document(loaded: LoadedPolicy) -> dict[str, Any]:
 @click.pass_obj
 def explain_(obj: dict[str, Any], *, name: str, as_json: bool) -> None:
     """Say in plain words what the policy NAME (or a file) means, and where each value comes from."""
-    loaded = load_policy(name, directories=obj["directories"])
+    loaded = load_and_warn(name, directories=obj["directories"])
     rows = explain(loaded)
     if as_json:
         click.echo(json.dumps([vars(row) for row in rows], indent=2))
@@ -120,7 +121,7 @@ def check(ctx: click.Context, *, files: tuple[Path, ...]) -> None:
     wrong = False
     for file in files:
         try:
-            loaded = load_policy(str(file.absolute()), directories=ctx.obj["directories"])
+            loaded = load_and_warn(str(file.absolute()), directories=ctx.obj["directories"])
         except SandboxError as error:
             wrong = True
             for sentence in error.facts.get("mistakes", [error.message]):

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.answer import Answer, answer_from, answer_of, without_event
+from sandbox.cli.answer import Answer, answer_of, answer_of_stream, fields_of
 from sandbox.cli.versions import tell_version
-from sandbox.client import Client, NoService, bytes_of, error_of, run_body
-from sandbox.client.reading import foreign, object_of, unreadable
+from sandbox.client import Client, NoService, bytes_of, run_body
+from sandbox.client.reading import object_of, unreadable
+from sandbox.client.told import Told
 from sandbox.errors import EngineUnavailable, SandboxError
 from sandbox.places import named_socket
 from sandbox.progress import Progress
@@ -83,7 +84,7 @@ class Going:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._run_id = ""
+        self._told = Told()
         self._cancelled = False
 
     def follow(self, body: bytes, output: Output) -> Answer:
@@ -91,39 +92,31 @@ class Going:
         try:
             with contextlib.closing(self._client.lines("/v1/runs", body)) as lines:
                 for line in lines:
-                    kind, document = without_event(line)
-                    if kind == "result":
-                        answer = answer_from(document)
-                        if answer.run_id != self._run_id:
-                            raise foreign(f"it is of the run {answer.run_id[:40]!r}, not of {self._run_id!r}")
-                        return answer
-                    if kind != "file":  # the result has it, too
-                        try:
-                            self._take(kind, object_of(document), output)
-                        except (LookupError, TypeError, ValueError, AttributeError) as error:
-                            raise unreadable(error) from None
+                    fields = fields_of(line)
+                    if bytes(fields.get("event", b"")) == b'"result"':
+                        return answer_of_stream(fields, self._told)
+                    event = object_of(line)
+                    self._told.take(event)
+                    try:
+                        self._show(event.pop("event"), event, output)
+                    except (LookupError, TypeError, ValueError, AttributeError) as error:
+                        raise unreadable(error) from None
         except EngineUnavailable:
-            if not self._cancelled or self._run_id:
+            if not self._cancelled or self._told.run_id:
                 raise
-        if self._cancelled and not self._run_id:
+        if self._cancelled and not self._told.run_id:
             return cancelled_before_its_turn()
         raise EngineUnavailable("the service went away before the run ended", hint="look at its log, then try again")
 
-    def _take(self, kind: str, event: dict[str, Any], output: Output) -> None:
-        if kind == "error":
-            raise error_of(event["error"])
+    def _show(self, kind: str, event: dict[str, Any], output: Output) -> None:
         if kind == "progress":
             output.progress(Progress(**event))
         elif kind == "log":
             output.log(event["level"], event["text"])
         elif kind in ("stdout", "stderr"):
             output.live(kind, bytes_of(event))
-        elif kind == "accepted":
-            if self._run_id:
-                raise foreign("a run is accepted twice")
-            self._run_id = str(event["run_id"])
-            if self._cancelled:  # while the request was on its way
-                self.cancel()
+        elif kind == "accepted" and self._cancelled:  # while the request was on its way
+            self.cancel()
 
     def cancel(self) -> None:
         """Ask for the end of the run; its answer still comes, unless it waits for its turn: then going away ends it.
@@ -131,11 +124,11 @@ class Going:
         For signal handlers and other threads: it has its own connection.
         """
         self._cancelled = True
-        if not self._run_id:
+        if not self._told.run_id:
             self._client.break_off()
         else:
             with contextlib.suppress(SandboxError), Client(self._client.path, timeout_s=CANCEL_TIMEOUT_S) as other:
-                other.cancel(self._run_id)
+                other.cancel(self._told.run_id)
 
     @contextlib.contextmanager
     def cancelled_by_signals(self) -> Iterator[None]:

@@ -64,7 +64,10 @@ def check_payload(data: bytes, text: str | None) -> None:
 
 
 def as_file(file: str | None) -> str:
-    """Return how a file that is no JSON is given to the program; an empty text for a file of JSON with a mistake, and for none."""
+    """Return how a file that is no JSON is given to the program, or that a file of JSON is to be corrected.
+
+    The text is empty where there is no file.
+    """
     if file is None:
         return ""
     if file.endswith((".json", ".geojson")):

@@ -89,7 +89,10 @@ def plain(char: str) -> bool:
 
 
 def renamed(name: str, taken: set[str], numbers: dict[str, int]) -> str:
-    """Return a name that nothing acts upon and no other file has; `numbers` remembers where to go on among those that would be alike."""
+    """Return a name that nothing acts upon and no other file has.
+
+    `numbers` remembers where to go on among those that would be alike.
+    """
     middle = "".join(char if plain(char) else "_" for char in name).encode()
     alike = folded(_numbered(middle, 1))
     number = numbers.get(alike, 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sandbox import places
 from sandbox.cli.handover import leave_root
+from sandbox.cli.policy_warnings import load_and_warn
 from sandbox.engine.podman import PodmanEngine
 from sandbox.host.facts import HostFacts
 from sandbox.host.probe import probe
@@ -23,6 +25,7 @@ class Session:
 
     def __init__(self, *, quiet: bool = False) -> None:
         leave_root(quiet=quiet)
+        self._quiet = quiet
         # Secrets pass through this process: it must not be found in a core dump.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self.runtime_dir: Path = places.runtime_dir()
@@ -46,7 +49,8 @@ class Session:
             runtime_dir=self.runtime_dir, cache_dir=self.cache_dir, data_dir=data_dir(),
             policy_dirs=policy_directories(policy_dirs),
         )  # fmt: skip
-        return Runner(self.engine, self.facts, places)
+        said = None if self._quiet else partial(load_and_warn, directories=places.policy_dirs)
+        return Runner(self.engine, self.facts, places, policies=said)
 
     def sweep(self, *, thorough: bool = False) -> None:
         """Remove what dead runs left; costs nothing when they left nothing.

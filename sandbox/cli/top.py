@@ -42,7 +42,10 @@ class RunRate:
 @click.command("top")
 @json_option
 def top(*, as_json: bool) -> None:
-    """Show how the service is, again every second until Ctrl-C; once where standard output is no terminal, or a dumb one."""
+    """Show how the service is, again every second until Ctrl-C.
+
+    It is shown once where standard output is no terminal, or a dumb one.
+    """
     live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
     pace = RunRate()
     with connected() as client, contextlib.suppress(KeyboardInterrupt):

@@ -12,7 +12,7 @@
 that fails is a result. Only the standard library is imported. One client serves any number of threads, and processes that are
 forked: every call has a connection for itself while it lasts.
 
-Imports `errors`, `places` and `toml_file` of ours, and nothing else. Read `calls`, then `client`, `unix_http`.
+Imports `errors`, `places` and `toml_file` of ours, and nothing else. Read `calls`, `told`, then `client`, `unix_http`.
 """
 
 from __future__ import annotations

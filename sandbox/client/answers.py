@@ -68,7 +68,8 @@ class ControlEvidence(TypedDict):
 class EgressRecord(TypedDict):
     """One connection that a program asked the egress proxy for, and what became of it.
 
-    `reason` says in words why it was refused or broke off; `address` is where it went.
+    `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is empty
+    when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if anywhere.
     """
 
     host: str
@@ -587,10 +588,11 @@ class FileSaved(FileDocument):
     event: Literal["file"]
 
 
-class RunEnded(RunDocument):
-    """The last event of a run."""
+class RunEnded(Ending):
+    """The last event of a run: how it ended, without the output, log records and contents of files that came before it."""
 
     event: Literal["result"]
+    files: list[ListedFile]
 
 
 class EnvironmentReady(BuiltEnvironment):

@@ -26,6 +26,7 @@ from sandbox.client.async_http import AsyncConnection, AsyncConnectionPool
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
+from sandbox.client.told import Told
 from sandbox.errors import QueueFull
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class AsyncClient(ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections, those that other tasks wait for when they are answered; the next call opens a new one."""
+        """Close the connections; those that other tasks wait for close when they are answered.
+
+        The next call opens a new one.
+        """
         self._connections.close()
 
     def break_off(self) -> None:
@@ -152,9 +156,10 @@ class AsyncClient(ClientBase):
     async def result(
         self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None
     ) -> Result | None:
-        """Return the answer of a run while it is kept, or None while the run goes on: at once, or when it has gone on for `wait_s` more.
+        """Return the answer of a run while it is kept, or None while the run goes on.
 
-        Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
+        None comes at once, or when the run has gone on for `wait_s` more. Raises `NotFound` for an answer that is not
+        kept, or no longer, and the error that the run ended with, if it did.
         """
         return await self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
@@ -297,7 +302,7 @@ class AsyncClient(ClientBase):
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
-        told = calls.Told()
+        told = Told()
         async with contextlib.aclosing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             async for line in lines:
                 event = told.event(line)
@@ -309,7 +314,7 @@ class AsyncClient(ClientBase):
     async def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> AsyncGenerator[bytes, None]:
         """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
 
-        Closing the iterator closes the connection, and so ends the run.
+        The last of a run has nothing of what came before it; `events` puts the whole answer together. Closing the iterator closes the connection, and so ends the run.
         """
         async with (
             self._stream(path, body, self._silence(timeout_s)) as connection,

@@ -215,7 +215,10 @@ class AsyncConnection:
 
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:
-        """Shut the connection when the time is over; not `wait_for`, which loses a cancellation that comes with the data."""
+        """Shut the connection when the time is over.
+
+        This is not `wait_for`, which loses a cancellation that comes with the data.
+        """
         if self.timeout_s is None:
             yield
             return
@@ -262,7 +265,10 @@ class AsyncConnectionPool:
 
     @contextlib.asynccontextmanager
     async def one(self, timeout_s: float | None) -> AsyncIterator[AsyncConnection]:
-        """Give a connection that nobody else uses; how the block ends decides nothing, but whether all of the answer was read."""
+        """Give a connection that nobody else uses.
+
+        It is used again if all of the answer was read, however the block ends.
+        """
         connection = self._taken()
         connection.timeout_s = timeout_s
         try:

@@ -1,4 +1,4 @@
-"""What a client of the service is told once, for all of its calls: where the service is, how long to wait, what to say."""
+"""What a client is told once for all of its calls: where the service is, how long to wait, what to say."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_S = 1e9
 
 
 def default_socket() -> str:
-    """Return where the service of this user listens: $SANDBOX_SOCKET, else as its configuration says, else its usual place.
+    """Return where this user's service listens: $SANDBOX_SOCKET, its configuration's path, or the usual place.
 
     Raises `NotFound`, `InvalidRequest` for a configuration that can't be read.
     """

@@ -1,6 +1,7 @@
-"""What clients ask of the service, and how answers are read: everything of a client but waiting, for `Client` and `AsyncClient` alike.
+"""What clients ask of the service, and how answers are read, for `Client` and `AsyncClient` alike.
 
-An answer that can't be read is `Internal`, whatever is wrong with it: no JSON, nested too deeply, not the shape, another run's.
+This is everything of a client but waiting. An answer that can't be read is `Internal`, whatever is wrong with it: no
+JSON, nested too deeply, not the shape, another run's.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ from sandbox.client.reading import (
     Answer,
     Call,
     Result,
-    error_of,
     foreign,
-    object_of,
     of_run,
     result_of,
-    unreadable,
 )
 from sandbox.errors import EngineUnavailable, InvalidRequest, QueueFull
 
@@ -92,40 +90,6 @@ def pause_s(error: QueueFull, left_s: float) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = 1.0
     return min(seconds * random.uniform(1, 1.25), left_s) if seconds <= left_s else None  # noqa: S311 - no secret
-
-
-class Told:
-    """What one stream tells, event by event: of one run, in the one order that there is."""
-
-    def __init__(self) -> None:
-        self._run_id: str | None = None
-
-    def event(self, line: bytes) -> dict[str, Any]:
-        """Return an event. Raises its `SandboxError`, and `Internal` for what is none, or not of this run."""
-        event = object_of(line)
-        kind = event.get("event")
-        if not isinstance(kind, str):
-            raise unreadable(TypeError("an event has no name"))
-        if kind == "accepted":
-            if self._run_id is not None or not isinstance(event.get("run_id"), str):
-                raise foreign("a run is accepted twice, or has no id")
-            self._run_id = event["run_id"]
-        elif kind == "result":
-            self.check(event.get("run_id"))
-        elif kind == "error":
-            try:
-                error = error_of(event["error"])
-            except (ValueError, LookupError, TypeError, AttributeError) as broken:
-                raise unreadable(broken) from None
-            if "run_id" in error.facts and self._run_id is not None:
-                self.check(error.facts["run_id"])
-            raise error
-        return event
-
-    def check(self, run_id: object) -> None:
-        """Raise `Internal` unless this is the run that was accepted (None: neither has an id, as with builds)."""
-        if run_id != self._run_id:
-            raise foreign(f"it is of the run {str(run_id)[:40]!r}, not of {self._run_id!r}")
 
 
 # ---- requests

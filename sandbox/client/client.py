@@ -13,6 +13,7 @@ from sandbox.client import calls, reading
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
+from sandbox.client.told import Told
 from sandbox.client.unix_http import UnixConnection, UnixConnectionPool, headers_of
 from sandbox.errors import QueueFull
 
@@ -63,11 +64,14 @@ class Client(ClientBase):
         self.close()
 
     def close(self) -> None:
-        """Close the connections, those of calls that other threads wait for when they are answered; the next call opens a new one."""
+        """Close the connections; those that other threads' calls wait for close when they are answered.
+
+        The next call opens a new one.
+        """
         self._connections.close()
 
     def break_off(self) -> None:
-        """End every stream and every other call of this client, and so its runs; for other threads than those that wait."""
+        """End every stream and other call of this client, and so its runs; meant for threads that do not wait."""
         self._connections.break_off()
 
     def connect(self) -> int:
@@ -140,9 +144,10 @@ class Client(ClientBase):
         return self._ask(calls.start(run_body(code, options, payload=payload, payload_json=payload_json)), timeout_s)
 
     def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
-        """Return the answer of a run while it is kept, or None while the run goes on: at once, or when it has gone on for `wait_s` more.
+        """Return the answer of a run while it is kept, or None while the run goes on.
 
-        Raises `NotFound` for an answer that is not kept, or no longer, and the error that the run ended with, if it did.
+        None comes at once, or when the run has gone on for `wait_s` more. Raises `NotFound` for an answer that is not
+        kept, or no longer, and the error that the run ended with, if it did.
         """
         return self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
@@ -283,7 +288,7 @@ class Client(ClientBase):
         self, path: str, body: bytes, *, timeout_s: float | None = None
     ) -> Generator[dict[str, Any], None, None]:
         """Ask for a stream, and give each event up to its `result`. Raises a `SandboxError`, also for a stream that breaks off."""
-        told = calls.Told()
+        told = Told()
         with contextlib.closing(self.lines(path, body, timeout_s=timeout_s)) as lines:
             for line in lines:
                 event = told.event(line)
@@ -295,7 +300,7 @@ class Client(ClientBase):
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
         """Ask for a stream, and give each event as the line of JSON that it came as, unparsed. Raises a `SandboxError`.
 
-        Closing the iterator closes the connection, and so ends the run.
+        The last of a run has nothing of what came before it; `events` puts the whole answer together. Closing the iterator closes the connection, and so ends the run.
         """
         with self._stream(path, body, self._silence(timeout_s)) as (connection, response):
             while line := connection.line(response):

@@ -1,4 +1,4 @@
-"""How answers of the service are read: the status, the error, the result; whatever is not of its shape is `Internal`."""
+"""How answers are read: the status, the error, the result; one of another shape is `Internal`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP over the service's Unix socket, for its clients: connections, each for one thread at a time, and their answers."""
+"""HTTP over the service's Unix socket, for its clients: connections, each for one thread at a time, and answers."""
 
 from __future__ import annotations
 
@@ -177,7 +177,10 @@ class UnixConnection(http.client.HTTPConnection):
             super().close()
 
     def break_off(self) -> None:
-        """Have whoever waits for the service find that it is gone, and the service that we are, also where a forked process has it open."""
+        """End the connection for both sides: whoever waits for the service, and the service that waits for us.
+
+        Both see the other one gone, also where a forked process has the connection open.
+        """
         if os.getpid() != self._process:
             return
         with self._ending:
@@ -274,7 +277,10 @@ class UnixConnectionPool:
 
     @contextlib.contextmanager
     def one(self, timeout_s: float | None) -> Iterator[UnixConnection]:
-        """Give a connection that nobody else uses; how the block ends decides nothing, but whether all of the answer was read."""
+        """Give a connection that nobody else uses.
+
+        It is used again if all of the answer was read, however the block ends.
+        """
         connection = self._taken(timeout_s)
         try:
             yield connection

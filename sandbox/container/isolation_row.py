@@ -1,4 +1,4 @@
-"""The receipt's row on what a run is in, under a policy that lets it have a cell: what was wanted, what it got, and why."""
+"""The receipt's row on what a run is in, where its policy allows a cell: what was wanted, what it got, and why."""
 
 from __future__ import annotations
 

@@ -34,9 +34,10 @@ GRACE_S = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLimits:
-    """`per_kind` ready sandboxes at most, `memory_mib` and `most` for all of them, retired when their kind is unused for `idle_s`.
+    """How many sandboxes may stand ready, and for how long.
 
-    `starters` of them at most are started at once.
+    There are at most `per_kind` of a kind, and at most `most`, with `memory_mib` of memory, of all kinds. They are
+    retired when their kind is unused for `idle_s`. At most `starters` of them are started at once.
     """
 
     memory_mib: float = 512.0
@@ -60,7 +61,7 @@ class Shelf:
     failed_at: float = -math.inf
 
     def wanted(self, now: float, limits: PoolLimits) -> int:
-        """Return how many should be ready: one while the kind is in use, and twice what is asked for while one starts."""
+        """Return how many should be ready: one for a kind in use, and twice what is asked for while one starts."""
         if not self.asked or now - self.asked[-1] > limits.idle_s or now - self.failed_at < FAILED_PAUSE_S:
             return 0
         return min(limits.per_kind, 1 + int(2 * self.meanwhile(now)))
@@ -78,7 +79,7 @@ Make = Callable[[Setting], ReadySandbox]
 
 
 class SandboxPool:
-    """Gives runs their sandboxes: a ready one where there is one, else one of their own; disposes of them behind their backs."""
+    """Gives each run a ready sandbox, or else one of its own, and disposes of it behind the run's back."""
 
     def __init__(self, make: Make, limits: PoolLimits, *, clock: Clock = time.monotonic) -> None:
         """`make` returns a sandbox of a setting that has not been started."""
@@ -271,7 +272,7 @@ class SandboxPool:
         return shelf if self._fits(shelf, more_mib=shelf.memory_mib) else None
 
     def _enough_starting(self, now: float) -> bool:
-        """Tell whether as many are being started at once as the rate of all runs asks for: each takes time of theirs."""
+        """Tell whether as many are being started as the rate of all runs asks for: each start takes their time."""
         starting = sum(shelf.starting for shelf in self._shelves.values())
         return starting >= max(1, math.ceil(sum(shelf.meanwhile(now) for shelf in self._shelves.values())))
 

@@ -1,8 +1,8 @@
-"""What is done in a sandbox ahead of its job: modules imported, the program's process forked, so that no run waits for it.
+"""What is done in a sandbox ahead of its job, so that no run waits for it.
 
-Importing runs code of libraries. So it happens when the sandbox has been read back and verified, under every limit that
-the program will have: a process that is forked now inherits them. What the sandbox says of it is checked as anything
-else that it says.
+Modules are imported, and the program's process is forked. Importing runs code of libraries. So it happens when the
+sandbox has been read back and verified, under every limit that the program will have: a process that is forked now
+inherits them. What the sandbox says of it is checked as anything else that it says.
 """
 
 from __future__ import annotations

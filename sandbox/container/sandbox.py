@@ -1,4 +1,4 @@
-"""What every sandbox is from outside, a container or a cell: process 1, held by a pidfd, and the channel to its harness."""
+"""Every sandbox from outside, container or cell: process 1, held by a pidfd, and the channel to its harness."""
 
 from __future__ import annotations
 

@@ -264,7 +264,7 @@ def bind_json(bind: Bind) -> dict[str, Any]:
 
 
 def binds_of(place: Place) -> tuple[Bind, ...]:
-    """Return what every sandbox sees of the host: the harness, its job channel and, with a way out, the proxy's socket."""
+    """Return what every sandbox sees of the host: harness, job channel and, with a way out, the proxy's socket."""
     binds = (
         Bind(source=place.lib_dir, destination=LIB_DIR),
         Bind(source=place.job_dir, destination=JOB_DIR),

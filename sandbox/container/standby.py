@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,14 +74,14 @@ class Setting:
     owner: str = ""
     lease: Callable[[], AbstractAsyncContextManager[None]] | None = field(default=None, compare=False)
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        """Return what two sandboxes have in common that can stand in for each other."""
+        """What two sandboxes have in common that can stand in for each other; a run asks for it several times."""
         return repr((self.policy.hash, self.admitted.id, self.admitted.python_path, self.binds, self.preload))
 
 
 class AcquiredSandbox(Protocol):
-    """What a run needs of the sandbox that it gets: `proxy` is its way out, if it has one, `asked` when it was asked for."""
+    """What a run needs of the sandbox that it gets."""
 
     @property
     def sandbox(self) -> Sandbox:
@@ -193,7 +194,7 @@ def fresh(
 
 
 def alone(engine: Engine, facts: HostFacts, places: Places) -> Source:
-    """Return the same for a process that carries out one run and ends: nothing stays warm in it, so there are no cells."""
+    """Return the source for a process that ends after one run: nothing stays warm in it, so it has no cells."""
     containers = fresh(engine, facts, places)
 
     @contextlib.asynccontextmanager

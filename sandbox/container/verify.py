@@ -95,7 +95,7 @@ def check_namespaces(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
 
 
 def check_project_ids(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
-    """Nobody can write the map of project ids, which the kernel takes once, from anyone, for all sandboxes of this user together."""
+    """Nobody can write the map of project ids: the kernel takes it once, from anyone, for all this user's sandboxes."""
     del spec
     written = bool(seen.process.projid_map.strip())
     proc = [mount for mount in seen.process.mounts if mount.kind == "proc" and mount.root == "/"]
@@ -214,7 +214,7 @@ def may_write(mount: Mount) -> bool:
 
 
 def check_masks(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
-    """Kernel files that tell of the host are covered: those that this kernel has, by the mounts; all others in the configuration."""
+    """Kernel files that tell of the host are covered: this kernel's by mounts, all others in the configuration."""
     asked = set(seen.oci.get("linux", {}).get("maskedPaths") or ())
     wanted = {*MASKED_BY_PODMAN, *spec.podman["mask"]}
     covered = {mount.point for mount in seen.process.mounts if is_mask(mount)}
@@ -234,7 +234,7 @@ def check_masks(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
 
 
 def is_mask(mount: Mount) -> bool:
-    """Tell whether a mount over a kernel file hides it: runtimes put /dev/null, a tmpfs or an empty directory there, never its like."""
+    """Tell whether a mount hides a kernel file: by /dev/null, a tmpfs or an empty directory, never its like."""
     return mount.kind not in ("proc", "sysfs")
 
 

@@ -79,7 +79,10 @@ def tmpfs_bytes(path: str, places: tuple[str, ...]) -> int:
 
 @functools.cache
 def anonymous_device() -> bytes:
-    """Return the device of all shared anonymous mappings, by which /proc/PID/maps tells them: their names can be chosen (PR_SET_VMA)."""
+    """Return the device of all shared anonymous mappings.
+
+    /proc/PID/maps tells such mappings by it: a program can choose their names (PR_SET_VMA).
+    """
     marked = mmap.PAGESIZE * 12_345  # a size of its own, to find it by
     with mmap.mmap(-1, marked):
         for line in read("/proc/self/maps").splitlines():
@@ -134,7 +137,10 @@ class Mappings:
 
 
 def exact_private_bytes(processes: list[Member]) -> int:
-    """Return what processes have in private memory, pages that they share counted once (PSS), and memory that they share as well."""
+    """Return what processes have in private memory, and memory that they share as well.
+
+    Pages that they share count once (PSS).
+    """
     known = {process.pid: process for process in processes}
     total = 0
     for process in processes:
@@ -168,10 +174,11 @@ class Sight:
 def measure(
     pid: int, *, places: tuple[str, ...], cap_bytes: int, sight: Sight | None = None, thorough: bool = True
 ) -> Usage:
-    """Measure the family of `pid`; `sight` is what was seen of it before: of that, a look that is not `thorough` renews the sockets.
+    """Measure the family of `pid`.
 
-    The cheap sum counts a page once per process that maps it. Only when the family could be past the cap are pages
-    shared out between their users (PSS), so that forked workers are not counted many times over.
+    `sight` is what was seen of it before; a look that is not `thorough` renews only the sockets of that. The cheap sum
+    counts a page once per process that maps it. Only when the family could be past the cap are pages shared out between
+    their users (PSS), so that forked workers are not counted many times over.
     """
     sight = sight or Sight()
     processes = members(pid)
@@ -198,7 +205,10 @@ def uncharged(pid: int) -> Usage:
 
 
 def timed(look: Callable[[bool], Usage], thorough: bool) -> tuple[Usage, float]:  # noqa: FBT001
-    """Return what a look shows, and the processor time that it took, in seconds: a busy machine must not make looks rarer."""
+    """Return what a look shows, and the processor time that it took, in seconds.
+
+    By the clock, a busy machine would make looks rarer.
+    """
     began = time.thread_time()
     usage = look(thorough)
     return usage, time.thread_time() - began

@@ -20,8 +20,9 @@ from sandbox.egress.request_head import END, HeadRefused, RequestHead, parse_hea
 from sandbox.egress.rules import Allowlist, literal_address, shown
 from sandbox.egress.splice import Meter, Splice
 from sandbox.egress.upstream import Resolve, connect
+from sandbox.models import EgressRecord
 
-__all__ = ["STILL_OPEN", "EgressCaps", "EgressConnection", "EgressRecord", "Surroundings"]
+__all__ = ["STILL_OPEN", "EgressCaps", "EgressConnection", "Surroundings"]
 
 READ_BYTES = 16 << 10
 STILL_OPEN = "open when the sandbox ended"
@@ -48,23 +49,6 @@ class EgressCaps:
     head_timeout_s: float = 10
     connect_timeout_s: float = 10
     idle_timeout_s: float = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class EgressRecord:
-    """What became of one connection.
-
-    `allowed` says whether policy let it through; `reason` says why not, or how it failed, and is empty when all went
-    well. `host` is printable, and empty when none was asked for; `address` is empty when none was connected to.
-    """
-
-    host: str
-    port: int
-    allowed: bool
-    reason: str
-    bytes_up: int
-    bytes_down: int
-    address: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from sandbox.egress.connection import STILL_OPEN, EgressCaps, EgressConnection, EgressRecord, Surroundings
+from sandbox.egress.connection import STILL_OPEN, EgressCaps, EgressConnection, Surroundings
 from sandbox.egress.own_addresses import own_addresses
 from sandbox.egress.refusal import Refusal
 from sandbox.egress.rules import Allowlist
@@ -18,7 +19,10 @@ from sandbox.egress.splice import Meter
 from sandbox.egress.upstream import Resolve, system_resolve
 from sandbox.errors import Internal
 
-__all__ = ["EgressCaps", "EgressProxy", "EgressRecord"]
+if TYPE_CHECKING:
+    from sandbox.models import EgressRecord
+
+__all__ = ["EgressCaps", "EgressProxy"]
 
 MAX_RECORDS = 1_000
 BACKLOG = 1_024

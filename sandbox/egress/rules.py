@@ -171,7 +171,7 @@ def _label_problem(label: str) -> str:
 
 
 def rules_of(hosts: Iterable[str]) -> Iterator[Rule]:
-    """Yield a rule for every host; a page of an index may name what is none, and that is refused when it is asked for."""
+    """Yield a rule for every host; what an index's page names and is no host is refused when it is asked for."""
     for host in dict.fromkeys(hosts):
         with contextlib.suppress(ValueError):
             yield parse_rule(host)

@@ -92,7 +92,7 @@ class PodmanEngine:
         self._service.stop(at_once=hung)
 
     def _hangs(self, api: APIClient) -> bool:
-        """Tell whether the service answers nothing at all; one that is only slow, or waits for a lock, answers a ping."""
+        """Tell whether the service answers nothing; one that is slow, or waits for a lock, still answers a ping."""
         from podman.errors import PodmanError
 
         try:

@@ -1,4 +1,4 @@
-"""Podman's REST service as a process of ours: started on a socket of its own, seen to die, stopped with all that it started."""
+"""Podman's REST service as a process of ours: it has its own socket, is seen to die, and ends with all it started."""
 
 from __future__ import annotations
 

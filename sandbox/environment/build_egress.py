@@ -1,4 +1,7 @@
-"""What the builds of environments asked the egress proxy for: every decision, summed up by where it went, in one file for each request."""
+"""What the builds of environments asked the egress proxy for.
+
+Each request has one file with every decision, summed up by where it went.
+"""
 
 from __future__ import annotations
 

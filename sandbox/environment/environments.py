@@ -11,7 +11,6 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -24,18 +23,14 @@ from sandbox.environment.identity import (
     LABEL_BASE,
     LABEL_BUILD,
     LABEL_ENVIRONMENT,
-    LABEL_LOCK,
+    EnvironmentPlan,
     InstalledEnvironment,
     Wanted,
     check_lock,
-    environment_id,
-    image_name,
     package_of,
-    request_key,
-    tree_key,
     tree_limits,
 )
-from sandbox.environment.installation import Execute, Ground, Installer
+from sandbox.environment.installation import Execute, Installer
 from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.removal import Removal
@@ -49,7 +44,7 @@ from sandbox.index.files import discover_file_hosts
 from sandbox.index.pip_config import Index, read_index
 from sandbox.places import home, private_directory
 from sandbox.policy.model import Policy
-from sandbox.progress import OnProgress, Progress
+from sandbox.progress import Progress
 from sandbox.renewing_cache import RenewingCache
 
 # An index may serve packages from several hosts; it is asked about so many of those requested.
@@ -59,7 +54,7 @@ FILE_HOSTS_S = 60.0
 
 
 class Environments:
-    """The environments of one user. `execute` carries out one prepared run."""
+    """The environments of one user. `execute` carries out one decided run."""
 
     def __init__(self, engine: Engine, execute: Execute, *, cache_dir: Path, data_dir: Path) -> None:
         self._engine = engine
@@ -74,41 +69,36 @@ class Environments:
     # ---- the path
 
     @contextlib.asynccontextmanager
-    async def using(
-        self, wanted: Wanted, on_progress: OnProgress, *, lock: Lock | None = None
-    ) -> AsyncIterator[InstalledEnvironment]:
+    async def using(self, wanted: Wanted, *, lock: Lock | None = None) -> AsyncIterator[InstalledEnvironment]:
         """Give the environment, from the cache or built now, and keep it from being removed meanwhile.
 
         Raises `BuildFailed`, `PolicyDenied`.
         """
-        lock = lock or await self.lock(wanted, on_progress)
-        check_lock(lock, wanted)
-        identity = environment_id(wanted, lock)
-        async with self.store.in_use(identity):
-            found = await asyncio.to_thread(self._find, identity, wanted, lock)
-            yield found or await self._built(identity, wanted, lock, on_progress)
+        plan = EnvironmentPlan(wanted=wanted, lock=lock or await self.lock(wanted))
+        async with self.store.in_use(plan.id):
+            found = await asyncio.to_thread(self._find, plan)
+            yield found or await self._built(plan)
 
-    async def _built(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> InstalledEnvironment:
+    async def _built(self, plan: EnvironmentPlan) -> InstalledEnvironment:
         """Build it, unless somebody else has done so meanwhile."""
-        async with self.store.alone(identity):
-            found = await asyncio.to_thread(self._find, identity, wanted, lock)
+        async with self.store.alone(plan.id):
+            found = await asyncio.to_thread(self._find, plan)
             if found is None:
-                found = await self._build(identity, wanted, lock, on_progress)
-                self.store.keep_egress(identity, request_key(wanted))
+                found = await self._build(plan)
+                self.store.keep_egress(plan.id, plan.wanted.key)
             return found
 
-    async def lock(self, wanted: Wanted, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:
+    async def lock(self, wanted: Wanted, *, upgrade: bool = False) -> Lock:
         """Return the lock of a request: the first one it ever got, unless `upgrade`."""
-        key = request_key(wanted)
-        if not upgrade and (lock := self._known_lock(key)):
+        if not upgrade and (lock := self._known_lock(wanted.key)):
             return lock
-        async with self.store.alone(key):
-            if not upgrade and (lock := self._known_lock(key)):
+        async with self.store.alone(wanted.key):
+            if not upgrade and (lock := self._known_lock(wanted.key)):
                 return lock
-            installer = await self._installer(wanted, on_progress, wanted.requirements)
-            lock = await installer.resolve(wanted.requirements)
+            installer = await self._installer(wanted, wanted.requirements)
+            lock = await installer.resolve()
             check_lock(lock, wanted)
-            self.store.write_lock(key, lock.as_toml())
+            self.store.write_lock(wanted.key, lock.as_toml())
             return lock
 
     def _known_lock(self, key: str) -> Lock | None:
@@ -124,23 +114,22 @@ class Environments:
                 **error.facts,
             ) from None
 
-    def _find(self, identity: str, wanted: Wanted, lock: Lock) -> InstalledEnvironment | None:
+    def _find(self, plan: EnvironmentPlan) -> InstalledEnvironment | None:
         """Return an environment that is there."""
-        known, name = self.store.record(identity), image_name(identity)
+        known = self.store.record(plan.id)
         try:
-            record = self._engine.image(name)
+            record = self._engine.image(plan.name)
         except ImageUnavailable:
             return None
         # Names and labels can be anybody's: an archive that was loaded brings its own.
         if known is None or record.id != known.image_id:
             return None
-        image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
-        return InstalledEnvironment(id=identity, name=name, lock=lock, image=image)
+        return plan.built(record)
 
     # ---- building
 
-    async def _installer(self, wanted: Wanted, on_progress: OnProgress, requirements: Sequence[str]) -> Installer:
-        """Return an installer that may reach the index, and the hosts from which it serves the first of these packages."""
+    async def _installer(self, wanted: Wanted, requirements: Sequence[str]) -> Installer:
+        """Return an installer that may reach the index and the hosts that serve the first of these packages."""
         index = read_index(os.environ, home())
         names = dict.fromkeys(package_of(requirement) for requirement in requirements)
         asked = [
@@ -148,38 +137,27 @@ class Environments:
             for name in list(names)[:MAX_ASKED]
         ]
         hosts = tuple(dict.fromkeys(host for found in await asyncio.gather(*asked) for host in found))
-        ground = Ground(
-            base_name=wanted.base_name, base=wanted.base, policy=wanted.policy, seccomp=wanted.seccomp, index=index, file_hosts=hosts
-        )  # fmt: skip
-        return Installer(ground, self._execute, on_progress, partial(self.store.note_egress, request_key(wanted)))
+        on_egress = partial(self.store.note_egress, wanted.key)
+        return Installer(wanted, self._execute, on_egress, index=index, file_hosts=hosts)
 
-    async def _build(self, identity: str, wanted: Wanted, lock: Lock, on_progress: OnProgress) -> InstalledEnvironment:
-        keys = {package.name: tree_key(wanted, package) for package in lock.packages}
+    async def _build(self, plan: EnvironmentPlan) -> InstalledEnvironment:
         await asyncio.to_thread(self.removal.sweep)
         async with self.store.in_use(CACHED_FILES):
-            missing = self._trees.missing(keys.values())
-            needed = [package for package in lock.packages if keys[package.name] in missing]
-            with room_for(named(lock.requirements), self._builds), workplace(self._builds) as work:
+            missing = self._trees.missing(plan.tree_keys.values())
+            needed = [package for package in plan.lock.packages if plan.tree_keys[package.name] in missing]
+            with room_for(named(plan.lock.requirements), self._builds), workplace(self._builds) as work:
                 if needed:
-                    await self._install(wanted, lock, needed, keys, on_progress, work)
-                on_progress(Progress(step="storing", text=image_name(identity)))
-                return await asyncio.to_thread(self._compose, identity, wanted, lock, keys, work)
+                    await self._install(plan, needed, work)
+                plan.wanted.permitted.run.on_progress(Progress(step="storing", text=plan.name))
+                return await asyncio.to_thread(self._compose, plan, work)
 
-    async def _install(
-        self,
-        wanted: Wanted,
-        lock: Lock,
-        needed: Sequence[LockedPackage],
-        keys: dict[str, str],
-        on_progress: OnProgress,
-        work: Path,
-    ) -> None:
+    async def _install(self, plan: EnvironmentPlan, needed: Sequence[LockedPackage], work: Path) -> None:
         """Get the missing trees: fetch the wheels that are not cached, then install."""
         wheels = private_directory(work / "wheels")
         wheels.chmod(0o755)
         groups = self._to_fetch(needed)
         # The index is only asked when something is to come from it.
-        installer = await self._installer(wanted, on_progress, lock.requirements if groups else ())
+        installer = await self._installer(plan.wanted, plan.lock.requirements if groups else ())
         built = await self._fetch(installer, groups, wheels, work)
         rows = []
         for number, package in enumerate(needed):
@@ -192,7 +170,7 @@ class Environments:
                     "sha256": package.file.sha256 if package.file.kind == "wheel" else sha256_of(wheels / name),
                 }
             )  # fmt: skip
-        limits = tree_limits(wanted.policy)
+        limits = tree_limits(plan.wanted.policy)
         expected = {f"{row['n']}.tree": package for row, package in zip(rows, needed, strict=True)}
 
         def receive(name: str, _size: int) -> Incoming:
@@ -200,12 +178,15 @@ class Environments:
             if package is None:
                 raise BuildFailed(f"the sandbox handed over a file {name!r} that nobody asked for", hint="report this")
             return self._trees.receive(
-                keys[package.name], PackageTree(limits, package), work, name=f"{package.name} {package.version}"
+                plan.tree_keys[package.name],
+                PackageTree(limits, package),
+                work,
+                name=f"{package.name} {package.version}",
             )
 
         await installer.install(rows, wheels, receive)
-        if missing := self._trees.missing(keys[package.name] for package in needed):
-            names = [package.name for package in needed if keys[package.name] in missing]
+        if missing := self._trees.missing(plan.tree_keys[package.name] for package in needed):
+            names = [package.name for package in needed if plan.tree_keys[package.name] in missing]
             raise BuildFailed(f"{names[0]} was not handed over", hint="report this")
 
     def _to_fetch(self, needed: Sequence[LockedPackage]) -> list[list[LockedPackage]]:
@@ -228,60 +209,42 @@ class Environments:
             built |= receiver.built
         return built
 
-    def _compose(
-        self, identity: str, wanted: Wanted, lock: Lock, keys: dict[str, str], work: Path
-    ) -> InstalledEnvironment:
+    def _compose(self, plan: EnvironmentPlan, work: Path) -> InstalledEnvironment:
         """Make the image: the base's layers and ours, and record it."""
-        trees = [(package.name, self._trees.path(keys[package.name])) for package in lock.packages]
-        check_size(trees, wanted.policy)
+        policy = plan.wanted.policy
+        trees = [(package.name, self._trees.path(plan.tree_keys[package.name])) for package in plan.lock.packages]
+        check_size(trees, policy)
         carried = work / "lock.tree"
-        carried.write_bytes(lock_tree(lock))
+        carried.write_bytes(lock_tree(plan.lock))
         # Of two files with one path the later name's is taken, and no package's name comes after a tilde.
-        written = self._written(identity, wanted, lock, [*trees, (f"~{LOCK_FILE}", carried)], work)
-        check_count(written.files_count, wanted.policy)
-        return self._keep(wanted, lock, written)
+        written = self._written(plan, [*trees, (f"~{LOCK_FILE}", carried)], work)
+        check_count(written.files_count, policy)
+        return self._keep(plan, written)
 
     def _written(
-        self, identity: str, wanted: Wanted, lock: Lock, trees: Sequence[tuple[str, Path]], work: Path
+        self, plan: EnvironmentPlan, trees: Sequence[tuple[str, Path]], work: Path
     ) -> environment_image.WrittenImage:
         """Write the image of these trees; the same inputs give the same bytes on every machine."""
-        record = self._engine.image(wanted.base.id)
+        record = self._engine.image(plan.wanted.base.id)
         return environment_image.write_image(
             private_directory(work / "image") / "image.tar",
             environment_image.BaseImage(diff_ids=record.layers, architecture=record.architecture),
-            trees,
-            name=image_name(identity),
-            labels={
-                LABEL_ENVIRONMENT: identity,
-                LABEL_BASE: wanted.base.digest,
-                LABEL_LOCK: lock.hash,
-                LABEL_BUILD: wanted.policy.build_hash,
-            },
-            created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
-        )
+            trees, name=plan.name, labels=plan.labels, created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
+        )  # fmt: skip
 
-    def _keep(self, wanted: Wanted, lock: Lock, written: environment_image.WrittenImage) -> InstalledEnvironment:
+    def _keep(self, plan: EnvironmentPlan, written: environment_image.WrittenImage) -> InstalledEnvironment:
         """Have Podman add the image, and record the environment: both, or neither."""
-        identity, name = written.labels[LABEL_ENVIRONMENT], written.name
         # First, so that what a killed process leaves is known: a lock without a record.
-        self.store.write_environment_lock(identity, lock.as_toml())
+        self.store.write_environment_lock(plan.id, plan.lock.as_toml())
         try:
-            with storing(lock):
+            with storing(plan.lock):
                 record = environment_image.add(self._engine, written)
-            now = time.time()
-            self.store.keep(
-                EnvironmentRecord(
-                    id=identity, image=name, image_id=record.id, base=wanted.base_name, base_digest=wanted.base.digest, lock_hash=lock.hash,
-                    build_hash=wanted.policy.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
-                    requirements=lock.requirements, size_bytes=written.size_bytes, created=now, last_used=now,
-                )
-            )  # fmt: skip
+            self.store.keep(record_of(plan, image_id=record.id, size_bytes=written.size_bytes, now=time.time()))
         except BaseException:
             with contextlib.suppress(SandboxError):  # the next sweep tries again
-                self.removal.discard(identity)
+                self.removal.discard(plan.id)
             raise
-        image = replace(wanted.base, id=record.id, digest=record.digest, name=name)
-        return InstalledEnvironment(id=identity, name=name, lock=lock, image=image)
+        return plan.built(record)
 
     # ---- sharing
 
@@ -301,10 +264,9 @@ class Environments:
             try:
                 tree = work / "pulled.tree"
                 lock = await asyncio.to_thread(unpack, self._engine, parcel, tree, tree_limits(wanted.policy))
-                check_lock(lock, wanted)
-                identity = environment_id(wanted, lock)
-                async with self.store.in_use(identity), self.store.alone(identity):
-                    return await asyncio.to_thread(self._accepted, parcel, identity, wanted, lock, tree, work)
+                plan = EnvironmentPlan(wanted=wanted, lock=lock)
+                async with self.store.in_use(plan.id), self.store.alone(plan.id):
+                    return await asyncio.to_thread(self._accepted, parcel, plan, tree, work)
             finally:
                 if not there:
                     await asyncio.to_thread(self._engine.remove_image, reference)
@@ -316,24 +278,22 @@ class Environments:
             return False
         return True
 
-    def _accepted(
-        self, parcel: ImageRecord, identity: str, wanted: Wanted, lock: Lock, tree: Path, work: Path
-    ) -> InstalledEnvironment:
+    def _accepted(self, parcel: ImageRecord, plan: EnvironmentPlan, tree: Path, work: Path) -> InstalledEnvironment:
         """Keep the environment that came as `parcel`. Raises `BuildFailed` unless it is what a build would have made."""
-        if parcel.labels.get(LABEL_ENVIRONMENT) != identity:
+        if parcel.labels.get(LABEL_ENVIRONMENT) != plan.id:
             raise BuildFailed(
                 "the image was built on another base image or under another build policy than this host has",
                 hint=f"it says base {parcel.labels.get(LABEL_BASE, '?')[:80]}, build policy {parcel.labels.get(LABEL_BUILD, '?')[:80]}; "
-                f"here: {wanted.base.digest}, {wanted.policy.build_hash} (--image and --policy choose others)",
+                f"here: {plan.labels[LABEL_BASE]}, {plan.labels[LABEL_BUILD]} (--image and --policy choose others)",
             )
-        written = self._written(identity, wanted, lock, [("pulled", tree)], work)
-        found = self._find(identity, wanted, lock)
+        written = self._written(plan, [("pulled", tree)], work)
+        found = self._find(plan)
         known = found.image.id.removeprefix("sha256:") if found else written.id
         if (parcel.id.removeprefix("sha256:"), parcel.layers) != (written.id, written.layers) or written.id != known:
             raise BuildFailed(
                 "the image is not what a build would have composed of its files", hint="don't use it; ask who pushed it"
             )
-        return found or self._keep(wanted, lock, written)
+        return found or self._keep(plan, written)
 
     # ---- looking
 
@@ -352,6 +312,16 @@ class Environments:
         if text is None:
             raise NotFound(f"the lock of {record.id[:12]} is gone", hint="build the environment again")
         return Lock.from_toml(text)
+
+
+def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: float) -> EnvironmentRecord:
+    """Return what is kept of an environment that was made now."""
+    wanted, lock = plan.wanted, plan.lock
+    return EnvironmentRecord(
+        id=plan.id, image=plan.name, image_id=image_id, base=wanted.permitted.image_name, base_digest=wanted.base.digest,
+        lock_hash=plan.lock_hash, build_hash=wanted.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
+        requirements=lock.requirements, size_bytes=size_bytes, created=now, last_used=now,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

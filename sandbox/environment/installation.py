@@ -10,9 +10,8 @@ import asyncio
 import json
 import math
 import re
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -23,22 +22,20 @@ from sandbox.channel.collector import FileSink
 from sandbox.container.spec import Bind
 from sandbox.container.standby import Egress, Setting
 from sandbox.egress.rules import networks, rules_of
+from sandbox.environment.identity import Wanted
 from sandbox.environment.lock import Lock, from_pylock
 from sandbox.environment.locked_package import LockedPackage
 from sandbox.environment.requirements import without_hashes
 from sandbox.environment.resolution_failure import DOING, StepFailure, explained, last_lines, named
 from sandbox.environment.wheel_tags import target_tags
 from sandbox.errors import BuildFailed, Internal
-from sandbox.image.admission import AdmittedImage
 from sandbox.index.files import file_addresses, name_of
 from sandbox.index.links import hosts_of
 from sandbox.index.pip_config import Index
 from sandbox.models import EgressRecord, Outcome, RunRequest, RunResult
 from sandbox.off_loop import run_off_loop
-from sandbox.policy.model import Policy
-from sandbox.policy.seccomp import SeccompProfile
-from sandbox.progress import OnProgress, Progress
-from sandbox.run.execution import Prepared
+from sandbox.progress import Progress
+from sandbox.run.decision import DecidedRun, Follow, Run
 
 PROGRAM = Path(__file__).parents[1] / "inside/install_program.py"
 TOOLS_DIR = "/run/sandbox/tools"
@@ -49,44 +46,36 @@ MAX_ANSWER_BYTES = 4 << 20
 MAX_ERROR_CHARS = 20_000
 # The time that a pattern takes grows with the square of what looks like one name or one gap.
 LONG_RUN = re.compile(r"(\S{500})\S+|(\s{20})\s+")
-Execute = Callable[[Prepared], Awaitable[RunResult]]
+Execute = Callable[[DecidedRun], Awaitable[RunResult]]
 OnEgress = Callable[[str, Sequence[EgressRecord]], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What a build stands on: the base image, the policy that holds it, and the index.
+class Installer:
+    """Carries out the steps for one environment; `on_egress` is told, by step, what each asked the egress proxy for.
 
     `file_hosts` are the hosts ("host:port") that the index serves its files from.
     """
 
-    base_name: str
-    base: AdmittedImage
-    policy: Policy
-    seccomp: SeccompProfile
-    index: Index
-    file_hosts: tuple[str, ...]
-
-
-class Installer:
-    """Carries out the steps for one environment; `on_egress` is told, by step, what each asked the egress proxy for."""
-
-    def __init__(self, ground: Ground, execute: Execute, on_progress: OnProgress, on_egress: OnEgress) -> None:
-        self._ground = ground
+    def __init__(
+        self, wanted: Wanted, execute: Execute, on_egress: OnEgress, *, index: Index, file_hosts: tuple[str, ...]
+    ) -> None:
+        self._wanted = wanted
+        self._policy = wanted.policy
+        self._on_progress = wanted.permitted.run.on_progress
         self._execute = execute
-        self._on_progress = on_progress
         self._on_egress = on_egress
-        local = ground.index.local_paths
-        self._local = [(path, f"{INDEX_DIR}/{number}") for number, path in enumerate(local)]
+        self._index = index
+        self._file_hosts = file_hosts
+        self._local = [(path, f"{INDEX_DIR}/{number}") for number, path in enumerate(index.local_paths)]
 
     # ---- the steps
 
-    async def resolve(self, requirements: Sequence[str]) -> Lock:
-        """Resolve to a lock. Raises `BuildFailed` in the words of who asked."""
-        ground = self._ground
+    async def resolve(self) -> Lock:
+        """Resolve what is wanted to a lock. Raises `BuildFailed` in the words of who asked."""
+        requirements, allow_sdists = self._wanted.requirements, self._policy.build.allow_sdists
         self._on_progress(Progress(step="resolving", text=", ".join(map(without_hashes, requirements))))
         said = await self._step(
-            {"step": "resolve", "requirements": list(requirements), "sdists": ground.policy.build.allow_sdists},
+            {"step": "resolve", "requirements": list(requirements), "sdists": allow_sdists},
             online=True, subject=requirements,
         )  # fmt: skip
         try:
@@ -98,15 +87,14 @@ class Installer:
             text = text.replace(f"file://{inside}/", f"{path.as_uri()}/")
         # In a thread, which others interrupt: a stranger's text may be the longest that is taken.
         lock = await asyncio.to_thread(
-            from_pylock, text.encode(errors="replace"), tags=tags, requirements=requirements,
-            allow_sdists=ground.policy.build.allow_sdists,
+            from_pylock, text.encode(errors="replace"), tags=tags, requirements=requirements, allow_sdists=allow_sdists,
         )  # fmt: skip
         for package in lock.packages:
             if not self._reaches(package.file.url):
                 raise BuildFailed(
                     f"the resolution has {package.name} {package.version} at {package.file.url[:200]}, "
                     "which is neither of the index nor in the policy's build.allow",
-                    hint=f"policy {ground.policy.name!r} says in build.allow where a build may connect to",
+                    hint=f"policy {self._policy.name!r} says in build.allow where a build may connect to",
                 )
         return lock
 
@@ -135,9 +123,12 @@ class Installer:
     async def install(
         self, wheels: Sequence[dict[str, Any]], directory: Path, receive: Callable[[str, int], FileSink]
     ) -> None:
-        """Install wheels of `directory`, each `{"n", "name", "version", "sha256", "size_bytes"}`, into `receive` as `N.tree`."""
+        """Install wheels of `directory` into `receive`, as `N.tree`.
+
+        Each wheel is `{"n", "name", "version", "sha256", "size_bytes"}`.
+        """
         self._on_progress(Progress(step="installing", text=f"{len(wheels)} packages"))
-        workers = max(1, math.ceil(self._ground.policy.build.cpus))
+        workers = max(1, math.ceil(self._policy.build.cpus))
         await self._step(
             {"step": "install", "wheels": list(wheels), "workers": workers},
             online=False, subject=[f"{wheel['name']}=={wheel['version']}" for wheel in wheels],
@@ -156,21 +147,19 @@ class Installer:
         binds: tuple[Bind, ...] = (),
         count: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
-        ground = self._ground
         request = RunRequest(
-            code=PROGRAM.read_text(), filename=PROGRAM.name, policy=ground.policy.name,
+            code=PROGRAM.read_text(), filename=PROGRAM.name, policy=self._policy.name,
             payload_json=json.dumps({**payload, "index": self._index_inside(online=online)}).encode(),
         )  # fmt: skip
-        local = tuple(Bind(source=path, destination=inside) for path, inside in self._local) if online else ()
-        result = await self._execute(
-            Prepared(
-                request=request, run_id=uuid.uuid4().hex, image=ground.base_name, open_file=open_file,
-                setting=Setting(
-                    policy=ground.policy.build_policy(), seccomp=ground.seccomp, admitted=ground.base,
-                    binds=(*tools(), *local, *binds), egress=self._egress(count) if online else None,
-                ),
-            )
+        permitted = replace(
+            self._wanted.permitted, run=Run(request=request, follow=Follow(open_file=open_file)), policy=self._policy.build_policy()
         )  # fmt: skip
+        local = tuple(Bind(source=path, destination=inside) for path, inside in self._local) if online else ()
+        setting = Setting(
+            policy=permitted.policy, seccomp=permitted.seccomp, admitted=self._wanted.base,
+            binds=(*tools(), *local, *binds), egress=self._egress(count) if online else None,
+        )  # fmt: skip
+        result = await self._execute(DecidedRun(permitted=permitted, setting=setting))
         if result.egress:
             self._on_egress(payload["step"], result.egress)
         text = result.result_json or b""
@@ -190,26 +179,25 @@ class Installer:
             explanation = result.explanation.replace("limits.", "build.").removeprefix("the program ")
             raise BuildFailed(
                 f"{DOING[step]} {named(subject)} {explanation}",
-                hint=f"policy {self._ground.policy.name!r} caps a build in its section [build]",
+                hint=f"policy {self._policy.name!r} caps a build in its section [build]",
                 outcome=result.outcome.value, output=last_lines(result.stderr.decode(errors="replace")),
                 refused=refusals(result),
             )  # fmt: skip
         if said is None:
             raise Internal(f"the sandbox gave no answer to {step}", hint="report this")
         if "error" in said:
-            ground = self._ground
             raise explained(
                 StepFailure(
-                    text=bounded(str(said["error"])), step=step, subject=subject, refused=refusals(result), index=ground.index,
-                    policy=ground.policy, python=ground.base.python_version,
+                    text=bounded(str(said["error"])), step=step, subject=subject, refused=refusals(result), index=self._index,
+                    policy=self._policy, python=self._wanted.base.python_version,
                 )
             )  # fmt: skip
         return said
 
     def _hosts(self) -> tuple[str, ...]:
-        """Return what a build may connect to: the hosts of the index and of its files stand where the policy says `@index`."""
-        build, index = self._ground.policy.build, self._ground.index
-        own = (*index.remote_hosts, *self._ground.file_hosts) if "@index" in build.allow else ()
+        """Return what a build may connect to; `@index` in the policy means the hosts of the index and its files."""
+        build, index = self._policy.build, self._index
+        own = (*index.remote_hosts, *self._file_hosts) if "@index" in build.allow else ()
         return (*(rule for rule in build.allow if rule != "@index"), *own)
 
     def _reaches(self, url: str) -> bool:
@@ -217,11 +205,11 @@ class Installer:
         return bool(set(hosts_of([url])) & set(self._hosts())) or self._inside(url) != url
 
     def _address(self, package: LockedPackage) -> str:
-        """Return where to fetch a file: a lock keeps its hash, and an index that has moved since has another address."""
+        """Return where to fetch a file: a lock keeps its hash, and an index that has moved has another address."""
         url = package.file.url
         if self._reaches(url):
             return url
-        found = file_addresses(self._ground.index, package.name)
+        found = file_addresses(self._index, package.name)
         return next((address for address in found if name_of(address) == package.file.name), url)
 
     def _egress(self, count: Callable[[int], None] | None) -> Egress:
@@ -229,17 +217,17 @@ class Installer:
         from sandbox.egress.proxy import EgressCaps
         from sandbox.egress.rules import Allowlist
 
-        build = self._ground.policy.build
+        build = self._policy.build
         return Egress(
             allow=Allowlist(tuple(rules_of(self._hosts())), networks(build.allow_addresses), "build"),
             caps=EgressCaps(transfer_bytes=build.download_mib << 20, connections=10_000),
-            certificates=self._ground.index.certificate,
+            certificates=self._index.certificate,
             on_bytes=count,
         )
 
     def _index_inside(self, *, online: bool) -> dict[str, Any]:
         """Return the index as the sandbox sees it; nothing of it, and no password, where there is no network."""
-        index = self._ground.index
+        index = self._index
         if not online:
             return {"urls": [], "find_links": [], "trusted_hosts": [], "no_index": True, "credentials": {}}
         credentials = {}
@@ -257,7 +245,10 @@ class Installer:
         }
 
     def _there(self, places: Sequence[str]) -> list[str]:
-        """Return addresses as the sandbox knows them, without the local ones that are not there, which pip ignores and uv does not."""
+        """Return addresses as the sandbox knows them.
+
+        Local ones that are not there are left out: pip ignores them, and uv does not.
+        """
 
         def there(place: str) -> bool:
             parts = urlsplit(place)

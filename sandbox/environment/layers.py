@@ -100,11 +100,11 @@ def write_image(
     labels: Mapping[str, str],
     created: datetime,
 ) -> WrittenImage:
-    """Write the image `name` (`repository:tag`) to the new file `archive`: `base`, and on it the `trees` below `PREFIX`.
+    """Write the image `name` (`repository:tag`) to the new file `archive`: `base`, with the `trees` below `PREFIX`.
 
-    A tree is a package's name and its stored stream. Where two packages have the same path, the alphabetically later one's
-    entry is in the image. Raises `TreeRefused` for a stream that is damaged, or when one package has a directory where
-    another has a file or a link; `BuildFailed` when the archive can't be written. No file is left then.
+    A tree is a package's name and its stored stream. Where two packages have the same path, the alphabetically later
+    one's entry is in the image. Raises `TreeRefused` for a stream that is damaged, or when one package has a directory
+    where another has a file or a link; `BuildFailed` when the archive can't be written. No file is left then.
     """
     entries = merged(trees)
     contents = [list(_pieces(paths, entries)) for paths in divided(entries)]
@@ -136,7 +136,10 @@ def merged(trees: Sequence[tuple[str, Path]]) -> dict[str, _Entry]:
 
 
 def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:
-    """Return the paths of each layer, lowest first, by nothing but what is in the tree: what was pulled is divided again."""
+    """Return the paths of each layer, lowest first.
+
+    Nothing but the tree's content decides: what was pulled is divided again.
+    """
     sizes: dict[str, int] = {}
     for path, entry in entries.items():
         top = path.partition("/")[0]

@@ -1,8 +1,8 @@
 """Locks: exactly which files an environment is made of, each with its hash.
 
-A resolution happens inside a sandbox, so its `pylock.toml` (PEP 751) is a stranger's text: `from_pylock` believes
-nothing of it but addresses and hashes whose form it has checked. Ours is a `pylock.toml` too, one file per package,
-so other tools can read it. No I/O.
+A resolution happens inside a sandbox, so its `pylock.toml` (PEP 751) is a stranger's text: its size, and what grows faster
+than it, is bounded before `packaging.pylock` checks it by the standard, and then `from_pylock` believes nothing of it but
+addresses and hashes whose form it has checked. Ours is a `pylock.toml` too, one file per package, so other tools can read it. No I/O.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import Field, ValidationError, model_validator
 
 from sandbox.environment.allowed_hashes import AllowedHashes
-from sandbox.environment.locked_package import Kind, LockedFile, LockedPackage, _last_part
+from sandbox.environment.locked_package import MAX_TAGS, Kind, LockedFile, LockedPackage, tags_count
 from sandbox.environment.requirements import without_hashes
 from sandbox.errors import BuildFailed
 from sandbox.models import Strict
 from sandbox.printable import printable
+
+if TYPE_CHECKING:
+    from packaging.pylock import Package, PackageSdist, PackageWheel, Pylock
 
 __all__ = ["Lock", "LockedFile", "LockedPackage", "from_pylock"]
 
@@ -70,23 +74,21 @@ class Lock(Strict):
 
     def as_toml(self) -> str:
         """Return the lock as a `pylock.toml` (PEP 751)."""
-        return "\n".join((
-            'lock-version = "1.0"',
-            f"created-by = {_quoted(TOOL)}",
-            f'requires-python = "=={self.python}.*"',
-            "packages = []" if not self.packages else "",
-            *map(_package_toml, self.packages),
-            f"[tool.{TOOL}]",
-            f"hash = {_quoted(self.hash)}",
-            f"python = {_quoted(self.python)}",
-            "requirements = [",
-            *(f"    {_quoted(requirement)}," for requirement in self.requirements),
-            "]",
-            "packages = [",
-            *(f"    {_quoted(_mark(package))}," for package in self.packages),
-            "]",
-            "",
-        ))  # fmt: skip
+        import tomli_w
+
+        ours = {
+            "hash": self.hash,
+            "python": self.python,
+            "requirements": self.requirements,
+            "packages": [_mark(package) for package in self.packages],
+        }
+        return tomli_w.dumps({
+            "lock-version": "1.0",
+            "created-by": TOOL,
+            "requires-python": f"=={self.python}.*",
+            "packages": [_written(package) for package in self.packages],
+            "tool": {TOOL: ours},
+        })  # fmt: skip
 
     def as_requirements_txt(self) -> str:
         """Return one `name==version --hash=sha256:…` per line, as `pip install --require-hashes` takes it."""
@@ -105,14 +107,14 @@ class Lock(Strict):
                 hint="make one from the libraries: sandbox env lock",
             )
         packages = []
-        for entry in _entries(data):
+        for package in _standard(data).packages:
             # A resolution may have one: uv repeats a dependency's marker for the environment that it has resolved for.
-            if "marker" in entry:
-                raise _bad(entry, "depends on the machine: the lock was made for several")
-            files = _files(entry)
+            if package.marker is not None:
+                raise _bad(package, "depends on the machine: the lock was made for several")
+            files = _files(package)
             if len(files) != 1:
-                raise _bad(entry, f"has {len(files)} files, and a lock names exactly one")
-            packages.append(_package(entry, *files[0]))
+                raise _bad(package, f"has {len(files)} files, and a lock names exactly one")
+            packages.append(_locked_package(package, *files[0]))
         lock = _lock(packages, ours.get("python"), ours.get("requirements"))
         if lock.hash != ours.get("hash"):
             line = text[: text.rfind(f"[tool.{TOOL}]")].count("\n") + 2
@@ -135,7 +137,7 @@ def from_pylock(text: bytes, *, tags: Sequence[str], requirements: Sequence[str]
     order = {tag: position for position, tag in reversed(list(enumerate(tags)))}
     python = re.sub(r"^cp(\d)(\d+)-.*", r"\1.\2", tags[0])
     hashes = AllowedHashes(requirements)
-    packages = [_chosen(entry, order, python, hashes, allow_sdists=allow_sdists) for entry in _entries(data)]
+    packages = [_chosen(one, order, python, hashes, allow_sdists=allow_sdists) for one in _standard(data).packages]
     packages.sort(key=lambda package: package.name)
     lock = _lock(packages, python, list(requirements))
     _check_fulfilled(lock)
@@ -168,7 +170,9 @@ def _parsed(text: str) -> dict[str, Any]:
 def _package_at(text: str, line: int) -> str:
     """Return "in the package NAME: " for a line that stands in one's table, and nothing for another."""
     above = "\n".join(text[:MAX_LOCK_BYTES].split("\n")[:line])
-    name = re.match(r'\[\[packages\]\]\s*\nname = "([a-z0-9-]{1,100})', above[max(0, above.rfind("\n[") + 1) :])
+    headers = re.findall(r"^\[+([a-z-]*)", above, re.MULTILINE)
+    block = above[above.rfind("[[packages]]") :] if headers and headers[-1] == "packages" else ""
+    name = re.match(r'\[\[packages\]\]\s*\nname = "([a-z0-9-]{1,100})', block)
     return f"in the package {name[1]}: " if name else ""
 
 
@@ -177,46 +181,67 @@ def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _entries(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the packages of a lock that we understand: version 1, and one environment."""
+def _standard(data: dict[str, Any]) -> Pylock:
+    """Return the lock as the standard reads it: of version 1, for one environment, with packages of an index, each once."""
+    from packaging.pylock import Pylock, PylockValidationError
+
+    entries = _bounded(data)
+    try:
+        lock = Pylock.from_dict({"packages": [], **data})
+    except PylockValidationError as problem:
+        found = re.match(r"packages\[(\d+)\]\.?(.*)", problem.context or "")
+        reason = f"{found[2] if found else problem.context or 'it'}: {printable(problem.message, 200)}"
+        if found and isinstance(entries[int(found[1])].get("name"), str):
+            raise _bad(entries[int(found[1])], f"is not locked as it should be: {reason}") from None
+        raise BuildFailed(f"{FILE}: {reason}", hint=_ANEW) from None
+    names = set()
+    for package in lock.packages:
+        if package.name in names:
+            raise _bad(package, "is there twice")
+        names.add(package.name)
+        if package.is_direct:
+            raise _bad(package, "does not come from a package index")
+    return lock
+
+
+def _bounded(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of the packages once nothing in them can take longer to check than it is long."""
     entries = data.get("packages", [])
     if data.get("lock-version") != "1.0" or not isinstance(entries, list) or len(entries) > MAX_PACKAGES:
         raise BuildFailed(f"{FILE} is not a lock of version 1.0 with at most {MAX_PACKAGES} packages", hint=_ANEW)
-    names = set()
     for entry in entries:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise BuildFailed(f"{FILE} has a package without a name", hint=_ANEW)
-        if entry["name"] in names:
-            raise _bad(entry, "is there twice")
-        names.add(entry["name"])
-        if {"vcs", "directory", "archive"} & entry.keys():
-            raise _bad(entry, "does not come from a package index")
+        if not isinstance(entry, dict):
+            raise BuildFailed(f"{FILE} has a package that is not described by a table", hint=_ANEW)
+        wheels = entry.get("wheels", [])
+        if not isinstance(wheels, list) or len(wheels) > MAX_WHEELS:
+            raise _bad(entry, f"has no list of at most {MAX_WHEELS} wheels")
+        if not wheels and not {"sdist", "vcs", "directory", "archive"} & entry.keys():
+            raise _no_file([], entry, "")
+        for wheel in wheels:
+            names = [wheel.get(key) for key in ("name", "path", "url")] if isinstance(wheel, dict) else []
+            if any(isinstance(name, str) and tags_count(unquote(name)) > MAX_TAGS for name in names):
+                raise _bad(entry, f"has a wheel with more than {MAX_TAGS} tags")
     return entries
 
 
-def _files(entry: dict[str, Any]) -> list[tuple[Kind, dict[str, Any]]]:
-    wheels = entry.get("wheels", [])
-    sdists = [entry["sdist"]] if "sdist" in entry else []
-    if not isinstance(wheels, list) or len(wheels) > MAX_WHEELS:
-        raise _bad(entry, f"has no list of at most {MAX_WHEELS} wheels")
-    if not all(isinstance(file, dict) for file in (*wheels, *sdists)):
-        raise _bad(entry, "has a file that is not described by a table")
-    return [*(("wheel", wheel) for wheel in wheels), *(("sdist", sdist) for sdist in sdists)]
+def _files(package: Package) -> list[tuple[Kind, PackageWheel | PackageSdist]]:
+    wheels: list[tuple[Kind, PackageWheel | PackageSdist]] = [("wheel", wheel) for wheel in package.wheels or ()]
+    return [*wheels, ("sdist", package.sdist)] if package.sdist else wheels
 
 
-def _package(entry: dict[str, Any], kind: Kind, file: dict[str, Any]) -> LockedPackage:
-    url = file.get("url")
+def _locked_package(package: Package, kind: Kind, file: PackageWheel | PackageSdist) -> LockedPackage:
     content = {
-        "name": file.get("name") or (_last_part(url) if isinstance(url, str) else None),
-        "url": url,
-        "sha256": _table(file, "hashes").get("sha256"),
-        "size_bytes": file.get("size"),
+        "name": file.filename,
+        "url": file.url,
+        "sha256": file.hashes.get("sha256"),
+        "size_bytes": file.size,
         "kind": kind,
     }
+    version = package.version and str(package.version)
     try:
-        return LockedPackage.model_validate({"name": entry["name"], "version": entry.get("version"), "file": content})
+        return LockedPackage.model_validate({"name": package.name, "version": version, "file": content})
     except ValidationError as problem:
-        raise _bad(entry, f"is not locked as it should be: {_reason(problem)}") from None
+        raise _bad(package, f"is not locked as it should be: {_reason(problem)}") from None
 
 
 def _lock(packages: list[LockedPackage], python: object, requirements: object) -> Lock:
@@ -228,12 +253,15 @@ def _lock(packages: list[LockedPackage], python: object, requirements: object) -
 
 
 def _chosen(
-    entry: dict[str, Any], order: dict[str, int], python: str, hashes: AllowedHashes, *, allow_sdists: bool
+    entry: Package, order: dict[str, int], python: str, hashes: AllowedHashes, *, allow_sdists: bool
 ) -> LockedPackage:
-    """Return the package with its best file among those whose hashes are allowed: the earliest tag, then the highest build number."""
+    """Return the package with its best file among those whose hashes are allowed.
+
+    The best has the earliest tag, then the highest build number.
+    """
     from packaging.utils import parse_wheel_filename
 
-    packages = hashes.among([_package(entry, kind, file) for kind, file in _files(entry)])
+    packages = hashes.among([_locked_package(entry, kind, file) for kind, file in _files(entry)])
     ranked = []
     for package in (package for package in packages if package.file.kind == "wheel"):
         _, _, build, tags = parse_wheel_filename(package.file.name)
@@ -247,7 +275,7 @@ def _chosen(
     raise _no_file(packages, entry, python)
 
 
-def _no_file(packages: list[LockedPackage], entry: dict[str, Any], python: str) -> BuildFailed:
+def _no_file(packages: list[LockedPackage], entry: Package | Mapping[str, Any], python: str) -> BuildFailed:
     wheels = [package.file.name for package in packages if package.file.kind == "wheel"]
     if not wheels:
         what = "has only a source archive" if packages else "has no file at all"
@@ -308,9 +336,9 @@ def _changed(lock: Lock, line: int, marks: object) -> BuildFailed:
     return BuildFailed(f"{FILE}:{line}: the lock was changed after it was made: {what}", hint=_ANEW, package=name)
 
 
-def _bad(entry: dict[str, Any], what: str, *, hint: str = "", **facts: Any) -> BuildFailed:
-    name = printable(entry["name"], 100)
-    version = entry.get("version")
+def _bad(entry: Package | Mapping[str, Any], what: str, *, hint: str = "", **facts: Any) -> BuildFailed:
+    raw = entry if isinstance(entry, Mapping) else {"name": entry.name, "version": entry.version and str(entry.version)}
+    name, version = printable(str(raw.get("name", "without a name")), 100), raw.get("version")
     shown = f"{name} {version}" if isinstance(version, str) and re.fullmatch(r"[\w.!+-]{1,100}", version) else name
     return BuildFailed(f"the package {shown} {what}", hint=hint or _ANEW, package=name, **facts)
 
@@ -321,14 +349,10 @@ def _reason(problem: ValidationError) -> str:
     return (f"{where}: " if where else "") + first["msg"].removeprefix("Value error, ")
 
 
-def _package_toml(package: LockedPackage) -> str:
+def _written(package: LockedPackage) -> dict[str, Any]:
+    """Return a package's table of the file."""
     file = package.file
-    size = f", size = {file.size_bytes}" if file.size_bytes is not None else ""
-    hashes = f"hashes = {{ sha256 = {_quoted(file.sha256)} }}"
-    table = f"{{ name = {_quoted(file.name)}, url = {_quoted(file.url)}{size}, {hashes} }}"
-    files = f"wheels = [{table}]" if file.kind == "wheel" else f"sdist = {table}"
-    return f"[[packages]]\nname = {_quoted(package.name)}\nversion = {_quoted(package.version)}\n{files}\n"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)  # of printable ASCII, as everything in a lock is: then it is a text of TOML, too
+    size = {} if file.size_bytes is None else {"size": file.size_bytes}
+    table = {"name": file.name, "url": file.url, **size, "hashes": {"sha256": file.sha256}}
+    files = {"wheels": [table]} if file.kind == "wheel" else {"sdist": table}
+    return {"name": package.name, "version": package.version, **files}

@@ -49,6 +49,15 @@ def _last_part(url: str) -> str:
     return unquote(re.split(r"[?#]", url, maxsplit=1)[0].rpartition("/")[2])
 
 
+def tags_count(name: str) -> int:
+    """Return how many tags a wheel's name, or an address that ends in it, stands for.
+
+    They multiply: three parts of a name with forty tags each would be 64,000 of them.
+    """
+    parts = name.removesuffix(".whl").rsplit("-", 3)[1:]
+    return math.prod(part.count(".") + 1 for part in parts)
+
+
 class LockedPackage(Strict):
     """One version of one package, and the file that is installed for it."""
 
@@ -56,17 +65,20 @@ class LockedPackage(Strict):
     version: Version
     file: LockedFile
 
+    @field_validator("version")
+    @classmethod
+    def _in_its_one_spelling(cls, version: str) -> str:
+        from packaging.version import Version as Parsed
+
+        return str(Parsed(version))
+
     @model_validator(mode="after")
     def _file_is_its_own(self) -> LockedPackage:
         from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
         from packaging.version import Version as Parsed
 
         wheel = self.file.kind == "wheel"
-        # Tags multiply: three parts of a name with forty tags each would be 64,000 of them.
-        if (
-            math.prod(part.count(".") + 1 for part in self.file.name.removesuffix(".whl").rsplit("-", 3)[1:]) > MAX_TAGS
-            and wheel
-        ):
+        if wheel and tags_count(self.file.name) > MAX_TAGS:
             raise ValueError(f"its file {self.file.name} has more than {MAX_TAGS} tags")
         name, version = parse_wheel_filename(self.file.name)[:2] if wheel else parse_sdist_filename(self.file.name)
         if canonicalize_name(name) != self.name or version != Parsed(self.version):

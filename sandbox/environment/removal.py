@@ -1,4 +1,4 @@
-"""What may go, and how it goes: environments with their images, cached files, and what builds left that were cut short."""
+"""What may go, and how: environments with their images, cached files, and leftovers of builds that were cut short."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PruneSet:
 
 
 class Removal:
-    """Removes what belongs to environments, never what is in use: by a lease of ours, or by a container of anybody's."""
+    """Removes what belongs to environments, unless a lease of ours or anybody's container uses it."""
 
     def __init__(self, engine: Engine, store: Store, caches: Sequence[FileCache]) -> None:
         self._engine = engine

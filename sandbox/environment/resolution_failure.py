@@ -157,7 +157,7 @@ def _nothing_fits(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]
 
 
 def _no_wheel(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
-    """Explain a package without a usable wheel by what the index has: the tools say little, and not always the truth."""
+    """Explain by the index why a package has no usable wheel: the tools say little, and not always the truth."""
     name, wanted = match[1], match[2] or ""
     every = listing_of(failure.index, name)
     asked = every.of(wanted)

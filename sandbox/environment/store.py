@@ -186,7 +186,7 @@ class Store:
                 os.utime(path)
 
     def unfinished(self) -> list[str]:
-        """Return the ids of the environments that have a lock, which is kept before the image is made, and no record."""
+        """Return the ids of environments with a lock but no record: a lock is kept before the image is made."""
         found = [path.stem for path in self._records.glob("*.toml")]
         return [one for one in found if not self._record_path(one).exists()]
 

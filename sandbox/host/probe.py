@@ -52,7 +52,10 @@ def subordinate_range(path: Path, *, user: str, uid: int) -> tuple[int, int]:
 
 
 def free_range(files: Sequence[Path] = SUBORDINATE) -> str:
-    """Return a range, as usermod takes it, above every one that somebody has: who shared one could reach the other's sandboxes."""
+    """Return a range, as usermod takes it, above every range that somebody has.
+
+    Whoever shared one could reach the other's sandboxes.
+    """
     end = FIRST_SUBID
     for path in files:
         with contextlib.suppress(OSError):
@@ -90,9 +93,10 @@ def require_subordinate_ids() -> tuple[int, int, int, int]:
 
 
 def require_session() -> str:
-    """Return how containers get their cgroups; raise `NotEnforceable` where only a systemd of the user's own could make them.
+    """Return how containers get their cgroups.
 
-    Without it Podman starts nothing, or everything without a limit, by what is left of the last session.
+    Raises `NotEnforceable` where only a systemd of the user's own could make them: without it Podman starts nothing, or
+    everything without a limit, by what is left of the last session.
     """
     if not (kernel.CGROUP_ROOT / "cgroup.controllers").exists():
         return "not needed with cgroup v1"

@@ -56,7 +56,10 @@ _STEERING = re.compile(r"(LD_|PYTHON|GCONV_PATH|MALLOC_|GLIBC_TUNABLES)")
 
 @dataclass(frozen=True, kw_only=True)
 class AdmittedImage:
-    """An image that passed the lint; `findings` are worth a look, but other controls hold them."""
+    """An image that passed the lint; `findings` are worth a look, but other controls hold them.
+
+    `environment` is the id of the environment that was composed of it, and `lock_hash` the lock's; None for a base image.
+    """
 
     id: str
     digest: str
@@ -64,6 +67,8 @@ class AdmittedImage:
     python_path: str
     python_version: tuple[int, int] | None
     findings: tuple[str, ...]
+    environment: str | None = None
+    lock_hash: str | None = None
 
 
 def oci_architecture() -> str:
@@ -106,9 +111,10 @@ def environment_of(reference: str) -> str | None:
 def ensure(
     engine: Engine, reference: str, *, policy_pull: Literal["missing", "never"], why_not: str = "may not be pulled"
 ) -> ImageRecord:
-    """Return the image that `reference` names, pulled when it is not there and the policy lets it; `why_not` tells why it doesn't.
+    """Return the image that `reference` names, pulled when it is not there and the policy allows that.
 
-    Raises `InvalidRequest` (no name), or `ImageUnavailable` with the registry's reason and what is at hand.
+    `why_not` tells why the policy doesn't. Raises `InvalidRequest` (no name), or `ImageUnavailable` with the registry's
+    reason and what is at hand.
     """
     name = resolve(reference)
     try:

@@ -143,7 +143,7 @@ def environment_for_handover(environ: Mapping[str, str], home: Path, root: Path 
 
 
 def _settings(environ: Mapping[str, str], home: Path, root: Path) -> dict[str, str]:
-    """Merge files, sections and variables as pip does: [global], then [install], then PIP_*; empty values don't count."""
+    """Merge files, sections and variables as pip does: [global], then [install], then PIP_*, no empty values."""
     sections: dict[str, dict[str, str]] = {}
     for path in _files(environ, home, root):
         for section, items in _read(path).items():

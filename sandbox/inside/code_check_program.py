@@ -87,7 +87,7 @@ def line_of(source: str, number: int) -> str:
 
 
 def tree_of(source: str) -> ast.Module | None:
-    """Return a program that compiles as a tree; None where it is nested too deeply for that, or has no import at all."""
+    """Return the tree of a program that compiles; None where it is nested too deeply or imports nothing."""
     if "import" not in source:  # a tree takes several times the memory of compiling
         return None
     try:

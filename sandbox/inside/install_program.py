@@ -166,7 +166,7 @@ def resolve_with_pip(requirements: str, options: list[str]) -> str:
 
 
 class Opener:
-    """Opens addresses through the proxy that the variables name, trusting what they name, with the index's passwords."""
+    """Opens addresses by the proxy that the variables name, trusts what they name, and has the index's passwords."""
 
     def __init__(self, index: dict[str, Any]) -> None:
         lax = ssl.create_default_context()
@@ -302,7 +302,7 @@ def install_one(wheel: dict[str, Any]) -> str:
 
 
 def check_paths(wheel: Path) -> None:
-    """Raise StepError for a wheel that is no archive, or has a path that leaves it: uv leaves such files out silently."""
+    """Raise StepError for a wheel that is no archive or has a path that leaves it, which uv leaves out silently."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()
@@ -344,7 +344,7 @@ def below(top: str) -> Iterator[os.DirEntry[str]]:
 
 
 def compile_modules(top: str) -> None:
-    """Compile what a program may import, so that no run does it again; as `py_compile` does, but for its second names."""
+    """Compile what a program may import, so that no run has to; as `py_compile`, but for its second names."""
     for entry in below(top):
         path = entry.path
         if path.endswith(".py") and entry.is_file(follow_symlinks=False) and NOT_COMPILED.isdisjoint(path.split("/")):

@@ -120,7 +120,7 @@ def plan_of_user() -> Plan:
 
 
 def add_command(result: Plan, command: Path, share: Path, venv: Path) -> None:
-    """Add the removal of a command of the installation in `venv`, and of what the set-up laid beside it for shells and man."""
+    """Add the removal of a command of `venv`, and of what the set-up laid beside it for shells and man."""
     if command.exists() and not is_users(command, venv):
         if os.geteuid() == 0:
             result.stays.append(f"{command}: it is not from root's installation")
@@ -144,7 +144,10 @@ def is_users(file: Path, venv: Path) -> bool:
 
 
 def histories_elsewhere(environs: Sequence[Mapping[str, str]], *, within: Path) -> list[str]:
-    """Return that the histories of services stay which were given a directory of their own: who named it may keep more there."""
+    """Return that histories of services stay which have a directory of their own.
+
+    Whoever named that directory may keep more in it.
+    """
     found = set()
     for environ in environs:
         with contextlib.suppress(SandboxError, OSError):  # a configuration that can't be read names nothing

@@ -88,7 +88,7 @@ def settings_of(entry: Path) -> dict[str, str]:
 
 
 def serve_arguments(words: Sequence[str], programs: str) -> tuple[str, ...] | None:
-    """Return the arguments of a `sandbox … serve …` that is started from the directory `programs`; None for another command line."""
+    """Return the arguments of a `sandbox … serve …` that is started from `programs`; None for any other command."""
     if not words or not words[0].startswith(programs):
         return None
     for start in (["-m", "sandbox"], [f"{programs}sandbox"]):
@@ -100,7 +100,10 @@ def serve_arguments(words: Sequence[str], programs: str) -> tuple[str, ...] | No
 
 
 def unit_of(cgroups: str) -> tuple[str, Literal["system", "user"]]:
-    """Return the unit that a process belongs to, by its /proc/PID/cgroup, and whose systemd has it; "" for a session."""
+    """Return the unit that a process belongs to, by its /proc/PID/cgroup, and whose systemd has it.
+
+    The unit is "" for a session.
+    """
     for line in cgroups.splitlines():
         number, controllers, path = line.split(":", 2)
         if controllers not in ("", "name=systemd") or not (number == "0" or controllers):

@@ -23,7 +23,10 @@ LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One process: `path` is where /proc tells what it has, `use` what it uses, `generation` how far below process 1 it is."""
+    """One process of a family.
+
+    `path` is where /proc tells what it has, `use` what it uses, `generation` how far below process 1 it is.
+    """
 
     pid: int
     parent: int
@@ -49,7 +52,10 @@ def children(pid: int) -> list[int]:
 
 
 def parents(pid: int) -> dict[int, int]:
-    """Return `pid` and every process below it, each with its parent: all of a pid namespace, since orphans fall to its process 1."""
+    """Return `pid` and every process below it, each with its parent.
+
+    That is all of a pid namespace, since orphans fall to its process 1.
+    """
     found, waiting = {pid: 0}, [pid]
     while waiting:
         parent = waiting.pop()
@@ -65,7 +71,10 @@ def family(pid: int) -> list[int]:
 
 
 def fields(path: str, *names: bytes, column: int = 0) -> dict[bytes, int]:
-    """Return the named numbers (the word in `column` after the name) of a /proc file, 0 where one is absent or the process is gone."""
+    """Return the named numbers of a /proc file: for each, the word in `column` after the name.
+
+    A number is 0 where its name is absent or the process is gone.
+    """
     values = dict.fromkeys(names, 0)
     try:
         with open(path, "rb") as stream:  # noqa: PTH123 - hot path
@@ -79,10 +88,11 @@ def fields(path: str, *names: bytes, column: int = 0) -> dict[bytes, int]:
 
 
 def told_by(pid: int) -> tuple[str, dict[bytes, int]]:
-    """Return where /proc tells what a process has, and what it uses: its first thread, or another one when that has ended.
+    """Return where /proc tells what a process has, and what it uses.
 
-    All threads have the same memory and descriptors (the system-call list lets none be made that hasn't), so one that
-    lives is enough, however many there are.
+    It tells that of the first thread, or of another one when the first has ended. All threads have the same memory and
+    descriptors (the system-call list lets none be made that hasn't), so one that lives is enough, however many there
+    are.
     """
     path = f"/proc/{pid}"
     use = fields(f"{path}/status", *USE)

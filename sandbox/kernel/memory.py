@@ -130,7 +130,10 @@ def descriptors(paths: Iterable[str]) -> Descriptors:
 
 
 def socket_bytes(path: str) -> int:
-    """Return what a sandbox's sockets hold: what waits in those of the internet families, or more where many may hold it."""
+    """Return what a sandbox's sockets hold.
+
+    That is what waits in those of the internet families, or more where many may hold it.
+    """
     sockets = fields(f"{path}/net/sockstat", b"sockets", column=1)[b"sockets"]
     closed_bytes = fields(f"{path}/net/sockstat", b"TCP", column=5)[b"TCP"] * CLOSED_BYTES
     if sockets <= OWN_SOCKETS:
@@ -149,7 +152,10 @@ def tables_in_use(path: str) -> Iterator[str]:
 
 
 def queued_bytes(table: bytes) -> int:
-    """Return the bytes that wait in the sockets of a table such as /proc/PID/net/tcp: `tx_queue:rx_queue`, in hexadecimal."""
+    """Return the bytes that wait in the sockets of a table such as /proc/PID/net/tcp.
+
+    The table has them as `tx_queue:rx_queue`, in hexadecimal.
+    """
     total = 0
     for line in table.splitlines()[1:]:
         queues = line.split()[4].partition(b":")

@@ -222,10 +222,10 @@ def read_process(pid: int) -> ProcessFacts:
 
 
 def shared_by_forks(pid: int) -> set[str]:
-    """Return what a process and its future children would share: open descriptors, and memory that is written through to others.
+    """Return what a process and its future children would share.
 
-    For a process of a sandbox that hides: the kernel gives its files to the sandbox's root, who is this user outside.
-    Raises OSError.
+    That is open descriptors, and memory that is written through to others. This is for a process of a sandbox that
+    hides: the kernel gives its files to the sandbox's root, who is this user outside. Raises OSError.
     """
     descriptors = {f"descriptor {name}" for name in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH208 - see read_text
     lines = (line.split(None, 5) for line in read_text(f"/proc/{pid}/maps").splitlines())

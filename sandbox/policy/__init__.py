@@ -1,4 +1,5 @@
-"""What an administrator allows: sections of a TOML file, their order (a child never allows more than its parent), seccomp profiles.
+"""What an administrator allows: sections of a TOML file, their order, seccomp profiles.
 
-Imports the words and `egress.rules`. Read `sections`, then `model`, `load`, `order`, `explain`.
+A child never allows more than its parent. Imports the words and `egress.rules`. Read `sections`, then `model`, `load`,
+`order`, `explain`.
 """

@@ -139,7 +139,7 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "network.transfer_mib": "Through the proxy, {} MiB may be sent and received together; beyond, it cuts connections.",
     "network.connections": "One run may make {} connections through the proxy; it refuses more.",
     "seccomp.profile": "Only the system calls of the profile {} work; all others fail.",
-    "environment.allow": _names("set", "environment variable"),
+    "variables.allow": _names("set", "environment variable"),
     "secrets.allow": _names("hand over", "secret"),
     "images.default": "A request that names no image gets {}.",
     "images.allow": _images,

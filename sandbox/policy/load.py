@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from sandbox.errors import InvalidRequest, NotFound, PolicyDenied, SandboxError
 from sandbox.policy.advice import opening
 from sandbox.policy.directories import NAME, policy_directories, shipped_directory
-from sandbox.policy.mistakes import shown, unknown_key, validated
-from sandbox.policy.model import BUILT_IN, KEYS, ConflictError, Policy, PolicyDocument, Sections
+from sandbox.policy.model import BUILT_IN, KEYS, Policy, PolicyDocument, Sections
 from sandbox.policy.order import ORDER
+from sandbox.policy.renamed import with_present_names
 from sandbox.policy.seccomp import SeccompProfile, load_profile
-from sandbox.toml_file import TomlFile, exists, read_toml
+from sandbox.toml_file import TomlFile, exists, read_toml, shown
+from sandbox.toml_mistakes import Checker, ConflictError
 
 __all__ = [
     "BUILT_IN",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 8
+HINT = "`sandbox policy explain default` says what each key means, and `sandbox policy schema` what it may be"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,8 @@ class LoadedPolicy:
     """An effective policy and where it comes from.
 
     `origins` maps every dotted key to `file:line` or `BUILT_IN`; `open` maps the keys that a child may
-    loosen to True or to a bound; `files` goes from the policy's own file to the root of its chain.
+    loosen to True or to a bound; `files` goes from the policy's own file to the root of its chain. `warnings` are
+    sentences for whoever wrote those files.
     """
 
     policy: Policy
@@ -47,6 +50,7 @@ class LoadedPolicy:
     open: dict[str, Any]
     files: tuple[Path, ...]
     seccomp: SeccompProfile
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class _Layer:
     document: PolicyDocument
     values: dict[str, Any]
     open: dict[str, Any]
+    warnings: tuple[str, ...]
 
 
 def load_policy(name_or_path: str, *, directories: Sequence[Path]) -> LoadedPolicy:
@@ -87,6 +92,7 @@ def load_policy(name_or_path: str, *, directories: Sequence[Path]) -> LoadedPoli
         open=opened,
         files=tuple(layer.file.path for layer in chain),
         seccomp=profile,
+        warnings=tuple(warning for layer in chain for warning in layer.warnings),
     )
 
 
@@ -175,16 +181,17 @@ def _after(layer: _Layer, directories: Sequence[Path]) -> Sequence[Path]:
 
 
 def _layer(path: Path) -> _Layer:
-    file = read_toml(path, what="policy")
+    file, warnings = with_present_names(read_toml(path, what="policy"))
     data = dict(file.data)
     opened = data.pop("open", {})
-    document = validated(data, file)
+    document = Checker(model=PolicyDocument, place=file.place, hint=HINT).read(data)
     values = {
         f"{section}.{name}": getattr(getattr(document, section), name)
         for section in document.model_fields_set & set(Sections.model_fields)
         for name in getattr(document, section).model_fields_set
     }
-    return _Layer(name=path.stem, file=file, document=document, values=values, open=_bounds(opened, file))
+    opened = _bounds(opened, file)
+    return _Layer(name=path.stem, file=file, document=document, values=values, open=opened, warnings=warnings)
 
 
 # ---- extending -----------------------------------------------------------------------------------
@@ -247,15 +254,14 @@ def _bounds(opened: Any, file: TomlFile) -> dict[str, Any]:
         raise InvalidRequest(
             f"{file.at('open')}: open must be a section ([open])", hint='write "[open]" on its own line'
         )
+    checker = Checker(model=Sections, place=file.place, hint=HINT, below=("open",), alternative="true or ")
     bounds: dict[str, Any] = {}
     for key, bound in _flattened(opened):
-        where = f"open.{key}"
         if key not in KEYS:
-            raise unknown_key(where, file)
+            raise checker.unknown(tuple(key.split(".")))
         section, _, name = key.partition(".")
         if bound is not True:
-            document = validated({section: {name: bound}}, file, prefix="open.")
-            bound = getattr(getattr(document, section), name)
+            bound = getattr(getattr(checker.read({section: {name: bound}}), section), name)
         bounds[key] = bound
     return bounds
 

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, model_validator
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+from sandbox import toml_mistakes
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.models import Strict, Tightening
 from sandbox.policy.sections import (
@@ -36,13 +37,13 @@ from sandbox.policy.sections import (
     Variables,
     library_name,
 )
+from sandbox.toml_mistakes import ConflictError
 
 __all__ = [
     "ANY",
     "BUILT_IN",
     "KEYS",
     "RESERVED",
-    "ConflictError",
     "Policy",
     "PolicyDocument",
     "Sections",
@@ -57,14 +58,6 @@ BUILD_SHM_MIB = 1
 BUILD_SPARE_MIB = 64
 
 
-class ConflictError(ValueError):
-    """Two or more keys that can't hold together; `keys` are their dotted names."""
-
-    def __init__(self, message: str, *keys: str) -> None:
-        super().__init__(message)
-        self.keys = keys
-
-
 class Sections(Strict):
     """The controls of a policy, by section."""
 
@@ -73,7 +66,7 @@ class Sections(Strict):
     filesystem: Filesystem = Filesystem()
     network: Network = Network()
     seccomp: Seccomp = Seccomp()
-    environment: Variables = Variables()
+    variables: Variables = Variables()
     secrets: Secrets = Secrets()
     images: Images = Images()
     build: Build = Build()
@@ -89,7 +82,11 @@ class PolicyDocument(Sections):
     """A policy file as written. `open` maps a dotted key to true, or to the loosest value a child may set."""
 
     description: str = Field("", description="One sentence for `sandbox policy list`.", max_length=500)
-    extends: str | None = Field(None, description="The policy whose values hold where this file says nothing.")
+    extends: str | None = Field(
+        None,
+        description="The policy whose values hold where this file says nothing.",
+        json_schema_extra={"expected": "the name of a policy"},
+    )
     open: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="Keys that a policy extending this one may loosen: true, or the loosest value allowed.",
@@ -177,7 +174,7 @@ class Policy(Sections):
                 app_mib=build.installed_mib, tmp_mib=BUILD_TMP_MIB, shm_mib=BUILD_SHM_MIB, exec=build.allow_sdists
             ),
             network=Network(),
-            environment=Variables(),
+            variables=Variables(),
             secrets=Secrets(),
             isolation=Isolation(),
         )
@@ -230,7 +227,7 @@ class Policy(Sections):
 
     def env_allowed(self, name: str) -> None:
         """Check that a request may set this variable. Raises `PolicyDenied`, or `InvalidRequest` for a non-name."""
-        self._check_variable(name, self.environment.allow, "environment.allow", "variable")
+        self._check_variable(name, self.variables.allow, "variables.allow", "variable")
 
     def secret_allowed(self, name: str) -> None:
         """Check that a request may hand this secret over. Raises like `env_allowed`."""
@@ -294,14 +291,12 @@ KEYS: dict[str, FieldInfo] = {
 
 def unit_of(key: str) -> str:
     """Return the unit of a dotted key, or an empty text."""
-    extra = KEYS[key].json_schema_extra
-    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+    return toml_mistakes.unit_of(KEYS[key])
 
 
 def range_of(key: str) -> tuple[float | None, float | None]:
     """Return the lowest and highest value of a dotted key; None where it isn't a number."""
-    bounds = {name: getattr(m, name) for m in KEYS[key].metadata for name in ("ge", "le") if hasattr(m, name)}
-    return bounds.get("ge"), bounds.get("le")
+    return toml_mistakes.range_of(KEYS[key])
 
 
 def _matches(reference: str, patterns: tuple[str, ...]) -> bool:

@@ -82,7 +82,7 @@ ORDER: dict[str, Order] = {
     "network.allow": _subset,
     "network.allow_addresses": _fewer_addresses,
     "seccomp.profile": _same,
-    "environment.allow": _fewer_names,
+    "variables.allow": _fewer_names,
     "secrets.allow": _fewer_names,
     "images.default": _anything,  # what is allowed is decided by images.allow
     "images.allow": _fewer_patterns,

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from sandbox.errors import InvalidRequest, NotFound
 from sandbox.policy.directories import NAME
 from sandbox.toml_file import exists, read_toml, read_trusted
+from sandbox.toml_mistakes import Checker
 
 ALLOW, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
 EQ, MASKED_EQ = "SCMP_CMP_EQ", "SCMP_CMP_MASKED_EQ"
@@ -32,6 +33,7 @@ NAMESPACE_FLAGS = 0x7E020000
 SOCKET_FAMILIES = frozenset({1, 2, 10})
 TERMINAL_INJECTION = frozenset({0x5412, 0x541C})
 INT_MASK = 0xFFFFFFFF
+SOURCE_HINT = "a group has: action, why, names, and where needed when"
 
 # fmt: off
 DANGEROUS = frozenset((
@@ -172,15 +174,7 @@ def compile_source(path: Path) -> dict[str, Any]:
     Raises `InvalidRequest` (file, line) for a list that can't be read, or one whose profile fails the lint.
     """
     source_file = read_toml(path, what="seccomp source list")
-    try:
-        source = SourceList.model_validate_json(json.dumps(source_file.data, default=str))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(
-            f"{source_file.at(key)}: {key}: {first['msg'][:1].lower()}{first['msg'][1:]}",
-            hint="a group has: action, why, names, and where needed when",
-        ) from None
+    source = Checker(model=SourceList, place=source_file.place, hint=SOURCE_HINT).read(source_file.data)
     rules: list[dict[str, Any]] = []
     for name, group in source.groups.items():
         where = source_file.at(f"groups.{name}.when")

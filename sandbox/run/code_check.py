@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
@@ -18,13 +17,11 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from sandbox.container.standby import Setting
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.index.package_names import package_of_module
 from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, MAX_NAME_CHARS, MAX_TEXT_CHARS
 from sandbox.models import Outcome, RunRequest, RunResult
-from sandbox.run.execution import Prepared
-from sandbox.run.request import check_request
+from sandbox.run.decision import DecidedRun, Run
 from sandbox.wire.answers import CodeCheck, MissingModule, Problem
 
 PROGRAM = Path(__file__).parents[1] / "inside/code_check_program.py"
@@ -41,7 +38,7 @@ STANDARD = sys.stdlib_module_names | {
 }  # fmt: skip
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
-Execute = Callable[[Prepared], Awaitable[RunResult]]
+Execute = Callable[[DecidedRun], Awaitable[RunResult]]
 Place = Annotated[int, Meta(ge=1, le=MAX_PLACE)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS + CUT_CHARS)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
@@ -69,24 +66,20 @@ class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     imports: Annotated[tuple[Name, ...], Meta(max_length=MAX_IMPORTS)]
 
 
-async def check_code(code: str, filename: str, *, setting: Setting, execute: Execute) -> CodeCheck:
-    """Check code in a sandbox of its own, under the same limits as a run; `filename` is what errors call it.
+async def check_code(decided: DecidedRun, execute: Execute) -> CodeCheck:
+    """Check the code of a run in the sandbox that it would get, under the same limits, instead of running it.
 
-    Raises `PolicyDenied` for more code than the policy takes, `InvalidRequest` for code that Python can't be made to judge within
-    the limits, `Internal` for a sandbox that gave no answer, and whatever `execute` raises.
+    Raises `InvalidRequest` for code that Python can't be made to judge within the limits, `Internal` for a sandbox that gave no
+    answer, and whatever `execute` raises.
     """
-    policy = setting.policy
-    check_request(RunRequest(code=code, filename=filename, policy=policy.name), policy)
+    asked = decided.run.request
     # The text as a harness would decode it. No two halves of a character are left that JSON would join.
-    text = code.encode(errors="surrogatepass").decode(errors="surrogateescape")
+    text = asked.code.encode(errors="surrogatepass").decode(errors="surrogateescape")
     request = RunRequest(
-        code=PROGRAM.read_text(), filename=PROGRAM.name, policy=policy.name, payload_json=json.dumps({"code": text}).encode()
+        code=PROGRAM.read_text(), filename=PROGRAM.name, policy=asked.policy, payload_json=json.dumps({"code": text}).encode()
     )  # fmt: skip
-    # The setting is that of a run, so that a sandbox which stands ready for one will do.
-    result = await execute(
-        Prepared(request=request, run_id=uuid.uuid4().hex, image=setting.admitted.name, setting=setting)
-    )
-    return answer_of(result, filename)
+    # The setting stays that of the run, so that a sandbox which stands ready for one will do.
+    return answer_of(await execute(decided.instead(Run(request=request))), asked.filename)
 
 
 def answer_of(result: RunResult, filename: str) -> CodeCheck:

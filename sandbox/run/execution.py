@@ -1,4 +1,4 @@
-"""One prepared run in one sandbox: program, output, outcome, receipt.
+"""One decided run in one sandbox: program, output, outcome, receipt.
 
 `Runner` decides what is run, in which image and under which policy; here it happens. Installing libraries is such a
 run, too.
@@ -10,23 +10,23 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
-from sandbox.channel.collector import Collector, FileInMemory, FileSink
+from sandbox.channel.collector import Collector, FileInMemory
 from sandbox.channel.frames import CANCEL, ProtocolViolation, RunCaps, job_frames
 from sandbox.container import spec
 from sandbox.container.sandbox import Sandbox
-from sandbox.container.standby import AcquiredSandbox, Egress, Setting, Source
+from sandbox.container.standby import AcquiredSandbox, Egress, Source
 from sandbox.container.watchdog import Watchdog
 from sandbox.errors import Internal
 from sandbox.host.facts import HostFacts
 from sandbox.kernel.oom import killed_for_memory
-from sandbox.models import Durations, EgressRecord, LogRecord, Outcome, Receipt, RunRequest, RunResult
+from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunResult
 from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
+from sandbox.run.decision import DecidedRun, Follow
 from sandbox.run.outcome import Evidence, decide
 
 START_TIMEOUT_S = 60.0
@@ -34,56 +34,15 @@ LAST_WORDS_S = 0.4
 CHANNEL_CLOSE_S = 2.0
 HARDEST = 8  # so many times as long as copying it may it take to bring JSON into its form
 PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
-OnOutput = Callable[[str, bytes], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Follow:
-    """Who is told what happens in a run while it happens.
-
-    `output` gets "stdout" or "stderr" and the bytes, `log` each record, `file` the name and the content of each saved file
-    once it is complete.
-    """
-
-    output: OnOutput | None = None
-    log: Callable[[LogRecord], None] | None = None
-    file: Callable[[str, bytearray], None] | None = None
-
-
-NOBODY = Follow()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything that was decided of one run.
-
-    `image` is the name that was asked for, which `setting.admitted` stands for; `env` are variables of ours for the
-    program; `open_file` takes saved files as they come. `began` is when the request came (monotonic), `queued_s` and
-    `environment_s` what of the time since then was spent waiting for a turn, and on the libraries.
-    """
-
-    request: RunRequest
-    run_id: str
-    setting: Setting
-    image: str
-    env: tuple[tuple[str, str], ...] = ()
-    environment: str | None = None
-    lock_hash: str | None = None
-    follow: Follow = NOBODY
-    open_file: Callable[[str, int], FileSink] | None = None
-    began: float = field(default_factory=time.monotonic)
-    queued_s: float = 0.0
-    environment_s: float = 0.0
 
 
 class Execution:
-    """One run, from a prepared decision to its result; everything is removed on every path."""
+    """One run, from its decision to its result; everything is removed on every path."""
 
-    def __init__(self, prepared: Prepared, source: Source, *, facts: HostFacts, cancel: asyncio.Event) -> None:
-        self.prepared = prepared
-        self.policy = prepared.setting.policy
+    def __init__(self, decided: DecidedRun, source: Source, *, facts: HostFacts, cancel: asyncio.Event) -> None:
+        self.decided = decided
         self.cancel = cancel
-        self.collector = collector_for(prepared)
+        self.collector = collector_for(decided.run.follow, decided.setting.policy)
         self.started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._source = source
         self._facts = facts
@@ -102,12 +61,12 @@ class Execution:
     async def run(self, *, on_program: Callable[[], None] = lambda: None) -> RunResult:
         """Run it; `on_program` is called when the sandbox stands and the program is about to get its job."""
         self._sandbox_asked = time.monotonic()
-        async with self._source(self.prepared.setting, self.prepared.run_id) as self._ready:
+        async with self._source(self.decided.setting, self.decided.run.id) as self._ready:
             self._sandbox_got = time.monotonic()
             on_program()
             await self._drive(self._ready.sandbox)
         removed = time.monotonic()
-        size_bytes = self.collector.size_bytes + len(self.prepared.request.payload_json)
+        size_bytes = self.collector.size_bytes + len(self.decided.run.request.payload_json)
         return await run_off_loop(size_bytes, partial(self._result, self._ready.sandbox, removed=removed))
 
     async def _drive(self, sandbox: Sandbox) -> None:
@@ -124,7 +83,7 @@ class Execution:
             if sending.done():
                 sending.result()
             self._program_began = time.monotonic()
-            await first_of({reading}, until={stop, capped}, timeout_s=self.policy.limits.timeout_s)
+            await first_of({reading}, until={stop, capped}, timeout_s=self.decided.setting.policy.limits.timeout_s)
             self._cancelled = stop.done() and not reading.done()
             self._timed_out = not (reading.done() or self._cancelled or capped.done())
             if capped.done():
@@ -199,14 +158,14 @@ class Execution:
 
     def _job(self) -> Iterator[bytes]:
         """Return the frames that hand the job over. Secrets appear here and nowhere else."""
-        request = self.prepared.request
+        run, setting = self.decided.run, self.decided.setting
+        request, egress = run.request, setting.egress
         secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
-        egress = self.prepared.setting.egress
         way_out = proxy_variables(egress) if egress else {}
         return job_frames(
-            run_id=self.prepared.run_id, node_id=request.node_id, topic=request.topic, timestamp=self.started_at,
-            filename=request.filename, env={**request.env, **way_out, **dict(self.prepared.env), **secrets},
-            limits=wire_limits(self.policy), code=request.code.encode(errors="surrogatepass"),
+            run_id=run.id, node_id=request.node_id, topic=request.topic, timestamp=self.started_at,
+            filename=request.filename, env={**request.env, **way_out, **secrets},
+            limits=wire_limits(setting.policy), code=request.code.encode(errors="surrogatepass"),
             payload_json=request.payload_json, message_json=request.message_json, files=request.files,
             relay={"port": spec.EGRESS_PORT, "target": spec.EGRESS_SOCKET} if egress else None,
         )  # fmt: skip
@@ -236,11 +195,11 @@ class Execution:
 
     def _result(self, sandbox: Sandbox, *, removed: float) -> RunResult:
         collector, said = self.collector, self.collector.quit
-        outcome, explanation = decide(self._evidence(sandbox), self.policy)
+        outcome, explanation = decide(self._evidence(sandbox), self.decided.setting.policy)
         succeeded = outcome is Outcome.SUCCEEDED
         durations = self._durations(removed)
         return RunResult(
-            run_id=self.prepared.run_id, outcome=outcome, explanation=explanation,
+            run_id=self.decided.run.id, outcome=outcome, explanation=explanation,
             result_json=self._result_json if succeeded else None,
             output_topic=collector.meta.output_topic if succeeded else None,
             additional_data_json=self._additional_data_json if succeeded else None,
@@ -259,31 +218,25 @@ class Execution:
         return round(max(sampled, said.max_rss_kib << 10 if said else 0) / spec.MIB, 1) or None
 
     def _egress(self) -> tuple[EgressRecord, ...]:
-        records = self._ready.proxy.records if self._ready.proxy else ()
-        return tuple(
-            EgressRecord(
-                host=record.host, port=record.port, allowed=record.allowed, reason=record.reason,
-                address=record.address, bytes_up=record.bytes_up, bytes_down=record.bytes_down,
-            )
-            for record in records
-        )  # fmt: skip
+        return tuple(self._ready.proxy.records) if self._ready.proxy else ()
 
     def _receipt(self, sandbox: Sandbox, outcome: Outcome, durations: Durations) -> Receipt:
-        info, prepared = self._facts.engine, self.prepared
+        info, decided = self._facts.engine, self.decided
+        run, policy, admitted = decided.run, decided.setting.policy, decided.setting.admitted
         return Receipt(
-            run_id=prepared.run_id, started_at=self.started_at,
-            policy=self.policy.name, policy_hash=self.policy.hash,
-            image=prepared.image, image_digest=prepared.setting.admitted.digest,
-            environment=prepared.environment, lock_hash=prepared.lock_hash,
-            code_hash=digest(prepared.request.code.encode(errors="surrogatepass")),
-            payload_hash=digest(prepared.request.payload_json),
+            run_id=run.id, started_at=self.started_at,
+            policy=policy.name, policy_hash=policy.hash,
+            image=decided.image, image_digest=admitted.digest,
+            environment=admitted.environment, lock_hash=admitted.lock_hash,
+            code_hash=digest(run.request.code.encode(errors="surrogatepass")),
+            payload_hash=digest(run.request.payload_json),
             engine=f"podman {'.'.join(map(str, info.version))}", runtime=info.runtime_version, kernel=self._facts.kernel,
             controls=sandbox.evidence, outcome=outcome, durations=durations,
         )  # fmt: skip
 
     def _durations(self, removed: float) -> Durations:
         """Return where the time went, from the moments that were noted."""
-        prepared, marks = self.prepared, self._ready.sandbox.marks
+        run, environment_s, marks = self.decided.run, self.decided.environment_s, self._ready.sandbox.marks
         warm = self._ready.asked < self._sandbox_asked
 
         def between(first: float, last: float) -> float:
@@ -295,9 +248,9 @@ class Execution:
 
         return Durations(
             warm=warm,
-            queue_ms=between(0, prepared.queued_s),
-            prepare_ms=between(prepared.began + prepared.queued_s + prepared.environment_s, self._sandbox_asked),
-            environment_ms=between(0, prepared.environment_s),
+            queue_ms=between(0, run.queued_s),
+            prepare_ms=between(run.began + environment_s, self._sandbox_asked),
+            environment_ms=between(0, environment_s),
             sandbox_ms=between(self._sandbox_asked, self._sandbox_got),
             create_ms=own("begin", "created"),
             start_ms=own("created", "started"),
@@ -305,7 +258,7 @@ class Execution:
             verify_ms=own("ready", "verified"),
             program_ms=between(self._program_began, self._program_ended),
             remove_ms=between(self._program_ended, removed),
-            total_ms=between(prepared.began, removed),
+            total_ms=between(run.began - run.queued_s, removed),
         )
 
 
@@ -338,13 +291,10 @@ def wire_limits(policy: Policy) -> RunCaps:
     )
 
 
-def collector_for(prepared: Prepared) -> Collector:
+def collector_for(follow: Follow, policy: Policy) -> Collector:
     """Return a collector that passes on output, log records and files as they come."""
-    follow = prepared.follow
-    open_file = prepared.open_file or (followed(follow.file) if follow.file else None)
-    return Collector(
-        wire_limits(prepared.setting.policy), on_output=follow.output, on_log=follow.log, open_file=open_file
-    )
+    open_file = follow.open_file or (followed(follow.file) if follow.file else None)
+    return Collector(wire_limits(policy), on_output=follow.output, on_log=follow.log, open_file=open_file)
 
 
 def followed(on_file: Callable[[str, bytearray], None]) -> Callable[[str, int], FileInMemory]:

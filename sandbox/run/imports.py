@@ -21,10 +21,10 @@ IMPORTABLE = re.compile(r"[^.]+\.(?:.+\.)?(?:py|pyc|so)")
 
 
 def modules_of(code: str) -> tuple[str, ...]:
-    """Return the modules that a program seems to import, without those of the standard library: `sklearn.cluster`, not `sklearn`.
+    """Return the modules that a program seems to import, without the standard library's.
 
-    In full, since many packages load little by themselves, and their parts are what takes the time. In the order of the
-    text, each once, at most `MAX_MODULES`.
+    They are named in full (`sklearn.cluster`, not `sklearn`), since many packages load little by themselves, and their
+    parts are what takes the time. They are in the order of the text, each once, at most `MAX_MODULES`.
     """
     return _bounded(_imported(code))
 

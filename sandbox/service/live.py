@@ -1,4 +1,7 @@
-"""What is queued or going on: runs, with who asked, since when, and the way to end one; builds and checks, to end them all."""
+"""What is queued or going on: runs, and builds and checks, to end them all.
+
+Of a run it has who asked, since when, and the way to end it.
+"""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Metrics:
         self._registry.register(_Totals(live.totals))
 
     def run_ended(self, policy: str, result: RunResult) -> None:
-        """Count a run under the policy's name, which must be one that was found; how long it took, and its connections."""
+        """Count a run, its time and its connections, under the policy's name, which must be one that was found."""
         self._runs.labels(self._policies.label(policy), result.outcome.value).inc()
         if result.receipt is not None:  # without one it never had a sandbox, and its times would say nothing
             spent = result.durations
@@ -98,7 +98,7 @@ class Metrics:
         self._errors.labels(self._codes.label(code)).inc()
 
     def render(self, may_see: Callable[[str], bool] = lambda _: True) -> bytes:
-        """Return everything as text (UTF-8), of the type `content_type`; of the policies, those that `may_see` allows."""
+        """Return everything as UTF-8 text of the type `content_type`, with the policies that `may_see` allows."""
         return generate_latest(_Excerpt(self._registry, may_see))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

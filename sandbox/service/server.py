@@ -92,7 +92,7 @@ async def serve(config: ServiceConfig, places: Places, *, inherited: Sequence[in
 
 
 def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.ExitStack) -> Iterator[Listener]:
-    """Yield the service's sockets, which `held` closes: the one for everybody, and the restricted one where it is configured."""
+    """Yield the service's sockets, which `held` closes: everybody's, and the restricted one where configured."""
     restricted = config.restricted
     for settings, fds in (
         (config.socket, inherited),
@@ -233,13 +233,15 @@ def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
 
 
 def tell_troubles(policies: PolicyBook) -> None:
-    """Log which policies have a broken file."""
+    """Log which policies have a broken file, or one that should say something otherwise."""
     for trouble in policies.troubles():
         LOG.error("%s", trouble)
+    for warning in policies.warnings():
+        LOG.warning("%s", warning)
 
 
 def tell_unknown_names(state: State) -> None:
-    """Log what the configuration names and nobody knows; the service goes on, and whoever it is for gets nothing by it."""
+    """Log each name in the configuration that nobody knows; the service goes on, and the name gets nothing by it."""
     known = {*state.policies.names(), *state.policies.problems}
     for name in unknown_names(state.config, known):
         LOG.log(logging.ERROR if name.error else logging.WARNING, "the configuration: %s", name.message)

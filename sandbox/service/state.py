@@ -19,7 +19,6 @@ from sandbox.errors import InvalidRequest, NotFound, SandboxError
 from sandbox.host.facts import HostFacts
 from sandbox.policy.directories import NAME
 from sandbox.policy.load import LoadedPolicy, load_policy, policy_files
-from sandbox.policy.mistakes import shown
 from sandbox.runner import Runner
 from sandbox.service.admission import Admission
 from sandbox.service.config.load import ServiceConfig
@@ -31,6 +30,7 @@ from sandbox.service.intake.parser import Parser
 from sandbox.service.live import LiveRuns
 from sandbox.service.metrics import Metrics
 from sandbox.service.webhooks.sending import WebhookSender
+from sandbox.toml_file import shown
 
 
 class PolicyBook:
@@ -62,6 +62,10 @@ class PolicyBook:
             f"policy {name} {'is as it was' if name in self._policies else 'cannot be used'}: {problem}"
             for name, problem in self.problems.items()
         ]
+
+    def warnings(self) -> list[str]:
+        """Return what the files of policies that can be used should say otherwise; of a file that several extend, once."""
+        return list(dict.fromkeys(warning for loaded in self.all() for warning in loaded.warnings))
 
     def names(self) -> list[str]:
         """Return the names of the policies that can be used."""

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from sandbox.wire.answers import BuiltEnvironment
 from sandbox.wire.errors import ErrorBody
 from sandbox.wire.given import Given
-from sandbox.wire.run import FileDocument, RunDocument
+from sandbox.wire.run import Ending, FileDocument, ListedFile
 
 Step = Literal["image", "resolving", "downloading", "installing", "storing", "starting", "running"]
 
@@ -55,8 +55,10 @@ class FileSaved(FileDocument, frozen=True, kw_only=True, tag_field="event", tag=
     """A file that the program saved."""
 
 
-class RunEnded(RunDocument, frozen=True, kw_only=True, tag_field="event", tag="result"):
-    """The last event of a run."""
+class RunEnded(Ending, frozen=True, kw_only=True, tag_field="event", tag="result"):
+    """The last event of a run: how it ended, without the output, log records and contents of files that came before it."""
+
+    files: tuple[ListedFile, ...]
 
 
 class EnvironmentReady(BuiltEnvironment, frozen=True, kw_only=True, tag_field="event", tag="result"):

@@ -1,8 +1,8 @@
-"""A fresh machine without a machine: a minimal root of a Debian release, entered by namespaces, with the host's network.
+"""A fresh machine without a machine: a minimal root of a Debian release.
 
-Root makes it, for the mounts: user namespaces, which rootless Podman needs in it, can't be made in a mere chroot. All that
-tells how to reach packages (apt's sources and keys, pip's configuration, certificates, proxies) is the host's, copied when
-a root is used and never kept in the cache.
+It is entered by namespaces, with the host's network. Root makes it, for the mounts: user namespaces, which rootless
+Podman needs in it, can't be made in a mere chroot. All that tells how to reach packages (apt's sources and keys, pip's
+configuration, certificates, proxies) is the host's, copied when a root is used and never kept in the cache.
 """
 
 from __future__ import annotations

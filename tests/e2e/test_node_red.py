@@ -1,4 +1,7 @@
-"""A real Node-RED, headless, with the flow of docs/node-red-flow.json: core nodes alone, through the service's socket."""
+"""A real Node-RED, headless, with the flow of docs/node-red-flow.json.
+
+It has core nodes alone, and uses the service's socket.
+"""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ from sandbox.host.facts import HostFacts
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.policy.load import load_policy
 from sandbox.policy.model import Policy
+from sandbox.run.decision import Run
 from sandbox.runner import Places, Runner
 from sandbox.wire.answers import CellCounts
 
@@ -286,9 +287,11 @@ class CellRuns:
         """Return the warm containers."""
         return self._cells.makers()
 
-    def run(self, request: RunRequest, *, caller: str = "attacker", **options: Any) -> RunResult:
+    def run(
+        self, request: RunRequest, *, caller: str = "attacker", cancel: asyncio.Event | None = None, **about: Any
+    ) -> RunResult:
         """Run one; the receipt says that it was in a cell, unless its policy has a way out."""
-        result = self._call(self._runner.run(request, caller=caller, **options))
+        result = self._call(self._runner.run(Run(request=request, caller=caller, **about), cancel=cancel))
         wanted = self._bench.policy(request.policy).isolation.per_run
         if wanted == "cell" and result.receipt is not None:
             row = next(row for row in result.receipt.controls if row.control == "isolation")
@@ -322,7 +325,7 @@ class Bench:
         return load_policy(name, directories=self.places.policy_dirs).policy
 
     def policy_with(self, **values: Any) -> str:
-        """Write a policy that extends `default` with the small limits and these (`limits__cpus=0.5`); return its name."""
+        """Write a policy of `default`, the small limits and these (`limits__cpus=0.5`); return its name."""
         self.made += 1
         if "limits__timeout_s" in values:
             values["limits__timeout_s"] *= SLOWER
@@ -353,12 +356,12 @@ class Bench:
         """Run a program as the product does."""
         return self.carry_out(self.request(code, **fields))
 
-    def carry_out(self, request: RunRequest, **options: Any) -> RunResult:
-        """Run a request, in a cell where the attacks are made there; `options` are those of `Runner.run`."""
+    def carry_out(self, request: RunRequest, *, cancel: asyncio.Event | None = None, **about: Any) -> RunResult:
+        """Run a request, in a cell where the attacks are made there; `about` is what else a `Run` has."""
         if not IN_CELLS:
-            return asyncio.run(self.runner().run(request, **options))
+            return asyncio.run(self.runner().run(Run(request=request, **about), cancel=cancel))
         self.warm = self.warm or CellRuns(self)
-        return self.warm.run(request, **options)
+        return self.warm.run(request, cancel=cancel, **about)
 
     def close(self) -> None:
         """Remove the warm containers."""
@@ -384,4 +387,4 @@ class Bench:
     def _run_in(self, kind: type[WeakSandbox], weaken: Weakening, request: RunRequest) -> tuple[RunResult, WeakSandbox]:
         """Run a request on the product's own path, with another class in the place of `Container`."""
         with weakened(weaken, kind) as made:
-            return asyncio.run(self.runner().run(request)), made[-1]
+            return asyncio.run(self.runner().run(Run(request=request))), made[-1]

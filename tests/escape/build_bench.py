@@ -1,4 +1,4 @@
-"""Builds for attacks: the product's own path, on an index that the test serves and with a cache that only the test uses.
+"""Builds for attacks: the product's own path, on an index that the test serves and with the test's own cache.
 
 Whatever a build refuses, `Builds.refused` also looks that nothing of it is left.
 """
@@ -28,6 +28,7 @@ from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.errors import SandboxError
 from sandbox.models import RunRequest, RunResult
+from sandbox.run.decision import Run
 from tests.escape.bench import SLOWER, Bench
 from tests.integration.package_index import PackageIndex, sdist
 
@@ -69,7 +70,9 @@ class Builds:
 
     def run(self, *requirements: str, code: str, policy: str = "", **fields: Any) -> RunResult:
         """Run a program with libraries as the product does."""
-        return asyncio.run(self.bench.runner().run(self.request(*requirements, policy=policy, code=code, **fields)))
+        return asyncio.run(
+            self.bench.runner().run(Run(request=self.request(*requirements, policy=policy, code=code, **fields)))
+        )
 
     def refused(
         self,
@@ -114,7 +117,10 @@ class Builds:
         raise AssertionError(error)
 
     def lock_of(self, *archives: tuple[str, bytes], python: str = "3.11", **changes: str) -> Lock:
-        """Publish archives and return the lock that names them, as if they had been resolved; `changes` of each file."""
+        """Publish archives and return the lock that names them, as if they had been resolved.
+
+        `changes` are those of each file.
+        """
         self.index.add(*archives)
         packages = []
         for name, content in archives:

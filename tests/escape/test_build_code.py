@@ -1,4 +1,7 @@
-"""Boundary: code of a package runs in a build only where a policy allows it; what it tries there is in `test_build_attacks.py`."""
+"""Boundary: code of a package runs in a build only where a policy allows it.
+
+What it tries there is in `test_build_attacks.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boundary: a refused build leaves nothing and changes nothing; an image that only claims to be an environment is not used."""
+"""Boundary: a refused build leaves and changes nothing; an image that only claims to be an environment is unused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""From a cell to its maker, to the next cell, to its sibling: nothing gets there, and nothing of a run is left for the next.
+"""From a cell to its maker, to the next cell, to its sibling: nothing gets there.
 
-All other attacks of this tier are made in cells as well: `SANDBOX_ESCAPE_IN=cell`, the tier `cells` of scripts/test.
+Nothing of a run is left for the next. All other attacks of this tier are made in cells as well:
+`SANDBOX_ESCAPE_IN=cell`, the tier `cells` of scripts/test.
 """
 
 from __future__ import annotations

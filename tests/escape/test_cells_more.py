@@ -1,4 +1,4 @@
-"""More ways out of a cell: what its processes inherit of the maker, counts that the kernel keeps per user, memory, groups."""
+"""More ways out of a cell: what it inherits of the maker, the kernel's counts per user, memory, groups."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sandbox.container.spec import RUN_LABEL
 from sandbox.document import as_document
 from sandbox.errors import PolicyDenied
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow, Run
 from tests.escape.bench import Bench, Weakening
 
 pytestmark = pytest.mark.host_only
@@ -100,7 +100,9 @@ def test_a_secret_is_in_no_argument_no_inspection_and_no_receipt(bench: Bench) -
 
         text = "import os, time\nprint(execution_id, flush=True)\nassert os.environ['TOKEN']\ntime.sleep(3)\nresult = 1"
         run = asyncio.ensure_future(
-            bench.runner().run(bench.request(text, secrets={"TOKEN": SECRET}), follow=Follow(output=on_output))
+            bench.runner().run(
+                Run(request=bench.request(text, secrets={"TOKEN": SECRET}), follow=Follow(output=on_output))
+            )
         )
         said.append(await asyncio.to_thread(look_from_outside, await waiting))
         return await run, said[0]

@@ -1,4 +1,7 @@
-"""Boundary: memory, in one process or many, private, shared, in files or held by the kernel, ends at the policy's cap."""
+"""Boundary: memory ends at the policy's cap.
+
+It may be in one process or many, private, shared, in files or held by the kernel.
+"""
 
 from __future__ import annotations
 

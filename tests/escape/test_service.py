@@ -36,7 +36,10 @@ RULES = {
 
 @dataclass
 class Users:
-    """The users of one service: two who may run under one policy, a team, a maintainer, the owner, and somebody else."""
+    """The users of one service.
+
+    Two of them may run under one policy; there is a team, a maintainer, the owner, and somebody else.
+    """
 
     alice: User
     bob: User

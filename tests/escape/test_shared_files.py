@@ -1,7 +1,8 @@
-"""Boundary: a file that sandboxes share tells one nothing of another, as far as that can be had; what is left is listed here.
+"""Boundary: a file that sandboxes share tells one nothing of another, as far as that can be had.
 
-Locks belong to inodes. The image's files are each container's own, because overlayfs has inodes of its own; the host's
-devices, the harness and the host's processors are not. The threat model names what this list names.
+What is left is listed here. Locks belong to inodes. The image's files are each container's own, because overlayfs has
+inodes of its own; the host's devices, the harness and the host's processors are not. The threat model names what this
+list names.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import pytest
 from sandbox.container.kernel_files import SYSTEM_DEVICES, TERMINALS
 from sandbox.container.spec import LIB_DIR
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow
 from tests.escape.attacks import needs_known_architecture, program
 from tests.escape.bench import UNCONFINED, Bench, Weakening
 
 
 @contextmanager
 def at_the_same_time(bench: Bench, code: str, **fields: Any) -> Iterator[None]:
-    """Have a program of another node run, which waits when it has done its work; it is cancelled at the end, and not before."""
+    """Have a program of another node run meanwhile.
+
+    It waits when it has done its work, and is cancelled at the end, and not before.
+    """
     loops: list[asyncio.AbstractEventLoop] = []
     results: list[RunResult] = []
     cancel, held = asyncio.Event(), threading.Event()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow, Run
 from tests.escape.bench import SLOWER, Bench, tightening
 
 SLACK_S = 4.0 * SLOWER
@@ -100,7 +100,8 @@ def test_cancelling_ends_any_program_within_a_second(bench: Bench) -> None:
             moments.append(time.monotonic())
             cancel.set()
 
-        result = await bench.runner().run(bench.request(text), follow=Follow(output=on_output), cancel=cancel)
+        run = Run(request=bench.request(text), follow=Follow(output=on_output))
+        result = await bench.runner().run(run, cancel=cancel)
         return result, time.monotonic() - moments[0]
 
     ended, took_s = asyncio.run(cancelled())

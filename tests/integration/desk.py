@@ -18,6 +18,7 @@ from sandbox.environment.lock import Lock
 from sandbox.errors import BuildFailed
 from sandbox.models import RunRequest, RunResult
 from sandbox.policy.directories import policy_directories
+from sandbox.run.decision import Run
 from sandbox.runner import Places, Runner
 from tests.escape.bench import Bench, value_of
 from tests.integration.package_index import PackageIndex, package_index
@@ -61,7 +62,7 @@ class Desk:
     def run(self, code: str, *requirements: str, policy: str = "local", image: str | None = None) -> RunResult:
         """Run a program with libraries."""
         request = RunRequest(code=code, requirements=requirements, policy=policy, image=image)
-        return asyncio.run(self.runner().run(request))
+        return asyncio.run(self.runner().run(Run(request=request)))
 
     def value(self, code: str, *requirements: str, **options: Any) -> Any:
         """Run a program that must succeed; return its result."""

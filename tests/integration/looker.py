@@ -1,6 +1,7 @@
-"""Asks a service for its health again and again, and each time a server that does nothing else, in processes of their own.
+"""Asks a service for its health again and again, and each time a server that does nothing else.
 
-The second tells what the machine and the asking itself take at that moment.
+The two are asked in processes of their own. The second tells what the machine and the asking itself take at that
+moment.
 """
 
 from __future__ import annotations

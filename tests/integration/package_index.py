@@ -1,4 +1,7 @@
-"""A package index on loopback with packages made on the spot: what it serves can be changed, and every request is counted."""
+"""A package index on loopback with packages made on the spot.
+
+What it serves can be changed, and every request is counted.
+"""
 
 from __future__ import annotations
 

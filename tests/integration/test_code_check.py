@@ -16,11 +16,13 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy.load import load_policy
 from sandbox.run import code_check
 from sandbox.run.code_check import check_code
-from sandbox.run.execution import Execution, Prepared
+from sandbox.run.decision import DecidedRun, Run
+from sandbox.run.execution import Execution
 from sandbox.wire.answers import CodeCheck
 from tests.escape.bench import Bench
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel
+from tests.unit.factory import decided
 
 __all__ = ["desk", "index", "shared_images"]  # fixtures
 
@@ -36,22 +38,23 @@ def setting_of(bench: Bench, policy: str, admitted: AdmittedImage | None = None)
     return Setting(policy=loaded.policy, seccomp=loaded.seccomp, admitted=admitted)
 
 
-async def executed(bench: Bench, step: Prepared) -> RunResult:
+async def executed(bench: Bench, step: DecidedRun) -> RunResult:
     source = fresh(bench.engine, bench.facts, bench.places)
     return await Execution(step, source, facts=bench.facts, cancel=asyncio.Event()).run()
 
 
 def check(bench: Bench, code: str, setting: Setting) -> CodeCheck:
-    async def execute(step: Prepared) -> RunResult:
+    async def execute(step: DecidedRun) -> RunResult:
         return await executed(bench, step)
 
-    return asyncio.run(check_code(code, "flow.py", setting=setting, execute=execute))
+    request = RunRequest(code=code, filename="flow.py")
+    return asyncio.run(check_code(decided(setting, Run(request=request)), execute))
 
 
 def run(bench: Bench, code: str, setting: Setting) -> RunResult:
     """Run code as it is: what this host's own Python says of it beforehand is left out."""
     request = RunRequest(code=code, policy=setting.policy.name)
-    return asyncio.run(executed(bench, Prepared(request=request, run_id="0" * 32, setting=setting, image="base")))
+    return asyncio.run(executed(bench, decided(setting, Run(request=request))))
 
 
 def test_the_answer_is_of_the_sandboxs_own_python_and_nothing_ran(bench: Bench) -> None:

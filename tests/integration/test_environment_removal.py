@@ -14,7 +14,7 @@ from sandbox.environment.store import EnvironmentRecord, PruneLimits, Store, lea
 from sandbox.errors import BuildFailed, ImageUnavailable, InvalidRequest
 from sandbox.models import RunRequest, RunResult
 from sandbox.progress import Progress
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow, Run
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel
 from tests.integration.test_environment import IN_A_PROCESS
@@ -62,7 +62,7 @@ def test_an_environment_that_a_run_names_as_its_image_stays_until_the_run_has_en
     async def run() -> RunResult:
         code = "import time\nprint('here', flush=True)\ntime.sleep(1)\nimport stays\nresult = stays.WORD\n"
         request = RunRequest(code=code, policy="local", image=built.name)
-        return await desk.runner().run(request, follow=Follow(output=while_it_runs))
+        return await desk.runner().run(Run(request=request, follow=Follow(output=while_it_runs)))
 
     assert asyncio.run(run()).result_json == b'"still here"'
     assert refused[0] == ()

@@ -84,7 +84,10 @@ def test_an_environment_travels_through_a_registry(registry: Registry, built: tu
 def test_a_registry_that_registries_conf_calls_insecure_is_one_for_push_and_pull(
     registry: Registry, built: tuple[str, Path], policy: Path
 ) -> None:
-    """Nobody vouches for its certificate: only what Podman's configuration says makes the difference, for this prefix alone."""
+    """Nobody vouches for its certificate.
+
+    Only what Podman's configuration says makes the difference, for this prefix alone.
+    """
     target, other = f"{registry.address}/lax/courier:1", f"{registry.address}/strict/courier:1"
     assert sandbox("env", "push", built[0], target).returncode == 11
     with insecure(f"{registry.address}/lax"):

@@ -1,4 +1,7 @@
-"""An index that wants a login: taken from where pip takes it, told in words when it is wrong, and found nowhere else."""
+"""An index that wants a login.
+
+It is taken from where pip takes it, told in words when it is wrong, and found nowhere else.
+"""
 
 from __future__ import annotations
 

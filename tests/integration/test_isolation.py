@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from sandbox.models import Outcome, RunResult
+from sandbox.run.decision import Run
 from tests.escape.bench import Bench, value_of
 
 # Leaves a mark everywhere that a program can write or listen, then looks for the other's marks.
@@ -78,7 +79,7 @@ def test_two_runs_at_once_see_nothing_of_each_other(bench: Bench) -> None:
     async def both() -> list[RunResult]:
         runner = bench.runner()
         return await asyncio.gather(*(
-            runner.run(bench.request(PROGRAM, payload=one, secrets={"TOKEN": one["mine"]})) for one in given
+            runner.run(Run(request=bench.request(PROGRAM, payload=one, secrets={"TOKEN": one["mine"]}))) for one in given
         ))  # fmt: skip
 
     results = asyncio.run(both())
@@ -114,7 +115,9 @@ def test_many_runs_at_once_all_end_well_and_apart(bench: Bench) -> None:
     async def all_of_them() -> list[RunResult]:
         runner = bench.runner()
         text = "import os, time\nopen('/app/mine', 'x').write(str(payload))\ntime.sleep(0.3)\nresult = [payload, open('/app/mine').read(), os.getuid()]"
-        return await asyncio.gather(*(runner.run(bench.request(text, payload=number)) for number in range(6)))
+        return await asyncio.gather(
+            *(runner.run(Run(request=bench.request(text, payload=number))) for number in range(6))
+        )
 
     values = [value_of(result) for result in asyncio.run(all_of_them())]
     assert [value[:2] for value in values] == [[number, str(number)] for number in range(6)]

@@ -18,6 +18,7 @@ from sandbox.container.standby import Places, ReadySandbox, Setting, fresh
 from sandbox.kernel import process as kernel
 from sandbox.kernel.family import family
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
+from sandbox.run.decision import Run
 from sandbox.runner import Runner
 from tests.escape.bench import Bench, value_of
 from tests.integration.desk import Desk, desk, index, shared_images
@@ -73,7 +74,7 @@ class Preloading:
             yield ready
 
     def run(self, code: str, *requirements: str, **fields: Any) -> RunResult:
-        return asyncio.run(self._runner.run(RunRequest(code=code, requirements=requirements, **fields)))
+        return asyncio.run(self._runner.run(Run(request=RunRequest(code=code, requirements=requirements, **fields))))
 
 
 @pytest.fixture

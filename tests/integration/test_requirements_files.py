@@ -1,4 +1,4 @@
-"""Requirements files mean the same to a service and without one: hashes, encodings, and what is exported from a lock."""
+"""Requirements files mean the same with and without a service: hashes, encodings, and exports of a lock."""
 
 from __future__ import annotations
 

@@ -64,6 +64,16 @@ def test_output_streams_while_the_program_still_runs(script: Path) -> None:
         process.communicate(timeout=30)
 
 
+def test_a_policy_with_an_old_section_runs_and_warns(script: Path, tmp_path: Path) -> None:
+    script.write_text("import os\nresult = os.environ['A']")
+    policy = tmp_path / "mine.toml"
+    policy.write_text("extends = 'default'\n[environment]\nallow = ['A']\n")
+    answer = sandbox("run", script, "--policy", policy, "--env", "A=1")
+    assert (answer.returncode, answer.stdout.strip()) == (0, "1")
+    assert answer.stderr.count(f"sandbox: warning: {policy}:2: the section environment is called variables now") == 1
+    assert "variables now" not in sandbox("run", script, "--policy", policy, "--env", "A=1", "--quiet").stderr
+
+
 def test_json_carries_the_result_the_output_and_the_receipt(script: Path) -> None:
     script.write_text("print('hi')\nlog('note', 'warning')\nsave_file('a.bin', b'\\x00\\x01')\nresult = [1, None]\n")
     found = document("run", script)

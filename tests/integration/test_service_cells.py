@@ -1,4 +1,4 @@
-"""Cells through the service: a node's messages one after the other and at once, and warm containers that come and go."""
+"""Cells through the service: a node's messages in turn and at once, and warm containers that come and go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The service's sockets in rootless containers of other programs, such as Node-RED's: who the kernel says they are, and what they may do."""
+"""The service's sockets in rootless containers of other programs, such as Node-RED's.
+
+The kernel says who they are; the tests show what they may do.
+"""
 
 from __future__ import annotations
 

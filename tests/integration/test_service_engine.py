@@ -59,7 +59,7 @@ def resume(pids: list[int]) -> None:
 
 
 def podman_below(pid: int) -> list[int]:
-    """Return the processes of Podman's service below a process, from the one that it started to the one that answers."""
+    """Return the processes of Podman's service below a process, from the one it started to the one that answers."""
     found: list[int] = []
     waiting = [pid]
     while waiting:

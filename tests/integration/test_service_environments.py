@@ -1,4 +1,4 @@
-"""Environments through the service: built with their progress told, listed, used, removed, pruned; and what ends a build."""
+"""Environments through the service: built with progress, listed, used, removed, pruned; what ends a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a service holds for its clients, descriptors and memory, is bounded by its settings, and goes back when nobody needs it."""
+"""What a service holds for its clients, descriptors and memory, is bounded by its settings.
+
+It goes back when nobody needs it.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,10 @@ def test_descriptors_are_bounded_whatever_kinds_of_runs_there_are_and_go_back(tm
 
 
 def taken_and_refused(service: Service, answers: list[tuple[int, dict[str, str], bytes]]) -> Counter[int]:
-    """Have twelve clients send a large body each at once; end the runs that were taken once all others have their answer."""
+    """Have twelve clients send a large body each at once, and count the statuses of their answers.
+
+    The runs that were taken are ended once all others have their answer.
+    """
     body = json.dumps(
         {"code": "import time\ntime.sleep(600)", "payload": "x" * (BODY_MIB * MIB), "limits": {"timeout_s": 30}}
     ).encode()

@@ -1,4 +1,7 @@
-"""Texts that take Python's compiler long, or much memory, are compiled under the run's own limits, in cells and in sandboxes that stood ready."""
+"""Texts that take Python's compiler long, or much memory, are compiled under the run's own limits.
+
+That holds in cells and in sandboxes that stood ready.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sixteen clients send texts that are hard to parse, small and large: everybody else is served as if they were not there."""
+"""Sixteen clients send texts that are hard to parse, small and large.
+
+Everybody else is served as if they were not there.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +177,10 @@ async def crowd(service: Service, requests: Sequence[bytes], seconds: float) -> 
 
 
 def health_in_a_crowd(service: Service, requests: Sequence[bytes]) -> tuple[float, float]:
-    """Return how much longer `/v1/health` takes meanwhile than a bare server, in seconds: nine of ten answers, and the slowest."""
+    """Return how much longer `/v1/health` takes meanwhile than a bare server, in seconds.
+
+    There are two times: what nine of ten answers take at most, and what the slowest takes.
+    """
     with looked_at(service.socket) as seen:
         ends = asyncio.run(crowd(service, requests, CROWD_S))
     assert {"policy_denied", "invalid_request"} < set(ends), ends

@@ -1,4 +1,7 @@
-"""Runs that are started now and fetched later, and what the history keeps of what runs told: real runs, the command line, restarts, kills."""
+"""Runs that are started now and fetched later, and what the history keeps of what runs told.
+
+Real runs, the command line, restarts, kills.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Two hundred clients at once, half of them slow or gone at a random moment: every answer is right, and nothing is held for those who left."""
+"""Two hundred clients at once, half of them slow or gone at a random moment: every answer is right.
+
+Nothing is held for those who left.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +216,7 @@ def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(
 
 
 def health_in_a_crowd(service: Service) -> float:
-    """Return how much longer the slowest answer to `/v1/health` takes among 200 clients than a bare server's, in seconds."""
+    """Return how much slower `/v1/health` is at worst among 200 clients than a bare server, in seconds."""
     with looked_at(service.socket) as seen:
         ends = asyncio.run(crowd(service, CLIENTS))
     assert set(ends) == {"gone", "succeeded", "queue_full"}, ends

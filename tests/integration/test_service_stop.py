@@ -1,4 +1,7 @@
-"""The service is told to stop while clients are slow, runs go on and runs wait: it ends in time, and nobody is left hanging."""
+"""The service is told to stop while clients are slow, runs go on and runs wait: it ends in time.
+
+Nobody is left hanging.
+"""
 
 from __future__ import annotations
 

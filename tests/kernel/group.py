@@ -1,4 +1,4 @@
-"""Look at a sandbox's cgroup from outside, on another way than the product's own: by the container's name in systemd."""
+"""Look at a sandbox's cgroup from outside, by another way than the product's: its container's name in systemd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sandbox.container import spec
 from sandbox.kernel.process import CGROUP_ROOT, parse_events, session_group
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow, Run
 from tests.escape.bench import Bench
 
 Seen = TypeVar("Seen")
@@ -68,7 +68,8 @@ async def observe(bench: Bench, code: str, look: Callable[[Group], Seen], **fiel
             looking[0].add_done_callback(lambda _: cancel.set())
 
     cancel = asyncio.Event()
-    result = await bench.runner().run(bench.request(code, **fields), follow=Follow(output=on_output), cancel=cancel)
+    run = Run(request=bench.request(code, **fields), follow=Follow(output=on_output))
+    result = await bench.runner().run(run, cancel=cancel)
     assert looking, (result.outcome, result.explanation, result.stderr[-500:])
     assert result.outcome is Outcome.CANCELLED, (result.outcome, result.explanation, result.stderr[-500:])
     return result, await looking[0]

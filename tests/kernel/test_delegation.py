@@ -1,4 +1,7 @@
-"""Another user of the same machine, without a session and then without the cpu controller: refused, mended, running `strict`."""
+"""Another user of the same machine, without a session and then without the cpu controller.
+
+It is refused, then mended, and at the end runs `strict`.
+"""
 
 from __future__ import annotations
 

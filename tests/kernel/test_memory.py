@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.kernel import memory as kernel_memory
 from sandbox.models import Outcome, RunResult
-from sandbox.run.execution import Follow
+from sandbox.run.decision import Follow, Run
 from tests.escape.bench import SLOWER, Bench, value_of
 from tests.escape.test_file_locks import LOCKING
 from tests.escape.test_memory import AT_ONCE, ATTACKS, CAP_MIB
@@ -100,9 +100,12 @@ def test_neighbours_and_engine_do_not_notice(bench: Bench, tight: str) -> None:
     async def side_by_side() -> tuple[RunResult, RunResult]:
         runner, on = bench.runner(), asyncio.Event()
         request = bench.request(NEIGHBOUR, policy=tight, payload=3 * SLOWER)
-        quiet = asyncio.ensure_future(runner.run(request, follow=Follow(output=lambda kind, data: on.set())))
+        quiet = asyncio.ensure_future(
+            runner.run(Run(request=request, follow=Follow(output=lambda kind, data: on.set())))
+        )
         await on.wait()
-        bomb = await runner.run(bench.request(BOMBS["many processes"], policy=tight, payload=2 * CAP_MIB))
+        bomb_request = bench.request(BOMBS["many processes"], policy=tight, payload=2 * CAP_MIB)
+        bomb = await runner.run(Run(request=bomb_request))
         assert not quiet.done(), "they were not there at the same time"
         return await quiet, bomb
 

@@ -1,4 +1,7 @@
-"""Settings of the property tests (no files left behind, no clock decides), no change of user, and no configuration of whoever tests."""
+"""Settings of the property tests, no change of user, and no configuration of whoever tests.
+
+Property tests leave no files behind, and no clock decides about them.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A service of the tests' own that gives back what it is sent: HTTP over a Unix socket, a thread for each connection."""
+"""The tests' own service, which gives back what it is sent: HTTP over a Unix socket, a thread per connection."""
 
 from __future__ import annotations
 

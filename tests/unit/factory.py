@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sandbox.container.spec import ContainerSpec, Place, build
+from sandbox.container.standby import Setting
 from sandbox.host.facts import HostFacts
 from sandbox.models import RunRequest
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.load import load_policy
 from sandbox.policy.model import Policy
 from sandbox.policy.seccomp import load_profile
+from sandbox.run.decision import DecidedRun, Permitted, Run
 from sandbox.service.intake.asked import request_of, run_asked
 from sandbox.service.intake.bodies import Written
 from tests.fake_engine import fake_info
@@ -53,6 +55,12 @@ def host(**changes: Any) -> HostFacts:
 def old_host() -> HostFacts:
     """Return a cgroup v1 host."""
     return host(engine=fake_info(cgroup_version=1, cgroup_controllers=()), controllers=frozenset())
+
+
+def decided(setting: Setting, run: Run) -> DecidedRun:
+    """Return a run in such a sandbox."""
+    permitted = Permitted(run=run, policy=setting.policy, seccomp=setting.seccomp, image_name=setting.admitted.name)
+    return DecidedRun(permitted=permitted, setting=setting)
 
 
 PLACE = Place(

@@ -1,4 +1,7 @@
-"""JSON in its one form: the same value, on one line for every reader, or refused; at every size, wherever a piece ends."""
+"""JSON in its one form: the same value, on one line for every reader, or refused.
+
+It is so at every size, wherever a piece ends.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What clients make of answers: everything that can't be read, or is not theirs, is a clear error, and the next call is right."""
+"""What clients make of answers: all that can't be read, or is not theirs, is a clear error.
+
+The next call is right.
+"""
 
 from __future__ import annotations
 

@@ -23,13 +23,14 @@ from sandbox.errors import Internal, InvalidRequest, PolicyDenied
 from sandbox.image.admission import AdmittedImage
 from sandbox.inside import code_check_program
 from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, check
-from sandbox.models import Outcome, RunResult, Tightening
+from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.seccomp import load_profile
 from sandbox.run.code_check import _Problem, check_code, distribution_of
-from sandbox.run.execution import Prepared
+from sandbox.run.decision import DecidedRun, Run
+from sandbox.runner import Places, Runner
 from sandbox.wire.answers import CodeCheck, MissingModule, Problem
-from tests.unit.factory import policy
+from tests.unit.factory import decided, host, policy
 
 # ---- what the program says
 
@@ -305,17 +306,18 @@ def setting(**limits: Any) -> Setting:
 GOOD: dict[str, Any] = {"python": "3.11.2", "problem": None, "missing": [], "imports": []}
 
 
-def asked(code: str, said: Any = GOOD, **fields: Any) -> tuple[CodeCheck, Prepared]:
+def asked(code: str, said: Any = GOOD, **fields: Any) -> tuple[CodeCheck, DecidedRun]:
     """Check code in a sandbox that answers `said`; return what came of it, and what the sandbox was given."""
-    given_to: list[Prepared] = []
+    given_to: list[DecidedRun] = []
     text = said if isinstance(said, bytes) or said is None else json.dumps(said).encode()
     result = RunResult(**{"run_id": "r", "outcome": Outcome.SUCCEEDED, "result_json": text, **fields})
 
-    async def execute(step: Prepared) -> RunResult:
+    async def execute(step: DecidedRun) -> RunResult:
         given_to.append(step)
         return result
 
-    return asyncio.run(check_code(code, "flow.py", setting=setting(), execute=execute)), given_to[0]
+    request = RunRequest(code=code, filename="flow.py")
+    return asyncio.run(check_code(decided(setting(), Run(request=request)), execute)), given_to[0]
 
 
 def test_the_answer_is_what_the_sandbox_said_with_what_to_install() -> None:
@@ -339,16 +341,16 @@ def test_a_problem_comes_through_with_its_control_characters() -> None:
 @pytest.mark.parametrize("code", ["", "x = 'ä😀'", "\ufeffx", "a\0b\r\n\t\x0c", "x = '\udc80'"])
 def test_the_sandbox_gets_the_text_as_it_is_and_runs_our_program(code: str) -> None:
     _, step = asked(code)
-    assert json.loads(step.request.payload_json)["code"].encode(errors="surrogateescape") == code.encode(
+    assert json.loads(step.run.request.payload_json)["code"].encode(errors="surrogateescape") == code.encode(
         errors="surrogatepass"
     )
-    assert step.request.code == Path(code_check_program.__file__).read_text()
+    assert step.run.request.code == Path(code_check_program.__file__).read_text()
     assert step.setting == setting()
 
 
 def test_two_halves_of_a_character_stay_what_a_run_would_see() -> None:
     _, step = asked("\ud83d" + "\ude00")
-    assert "\U0001f600" not in json.loads(step.request.payload_json)["code"]
+    assert "\U0001f600" not in json.loads(step.run.request.payload_json)["code"]
 
 
 @pytest.mark.parametrize(
@@ -421,12 +423,11 @@ def test_any_other_end_of_the_sandbox_is_an_error_of_ours(outcome: Outcome) -> N
     assert caught.value.hint
 
 
-def test_code_larger_than_the_policy_takes_is_denied_before_a_sandbox_is_asked() -> None:
-    async def execute(_: Prepared) -> RunResult:
+def test_code_larger_than_the_policy_takes_is_denied_before_a_sandbox_is_asked(tmp_path: Path) -> None:
+    def engine() -> Any:
         raise AssertionError
 
-    chosen = setting()
+    places = Places(runtime_dir=tmp_path, cache_dir=tmp_path, data_dir=tmp_path, policy_dirs=policy_directories())
+    request = RunRequest(code="x" * (policy().limits.code_kib * 1024 + 1))
     with pytest.raises(PolicyDenied, match="code_kib"):
-        asyncio.run(
-            check_code("x" * (chosen.policy.limits.code_kib * 1024 + 1), "x.py", setting=chosen, execute=execute)
-        )
+        asyncio.run(Runner(engine, host(), places).check(request))

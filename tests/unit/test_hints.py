@@ -1,4 +1,7 @@
-"""Advice can be followed: commands, options and routes that it names exist, and nobody is sent to pages that are not installed."""
+"""Advice can be followed: the commands, options and routes that it names exist.
+
+Nobody is sent to pages that are not installed.
+"""
 
 from __future__ import annotations
 

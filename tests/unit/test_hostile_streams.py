@@ -1,6 +1,7 @@
-"""Whatever a harness sends that a program has taken over: each reader gets one well-formed answer, of its own run, and the same as all others.
+"""Whatever a harness sends that a program has taken over, each reader gets one well-formed answer.
 
-The service, the run and all that is read of the frames are real; frames from memory are in the sandbox's place.
+It is of the reader's own run, and the same as all others'. The service, the run and all that is read of the frames are
+real; frames from memory are in the sandbox's place.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from sandbox.cli.main import cli
 from sandbox.cli.remote import Going
 from sandbox.client import Client
 from sandbox.errors import SandboxError
-from sandbox.models import RunRequest, RunResult
+from sandbox.models import RunResult
 from sandbox.progress import Progress
-from sandbox.run import execution
-from sandbox.run.execution import Execution, Prepared
+from sandbox.run.decision import NOBODY, Run
+from sandbox.run.execution import Execution
 from sandbox.service.admission import Admission, AdmissionLimits
 from sandbox.service.application import application
 from sandbox.service.config.model import ServiceConfig
@@ -47,7 +48,7 @@ from sandbox.service.server import accepting
 from sandbox.service.state import State
 from tests.hostile import FORGED_ID, READY, Frame, streams
 from tests.readers import JSON, LINE_ENDS, NDJSON, SSE, STEERS, asked, document, lines, server_sent, strict, told
-from tests.unit.factory import container_spec, host, policy
+from tests.unit.factory import container_spec, decided, host, policy
 
 WAIT_S = 30.0
 
@@ -94,19 +95,19 @@ class Stage:
         self._over: asyncio.Event
         self._policy = policy()
 
-    async def run(
-        self, wanted: RunRequest, *, run_id: str, follow: Any, on_progress: Any, cancel: asyncio.Event, **_: Any
-    ) -> RunResult:
+    async def run(self, run: Run, *, cancel: asyncio.Event) -> RunResult:
         """Play the frames in the place of a run."""
-        on_progress(Progress(step="image"))
-        setting = SimpleNamespace(policy=self._policy, admitted=SimpleNamespace(digest="sha256:0"), egress=None)
-        prepared = Prepared(request=wanted, run_id=run_id, setting=cast("Any", setting), image="base", follow=follow)
+        run.on_progress(Progress(step="image"))
+        setting = cast("Any", SimpleNamespace(
+            policy=self._policy, seccomp=None, admitted=SimpleNamespace(name="base", digest="sha256:0", environment=None, lock_hash=None), egress=None
+        ))  # fmt: skip
 
         @contextlib.asynccontextmanager
         async def source(*_: Any) -> AsyncIterator[Any]:
             yield SimpleNamespace(sandbox=Played(self.frames), proxy=None, asked=0.0)
 
-        going = Execution(prepared, cast("Any", source), facts=host(), cancel=cancel)
+        step = decided(setting, run)
+        going = Execution(step, cast("Any", source), facts=host(), cancel=cancel)
         going._watch = lambda _: asyncio.Event().wait()  # type: ignore[assignment, method-assign, return-value]
         return await going.run()
 
@@ -327,6 +328,6 @@ def test_an_exception_s_name_adds_no_row_to_what_is_shown_of_a_run(stage: Stage)
 
 
 def test_nothing_of_a_run_before_its_program_began_is_believed(stage: Stage) -> None:
-    assert execution.NOBODY.output is None
+    assert NOBODY.output is None
     stage.frames = [("V", FORGED), ("M", b"{}")]
     assert answers(stage) == []

@@ -204,7 +204,10 @@ def test_public_names_are_described() -> None:
 
 
 def test_a_wrong_import_in_any_package_breaks_the_order(tmp_path: Path) -> None:
-    """Each package and module imports the command line, which is above all of them: `lint-imports` must name every one."""
+    """Each package and module imports the command line, which is above all of them.
+
+    `lint-imports` must name every one.
+    """
     copy = tmp_path / "sandbox"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

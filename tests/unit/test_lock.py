@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.pylock import Pylock
 from pydantic import ValidationError
 
 from sandbox.environment.lock import Lock, from_pylock
@@ -325,8 +326,124 @@ def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
     again = Lock.from_toml(text)
     assert again == lock
     assert again.as_toml() == text
-    pylock = pytest.importorskip("packaging.pylock", reason="the reader of the standard came with packaging 26")
-    pylock.Pylock.from_dict(parse(text)).validate()
+    Pylock.from_dict(parse(text)).validate()
+
+
+# As versions before wrote it: each file on one line. Kept locks and exported ones look like this.
+OLD_FORM = f"""lock-version = "1.0"
+created-by = "podman-sandbox-runner"
+requires-python = "==3.11.*"
+
+[[packages]]
+name = "six"
+version = "1.17.0"
+wheels = [{{ name = "six-1.17.0-py2.py3-none-any.whl", url = "{FILES}/six-1.17.0-py2.py3-none-any.whl", size = 7, hashes = {{ sha256 = "{B}" }} }}]
+
+[[packages]]
+name = "x"
+version = "1.0"
+sdist = {{ name = "x-1.0.tar.gz", url = "{FILES}/x-1.0.tar.gz", hashes = {{ sha256 = "{B}" }} }}
+
+[tool.podman-sandbox-runner]
+hash = "sha256:f33c5fc3fd811b928b316477af746f610c2ac08f17931a07633957843be316f6"
+python = "3.11"
+requirements = [
+    "six",
+]
+packages = [
+    "six fe230b89782f6c0b",
+    "x 2d615b6339bbd7bd",
+]
+"""
+# An environment's image has this text in it: other bytes are another image, and need another GENERATION.
+NEW_FORM = f"""lock-version = "1.0"
+created-by = "podman-sandbox-runner"
+requires-python = "==3.11.*"
+
+[[packages]]
+name = "six"
+version = "1.17.0"
+
+[[packages.wheels]]
+name = "six-1.17.0-py2.py3-none-any.whl"
+url = "{FILES}/six-1.17.0-py2.py3-none-any.whl"
+size = 7
+
+[packages.wheels.hashes]
+sha256 = "{B}"
+
+[[packages]]
+name = "x"
+version = "1.0"
+
+[packages.sdist]
+name = "x-1.0.tar.gz"
+url = "{FILES}/x-1.0.tar.gz"
+
+[packages.sdist.hashes]
+sha256 = "{B}"
+
+[tool.podman-sandbox-runner]
+hash = "sha256:f33c5fc3fd811b928b316477af746f610c2ac08f17931a07633957843be316f6"
+python = "3.11"
+requirements = [
+    "six",
+]
+packages = [
+    "six fe230b89782f6c0b",
+    "x 2d615b6339bbd7bd",
+]
+"""
+
+
+def test_a_lock_has_the_same_bytes_everywhere_and_the_form_of_earlier_versions_is_the_same_lock() -> None:
+    lock = locked(SIX, package("x", "1.0", sdist="x-1.0.tar.gz"), requirements=("six",), allow_sdists=True)
+    assert lock.as_toml() == NEW_FORM
+    assert Lock.from_toml(OLD_FORM) == Lock.from_toml(NEW_FORM) == lock
+
+
+def test_a_version_has_one_spelling() -> None:
+    six = LockedFile(
+        name="six-1.17rc1-py3-none-any.whl", url="file:///w/six-1.17rc1-py3-none-any.whl", sha256=A, kind="wheel"
+    )
+    lock = Lock(packages=(LockedPackage(name="six", version="1.17-RC.1", file=six),), python="3.11", requirements=())
+    assert lock.packages[0].version == "1.17rc1"
+    assert Lock.from_toml(lock.as_toml()) == lock
+
+
+MANY = "-".join(".".join(f"a{n}" for n in range(40)) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f'url = "{FILES}/six-1.17.0-{MANY}.whl"',
+        f'url = "{FILES}/six-1.17.0-{MANY.replace(".", "%2E")}.whl?x"',
+        f'name = "six-1.17.0-{MANY}.whl", url = "{FILES}/six-1.17.0-py3-none-any.whl"',
+        f'path = "./six-1.17.0-{MANY}.whl"',
+    ],
+)
+def test_tags_that_multiply_are_refused_before_they_are_taken_apart(file: str) -> None:
+    with pytest.raises(BuildFailed, match=r"the package six 1\.17\.0 has a wheel with more than 64 tags"):
+        locked(package("six", "1.17.0", f'{{ {file}, hashes = {{ sha256 = "{A}" }} }}'))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('marker = "os_name ="', "marker: "),
+        ('requires-python = "3"', "requires-python: "),
+        ("dependencies = [7]", r"dependencies\[0\]: "),
+        ("index = 7", "index: "),
+        ("tool = 7", "tool: "),
+    ],
+)
+def test_what_the_standard_refuses_is_refused_with_the_package(line: str, reason: str) -> None:
+    with pytest.raises(
+        BuildFailed, match=rf"the package six 1\.17\.0 is not locked as it should be: {reason}"
+    ) as caught:
+        locked(NUMPY, edited('name = "six"\n', f'name = "six"\n{line}\n'))
+    assert caught.value.facts["package"] == "six"
 
 
 @pytest.mark.parametrize(
@@ -341,11 +458,31 @@ def test_a_lock_is_written_and_read_as_a_standard_one() -> None:
         ('python = "3.11"', 'python = "3.12"', "the lock was changed"),
         ('python = "3.11"', 'python = "2.7"', "python: "),
         ("1.17.0", "1.17.1", "the lock was changed .* the package six 1.17.1 is not the one"),
-        ("six-1.17.0-py2", "evil-1.17.0-py2", "package six 1.17.0 is not locked as it should be: .*another package"),
-        ('name = "six"\n', 'name = "numpy"\n', "package numpy 1.17.0 is there twice"),
+        (
+            "six-1.17.0-py2",
+            "evil-1.17.0-py2",
+            "package six 1.17.0 is not locked as it should be: .*not consistent with package name",
+        ),
+        ('name = "six"\n', 'name = "numpy"\n', "package numpy 1.17.0 is not locked"),
         ('name = "six"\n', 'name = "aaa"\n', "package aaa 1.17.0 is not locked"),
-        ('name = "six"\n', 'name = "six\n', r"pylock\.toml:11: in the package six: "),
-        ("wheels = [{", "wheels = [{}, {", "package numpy 2.4.6 has 2 files"),
+        ('name = "six"\n', 'name = "six\n', r"pylock\.toml:18: in the package six: "),
+        (
+            "[[packages.wheels]]",
+            f'[packages.sdist]\nurl = "{FILES}/six-1.17.0.tar.gz"\nhashes.sha256 = "{A}"\n[[packages.wheels]]',
+            "package numpy 2.4.6 is not locked as it should be: sdist: ",
+        ),
+        (
+            '[[packages]]\nname = "six"',
+            f'[packages.sdist]\nurl = "{FILES}/numpy-2.4.6.tar.gz"\nhashes.sha256 = "{A}"\n[[packages]]\nname = "six"',
+            "package numpy 2.4.6 has 2 files",
+        ),
+        (f'sha256 = "{B}"\n', f'sha256 = "{B}\n', r"pylock\.toml:\d+: in the package six: "),
+        (
+            "[packages.wheels.hashes]",
+            "[packages.wheels.hash]",
+            "package numpy 2.4.6 is not locked as it should be: wheels.0..hashes: Missing required value",
+        ),
+        ("requirements = [", 'requirements = [\n"', r"pylock\.toml:\d+: is not a line"),
         ("https://", "https://user:s3cret@", "package numpy 2.4.6 .*user name or a password"),
         ("[tool.", "[tool.x.", "was not made by this program"),
         ('lock-version = "1.0"', 'lock-version = "1.1"', "version 1.0"),

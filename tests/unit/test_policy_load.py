@@ -122,13 +122,13 @@ def test_untrusted_file_is_refused(policies: Directories) -> None:
         ("limits.cpus = 1979-05-27", 't:1: limits.cpus is "1979-05-27", but it must be a number of CPUs'),
         ("limits = 5", "t:1: limits is 5, but it must be a section, [limits]"),
         ("filesystem.exec = 1", "t:1: filesystem.exec is 1, but it must be true or false"),
-        ('isolation.per_run = "vm"', 't:1: isolation.per_run is "vm", but it must be "container" or "auto" or "cell"'),
+        ('isolation.per_run = "vm"', 't:1: isolation.per_run is "vm", but it must be "container", "auto" or "cell"'),
         ('images.pull = "always"', 't:1: images.pull is "always", but it must be "missing" or "never"'),
-        ('environment.allow = "A"', 't:1: environment.allow is "A", but it must be a list of texts'),
-        ("secrets.allow = [1]", "t:1: the entry 1 of secrets.allow must be a text"),
-        ('environment.allow = ["A-B"]', 'the entry "A-B" of environment.allow must be "*" or a variable\'s name'),
-        ('secrets.allow = ["LD_PRELOAD"]', 'the entry "LD_PRELOAD" of secrets.allow is reserved'),
-        ('images.allow = ["a b"]', 'the entry "a b" of images.allow must be an image reference'),
+        ('variables.allow = "A"', 't:1: variables.allow is "A", but it must be a list of texts'),
+        ("secrets.allow = [1]", "t:1: entry 1 of secrets.allow is 1, but it must be a text"),
+        ('variables.allow = ["A-B"]', 'entry 1 of variables.allow is "A-B", but it must be "*" or a variable\'s name'),
+        ('secrets.allow = ["LD_PRELOAD"]', 'entry 1 of secrets.allow is "LD_PRELOAD", but it is reserved'),
+        ('images.allow = ["a b"]', 'entry 1 of images.allow is "a b", but it must be an image reference'),
         ("description = 5", "t:1: description is 5, but it must be a text of at most 500 characters"),
         ("extends = 5", "t:1: extends is 5, but it must be the name of a policy"),
         ("open = 5", "t:1: open must be a section"),
@@ -164,7 +164,7 @@ def test_hopeless_key_gets_no_suggestion(policies: Directories) -> None:
 
 
 def test_number_written_as_text_gets_the_hint_about_units(policies: Directories) -> None:
-    assert "always counts MiB" in policies.refused('limits.memory_mib = "1g"').hint
+    assert "write the number alone, without quotes or unit" in policies.refused('limits.memory_mib = "1g"').hint
 
 
 def test_several_mistakes_are_one_error_at_the_first_line(policies: Directories) -> None:
@@ -282,7 +282,7 @@ LOOSER = {
     "network.transfer_mib": "65",
     "network.connections": "101",
     "seccomp.profile": '"other"',
-    "environment.allow": '["A"]',
+    "variables.allow": '["A"]',
     "secrets.allow": '["*"]',
     "images.allow": '["localhost/*", "docker.io/x"]',
     "images.pull": '"missing"',

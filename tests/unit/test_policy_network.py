@@ -63,8 +63,8 @@ def test_exact_hosts_with_a_port_are_taken(tmp_path: Path, rule: str) -> None:
 )  # fmt: skip
 def test_what_is_no_exact_host_and_port_is_refused(tmp_path: Path, rule: str) -> None:
     error = refused(tmp_path, f'network.mode = "allowlist"\nnetwork.allow = ["{rule}"]')
-    assert ":2: the entry " in error.message
-    assert "of network.allow is not a rule: " in error.message
+    assert ":2: entry 1 of network.allow is " in error.message
+    assert ", but it is not a rule: " in error.message
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_addresses_are_kept_as_networks(tmp_path: Path, text: str, network: str)
 )  # fmt: skip
 def test_what_is_no_network_is_refused(tmp_path: Path, text: str) -> None:
     error = refused(tmp_path, f'network.allow_addresses = ["{text}"]')
-    assert "of network.allow_addresses must be an IP address or a network such as" in error.message
+    assert ", but it must be an IP address or a network such as" in error.message
 
 
 def test_list_that_is_none_gets_an_example_of_its_own(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_is_no_name_is_invalid(default: Policy, name: str) -> None:
 def test_name_that_is_not_listed_is_denied(strict: Policy) -> None:
     with pytest.raises(PolicyDenied, match="policy 'strict' does not let a request set the variable \"TZ\"") as caught:
         strict.env_allowed("TZ")
-    assert caught.value.facts["key"] == "environment.allow"
+    assert caught.value.facts["key"] == "variables.allow"
     with pytest.raises(PolicyDenied, match='the secret "TZ"'):
         strict.secret_allowed("TZ")
 

@@ -204,9 +204,11 @@ def test_profile_that_others_can_write_is_refused(tmp_path: Path) -> None:
         ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["socket"]', "socket must not be allowed without"),
         ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["mount"]', "mount must not be allowed"),
         ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nwhen = ["arg0 != 1"]', ":6: 'arg0 != 1' is not"),
-        ('[groups.a]\naction = "log"\nwhy = "a good reason"\nnames = ["read"]', r":3: groups.a.action"),
-        ('[groups.a]\naction = "allow"\nnames = ["read"]', r":2: groups.a.why"),
-        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nextra = 1', r":6: groups.a.extra"),
+        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nreason = "x"', ":6: there is no key groups.a.reason"),
+        ('[groups]\na = 1', r"groups.a is 1, but it must be a section, \[groups.a\]"),
+        ('[groups.a]\naction = "log"\nwhy = "a good reason"\nnames = ["read"]', r':3: groups.a.action is "log", but it must be "allow" or "EPERM"'),
+        ('[groups.a]\naction = "allow"\nnames = ["read"]', r":2: groups.a lacks why, which must be a text of at least 10 characters"),
+        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nextra = 1', r":6: there is no key groups.a.extra"),
     ],
 )  # fmt: skip
 def test_mistake_in_the_list_is_named(tmp_path: Path, text: str, message: str) -> None:

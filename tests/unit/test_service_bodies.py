@@ -1,4 +1,7 @@
-"""Bodies of runs: files in base64, numbers, names and lists; what is made of them is the same in the parser's process."""
+"""Bodies of runs: files in base64, numbers, names and lists.
+
+What is made of them is the same in the parser's process.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bodies that come at the same time: callers take turns; one that makes room for another is refused in words, and never taken for an empty one."""
+"""Bodies that come at the same time: callers take turns.
+
+One that makes room for another is refused in words, and never taken for an empty one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The service's socket: nobody else reaches it, an old one is replaced, a live one and everything else is left alone."""
+"""The service's socket: nobody else reaches it, an old one is replaced, a live one is not.
+
+Everything else is left alone, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The processes that take bodies apart: the same answer as at once, limits that hold, and nobody who waits for somebody else's text."""
+"""The processes that take bodies apart: the same answer as at once, and limits that hold.
+
+Nobody waits for somebody else's text.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def process() -> Iterator[ParserProcess]:
 
 
 def found(process: ParserProcess, body: bytes, kind: str = "run") -> Any:
-    """Return what the process makes of a body: what is asked for, with the large parts, or the error's kind and words."""
+    """Return what the process makes of a body: what is asked for, with large parts, or the error's kind and words."""
     try:
         return asyncio.run(process.asked(kind, spooled(body), KNOWN, uid=1))
     except (InvalidRequest, PolicyDenied, UnknownPolicy) as error:

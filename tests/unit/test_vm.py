@@ -1,4 +1,4 @@
-"""The virtual machine's own paths, with a program in QEMU's place: results, no results, no boot, no end, and nothing left."""
+"""The virtual machine's own paths, with a program in QEMU's place: results, none, no boot, no end, nothing left."""
 
 from __future__ import annotations
 

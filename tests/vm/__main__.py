@@ -93,7 +93,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the script that called us is gone, however it ended: prctl(2), PR_SET_PDEATHSIG."""
+    """Ask the kernel for SIGTERM when the script that called us is gone, however it ended.
+
+    That is prctl(2), PR_SET_PDEATHSIG.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 

@@ -1,6 +1,7 @@
-"""The machine's disk: Debian 13 with a current Podman, built from the host's own package sources, kept until its inputs change.
+"""The machine's disk: Debian 13 with a current Podman, kept until its inputs change.
 
-Built by an ordinary user: mmdebstrap unpacks in a user namespace, `podman unshare` gives the files their owners.
+It is built from the host's own package sources by an ordinary user: mmdebstrap unpacks in a user namespace, `podman
+unshare` gives the files their owners.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def content(disk: Disk) -> dict[str, str]:
 
 
 def cached(cache: Path) -> Disk | None:
-    """Return the disk for the present inputs; None when it has to be built: there is none, or it is not as it was written."""
+    """Return the disk for the present inputs; None when it must be built: it is absent, or not as it was written."""
     disk = Disk(directory=cache / key())
     try:
         return disk if json.loads(disk.contents.read_text()) == content(disk) else None

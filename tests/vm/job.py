@@ -1,4 +1,4 @@
-"""What goes into the machine: the project's wheel, images, the tests, and which of the machine's users runs which of them."""
+"""What goes into the machine: the project's wheel, images, the tests, and which of its users runs which of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""In the machine, as root: give files that have a container's ids to a user, as if that user's own Podman had made them.
+"""In the machine, as root: give files with a container's ids to a user, as if that user's Podman had made them.
 
-`own.py USER DIRECTORY`. A container's root is the user, all others come from the user's range in /etc/subuid and /etc/subgid.
+`own.py USER DIRECTORY`. A container's root is the user, all others come from the user's range in /etc/subuid and
+/etc/subgid.
 """
 
 import os

@@ -26,11 +26,12 @@ class CellError(Exception):
 
 
 class CellMaker:
-    """Process 1 of a warm container: makes a cell for each run, and never reads a message nor runs a line of a user's code.
+    """Process 1 of a warm container: makes a cell for each run.
 
-    A cell is a fork of this process in user, pid, mount, ipc, net and uts namespaces of its own, with writable places of
-    its own, no capability and the filter that a container's program has. Its process 1 then is what process 1 of a
-    container is, on a channel of its own. Source: user_namespaces(7), mount_namespaces(7), seccomp(2).
+    It never reads a message nor runs a line of a user's code. A cell is a fork of this process in user, pid, mount,
+    ipc, net and uts namespaces of its own, with writable places of its own, no capability and the filter that a
+    container's program has. Its process 1 then is what process 1 of a container is, on a channel of its own. Source:
+    user_namespaces(7), mount_namespaces(7), seccomp(2).
     """
 
     # unshare(2): CLONE_NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
@@ -41,7 +42,11 @@ class CellMaker:
     SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
     def __init__(self, connection: Connection, app_dir: str, order: dict[str, Any]) -> None:
-        """Take `order`: the filter as base64 of its instructions, the limits, the writable places, what is to be covered, terminals."""
+        """Take `order`: how cells are made.
+
+        That is the filter as base64 of its instructions, the limits, the writable places, what is to be covered, and
+        the terminals.
+        """
         import _signal as signal  # type: ignore[import-not-found]
         import ctypes
         import resource  # noqa: F401 - for the limits and the report

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """The program's process before it has its job, from the supervisor's side: its id, and our ends of what leads to it."""
+    """The program's process before it has its job, as the supervisor has it: its id, and our ends of its channels."""
 
     def __init__(
         self, connection: Connection, app_dir: str, *, preloaded: bool, ahead: bool, rehearsed: bool = False

@@ -63,7 +63,7 @@ def _compiled(source: str) -> CodeType:
 
 
 def _place(error: SyntaxError, source: str) -> tuple[Any, ...]:
-    """Return where a program is wrong as SyntaxError takes it: line, column, that line's text, and the end where Python knows it."""
+    """Return where a program is wrong as SyntaxError takes it: line, column, text and, if known, the end."""
     line, end = error.lineno or 1, getattr(error, "end_lineno", None)
     columns = [error.offset or 1, getattr(error, "end_offset", None) or 0]
     text = error.text

@@ -90,7 +90,7 @@ def _drop_our_frames(report: Any, filename: str, seen: set[int]) -> None:
 
 
 def _read_source_only(name: str) -> None:
-    """Have the report open no file but a Python source of a sensible size: code of the program's making has any name it likes."""
+    """Have the report open only Python sources of a sensible size: a program's code has any file name it likes."""
     import linecache
     import stat
 

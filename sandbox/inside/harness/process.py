@@ -82,7 +82,7 @@ def open_streams() -> None:
 
 
 def report_by_traceback() -> None:
-    """Have `traceback` report what nobody catches, in threads and finalizers, too: the interpreter's own report opens files."""
+    """Have `traceback` report uncaught errors, also of threads and finalizers: Python's own report opens files."""
     import _thread
 
     def report(text: str, error: BaseException | None) -> None:

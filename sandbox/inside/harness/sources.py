@@ -8,7 +8,7 @@ from sandbox.inside.harness.compiling import source_lines
 
 
 def shown_name(name: str, app_dir: str) -> str:
-    """Return what tracebacks call a program of this name: one that has a file of its own in the sandbox is told from that."""
+    """Return what tracebacks call a program: its name, told apart from a file with that name in the sandbox."""
     try:
         taken = os.path.lexists(os.path.join(app_dir, name))
     except ValueError:  # a null byte
@@ -17,7 +17,7 @@ def shown_name(name: str, app_dir: str) -> str:
 
 
 def show_own_lines(source: str, *names: str) -> None:
-    """Have every traceback and warning show lines of this text for code of these names, and look into no file for them."""
+    """Have tracebacks and warnings take the lines of code with these names from this text, and open no file."""
     import linecache
 
     lines = source_lines(source)

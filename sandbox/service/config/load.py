@@ -6,21 +6,16 @@ The keys themselves are in `sandbox.service.config.model`.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
 from sandbox.errors import InvalidRequest
-from sandbox.models import Strict
 from sandbox.places import WHAT, find_config
-from sandbox.policy.mistakes import shown
-from sandbox.policy.model import ConflictError
-from sandbox.service.config.model import KEYS, SECTIONS, ServiceConfig, tables_of
-from sandbox.toml_file import TomlFile, parse, read_toml
+from sandbox.service.config.model import KEYS, ServiceConfig
+from sandbox.toml_file import TomlFile, parse, read_toml, shown
+from sandbox.toml_mistakes import Checker, Location
 
 __all__ = ["DEFAULT", "KEYS", "LoadedConfig", "ServiceConfig", "load_config", "variable_of"]
 
@@ -50,14 +45,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> LoadedConfig:
     """
     found = find_config(path, environ)
     source = _ConfigSource(read_toml(found, what=WHAT) if found else None, dict(_overrides(environ)))
-    data = source.data()
-    try:
-        # By way of JSON: strict Python mode refuses TOML's lists, lax mode reads true as 1.
-        config = ServiceConfig.model_validate_json(json.dumps(data, default=lambda value: {"not JSON": str(value)}))
-    except ValidationError as error:
-        mistakes = sorted((_mistake(d, data, source) for d in error.errors()), key=lambda m: m.facts["line"])
-        mistakes[0].facts["mistakes"] = [mistake.message for mistake in mistakes]
-        raise mistakes[0] from None
+    config = Checker(model=ServiceConfig, place=source.place, hint=HINT).read(source.data())
     return LoadedConfig(config=config, path=found, origins={key: source.origin(key) for key in KEYS})
 
 
@@ -125,93 +113,7 @@ class _ConfigSource:
             return self.file.at(key)
         return DEFAULT
 
-    def place(self, location: tuple[int | str, ...]) -> str:
+    def place(self, location: Location) -> str:
         """Return where a mistake stands: the variable, or file and line."""
-        key = ".".join(str(part) for part in location if isinstance(part, str))
-        top = ".".join(key.split(".")[:2])
-        if top in self.overrides or self.file is None:
-            return f"${variable_of(top)}"
-        # Of several tables with one name, the line of the first alone is known.
-        first = location[2:3] in ((), (0,)) or _table(location[:2]) is None
-        return self.file.at(key) if first else str(self.file.path)
-
-
-# ---- mistakes, in words --------------------------------------------------------------------------
-
-
-def _mistake(details: Any, data: dict[str, Any], source: _ConfigSource) -> InvalidRequest:
-    location: tuple[int | str, ...] = details["loc"]
-    conflict = details.get("ctx", {}).get("error")
-    if isinstance(conflict, ConflictError):
-        return _at(source, tuple(conflict.keys[0].split(".")), str(conflict), f"change one of them; {HINT}")
-    if details["type"] == "extra_forbidden":
-        return _unknown(location, source)
-    written = _written(location)
-    if details["type"] == "missing":
-        parent = _written(location[:-1])
-        return _at(source, location[:-1], f"{parent} lacks {location[-1]}, which must be {_expected(location)}", HINT)
-    value: Any = data
-    for part in location:
-        value = value[part]
-    hint = HINT
-    if isinstance(value, str) and "number" in _expected(location):
-        hint = f"write the number alone, without quotes or unit; {HINT}"
-    if details["type"] == "value_error":
-        problem = str(conflict)
-    elif location and isinstance(location[-1], int):
-        problem = "must be a table" if _table(location) else "must be a text"
-    else:
-        problem = f"must be {_expected(location) or 'less deeply nested'}"
-    return _at(source, location, f"{written or 'it'} is {shown(value)}, but it {problem}", hint)
-
-
-def _unknown(location: tuple[int | str, ...], source: _ConfigSource) -> InvalidRequest:
-    """Return the error for a key that doesn't exist, naming the nearest that does."""
-    key = ".".join(str(part) for part in location)
-    table = _table(location[:-1]) if len(location) > 2 else None
-    if table:
-        near = difflib.get_close_matches(str(location[-1]), table.model_fields, n=1)
-    else:
-        by_last_part = {name.rpartition(".")[2]: name for name in [*reversed(KEYS), *SECTIONS]}
-        last = difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1)
-        nearest = difflib.get_close_matches(key, [*KEYS, *SECTIONS], n=1, cutoff=0.75)
-        own = [by_last_part[str(location[-1])]] if location[-1] in by_last_part else []  # right, in the wrong section
-        near = own or nearest or [by_last_part[name] for name in last]
-    suggestion = f"; did you mean {near[0]}?" if near else ""
-    return _at(source, location, f"there is no key {shown(_written(location))[1:-1]}{suggestion}", HINT)
-
-
-def _at(source: _ConfigSource, location: tuple[int | str, ...], problem: str, hint: str) -> InvalidRequest:
-    place = source.place(location)
-    line = place.rpartition(":")[2]
-    return InvalidRequest(
-        f"{place}: {problem}", hint=hint,
-        key=".".join(str(part) for part in location), line=int(line) if line.isdigit() else 0,
-    )  # fmt: skip
-
-
-def _written(location: tuple[int | str, ...]) -> str:
-    """Return a location as a reader counts: `users in entry 2 of access.runners`."""
-    words = ".".join(str(part) for part in location[:2])
-    for part in location[2:]:
-        words = f"entry {part + 1} of {words}" if isinstance(part, int) else f"{part} in {words}"
-    return words
-
-
-def _table(location: tuple[int | str, ...]) -> type[Strict] | None:
-    """Return the model of the table that stands at a location; None where none should."""
-    model: type[Strict] | None = ServiceConfig
-    for part in location:
-        if isinstance(part, str):
-            model = tables_of(model.model_fields[part]) if model and part in model.model_fields else None
-    return model
-
-
-def _expected(location: tuple[int | str, ...]) -> str:
-    """Return what the value at a location must be, to follow "must be"."""
-    if len(location) == 1:
-        return f"a section, [{location[0]}]"
-    names = [part for part in location if isinstance(part, str)]
-    table = _table(tuple(names[:-1]))
-    extra = table.model_fields[names[-1]].json_schema_extra if table and names else None
-    return str(extra["expected"]) if isinstance(extra, dict) else ""
+        top = ".".join(str(part) for part in location[:2])
+        return f"${variable_of(top)}" if top in self.overrides or self.file is None else self.file.place(location)

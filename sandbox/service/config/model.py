@@ -12,7 +12,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sandbox.models import Strict
 from sandbox.places import usual_data_dir, usual_socket
-from sandbox.policy.model import ConflictError
 from sandbox.service.admission import AdmissionLimits
 from sandbox.service.config.values import (
     directory_value,
@@ -27,34 +26,35 @@ from sandbox.service.config.values import (
     webhook_value,
     who,
 )
+from sandbox.toml_mistakes import ConflictError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-def _key(default: Any, meaning: str, expected: str, *, low: float | None = None, high: float | None = None,
-         least: int | None = None) -> Any:  # fmt: skip
-    """Return a field; a callable `default` is called for each object, `expected` follows the words "must be"."""
+def _key(default: Any, meaning: str, expected: str = "", *, least: int | None = None) -> Any:
+    """Return a field; a callable `default` is called for each object, `expected` says it better than its type does what it must be."""
     factory: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(**factory, description=meaning, ge=low, le=high, min_length=least,
-                 allow_inf_nan=None if low is None else False, json_schema_extra={"expected": expected})  # fmt: skip
+    return Field(
+        **factory, description=meaning, min_length=least, json_schema_extra={"expected": expected} if expected else None
+    )
 
 
-def _number(default: Any, meaning: str, unit: str, *, low: int, high: int, whole: bool) -> Any:
-    expected = f"{'a whole number' if whole else 'a number'} of {unit} from {low} to {high}"
-    return _key(default, meaning, expected, low=low, high=high)
+def _number(default: Any, meaning: str, unit: str, *, low: int, high: int) -> Any:
+    factory: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**factory, description=meaning, ge=low, le=high, allow_inf_nan=False, json_schema_extra={"unit": unit})
 
 
 def _count(default: Any, meaning: str, of: str = "runs", *, low: int = 0) -> Any:
-    return _number(default, meaning, of, low=low, high=100_000, whole=True)
+    return _number(default, meaning, of, low=low, high=100_000)
 
 
 def _mib(default: int, meaning: str, *, low: int = 0) -> Any:
-    return _number(default, meaning, "MiB", low=low, high=1_048_576, whole=True)
+    return _number(default, meaning, "MiB", low=low, high=1_048_576)
 
 
 def _seconds(default: float, meaning: str, *, low: int = 0) -> Any:
-    return _number(default, meaning, "seconds", low=low, high=31_536_000, whole=False)
+    return _number(default, meaning, "seconds", low=low, high=31_536_000)
 
 
 def _usual_socket() -> str:
@@ -242,14 +242,12 @@ class History(Strict):
         "Where the history, saved files and results lie. One service alone uses it: a second one of the same user needs another.",
         "an absolute path",
     )
-    age_days: float = _number(
-        30.0, "Runs older than so many days are forgotten.", "days", low=0, high=36_500, whole=False
-    )
+    age_days: float = _number(30.0, "Runs older than so many days are forgotten.", "days", low=0, high=36_500)
     size_mib: int = _mib(64, "Size of the history, in MiB; the oldest runs go first.", low=1)
     output_kib: int = _number(
         16,
         "Of traceback, log records, and the ends of stdout and stderr, so many KiB each are kept of a run (history.output of its policy).",
-        "KiB", low=1, high=1_024, whole=True,
+        "KiB", low=1, high=1_024,
     )  # fmt: skip
     output_mib: int = _mib(
         32,
@@ -261,7 +259,6 @@ class History(Strict):
         "days",
         low=0,
         high=36_500,
-        whole=False,
     )
     files_mib: int = _mib(
         64,
@@ -299,12 +296,8 @@ class Stop(Strict):
 class Log(Strict):
     """What the service writes about itself."""
 
-    format: Literal["auto", "human", "json"] = _key(
-        "auto", "auto is human on a terminal and json elsewhere.", '"auto", "human" or "json"'
-    )
-    level: Literal["debug", "info", "warning", "error"] = _key(
-        "info", "The least important lines that are written.", '"debug", "info", "warning" or "error"'
-    )
+    format: Literal["auto", "human", "json"] = _key("auto", "auto is human on a terminal and json elsewhere.")
+    level: Literal["debug", "info", "warning", "error"] = _key("info", "The least important lines that are written.")
 
 
 class ServiceConfig(Strict):
@@ -332,7 +325,7 @@ class ServiceConfig(Strict):
         return self
 
     def effective(self) -> dict[str, Any]:
-        """Return every value that holds by its dotted key; None for a group, a second socket or a key that is not there."""
+        """Return each value that holds by its dotted key; None for a group, a second socket or an absent key."""
         sections = self.model_dump(mode="json")
         values = {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
         return values | {

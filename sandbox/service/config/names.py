@@ -13,9 +13,9 @@ import pwd
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from sandbox.policy.mistakes import shown
 from sandbox.policy.model import ANY
 from sandbox.service.config.model import ServiceConfig
+from sandbox.toml_file import shown
 
 
 @dataclass(frozen=True, kw_only=True)

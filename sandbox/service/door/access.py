@@ -20,11 +20,11 @@ from functools import partial
 
 from sandbox.errors import AccessDenied
 from sandbox.policy.directories import NAME
-from sandbox.policy.mistakes import shown
 from sandbox.policy.model import ANY
 from sandbox.renewing_cache import RenewingCache
 from sandbox.service.admission import Quota
 from sandbox.service.config.model import AccessRules, Restricted, Runners, ServiceConfig
+from sandbox.toml_file import shown
 
 UCRED = struct.Struct("=iII")
 SO_PEERGROUPS = 59  # Linux 4.13; the socket module doesn't name it

@@ -63,7 +63,10 @@ class Speaker(web.RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, one head after the other: the parser forgets the requests that stand in one piece with a broken one."""
+        """Take what came, one head after the other.
+
+        The parser forgets the requests that stand in one piece with a broken one.
+        """
         if self._refused:
             return
         *heads, rest = data.split(HEAD_END, HEADS)
@@ -157,7 +160,7 @@ class BoundedServer:
 
 
 def more_descriptors() -> None:
-    """Let this process have as many descriptors as it may, within reason: the usual 1,024 are two users' connections."""
+    """Let this process have all descriptors that it may, within reason: the usual 1,024 are two users' connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -32,7 +32,7 @@ class Artefacts:
         self.prune = keeping.prune
 
     def keep(self, run_id: str, owner: int, files: Sequence[SavedFile]) -> bool:
-        """Keep the files of a run for its caller; tell whether they are kept: they may be too large, or the disk full."""
+        """Keep a run's files for its caller; return False if they are too large, or the disk is full."""
 
         def write(place: Path) -> None:
             place.mkdir(mode=0o700)

@@ -199,7 +199,10 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def _prune_outputs(connection: sqlite3.Connection, limits: Retention, now: float) -> int:
-    """Forget what runs told that is too old or, of those who keep most, more than the limit allows; return of how many."""
+    """Forget what runs told that is too old or beyond the limit, and return of how many runs.
+
+    Beyond the limit, those who keep most lose theirs.
+    """
     with connection:
         old = connection.execute(
             "UPDATE runs SET output = '' WHERE output <> '' AND received < ?", (now - limits.output_age_s,)

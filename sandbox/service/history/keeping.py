@@ -1,7 +1,7 @@
-"""What is kept of runs on the disk for a while, for their callers: bounded in size and age, and nobody pushes out what others have.
+"""What is kept of runs on the disk for a while, for their callers: it is bounded in size and age.
 
-Below the directory, each run has one place, a file or a directory of its own. What lies there is read once, at the start: the directory is
-one service's alone (`sandbox.service.sole_service`).
+Nobody pushes out what others have. Below the directory, each run has one place, a file or a directory of its own. What
+lies there is read once, at the start: the directory is one service's alone (`sandbox.service.sole_service`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Answers of runs that nobody waited for, kept for a while so that their callers can fetch them later: results, and errors."""
+"""Answers, results and errors, of runs that nobody waited for, kept for a while for their callers to fetch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading the history, with or without a service that writes it: one connection for each look, never shared between threads."""
+"""Reading the history, with or without a service that writes it.
+
+Each look has a connection of its own, which threads never share.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Reader:
         return self._select(LISTED, wanted, min(limit, MAX_LISTED))
 
     def often(self, limit: int, *, since: float, least: int = 3) -> tuple[Often, ...]:
-        """Return the kinds of runs that were asked for most often since then, `least` times at least, most often first."""
+        """Return the kinds of runs that were asked for at least `least` times since then, most often first."""
         sql = (
             "SELECT policy, requirements, preload, max(environment), count(*) FROM runs WHERE state = 'ended' AND sandbox_ms IS NOT NULL"
             " AND received > ? GROUP BY policy, requirements, preload HAVING count(*) >= ? ORDER BY count(*) DESC LIMIT ?"

@@ -1,4 +1,7 @@
-"""What the history gets to know of a run: sizes, times and names; payload and what it told where the policy asks; never code, results or secrets."""
+"""What the history gets to know of a run: sizes, times and names, never code, results or secrets.
+
+It gets the payload and what the run told where the policy asks for that.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,10 @@ class Mask:
 
     @property
     def reach(self) -> int:
-        """Return how far a form may reach into text that is cut off: broken lines have at least as many characters as breaks."""
+        """Return how far a form may reach into text that is cut off.
+
+        Broken lines have at least as many characters as breaks.
+        """
         return 4 * max(map(len, self._forms or ()), default=0)
 
     @cached_property
@@ -89,7 +92,7 @@ class Mask:
         return self.end(text, len(text))
 
     def end(self, text: str, chars: int) -> str:
-        """Return the last so many characters of a text, without the secrets; of one that would be cut in two, nothing."""
+        """Return the last `chars` characters of a text without the secrets, and nothing of a secret cut in two."""
         window = text[-(chars + self.reach) :] if chars else ""
         return self._masked(window, max(0, len(window) - chars), len(window))
 
@@ -176,7 +179,11 @@ def _joined(text: str) -> tuple[str, list[int]]:
 
 
 def _parts(value: str) -> Iterator[str]:
-    """Give a value as it is, without the space around it, and each line of it that is long enough to tell something; the long ones in pieces."""
+    """Yield the parts of a value to look for; the long ones in pieces.
+
+    They are the value as it is, the value without the space around it, and each of its lines that is long enough to
+    tell something.
+    """
     yield from _pieces(value)
     yield from _pieces(value.strip())
     lines = [line.strip() for line in value.splitlines()]

@@ -1,4 +1,7 @@
-"""What a run told, as far as the history keeps it: message, traceback, log records, the ends of stdout and stderr, without secrets. Pure."""
+"""What a run told, as far as the history keeps it, without secrets.
+
+It tells its message, traceback, log records, and the ends of stdout and stderr. Pure.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ def is_kept(policy: Policy | None, outcome: Outcome) -> bool:
 
 
 def told(result: RunResult, mask: Mask, part_bytes: int) -> str:
-    """Return what a run told as a JSON object of plain ASCII: `error`, `logs`, `stdout`, `stderr`, of each at most `part_bytes`.
+    """Return what a run told as a JSON object of plain ASCII: `error`, `logs`, `stdout`, `stderr`.
 
-    `left_out` says how much more there was: bytes of stdout and stderr, numbers of records. "" where it told nothing.
+    Each has at most `part_bytes`. `left_out` says how much more there was: bytes of stdout and stderr, numbers of
+    records. The text is "" where the run told nothing.
     """
     error = result.error
     logs, older = last_records(result.logs, mask, part_bytes)

@@ -93,7 +93,7 @@ def environment_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
 
 
 def _program(asked: RunBody | CheckBody, code_kib: Mapping[str, int], python: str = "") -> tuple[str, Declared]:
-    """Return a program, and its libraries: those that the body names, for `python`, else what the script's header says."""
+    """Return a program and its libraries, for `python`: those of the body, else those of the script's header."""
     if asked.policy not in code_kib:
         raise UnknownPolicy(asked.policy)
     code = code_of(asked, code_kib[asked.policy])

@@ -50,7 +50,10 @@ def fields_of(kind: type[msgspec.Struct]) -> str:
 
 
 class Form(Generic[Body]):
-    """Takes bodies of one kind apart: first into fields that nobody has decoded, then those of a sensible size as they are to be."""
+    """Takes bodies of one kind apart, in two steps.
+
+    The first gives fields that nobody has decoded, the second decodes those of a sensible size.
+    """
 
     def __init__(self, kind: type[Body]) -> None:
         self._names = tuple(field.name for field in msgspec.structs.fields(kind))

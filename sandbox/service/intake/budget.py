@@ -1,8 +1,9 @@
-"""The memory that is held for clients: bodies that came, and answers that are not taken yet; one budget, fair between callers.
+"""The memory that is held for clients, one budget that is fair between callers.
 
-A caller may hold as much as it leaves free: one alone half of the budget, two a third each. So there is room for whoever
-comes next, and a caller that holds nothing is always taken. Of bodies that come at the same time and do not fit together,
-those that began first are taken as a whole, instead of a part of each.
+It holds bodies that came, and answers that are not taken yet. A caller may hold as much as it leaves free: one alone
+half of the budget, two a third each. So there is room for whoever comes next, and a caller that holds nothing is always
+taken. Of bodies that come at the same time and do not fit together, those that began first are taken as a whole,
+instead of a part of each.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Takes bodies apart in processes beside the service: nobody else waits for a text that is hard to parse, and limits hold it.
+"""Takes bodies apart in processes beside the service, under limits.
 
-The service's threads share one interpreter with its event loop, so a parser in one of them would keep everybody waiting.
+Nobody else waits for a text that is hard to parse. The service's threads share one interpreter with its event loop, so
+a parser in one of them would keep everybody waiting.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class Parser:
     async def asked(
         self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int
     ) -> tuple[Asked, list[bytes]]:
-        """Return what a body of one of `KINDS` of the user `uid` asks for and its large parts, see `Taken`, and close its spool. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`."""
+        """Return what a body asks for and its large parts, see `Taken`, and close its spool.
+
+        The body is one of `KINDS`, from the user `uid`. Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`.
+        """
         if len(spool.data) == spool.size_bytes <= AT_ONCE_BYTES and not any(
             mark in spool.data for mark in NAMES_LIBRARIES
         ):
@@ -72,7 +76,7 @@ class Parser:
 
 
 class ParserProcess:
-    """One process, started when it is needed, which takes one body after the other; callers that have some take turns."""
+    """One process, started when it is needed, which takes one body after the other; callers take turns."""
 
     def __init__(self, *, most_s: float = MOST_S) -> None:
         self._most_s = most_s

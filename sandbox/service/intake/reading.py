@@ -40,13 +40,19 @@ class Body:
         self.take().close()
 
     def keep_until(self, task: asyncio.Task[Any]) -> None:
-        """Let it count until a task is done, also when its request ends before, which gets another part for its answer."""
+        """Let it count until a task is done, also when its request ends before.
+
+        The request gets another part for its answer.
+        """
         kept, self.part = self.part, self.part.beside()
         task.add_done_callback(lambda _: kept.close())
 
 
 class Intake:
-    """Reads bodies of up to `largest_bytes()`, within the budget: each counts for what came of it, not for what it announces."""
+    """Reads bodies of up to `largest_bytes()`, within the budget.
+
+    Each body counts for what came of it, not for what it announces.
+    """
 
     def __init__(
         self, *, largest_bytes: Callable[[], int], budget_bytes: int, timeout_s: float = BODY_TIMEOUT_S

@@ -1,4 +1,4 @@
-"""Bytes that come one after the other, and go to another process: few in this process' memory, more in a file in memory."""
+"""Bytes that come bit by bit and go to another process: few in this process' memory, more in a file in memory."""
 
 from __future__ import annotations
 

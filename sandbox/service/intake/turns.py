@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 
 class Turns:
-    """Gives one turn after the other: callers that wait take turns, and what one caller waits for goes in order of arrival."""
+    """Gives one turn after the other: callers take turns, and each caller's own go in order of arrival."""
 
     def __init__(self) -> None:
         self._taken = False

@@ -55,7 +55,7 @@ def allowed(caller: Caller, policy: str) -> bool:
 
 
 def may_know(caller: Caller, policy: str) -> bool:
-    """Tell whether a caller may know that there is a policy: of those that they may use, and whoever may maintain, of all."""
+    """Tell whether a caller may know of a policy: all know those that they may use, maintainers know all."""
     return caller.may_maintain or allowed(caller, policy)
 
 

@@ -79,7 +79,7 @@ def described(environment: InstalledEnvironment) -> BuiltEnvironment:
     packages = tuple(f"{package.name}=={package.version}" for package in environment.lock.packages)
     return BuiltEnvironment(
         id=environment.id, image=environment.name, digest=environment.image.digest,
-        lock_hash=environment.lock.hash, packages=packages,
+        lock_hash=environment.plan.lock_hash, packages=packages,
     )  # fmt: skip
 
 

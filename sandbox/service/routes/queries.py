@@ -1,4 +1,4 @@
-"""What may stand behind the `?` of an address: for each route, with the schema that describes it; nothing else is taken."""
+"""What may stand behind the `?` of each route, with the schema that describes it; nothing else is taken."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from sandbox.errors import InvalidRequest
-from sandbox.policy.mistakes import shown
 from sandbox.service.history.reader import MAX_LISTED
 from sandbox.service.history.record import ENDINGS
 from sandbox.service.routes.runs import USUALLY_LISTED
+from sandbox.toml_file import shown
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler

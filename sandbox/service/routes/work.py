@@ -18,7 +18,7 @@ from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.off_loop import run_off_loop
 from sandbox.policy.model import Policy
 from sandbox.progress import Progress
-from sandbox.run.execution import NOBODY, Follow
+from sandbox.run.decision import NOBODY, Follow, Run
 from sandbox.service import log
 from sandbox.service.admission import Slot
 from sandbox.service.answers import gathered
@@ -105,9 +105,10 @@ class Work:
         self.part.count(0)  # it counts among the events now
 
     async def carry_out(self, events: Events | None = None) -> list[bytes]:
-        """Run it when its turn comes, and return its document in pieces; it is in the history as soon as it runs or waits.
+        """Run it when its turn comes, and return its document in pieces.
 
-        Raises a `SandboxError`.
+        It is in the history as soon as it runs or waits. The document has all that happened, but for what `events` were told
+        meanwhile. Raises a `SandboxError`.
         """
         live = self.live
         self.state.live.add(live)
@@ -150,9 +151,8 @@ class Work:
             # The frames that an error went through refer to the request, and in circles to each other.
             clear_frames(sys.exc_info()[2])
         state.metrics.run_ended(live.policy, result)
-        return result.outcome.value, await run_off_loop(
-            size_of(result), lambda: list(gathered(document_pieces(result)))
-        )
+        pieces = partial(document_pieces, result, streamed=events is not None)
+        return result.outcome.value, await run_off_loop(size_of(result), lambda: list(gathered(pieces())))
 
     async def _begun(self) -> RunRow:
         """Return what the history gets to know at first."""
@@ -201,10 +201,11 @@ class Work:
                 # Many small requests may have waited while answers came that nobody reads.
                 self.part.check_most()
                 self._keep(replace(row, state="running"))
-                result = await self.state.runner.run(
-                    self.wanted, run_id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
-                    cancel=live.cancel, queued_s=slot.waited_s,
+                run = Run(
+                    request=self.wanted, id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
+                    queued_s=slot.waited_s,
                 )  # fmt: skip
+                result = await self.state.runner.run(run, cancel=live.cancel)
                 self.part.count(size_of(result))  # before the next run begins, and in the place of the body
                 return result
         except Cancelled:

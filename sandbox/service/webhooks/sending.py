@@ -1,6 +1,7 @@
-"""Telling a program outside that a run has ended: one small POST to an address that the configuration allows, tried a few times.
+"""Telling a program outside that a run has ended: one small POST, tried a few times.
 
-A caller chooses among the addresses that the administrator lists; so this is no way for a caller to reach what the service's host reaches.
+It goes to an address that the configuration allows. A caller chooses among the addresses that the administrator lists;
+so this is no way for a caller to reach what the service's host reaches.
 """
 
 from __future__ import annotations
