@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CANCEL_TIMEOUT_S = 5.0
-NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED}
+# At a path that is too long for a socket, no service can be.
+NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ENAMETOOLONG}
 
 
 def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | None:

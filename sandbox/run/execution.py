@@ -300,16 +300,16 @@ def collector_for(follow: Follow, policy: Policy) -> Collector:
 def followed(on_file: Callable[[str, bytearray], None]) -> Callable[[str, int], FileInMemory]:
     """Return what keeps each saved file in memory, and tells of it when it is complete."""
 
-    class Told(FileInMemory):
+    class FollowedFile(FileInMemory):
         name = ""
 
         def close(self) -> None:
             on_file(self.name, self)
 
     def open_file(name: str, _size: int) -> FileInMemory:
-        told = Told()
-        told.name = name
-        return told
+        file = FollowedFile()
+        file.name = name
+        return file
 
     return open_file
 

@@ -64,7 +64,8 @@ def test_templates_are_offered_by_name() -> None:
     assert "template:simple" in offered("sandbox run te")
 
 
-def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["short", "long" * 25])  # a socket's path has at most 107 bytes
+def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path, runtime: str) -> None:
     directory = tmp_path / "podman-sandbox-runner"
     directory.mkdir(mode=0o700)
     with contextlib.closing(RunHistory(directory / HISTORY, Retention(age_s=1e9, size_bytes=1 << 20))) as kept:
@@ -78,7 +79,7 @@ def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path)
                 outcome="failed",
             )
         )
-    alone = {"XDG_DATA_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "SANDBOX_SOCKET": ""}
+    alone = {"XDG_DATA_HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / runtime), "SANDBOX_SOCKET": ""}
     assert offered("sandbox logs ", **alone) == ["1a" * 6]
     assert offered("sandbox stop ", **alone) == []
 
