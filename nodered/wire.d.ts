@@ -87,13 +87,13 @@ export interface LogRecord {
 }
 
 /** A file that a run saved, by its name. */
-export interface ListedFile {
+export interface NamedFile {
   name: string;
   size_bytes: number;
 }
 
 /** The same with its content, which is base64 on the wire. */
-export interface FileDocument extends ListedFile {
+export interface FileDocument extends NamedFile {
   content_base64: string;
 }
 
@@ -287,7 +287,7 @@ export interface RunList {
 
 /** The files of a run that are kept. */
 export interface FileList {
-  files: Array<ListedFile>;
+  files: Array<NamedFile>;
 }
 
 /** Why code does not compile: where (from 1, in characters), in Python's words, and the beginning of that line. */
@@ -571,7 +571,7 @@ export interface FileSaved extends FileDocument {
 /** The last event of a run: how it ended, without the output, log records and contents of files that came before it. */
 export interface RunEnded extends Ending {
   event: "result";
-  files: Array<ListedFile>;
+  files: Array<NamedFile>;
 }
 
 /** The last event of a build. */

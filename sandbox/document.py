@@ -13,7 +13,7 @@ from msgspec import UNSET
 from sandbox.errors import SandboxError
 from sandbox.wire.errors import ErrorBody, ErrorDocument
 from sandbox.wire.given import encoded
-from sandbox.wire.run import ListedFile
+from sandbox.wire.run import NamedFile
 
 if TYPE_CHECKING:  # they take long to import, and a command that a service serves needs none of them
     from sandbox.models import RunResult
@@ -35,7 +35,7 @@ def document_pieces(result: RunResult, *, streamed: bool = False) -> Iterator[by
         run_id=result.run_id, outcome=result.outcome.value, explanation=result.explanation, output_topic=result.output_topic
     )[:-1]  # fmt: skip
     if streamed:
-        files = [ListedFile(name=file.name, size_bytes=len(file.content)) for file in result.files]
+        files = [NamedFile(name=file.name, size_bytes=len(file.content)) for file in result.files]
         yield b", " + _members(files=files)[1:-1]
     else:
         yield from _carried_pieces(result)

@@ -38,14 +38,14 @@ class LogRecord(TypedDict):
     elapsed_s: float
 
 
-class ListedFile(TypedDict):
+class NamedFile(TypedDict):
     """A file that a run saved, by its name."""
 
     name: str
     size_bytes: int
 
 
-class FileDocument(ListedFile):
+class FileDocument(NamedFile):
     """The same with its content, which is base64 on the wire."""
 
     content_base64: str
@@ -254,7 +254,7 @@ class RunList(TypedDict):
 class FileList(TypedDict):
     """The files of a run that are kept."""
 
-    files: list[ListedFile]
+    files: list[NamedFile]
 
 
 class Problem(TypedDict):
@@ -592,7 +592,7 @@ class RunEnded(Ending):
     """The last event of a run: how it ended, without the output, log records and contents of files that came before it."""
 
     event: Literal["result"]
-    files: list[ListedFile]
+    files: list[NamedFile]
 
 
 class EnvironmentReady(BuiltEnvironment):

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
         Health,
         HostReport,
         ListedEnvironment,
-        ListedFile,
         ListedImage,
         ListedPolicy,
         ListedTemplate,
+        NamedFile,
         Pruned,
         RecordedRun,
         ShownEnvironment,
@@ -185,9 +185,9 @@ class AsyncClient(ClientBase):
         """Return a file that a run saved, while it is kept. Raises `NotFound`."""
         return await self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
-    async def files(self, run_id: str) -> list[ListedFile]:
+    async def files(self, run_id: str) -> list[NamedFile]:
         """Return which files that a run saved are kept. Raises `NotFound`."""
-        return cast("list[ListedFile]", await self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
+        return cast("list[NamedFile]", await self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     async def check(self, code: str, **options: Any) -> CodeCheck:
         """Tell whether code compiles where it would run, and which imports its libraries can't serve.

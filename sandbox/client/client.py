@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         Health,
         HostReport,
         ListedEnvironment,
-        ListedFile,
         ListedImage,
         ListedPolicy,
         ListedTemplate,
+        NamedFile,
         Pruned,
         RecordedRun,
         ShownEnvironment,
@@ -171,9 +171,9 @@ class Client(ClientBase):
         """Return a file that a run saved, while it is kept. Raises `NotFound`."""
         return self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
-    def files(self, run_id: str) -> list[ListedFile]:
+    def files(self, run_id: str) -> list[NamedFile]:
         """Return which files that a run saved are kept. Raises `NotFound`."""
-        return cast("list[ListedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
+        return cast("list[NamedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     def check(self, code: str, **options: Any) -> CodeCheck:
         """Tell whether code compiles where it would run, and which imports its libraries can't serve.

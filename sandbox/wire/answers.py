@@ -7,7 +7,7 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType
 
 from sandbox.wire.given import Given
-from sandbox.wire.run import ListedFile, LogRecord
+from sandbox.wire.run import LogRecord, NamedFile
 
 # ---- runs
 
@@ -103,7 +103,7 @@ class RunList(Given, frozen=True, kw_only=True):
 class FileList(Given, frozen=True, kw_only=True):
     """The files of a run that are kept."""
 
-    files: tuple[ListedFile, ...]
+    files: tuple[NamedFile, ...]
 
 
 class Problem(Given, frozen=True, kw_only=True):

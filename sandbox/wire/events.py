@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from sandbox.wire.answers import BuiltEnvironment
 from sandbox.wire.errors import ErrorBody
 from sandbox.wire.given import Given
-from sandbox.wire.run import Ending, FileDocument, ListedFile
+from sandbox.wire.run import Ending, FileDocument, NamedFile
 
 Step = Literal["image", "resolving", "downloading", "installing", "storing", "starting", "running"]
 
@@ -58,7 +58,7 @@ class FileSaved(FileDocument, frozen=True, kw_only=True, tag_field="event", tag=
 class RunEnded(Ending, frozen=True, kw_only=True, tag_field="event", tag="result"):
     """The last event of a run: how it ended, without the output, log records and contents of files that came before it."""
 
-    files: tuple[ListedFile, ...]
+    files: tuple[NamedFile, ...]
 
 
 class EnvironmentReady(BuiltEnvironment, frozen=True, kw_only=True, tag_field="event", tag="result"):

@@ -43,14 +43,14 @@ class LogRecord(Given, frozen=True, kw_only=True, forbid_unknown_fields=True):
     elapsed_s: Elapsed
 
 
-class ListedFile(Given, frozen=True, kw_only=True):
+class NamedFile(Given, frozen=True, kw_only=True):
     """A file that a run saved, by its name."""
 
     name: str
     size_bytes: int
 
 
-class FileDocument(ListedFile, frozen=True, kw_only=True):
+class FileDocument(NamedFile, frozen=True, kw_only=True):
     """The same with its content, which is base64 on the wire."""
 
     content: bytes = field(name="content_base64")

@@ -27,7 +27,7 @@ from sandbox.service.routes.events import Events
 from sandbox.wire.given import Given, always_there, kinds
 from sandbox.wire.requests import LimitsBody, Options, RunBody
 from sandbox.wire.routes import WIRE
-from sandbox.wire.run import ListedFile, RunDocument
+from sandbox.wire.run import NamedFile, RunDocument
 from tests.described import DOCUMENT, SCHEMAS, named, problems
 from tests.unit.test_answer import results
 from tests.unit.test_service_events import told
@@ -148,7 +148,7 @@ def test_events_are_as_described() -> None:
 
 @pytest.mark.parametrize("more", [{"unknown": 1}, {"size_bytes": "1"}, {"name": None}])
 def test_what_the_model_does_not_know_is_found(more: dict[str, Any]) -> None:
-    file = msgspec.to_builtins(ListedFile(name="a", size_bytes=1))
+    file = msgspec.to_builtins(NamedFile(name="a", size_bytes=1))
     assert problems(named("FileList"), {"files": [file]}) == []
     assert problems(named("FileList"), {"files": [file | more]}) != []
     assert problems(named("FileList"), {"files": [{"name": "a"}]}) != []
@@ -156,5 +156,5 @@ def test_what_the_model_does_not_know_is_found(more: dict[str, Any]) -> None:
 
 def test_what_a_later_version_adds_does_not_hinder_an_earlier_reader() -> None:
     written = b'{"name": "a", "size_bytes": 1, "unknown": 1}'
-    assert msgspec.json.decode(written, type=ListedFile) == ListedFile(name="a", size_bytes=1)
+    assert msgspec.json.decode(written, type=NamedFile) == NamedFile(name="a", size_bytes=1)
     assert all(issubclass(kind, Given) for kind in kinds())

@@ -17,7 +17,7 @@ from sandbox.service.live import LiveRun, no_run
 from sandbox.service.routes.prefer import Preferences, preferences
 from sandbox.service.state import CALLER, STATE
 from sandbox.wire.answers import FileList, GoingOn
-from sandbox.wire.run import ListedFile
+from sandbox.wire.run import NamedFile
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -116,4 +116,4 @@ async def get_files(request: web.Request) -> web.Response:
         row = await asyncio.to_thread(partial(state.history.get, run_id, owner))
         if row is None:
             raise no_run(run_id)
-    return document(FileList(files=tuple(ListedFile(name=file.name, size_bytes=file.size_bytes) for file in files)))
+    return document(FileList(files=tuple(NamedFile(name=file.name, size_bytes=file.size_bytes) for file in files)))
