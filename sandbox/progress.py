@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sandbox.wire.events import Step
+if TYPE_CHECKING:  # what begins a command waits for no types
+    from sandbox.wire.events import Step
 
 
 @dataclass(frozen=True, kw_only=True)
