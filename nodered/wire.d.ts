@@ -240,7 +240,9 @@ export interface KeptOutput {
 }
 
 /**
- * A run of the history, or one that it does not know yet: that one has the first fields alone, with the caller's name.
+ * A run of the history, or one that goes on.
+ *
+ * The history does not know such a run yet: it has the first fields alone, with the caller's name.
  *
  * `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program has none.
  * Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy has them kept.
@@ -347,7 +349,7 @@ export interface ListedEnvironment {
   last_used: number;
 }
 
-/** Connections that a step of a build asked the egress proxy for, alike in all but time, of which `last` is the last one's. */
+/** Connections of one kind that a step of a build asked the egress proxy for; `last` is when the last one was. */
 export interface BuildConnections {
   step: string;
   host: string;
@@ -532,7 +534,11 @@ export interface Accepted {
   run_id: string;
 }
 
-/** A step towards the run or the environment, with bytes where they are known; `text` is a short phrase for people. */
+/**
+ * A step towards the run or the environment, with its bytes if they are known.
+ *
+ * `text` is a short phrase for people.
+ */
 export interface Progressed {
   event: "progress";
   step: "downloading" | "image" | "installing" | "resolving" | "running" | "starting" | "storing";
@@ -568,7 +574,11 @@ export interface FileSaved extends FileDocument {
   event: "file";
 }
 
-/** The last event of a run: how it ended, without the output, log records and contents of files that came before it. */
+/**
+ * The last event of a run: how it ended.
+ *
+ * It has no output, log records and contents of files, which came before it.
+ */
 export interface RunEnded extends Ending {
   event: "result";
   files: Array<NamedFile>;

@@ -154,7 +154,10 @@ _TOKEN = re.compile(
 
 
 def key_lines(text: str) -> dict[str, int]:
-    """Return the line on which each key, table and entry of a list of a *valid* TOML text first appears, by dotted name."""
+    """Return the line on which each key, table and entry of a list first appears, by dotted name.
+
+    The text must be valid TOML.
+    """
     return _KeyScanner(text).document()
 
 

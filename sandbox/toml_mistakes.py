@@ -1,4 +1,4 @@
-"""What an administrator's file says, checked against a model: a mistake becomes words with its line and the nearest key.
+"""Checks an administrator's file against a model: a mistake becomes words with its line and the nearest key.
 
 One engine for every kind of file that has a model. `Checker` says nothing that the model doesn't know: what a value must be
 comes from its type, its range and its unit, or from `expected` in the extra of its field where that says it better.

@@ -9,7 +9,9 @@ from sandbox.wire import answers, errors, events, requests, run
 from sandbox.wire.given import Given, always_there
 from sandbox.wire.routes import STREAMS, WIRE, Route
 
-TYPED_DICTS = '''"""What the service answers, as types: each is a JSON object as it came, see docs/service.md. Times are seconds since 1970.
+TYPED_DICTS = '''"""What the service answers, as types: each is a JSON object as it came, see docs/service.md.
+
+Times are seconds since 1970.
 
 Written by scripts/generate-docs from `sandbox.wire`: change it there.
 """

@@ -1,4 +1,4 @@
-"""Checks what the service gives against its own description: nothing may be missing, and nothing may be there that it does not name."""
+"""Checks what the service gives against its own description: nothing is missing, and nothing is there unnamed."""
 
 from __future__ import annotations
 

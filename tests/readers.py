@@ -100,7 +100,9 @@ def told(events: list[str]) -> dict[str, Any]:
 
 
 def carried(events: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, Any]:
-    """Return what the events before the last have carried of the answer; fails where the last has any of it once more."""
+    """Return what the events before the last have carried of the answer.
+
+    Fails if the last has any of it once more."""
     assert not {"stdout", "stderr", "logs"} & set(result)
     assert all(set(file) == {"name", "size_bytes"} for file in result["files"])
     output = {

@@ -1,4 +1,6 @@
-"""What the service answers, as types: each is a JSON object as it came, see docs/service.md. Times are seconds since 1970.
+"""What the service answers, as types: each is a JSON object as it came, see docs/service.md.
+
+Times are seconds since 1970.
 
 Written by scripts/generate-docs from `sandbox.wire`: change it there.
 """
@@ -213,7 +215,9 @@ class _RecordedRun(TypedDict):
 
 
 class RecordedRun(_RecordedRun, total=False):
-    """A run of the history, or one that it does not know yet: that one has the first fields alone, with the caller's name.
+    """A run of the history, or one that goes on.
+
+    The history does not know such a run yet: it has the first fields alone, with the caller's name.
 
     `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program has none.
     Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy has them kept.
@@ -318,7 +322,7 @@ class ListedEnvironment(TypedDict):
 
 
 class BuildConnections(TypedDict):
-    """Connections that a step of a build asked the egress proxy for, alike in all but time, of which `last` is the last one's."""
+    """Connections of one kind that a step of a build asked the egress proxy for; `last` is when the last one was."""
 
     step: str
     host: str
@@ -541,7 +545,10 @@ class _Progressed(TypedDict):
 
 
 class Progressed(_Progressed, total=False):
-    """A step towards the run or the environment, with bytes where they are known; `text` is a short phrase for people."""
+    """A step towards the run or the environment, with its bytes if they are known.
+
+    `text` is a short phrase for people.
+    """
 
     done_bytes: int
     total_bytes: int
@@ -589,7 +596,10 @@ class FileSaved(FileDocument):
 
 
 class RunEnded(Ending):
-    """The last event of a run: how it ended, without the output, log records and contents of files that came before it."""
+    """The last event of a run: how it ended.
+
+    It has no output, log records and contents of files, which came before it.
+    """
 
     event: Literal["result"]
     files: list[NamedFile]

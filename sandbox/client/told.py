@@ -50,7 +50,9 @@ class Told:
             raise unreadable(broken) from None
 
     def whole(self, last: Mapping[str, T], *, read: Callable[[T], Any], form: Callable[[Any], T]) -> dict[str, T]:
-        """Return the last event as the answer that a request without a stream gets; `read` and `form` are for its values.
+        """Return the last event as the answer that a request without a stream gets.
+
+        `read` and `form` are for its values.
 
         What a service of an earlier version sends is whole already, and so is the answer of a build. Raises `Internal` for
         another run's, and for a file that did not come.

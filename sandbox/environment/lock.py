@@ -182,7 +182,10 @@ def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _standard(data: dict[str, Any]) -> Pylock:
-    """Return the lock as the standard reads it: of version 1, for one environment, with packages of an index, each once."""
+    """Return the lock as the standard reads it.
+
+    It is of version 1, for one environment, and each package is of an index and there once.
+    """
     from packaging.pylock import Pylock, PylockValidationError
 
     entries = _bounded(data)

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the service, made from its routes and from what goes over the wire on them (`sandbox.wire`)."""
+"""The OpenAPI document of the service, made from its routes and from `sandbox.wire`."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class PolicyBook:
         ]
 
     def warnings(self) -> list[str]:
-        """Return what the files of policies that can be used should say otherwise; of a file that several extend, once."""
+        """Return the warnings about the files of usable policies, each once."""
         return list(dict.fromkeys(warning for loaded in self.all() for warning in loaded.warnings))
 
     def names(self) -> list[str]:

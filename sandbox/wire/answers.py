@@ -54,7 +54,9 @@ class KeptOutput(Given, frozen=True, kw_only=True):
 
 
 class RecordedRun(Given, frozen=True, kw_only=True):
-    """A run of the history, or one that it does not know yet: that one has the first fields alone, with the caller's name.
+    """A run of the history, or one that goes on.
+
+    The history does not know such a run yet: it has the first fields alone, with the caller's name.
 
     `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program has none.
     Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy has them kept.
@@ -170,7 +172,7 @@ class ListedEnvironment(Given, frozen=True, kw_only=True):
 
 
 class BuildConnections(Given, frozen=True, kw_only=True):
-    """Connections that a step of a build asked the egress proxy for, alike in all but time, of which `last` is the last one's."""
+    """Connections of one kind that a step of a build asked the egress proxy for; `last` is when the last one was."""
 
     step: str
     host: str

@@ -21,7 +21,10 @@ class Accepted(Given, frozen=True, kw_only=True, tag_field="event", tag="accepte
 
 
 class Progressed(Given, frozen=True, kw_only=True, tag_field="event", tag="progress"):
-    """A step towards the run or the environment, with bytes where they are known; `text` is a short phrase for people."""
+    """A step towards the run or the environment, with its bytes if they are known.
+
+    `text` is a short phrase for people.
+    """
 
     step: Step
     text: str
@@ -56,7 +59,10 @@ class FileSaved(FileDocument, frozen=True, kw_only=True, tag_field="event", tag=
 
 
 class RunEnded(Ending, frozen=True, kw_only=True, tag_field="event", tag="result"):
-    """The last event of a run: how it ended, without the output, log records and contents of files that came before it."""
+    """The last event of a run: how it ended.
+
+    It has no output, log records and contents of files, which came before it.
+    """
 
     files: tuple[NamedFile, ...]
 

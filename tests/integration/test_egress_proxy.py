@@ -102,7 +102,9 @@ class Listener:
                     await asyncio.to_thread(thread.join)
 
     async def settled(self) -> Any:
-        """Return it once it has accepted everybody who had connected, and heard each to the end: its threads run behind.
+        """Return it once it has accepted everybody who had connected, and heard each to the end.
+
+        Its threads run behind.
 
         Asked at once, it would often not know yet of a connection that should not be.
         """

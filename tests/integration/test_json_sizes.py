@@ -1,4 +1,6 @@
-"""A result is checked one way at every size, whoever carries the run out and whoever reads the answer: real runs, the command, a service, a client.
+"""A result is checked one way at every size, whoever carries the run out and whoever reads the answer.
+
+Real runs, the command, a service, a client.
 
 tests/unit/test_json_sizes.py looks at many more texts and values.
 """

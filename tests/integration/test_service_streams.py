@@ -1,4 +1,6 @@
-"""A stream tells everything once, and whoever reads it through a client or the command gets what a request without a stream gives."""
+"""A stream tells everything once.
+
+Whoever reads it through a client or the command gets what a request without a stream gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start of a container whose process ends at once: Podman, too, may have forgotten it by the time it is looked at."""
+"""The start of a container whose process ends at once: Podman, too, may have forgotten it by then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""JSON of a result is checked one way at every size: the same verdict and the same bytes below and above each threshold, real sizes throughout."""
+"""JSON of a result is checked one way at every size.
+
+The verdict and the bytes are the same below and above each threshold. The sizes are real."""
 
 from __future__ import annotations
 

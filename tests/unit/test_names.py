@@ -18,7 +18,7 @@ SHARED: dict[str, tuple[set[str], str]] = {
 
 
 def classes(package: Path) -> dict[str, set[str]]:
-    """Return the modules that define each class name, at any depth; what is made from others says the same once more."""
+    """Return the modules that define each class name, at any depth, but for what is made from others."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for path in package.rglob("*.py"):
         module = path.relative_to(package).with_suffix("").as_posix()

@@ -1,4 +1,4 @@
-"""`[environment]` became `[variables]`: the old name is read for one version, with a warning that says what to write."""
+"""`[environment]` became `[variables]`: the old name is read for one version, with a warning."""
 
 from __future__ import annotations
 

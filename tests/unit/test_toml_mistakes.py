@@ -1,4 +1,4 @@
-"""A mistake in a file is told alike, whichever kind of file it is: the same table for policies and the service's configuration."""
+"""A mistake in a file is told alike, whether the file is a policy or the service's configuration."""
 
 from __future__ import annotations
 

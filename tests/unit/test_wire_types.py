@@ -1,4 +1,4 @@
-"""One model of the wire: the description, the client's types and TypeScript's come from it, and all that is given agrees with it."""
+"""One model of the wire: description, client's types and TypeScript's come from it, and answers agree with it."""
 
 from __future__ import annotations
 

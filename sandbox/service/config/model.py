@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def _key(default: Any, meaning: str, expected: str = "", *, least: int | None = None) -> Any:
-    """Return a field; a callable `default` is called for each object, `expected` says it better than its type does what it must be."""
+    """Return a field. `expected` says what it must be, better than its type does.
+
+    A callable `default` is called for each object.
+    """
     factory: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
     return Field(
         **factory, description=meaning, min_length=least, json_schema_extra={"expected": expected} if expected else None
