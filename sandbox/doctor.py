@@ -16,8 +16,9 @@ from sandbox.container import spec
 from sandbox.engine import program as podman_program
 from sandbox.errors import SandboxError
 from sandbox.host import probe as host
-from sandbox.host.facts import Capability, HostFacts
+from sandbox.host.facts import HostFacts
 from sandbox.policy.load import load_policy, policy_names
+from sandbox.wire.answers import Capability
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 

@@ -8,7 +8,12 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET
+
 from sandbox.errors import SandboxError
+from sandbox.wire.errors import ErrorBody, ErrorDocument
+from sandbox.wire.given import encoded
+from sandbox.wire.run import NamedFile
 
 if TYPE_CHECKING:  # they take long to import, and a command that a service serves needs none of them
     from sandbox.models import RunResult
@@ -30,22 +35,22 @@ def document_pieces(result: RunResult, *, streamed: bool = False) -> Iterator[by
         run_id=result.run_id, outcome=result.outcome.value, explanation=result.explanation, output_topic=result.output_topic
     )[:-1]  # fmt: skip
     if streamed:
-        files = [{"name": file.name, "size_bytes": len(file.content)} for file in result.files]
+        files = [NamedFile(name=file.name, size_bytes=len(file.content)) for file in result.files]
         yield b", " + _members(files=files)[1:-1]
     else:
         yield from _carried_pieces(result)
     yield (
         b", "
         + _members(
-            warnings=list(result.warnings),
-            error=result.error.model_dump() if result.error else None,
+            warnings=result.warnings,
+            error=result.error,
             exit_code=result.exit_code,
             signal=result.signal,
             peak_memory_mib=result.peak_memory_mib,
             cpu_s=result.cpu_s,
-            egress=[record.model_dump() for record in result.egress],
-            durations=result.durations.model_dump(),
-            receipt=result.receipt.model_dump(mode="json") if result.receipt else None,
+            egress=result.egress,
+            durations=result.durations,
+            receipt=result.receipt,
         )[1:-1]
     )
     yield b', "result": '
@@ -62,7 +67,7 @@ def _carried_pieces(result: RunResult) -> Iterator[bytes]:
         yield b'"'
     yield b', "logs": ['
     for number, record in enumerate(result.logs):
-        yield b", "[: 2 * bool(number)] + _members(**record.model_dump())
+        yield b", "[: 2 * bool(number)] + encoded(record)
     yield b'], "files": ['
     for number, file in enumerate(result.files):
         yield b", "[: 2 * bool(number)]
@@ -88,14 +93,12 @@ def file_pieces(name: str, content: bytes | bytearray) -> Iterator[bytes]:
 
 
 def _members(**values: Any) -> bytes:
-    return json.dumps(values).encode()
+    return encoded(values)
 
 
 def error_document(error: SandboxError, *, run_id: str | None = None) -> bytes:
     """Return an error in its one JSON shape."""
-    from sandbox.models import ErrorBody
-
     facts = json.loads(json.dumps(error.facts, default=str))
     run_id = facts.pop("run_id", None) or run_id
-    body = ErrorBody(code=error.code, message=error.message, hint=error.hint, run_id=run_id, facts=facts)
-    return json.dumps({"error": body.model_dump(exclude_none=True)}).encode()
+    body = ErrorBody(code=error.code, message=error.message, hint=error.hint, run_id=run_id or UNSET, facts=facts)
+    return encoded(ErrorDocument(error=body))

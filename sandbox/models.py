@@ -1,17 +1,34 @@
-"""What goes over the wire between clients and the runner: strict, frozen, no I/O."""
+"""What goes in and out of a run, as the runner has it: requests are checked, results are frozen. No I/O.
+
+What of it goes over the wire is declared in `sandbox.wire`.
+"""
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from sandbox.wire.bounds import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS
+from sandbox.wire.run import (
+    ControlEvidence,
+    Durations,
+    EgressRecord,
+    LogRecord,
+    Outcome,
+    ProgramError,
+    Receipt,
+)
+
 __all__ = [
+    "EXIT_STATUS",
+    "MAX_COUNT",
+    "MAX_FILENAME_CHARS",
+    "MAX_SECONDS",
     "ControlEvidence",
     "Durations",
     "EgressRecord",
-    "ErrorBody",
     "LogRecord",
     "Outcome",
     "ProgramError",
@@ -19,35 +36,15 @@ __all__ = [
     "RunRequest",
     "RunResult",
     "SavedFile",
+    "Strict",
     "Tightening",
 ]
-
-
-# No run lasts a thousand years: what claims to is not a measurement.
-MAX_SECONDS = 3e10
-# Whole numbers beyond this are no longer exact everywhere, and no limit of anything.
-MAX_COUNT = 2**53 - 1
-MAX_FILENAME_CHARS = 255
 
 
 class Strict(BaseModel):
     """Base of every model: no unknown field, no coercion, no change after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class Outcome(str, Enum):
-    """How a run ended. Only `succeeded` carries a result; `EXIT_STATUS` maps each to a status."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    NO_RESULT = "no_result"
-    TIMED_OUT = "timed_out"
-    OUT_OF_MEMORY = "out_of_memory"
-    TOO_MANY_PROCESSES = "too_many_processes"
-    OUTPUT_LIMIT = "output_limit"
-    KILLED = "killed"
-    CANCELLED = "cancelled"
 
 
 EXIT_STATUS: dict[Outcome, int] = {
@@ -98,107 +95,14 @@ class RunRequest(Strict):
     files: dict[str, bytes] = Field(default_factory=dict)
 
 
-class ProgramError(Strict):
-    """The exception that ended the program; `line`/`column` are the user's own, 1-based."""
-
-    type: str
-    message: str
-    line: int | None = None
-    column: int | None = None
-    traceback: str = ""
-
-
-class LogRecord(Strict):
-    """One call of `log(message, level)`; `elapsed_s` counts from the start of the program."""
-
-    level: Literal["debug", "info", "warning", "error"]
-    message: str
-    elapsed_s: Annotated[float, Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
-
-
-class SavedFile(Strict):
+class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file given to `save_file(name, content)`."""
 
     name: str
     content: bytes
 
 
-class ControlEvidence(Strict):
-    """One control of the policy: what was asked, what holds it, and what was read back.
-
-    `status` is `proven` (the kernel's own account, read from outside the sandbox, agrees with the
-    specification), `fallback` (proven too, but by a weaker named mechanism), or `not_applicable`.
-    """
-
-    control: str
-    wanted: str
-    status: Literal["proven", "fallback", "not_applicable"]
-    mechanism: str
-    evidence: str
-
-
-class EgressRecord(Strict):
-    """One connection that a program asked the egress proxy for, and what became of it.
-
-    `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is empty
-    when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if anywhere.
-    """
-
-    host: str
-    port: int
-    allowed: bool
-    reason: str = ""
-    address: str = ""
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-
-class Durations(Strict):
-    """Where the time of one run went, in milliseconds.
-
-    `sandbox_ms` is the wait for the sandbox: creating, starting, readying and verifying one, or taking a `warm` one,
-    which was made before anybody asked.
-    """
-
-    warm: bool = False
-    queue_ms: float = 0.0
-    prepare_ms: float = 0.0
-    environment_ms: float = 0.0
-    sandbox_ms: float = 0.0
-    create_ms: float = 0.0
-    start_ms: float = 0.0
-    ready_ms: float = 0.0
-    verify_ms: float = 0.0
-    program_ms: float = 0.0
-    remove_ms: float = 0.0
-    total_ms: float = 0.0
-
-
-class Receipt(Strict):
-    """What was enforced during one run, and how it was known.
-
-    `environment` and `lock_hash` name the libraries; None for a run without any.
-    """
-
-    run_id: str
-    started_at: str
-    policy: str
-    policy_hash: str
-    image: str
-    image_digest: str
-    environment: str | None = None
-    lock_hash: str | None = None
-    code_hash: str
-    payload_hash: str
-    engine: str
-    runtime: str
-    kernel: str
-    controls: tuple[ControlEvidence, ...]
-    outcome: Outcome
-    durations: Durations
-
-
-class RunResult(Strict):
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a run gave. `result_json` is valid JSON (UTF-8) exactly when the outcome is `succeeded`."""
 
     run_id: str
@@ -220,13 +124,3 @@ class RunResult(Strict):
     durations: Durations = Durations()
     egress: tuple[EgressRecord, ...] = ()
     receipt: Receipt | None = None
-
-
-class ErrorBody(Strict):
-    """The one JSON shape of an error: `{"error": {...}}`."""
-
-    code: str
-    message: str
-    hint: str = ""
-    run_id: str | None = None
-    facts: dict[str, Any] = Field(default_factory=dict)

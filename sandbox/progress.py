@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-Step = Literal["image", "resolving", "downloading", "installing", "storing", "starting", "running"]
+if TYPE_CHECKING:  # what begins a command waits for no types
+    from sandbox.wire.events import Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,12 +29,12 @@ from sandbox.run.decision import DecidedRun, Permitted, Run
 from sandbox.run.execution import Execution
 from sandbox.run.imports import brings_modules, modules_of
 from sandbox.run.request import check_request
+from sandbox.wire.answers import CodeCheck
 
 if TYPE_CHECKING:
     from sandbox.environment.environments import Environments
     from sandbox.environment.identity import InstalledEnvironment, Wanted
     from sandbox.environment.lock import Lock
-    from sandbox.run.code_check import CodeCheck
 
 __all__ = ["Places", "Runner"]
 

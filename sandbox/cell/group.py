@@ -77,16 +77,3 @@ class ReadyCell:
     sandbox: Cell
     asked: float
     proxy: None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellCounts:
-    """What there is, and what was done since the beginning."""
-
-    containers: int
-    memory_mib: float
-    cells: int
-    started: int
-    retired: int
-    broken: int
-    refused: int

@@ -18,11 +18,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 
 from sandbox.cell.cell import LIFE_S, Cell, NoCells, WarmContainer
-from sandbox.cell.group import FIRST_GUESS_MIB, CellCounts, CellLimits, ReadyCell, WarmGroup, WarmMember
+from sandbox.cell.group import FIRST_GUESS_MIB, CellLimits, ReadyCell, WarmGroup, WarmMember
 from sandbox.cell.pace import Paces
 from sandbox.container.isolation_row import SLOW_ENOUGH, STARTS, in_cell, in_container
 from sandbox.container.standby import AcquiredSandbox, Setting, Source
 from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.wire.answers import CellCounts
 
 CHECK_S = 5.0
 ATTEMPTS = 3

@@ -139,7 +139,13 @@ class Collector:
             self._advance(kind)
             failure = shaped(ProgramFailure, body)
             self.cause = failure.cause
-            self.error = ProgramError(**failure.model_dump(exclude={"cause"}))
+            self.error = ProgramError(
+                type=failure.type,
+                message=failure.message,
+                line=failure.line,
+                column=failure.column,
+                traceback=failure.traceback,
+            )
         elif kind == "S":
             self.started = True
         elif kind == "R":

@@ -9,41 +9,11 @@ import msgspec
 
 from sandbox.document import as_document
 from sandbox.errors import Internal
+from sandbox.wire.run import Durations, FileDocument, ProgramError, Receipt
 
 if TYPE_CHECKING:
     from sandbox.client.told import Told
     from sandbox.models import RunResult
-
-
-class File(msgspec.Struct, frozen=True):
-    """One saved file."""
-
-    name: str
-    content: bytes = msgspec.field(name="content_base64")
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """The exception that ended the program."""
-
-    traceback: str = ""
-
-
-class Times(msgspec.Struct, frozen=True):
-    """Where the time went."""
-
-    total_ms: float = 0.0
-
-
-class Control(msgspec.Struct, frozen=True):
-    """One control of the receipt."""
-
-    status: str
-
-
-class Proof(msgspec.Struct, frozen=True):
-    """What was enforced."""
-
-    controls: tuple[Control, ...]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,11 +26,11 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     explanation: str
     result: msgspec.Raw
-    files: tuple[File, ...]
+    files: tuple[FileDocument, ...]
     warnings: tuple[str, ...]
-    error: Failure | None
-    durations: Times
-    receipt: Proof | None
+    error: ProgramError | None
+    durations: Durations
+    receipt: Receipt | None
     document: bytes = b""
 
     @property
@@ -71,14 +41,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 def answer_of(result: RunResult) -> Answer:
     """Return what a command shows of a result."""
-    receipt = result.receipt
     return Answer(
         run_id=result.run_id, outcome=result.outcome.value, explanation=result.explanation,
         result=msgspec.Raw(result.result_json or b"null"),
-        files=tuple(File(file.name, file.content) for file in result.files), warnings=result.warnings,
-        error=Failure(result.error.traceback) if result.error else None, durations=Times(result.durations.total_ms),
-        receipt=Proof(tuple(Control(control.status) for control in receipt.controls)) if receipt else None,
-        document=as_document(result),
+        files=tuple(
+            FileDocument(name=file.name, size_bytes=len(file.content), content=file.content) for file in result.files
+        ), warnings=result.warnings,
+        error=result.error, durations=result.durations, receipt=result.receipt, document=as_document(result),
     )  # fmt: skip
 
 

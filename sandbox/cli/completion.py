@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def environments(context: click.Context, incomplete: str) -> Iterable[Completion
     ]
 
 
-def latest() -> list[dict[str, Any]]:
+def latest() -> Sequence[Mapping[str, Any]]:
     """Return the latest runs, as `sandbox runs` would list them."""
     from sandbox.cli.past import past
 
@@ -161,7 +161,7 @@ def latest() -> list[dict[str, Any]]:
         return known.runs(limit=LISTED)
 
 
-def run_item(row: dict[str, Any]) -> CompletionItem:
+def run_item(row: Mapping[str, Any]) -> CompletionItem:
     """Return what is offered of one run, with how it is."""
     said = " ".join(str(word) for word in (row["node_id"], row["policy"], row.get("outcome") or row["state"]) if word)
     return item(row["run_id"], said)

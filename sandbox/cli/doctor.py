@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 import click
+from msgspec.structs import asdict
 
 from sandbox.cli.colour import marked
 from sandbox.cli.handover import leave_root
@@ -63,7 +63,7 @@ def base_image_present(facts: HostFacts) -> bool:
 def document(report: Report) -> dict[str, Any]:
     """Return the report as JSON-ready data."""
     return {
-        "capabilities": [dataclasses.asdict(row) for row in report.capabilities],
+        "capabilities": [asdict(row) for row in report.capabilities],
         "policies": [{"name": name, "can_run": not why, "why": why} for name, why in report.policies.items()],
         "usable": report.usable,
     }

@@ -22,6 +22,7 @@ from sandbox.cli.runs import MAX_LISTED, connected, full_id
 from sandbox.cli.saved import open_directory
 from sandbox.client.reading import unreadable
 from sandbox.errors import EngineUnavailable, InvalidRequest, SandboxError
+from sandbox.wire.run import RunDocument
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
 GOES_ON = os.EX_TEMPFAIL
 # One request waits for so long; then it is asked again.
 WAIT_S = 30.0
-
-
-class Record(msgspec.Struct, frozen=True):
-    """A log record."""
-
-    level: str
-    message: str
-
-
-class Told(msgspec.Struct, frozen=True):
-    """What `sandbox run` shows while it happens."""
-
-    stdout: str
-    stderr: str
-    logs: tuple[Record, ...]
 
 
 def check_detached(options: dict[str, Any], policy_dirs: list[Path]) -> None:
@@ -129,7 +115,7 @@ def ended(client: Client, run_id: str, limit_s: float) -> bytes | None:
 def show(document: bytes, output: Output) -> None:
     """Show what the program printed and logged. Raises `Internal`."""
     try:
-        told = msgspec.json.decode(document, type=Told)
+        told = msgspec.json.decode(document, type=RunDocument)
     except msgspec.DecodeError as error:
         raise unreadable(error) from None
     for kind, text in (("stdout", told.stdout), ("stderr", told.stderr)):

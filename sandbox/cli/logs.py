@@ -27,7 +27,7 @@ def logs(*, run_id: str, as_json: bool) -> None:
     kept. If no service runs, the command reads the history's file.
     """
     with past() as known:
-        found = known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED)))
+        found = dict(known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED))))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,10 @@ TIMEOUT_S = 30.0
 class Past(Protocol):
     """Who knows what ran."""
 
-    def runs(self, **filters: str | int) -> list[dict[str, Any]]:
+    def runs(self, **filters: str | int) -> Sequence[Mapping[str, Any]]:
         """Return runs, newest first."""
 
-    def recorded(self, run_id: str) -> dict[str, Any]:
+    def recorded(self, run_id: str) -> Mapping[str, Any]:
         """Return what is known of one. Raises `NotFound`."""
 
 
@@ -38,27 +38,29 @@ class OnDisk:
         self._directory = directory
         self._reader = Reader(directory / HISTORY)
 
-    def runs(self, **filters: Any) -> list[dict[str, Any]]:
+    def runs(self, **filters: Any) -> Sequence[Mapping[str, Any]]:
         """Return runs, newest first."""
         from sandbox.service.history.record import ending
 
         ending(filters.get("outcome"))
         return [self._public(row, whole=False) for row in self._reader.list(**filters)]
 
-    def recorded(self, run_id: str) -> dict[str, Any]:
+    def recorded(self, run_id: str) -> Mapping[str, Any]:
         """Return what is known of one. Raises `NotFound`."""
         row = self._reader.get(run_id)
         if row is None:
             raise NotFound(f"there is no run {run_id[:64]!r}", hint="sandbox runs lists them")
         return self._public(row, whole=True)
 
-    def _public(self, row: Any, *, whole: bool) -> dict[str, Any]:
+    def _public(self, row: Any, *, whole: bool) -> Mapping[str, Any]:
+        from msgspec import to_builtins
+
         from sandbox.service.history.row import SERVICE_ENDED, public
         from sandbox.service.sole_service import is_served
 
         if row.state != "ended" and not is_served(self._directory):
             row = replace(row, state="ended", outcome="killed", explanation=SERVICE_ENDED)
-        return public(row, whole=whole)
+        return to_builtins(public(row, whole=whole))  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ MAX_LISTED = 500
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 MAX_CELL_CHARS = 40
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 
 @contextlib.contextmanager

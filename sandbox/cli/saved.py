@@ -14,7 +14,7 @@ from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from sandbox.cli.answer import File
+    from sandbox.wire.run import FileDocument
 
 __all__ = ["open_directory", "save_files"]
 
@@ -40,7 +40,7 @@ def open_directory(path: str | None) -> int | None:
     return fd
 
 
-def save_files(files: Iterable[File], fd: int, *, keep_names: bool = False) -> None:
+def save_files(files: Iterable[FileDocument], fd: int, *, keep_names: bool = False) -> None:
     """Write files below an open directory, and say which got another name.
 
     Existing links are not followed: the old entry is replaced.

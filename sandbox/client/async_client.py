@@ -19,29 +19,34 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sandbox.client import calls, reading
-from sandbox.client.answers import (
-    BuiltEnvironment,
-    CodeCheck,
-    Environment,
-    EnvironmentShown,
-    Image,
-    Policy,
-    PolicyAndValues,
-    Pruned,
-    SavedFile,
-    Stopped,
-    Template,
-    TemplateAndCode,
-)
 from sandbox.client.async_http import AsyncConnection, AsyncConnectionPool
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
 from sandbox.client.told import Told
 from sandbox.errors import QueueFull
+
+if TYPE_CHECKING:
+    from sandbox.client.answers import (
+        BuiltEnvironment,
+        CodeCheck,
+        Health,
+        HostReport,
+        ListedEnvironment,
+        ListedImage,
+        ListedPolicy,
+        ListedTemplate,
+        NamedFile,
+        Pruned,
+        RecordedRun,
+        ShownEnvironment,
+        ShownPolicy,
+        ShownTemplate,
+        Stopped,
+    )
 
 T = TypeVar("T")
 
@@ -174,21 +179,21 @@ class AsyncClient(ClientBase):
         """End a run. Raises `NotFound`."""
         await self._ask(calls.whole("DELETE", f"/v1/runs/{calls.part(run_id)}"))
 
-    async def runs(self, **filters: str | int) -> list[dict[str, Any]]:
+    async def runs(self, **filters: str | int) -> list[RecordedRun]:
         """Return runs, newest first. The filters are node, outcome, before and limit."""
-        return await self._ask(calls.runs(filters))
+        return cast("list[RecordedRun]", await self._ask(calls.runs(filters)))
 
-    async def recorded(self, run_id: str) -> dict[str, Any]:
+    async def recorded(self, run_id: str) -> RecordedRun:
         """Return what the history knows of one run. Raises `NotFound`."""
-        return await self._ask(calls.recorded(run_id))
+        return cast("RecordedRun", await self._ask(calls.recorded(run_id)))
 
     async def file(self, run_id: str, name: str) -> bytes:
         """Return a file that a run saved, as long as it is kept. Raises `NotFound`."""
         return await self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
-    async def files(self, run_id: str) -> list[SavedFile]:
+    async def files(self, run_id: str) -> list[NamedFile]:
         """Return the saved files of a run that are kept. Raises `NotFound`."""
-        return cast("list[SavedFile]", await self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
+        return cast("list[NamedFile]", await self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     async def check(self, code: str, **options: Any) -> CodeCheck:
         """Check whether code compiles where it would run, and which imports its libraries can't serve.
@@ -217,13 +222,13 @@ class AsyncClient(ClientBase):
                 on_event(event)
         raise AssertionError  # as above
 
-    async def environments(self) -> list[Environment]:
+    async def environments(self) -> list[ListedEnvironment]:
         """Return the environments of the service's host, most recently used first."""
-        return cast("list[Environment]", await self._ask(calls.listed("/v1/environments", "environments")))
+        return cast("list[ListedEnvironment]", await self._ask(calls.listed("/v1/environments", "environments")))
 
-    async def environment(self, name: str) -> EnvironmentShown:
+    async def environment(self, name: str) -> ShownEnvironment:
         """Return one environment with its lock as TOML, by its id or the first characters of it. Raises `NotFound`."""
-        return cast("EnvironmentShown", await self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
+        return cast("ShownEnvironment", await self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     async def remove_environment(self, name: str) -> str:
         """Remove an environment that no run uses, and return its id.
@@ -234,33 +239,33 @@ class AsyncClient(ClientBase):
 
     # ---- what one may use, and how things are
 
-    async def policies(self) -> list[Policy]:
+    async def policies(self) -> list[ListedPolicy]:
         """Return the policies that the caller may use."""
-        return cast("list[Policy]", await self._ask(calls.listed("/v1/policies", "policies")))
+        return cast("list[ListedPolicy]", await self._ask(calls.listed("/v1/policies", "policies")))
 
-    async def policy(self, name: str) -> PolicyAndValues:
+    async def policy(self, name: str) -> ShownPolicy:
         """Return one policy with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
-        return cast("PolicyAndValues", await self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
+        return cast("ShownPolicy", await self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
 
-    async def templates(self) -> list[Template]:
+    async def templates(self) -> list[ListedTemplate]:
         """Return the built-in scripts."""
-        return cast("list[Template]", await self._ask(calls.listed("/v1/templates", "templates")))
+        return cast("list[ListedTemplate]", await self._ask(calls.listed("/v1/templates", "templates")))
 
-    async def template(self, name: str) -> TemplateAndCode:
+    async def template(self, name: str) -> ShownTemplate:
         """Return one built-in script with its code and its sample payload. Raises `NotFound`."""
-        return cast("TemplateAndCode", await self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
+        return cast("ShownTemplate", await self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
 
-    async def images(self) -> list[Image]:
+    async def images(self) -> list[ListedImage]:
         """Return the images of the service's host, without environments."""
-        return cast("list[Image]", await self._ask(calls.listed("/v1/images", "images")))
+        return cast("list[ListedImage]", await self._ask(calls.listed("/v1/images", "images")))
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> Health:
         """Return the state of the service."""
-        return await self._ask(calls.document("/v1/health"))
+        return cast("Health", await self._ask(calls.document("/v1/health")))
 
-    async def doctor(self) -> dict[str, Any]:
+    async def doctor(self) -> HostReport:
         """Return what the service's host can enforce: `usable`, `capabilities`, `policies`."""
-        return await self._ask(calls.document("/v1/doctor"))
+        return cast("HostReport", await self._ask(calls.document("/v1/doctor")))
 
     async def metrics(self) -> str:
         """Return the counters, in Prometheus's text format."""

@@ -7,29 +7,34 @@ import http.client
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sandbox.client import calls, reading
-from sandbox.client.answers import (
-    BuiltEnvironment,
-    CodeCheck,
-    Environment,
-    EnvironmentShown,
-    Image,
-    Policy,
-    PolicyAndValues,
-    Pruned,
-    SavedFile,
-    Stopped,
-    Template,
-    TemplateAndCode,
-)
 from sandbox.client.base import AGAIN_S, ClientBase
 from sandbox.client.calls import run_body
 from sandbox.client.reading import Answer, Call, Result, result_of
 from sandbox.client.told import Told
 from sandbox.client.unix_http import UnixConnection, UnixConnectionPool, headers_of
 from sandbox.errors import QueueFull
+
+if TYPE_CHECKING:
+    from sandbox.client.answers import (
+        BuiltEnvironment,
+        CodeCheck,
+        Health,
+        HostReport,
+        ListedEnvironment,
+        ListedImage,
+        ListedPolicy,
+        ListedTemplate,
+        NamedFile,
+        Pruned,
+        RecordedRun,
+        ShownEnvironment,
+        ShownPolicy,
+        ShownTemplate,
+        Stopped,
+    )
 
 T = TypeVar("T")
 
@@ -160,21 +165,21 @@ class Client(ClientBase):
         """End a run. Raises `NotFound`."""
         self._ask(calls.whole("DELETE", f"/v1/runs/{calls.part(run_id)}"))
 
-    def runs(self, **filters: str | int) -> list[dict[str, Any]]:
+    def runs(self, **filters: str | int) -> list[RecordedRun]:
         """Return runs, newest first. The filters are node, outcome, before and limit."""
-        return self._ask(calls.runs(filters))
+        return cast("list[RecordedRun]", self._ask(calls.runs(filters)))
 
-    def recorded(self, run_id: str) -> dict[str, Any]:
+    def recorded(self, run_id: str) -> RecordedRun:
         """Return what the history knows of one run. Raises `NotFound`."""
-        return self._ask(calls.recorded(run_id))
+        return cast("RecordedRun", self._ask(calls.recorded(run_id)))
 
     def file(self, run_id: str, name: str) -> bytes:
         """Return a file that a run saved, as long as it is kept. Raises `NotFound`."""
         return self._ask(calls.whole("GET", f"/v1/runs/{calls.part(run_id)}/files/{calls.part(name)}"))
 
-    def files(self, run_id: str) -> list[SavedFile]:
+    def files(self, run_id: str) -> list[NamedFile]:
         """Return the saved files of a run that are kept. Raises `NotFound`."""
-        return cast("list[SavedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
+        return cast("list[NamedFile]", self._ask(calls.listed(f"/v1/runs/{calls.part(run_id)}/files", "files")))
 
     def check(self, code: str, **options: Any) -> CodeCheck:
         """Check whether code compiles where it would run, and which imports its libraries can't serve.
@@ -203,13 +208,13 @@ class Client(ClientBase):
                 on_event(event)
         raise AssertionError  # as above
 
-    def environments(self) -> list[Environment]:
+    def environments(self) -> list[ListedEnvironment]:
         """Return the environments of the service's host, most recently used first."""
-        return cast("list[Environment]", self._ask(calls.listed("/v1/environments", "environments")))
+        return cast("list[ListedEnvironment]", self._ask(calls.listed("/v1/environments", "environments")))
 
-    def environment(self, name: str) -> EnvironmentShown:
+    def environment(self, name: str) -> ShownEnvironment:
         """Return one environment with its lock as TOML, by its id or the first characters of it. Raises `NotFound`."""
-        return cast("EnvironmentShown", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
+        return cast("ShownEnvironment", self._ask(calls.document(f"/v1/environments/{calls.part(name)}")))
 
     def remove_environment(self, name: str) -> str:
         """Remove an environment that no run uses, and return its id.
@@ -220,33 +225,33 @@ class Client(ClientBase):
 
     # ---- what one may use, and how things are
 
-    def policies(self) -> list[Policy]:
+    def policies(self) -> list[ListedPolicy]:
         """Return the policies that the caller may use."""
-        return cast("list[Policy]", self._ask(calls.listed("/v1/policies", "policies")))
+        return cast("list[ListedPolicy]", self._ask(calls.listed("/v1/policies", "policies")))
 
-    def policy(self, name: str) -> PolicyAndValues:
+    def policy(self, name: str) -> ShownPolicy:
         """Return one policy with every value and its meaning. Raises `AccessDenied`, `NotFound`."""
-        return cast("PolicyAndValues", self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
+        return cast("ShownPolicy", self._ask(calls.document(f"/v1/policies/{calls.part(name)}")))
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[ListedTemplate]:
         """Return the built-in scripts."""
-        return cast("list[Template]", self._ask(calls.listed("/v1/templates", "templates")))
+        return cast("list[ListedTemplate]", self._ask(calls.listed("/v1/templates", "templates")))
 
-    def template(self, name: str) -> TemplateAndCode:
+    def template(self, name: str) -> ShownTemplate:
         """Return one built-in script with its code and its sample payload. Raises `NotFound`."""
-        return cast("TemplateAndCode", self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
+        return cast("ShownTemplate", self._ask(calls.document(f"/v1/templates/{calls.part(name)}")))
 
-    def images(self) -> list[Image]:
+    def images(self) -> list[ListedImage]:
         """Return the images of the service's host, without environments."""
-        return cast("list[Image]", self._ask(calls.listed("/v1/images", "images")))
+        return cast("list[ListedImage]", self._ask(calls.listed("/v1/images", "images")))
 
-    def health(self) -> dict[str, Any]:
+    def health(self) -> Health:
         """Return the state of the service."""
-        return self._ask(calls.document("/v1/health"))
+        return cast("Health", self._ask(calls.document("/v1/health")))
 
-    def doctor(self) -> dict[str, Any]:
+    def doctor(self) -> HostReport:
         """Return what the service's host can enforce: `usable`, `capabilities`, `policies`."""
-        return self._ask(calls.document("/v1/doctor"))
+        return cast("HostReport", self._ask(calls.document("/v1/doctor")))
 
     def metrics(self) -> str:
         """Return the counters, in Prometheus's text format."""

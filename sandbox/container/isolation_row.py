@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from msgspec.structs import replace
+
 from sandbox.models import ControlEvidence
 
 CONTROL = "isolation"
@@ -28,8 +30,7 @@ def in_cell(per_run: PerRun, evidence: Sequence[ControlEvidence]) -> tuple[Contr
     """Return the evidence of a cell, whose row says as well why it is one where the node's pace has decided that."""
     if per_run != "auto":
         return tuple(evidence)
-    said = {"wanted": WANTED[per_run]}
     return tuple(
-        row.model_copy(update={**said, "evidence": f"{row.evidence}; {FAST}"}) if row.control == CONTROL else row
+        replace(row, wanted=WANTED[per_run], evidence=f"{row.evidence}; {FAST}") if row.control == CONTROL else row
         for row in evidence
     )

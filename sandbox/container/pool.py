@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from sandbox.container.standby import ReadySandbox, Setting
 from sandbox.errors import EngineUnavailable, SandboxError
+from sandbox.wire.answers import PoolCounts
 
 # Podman's own end of a sandbox that waits, should we be gone: longer than any stays on its shelf.
 SPARE_S = 60.0
@@ -71,21 +72,6 @@ class Shelf:
         if len(recent) < 2:
             return 0.0
         return (len(recent) - 1) * self.start_s / max(now - recent[0], self.start_s)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolCounts:
-    """What the pool has, and what it has done since it began."""
-
-    ready: int
-    starting: int
-    kinds: int
-    memory_mib: float
-    started: int
-    taken: int
-    cold: int
-    retired: int
-    failed: int
 
 
 Clock = Callable[[], float]

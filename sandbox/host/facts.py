@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sandbox.engine.protocol import EngineInfo
 
@@ -28,13 +27,3 @@ class HostFacts:
     kernel: str
     architecture: str
     rejected_runtimes: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Capability:
-    """One row of the doctor's report. `fix` is the exact command that corrects it, or empty."""
-
-    name: str
-    status: Literal["ok", "fallback", "missing"]
-    detail: str
-    fix: str = ""

@@ -13,13 +13,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+import msgspec
+from msgspec import Meta
+from msgspec.structs import asdict
 
 from sandbox.errors import Internal, InvalidRequest
 from sandbox.index.package_names import package_of_module
 from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, MAX_NAME_CHARS, MAX_TEXT_CHARS
-from sandbox.models import Outcome, RunRequest, RunResult, Strict
+from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.run.decision import DecidedRun, Run
+from sandbox.wire.answers import CodeCheck, MissingModule, Problem
 
 PROGRAM = Path(__file__).parents[1] / "inside/code_check_program.py"
 MAX_ANSWER_BYTES = 1 << 20
@@ -36,56 +39,31 @@ STANDARD = sys.stdlib_module_names | {
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 Execute = Callable[[DecidedRun], Awaitable[RunResult]]
-Place = Annotated[int, Field(ge=1, le=MAX_PLACE)]
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS + CUT_CHARS)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Place = Annotated[int, Meta(ge=1, le=MAX_PLACE)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS + CUT_CHARS)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 
 
-class Problem(Strict):
-    """Why code does not compile: where (from 1, in characters), in Python's words, and the beginning of that line."""
+# ---- what the program in the sandbox may say
 
+
+class _Problem(Problem, frozen=True, kw_only=True, forbid_unknown_fields=True):
     line: Place
     column: Place
     message: Text
     text: Text
 
 
-class MissingModule(Strict):
-    """A top-level name that the code imports and nothing has, and where first; a relative import is one, too.
-
-    `install` is the distribution that most likely brings it, None where none does.
-    """
-
-    module: Name
-    line: Place
-    install: str | None
-
-
-class CodeCheck(Strict):
-    """The answer on one piece of code; `python` is the version that it was compiled with.
-
-    Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code expects.
-    Only the first 500 imported names and 100 missing modules are listed.
-    """
-
-    python: str
-    problem: Problem | None
-    missing: tuple[MissingModule, ...]
-    imports: tuple[str, ...]
-
-
-class _Missing(Strict):
+class _Missing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module: Name
     line: Place
 
 
-class _Answer(Strict):
-    """What the program in the sandbox may say."""
-
-    python: Annotated[str, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3}){2}$")]
-    problem: Problem | None
-    missing: Annotated[tuple[_Missing, ...], Field(max_length=MAX_MISSING)]
-    imports: Annotated[tuple[Name, ...], Field(max_length=MAX_IMPORTS)]
+class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    python: Annotated[str, Meta(pattern=r"\A[0-9]{1,3}(\.[0-9]{1,3}){2}\Z")]
+    problem: _Problem | None
+    missing: Annotated[tuple[_Missing, ...], Meta(max_length=MAX_MISSING)]
+    imports: Annotated[tuple[Name, ...], Meta(max_length=MAX_IMPORTS)]
 
 
 async def check_code(decided: DecidedRun, execute: Execute) -> CodeCheck:
@@ -125,13 +103,14 @@ def answer_of(result: RunResult, filename: str) -> CodeCheck:
     try:
         if len(text) > MAX_ANSWER_BYTES:
             raise ValueError
-        said = _Answer.model_validate_json(text)
-    except ValueError:  # pydantic's own error is one
+        said = msgspec.json.decode(text, type=_Answer)
+    except (ValueError, RecursionError):  # msgspec's own errors are ValueErrors
         raise Internal(f"the sandbox gave no valid answer on {name}", hint="report this") from None
     missing = tuple(
         MissingModule(module=one.module, line=one.line, install=distribution_of(one.module)) for one in said.missing
     )
-    return CodeCheck(python=said.python, problem=said.problem, missing=missing, imports=said.imports)
+    problem = Problem(**asdict(said.problem)) if said.problem else None
+    return CodeCheck(python=said.python, problem=problem, missing=missing, imports=said.imports)
 
 
 def distribution_of(module: str) -> str | None:

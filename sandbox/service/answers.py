@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
@@ -15,6 +14,7 @@ from sandbox import __version__
 from sandbox.document import error_document
 from sandbox.errors import EngineUnavailable, InvalidRequest, NotFound, QueueFull, SandboxError
 from sandbox.service.intake.reading import BODY
+from sandbox.wire.given import Given, encoded
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -41,14 +41,14 @@ def sign(request: BaseRequest, response: web.StreamResponse) -> None:
         response.headers[REQUEST_ID] = named
 
 
-def document(value: object, *, status: int = 200) -> web.Response:
+def document(value: Given, *, status: int = 200) -> web.Response:
     """Return a JSON answer."""
-    return web.Response(status=status, body=json.dumps(value).encode(), content_type=JSON)
+    return web.Response(status=status, body=encoded(value), content_type=JSON)
 
 
-async def counted(request: web.Request, value: object) -> web.StreamResponse:
+async def counted(request: web.Request, value: Given) -> web.StreamResponse:
     """Send a JSON answer that may be large: made in a thread, and its caller's part of the budget until it is taken. Raises `QueueFull`."""
-    body = await asyncio.to_thread(lambda: json.dumps(value).encode())
+    body = await asyncio.to_thread(encoded, value)
     request[BODY].part.grow(len(body))
     return await large(request, [body], {})
 

@@ -18,6 +18,7 @@ from sandbox.service.openapi import openapi
 from sandbox.service.routes import catalogue, environments, later, maintenance, runs
 from sandbox.service.routes.queries import asked_for
 from sandbox.service.state import CALLER, STATE, PolicyBook, State
+from sandbox.wire.answers import Description
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler, Middleware
@@ -32,7 +33,7 @@ BRACED = re.compile(r"\{(\w+)\}")
 
 async def get_openapi(_: web.Request) -> web.Response:
     """Give the description of this API (OpenAPI 3.1)."""
-    return document(openapi(ROUTES))
+    return document(Description(**openapi(ROUTES)))
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (

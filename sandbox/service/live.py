@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from sandbox.environment.requirements import without_hashes
 from sandbox.errors import MAX_FACT_CHARS, EngineUnavailable, NotFound, SandboxError
+from sandbox.wire.answers import RecordedRun
 
 LOG = logging.getLogger("sandbox.service")
 
@@ -50,12 +51,12 @@ class LiveRun:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     cancel: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def as_json(self) -> dict[str, object]:
+    def public(self) -> RecordedRun:
         """Return what a client is told of it."""
-        return {
-            "run_id": self.run_id, "caller": self.caller, "node_id": self.node_id, "policy": self.policy,
-            "requirements": list(self.requirements), "received": self.received, "state": self.step, "outcome": None,
-        }  # fmt: skip
+        return RecordedRun(
+            run_id=self.run_id, caller=self.caller, node_id=self.node_id, policy=self.policy,
+            requirements=self.requirements, received=self.received, state=self.step, outcome=None,
+        )  # fmt: skip
 
 
 def no_run(run_id: str) -> NotFound:

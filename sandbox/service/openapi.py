@@ -1,4 +1,4 @@
-"""The OpenAPI document of the service, made from its routes and from the types of its bodies."""
+"""The OpenAPI document of the service, made from its routes and from what goes over the wire on them (`sandbox.wire`)."""
 
 from __future__ import annotations
 
@@ -9,31 +9,25 @@ from typing import Any
 import msgspec
 
 from sandbox import __version__
-from sandbox.models import ErrorBody, RunResult
-from sandbox.service.intake.bodies import CheckBody, EnvironmentBody, PruneBody, RunBody
 from sandbox.service.routes.queries import QUERIES, TEXT
+from sandbox.wire import events
+from sandbox.wire.answers import GoingOn
+from sandbox.wire.errors import ErrorDocument
+from sandbox.wire.given import always_there, kinds
+from sandbox.wire.routes import STREAMS, WIRE, Route
 
-BODIES: dict[tuple[str, str], type[msgspec.Struct]] = {
-    ("POST", "/v1/runs"): RunBody,
-    ("POST", "/v1/environments"): EnvironmentBody,
-    ("POST", "/v1/check"): CheckBody,
-    ("POST", "/v1/maintenance/prune"): PruneBody,
+SCHEMAS = "#/components/schemas/{name}"
+# What is not parsed here, and what it must be all the same.
+UNPARSED: dict[str, dict[str, Any]] = {
+    "code": TEXT,
+    "payload": {"description": "Any JSON; it reaches the program byte for byte."},
+    "message": {"type": "object", "description": "The whole message of the flow."},
+    "files": {
+        "type": "object",
+        "additionalProperties": TEXT,
+        "description": "Plain names, and their contents as base64.",
+    },
 }
-PREFER = {("POST", "/v1/runs"): "respond-async, wait=SECONDS", ("GET", "/v1/runs/{id}/result"): "wait=SECONDS"}
-GOES_ON = {
-    (
-        "POST",
-        "/v1/runs",
-    ): "With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there.",
-    ("GET", "/v1/runs/{id}/result"): "The run goes on; Retry-After says when to ask again.",
-}
-EVENTS = {
-    ("POST", "/v1/runs"): "Events, one JSON object each, with `event`: accepted (run_id), progress (step, text), stdout and stderr (text, base64), "
-    "log (level, text, elapsed_s), file (name, size_bytes, content_base64); at the end result (see Result; without stdout, stderr, logs and the contents of files, "
-    "which the events before it have carried) or error (see Error).",
-    ("POST", "/v1/environments"): "Events, one JSON object each, with `event`: progress (step, text); at the end result or error (see Error).",
-}  # fmt: skip
-TEXTS = {("GET", "/v1/metrics"): "text/plain", ("GET", "/v1/runs/{id}/files/{name}"): "application/octet-stream"}
 ERRORS = {
     "400": "The request is malformed.", "403": "The caller or the policy may not.", "404": "No such thing.",
     "405": "No such method here.", "413": "The body is too large.", "422": "A build failed.",
@@ -44,20 +38,14 @@ ERRORS = {
 
 def openapi(routes: Iterable[tuple[str, str, object]]) -> dict[str, Any]:
     """Return the document (OpenAPI 3.1) of routes: method, path, and the handler, whose docstring describes it."""
-    _, schemas = msgspec.json.schema_components(BODIES.values(), ref_template="#/components/schemas/{name}")
-    run = schemas["RunBody"]["properties"]
-    run["payload"] = {"description": "Any JSON; it reaches the program byte for byte."}
-    run["message"] = {"type": "object", "description": "The whole message of the flow."}
-    run["files"] = {
-        "type": "object",
-        "additionalProperties": TEXT,
-        "description": "Plain names, and their contents as base64.",
-    }
-    run["code"] = schemas["CheckBody"]["properties"]["code"] = TEXT
-    error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
     for method, path, handler in routes:
         paths.setdefault(path, {})[method.lower()] = operation(method, path, str(handler.__doc__))
+    told = {
+        "summary": "A run that was started for later, with `notify`, has ended.",
+        "requestBody": {"content": {"application/json": {"schema": ref(events.Notification.__name__)}}},
+        "responses": {"2XX": {"description": "It was taken; any other answer is tried again."}},
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -66,68 +54,68 @@ def openapi(routes: Iterable[tuple[str, str, object]]) -> dict[str, Any]:
             "summary": "Runs untrusted Python in sandboxes.",
         },
         "paths": paths,
-        "components": {
-            "schemas": {
-                **schemas,
-                "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
-                "Result": {
-                    "type": "object",
-                    "required": ["run_id", "outcome", "result"],
-                    "properties": result_properties(),
-                },
-            }
-        },
+        "webhooks": {"ended": {"post": told}},
+        "components": {"schemas": schemas()},
     }
+
+
+def schemas() -> dict[str, Any]:
+    """Return the schema of everything that goes over the wire, by its name."""
+    bodies = [route.body for route in WIRE.values() if route.body]
+    given = [*kinds(), *STREAMS]
+    made, found = msgspec.json.schema_components([*bodies, *given], ref_template=SCHEMAS)
+    for body in bodies:
+        properties = found[body.__name__]["properties"]
+        properties |= {name: schema for name, schema in UNPARSED.items() if name in properties}
+    for kind in kinds():
+        found[kind.__name__]["required"] = always_there(kind)
+    return {**found, **dict(zip(STREAMS.values(), made[-len(STREAMS) :], strict=True))}
+
+
+def ref(name: str) -> dict[str, Any]:
+    """Return a reference to a schema."""
+    return {"$ref": SCHEMAS.format(name=name)}
+
+
+def as_json(kind: type) -> dict[str, Any]:
+    """Return the content of an answer of this kind."""
+    return {"application/json": {"schema": ref(kind.__name__)}}
 
 
 def operation(method: str, path: str, text: str) -> dict[str, Any]:
     """Return one operation; the first sentence of the handler's docstring is its summary."""
-    key = (method, path)
-    answer: dict[str, Any] = {"application/json": {"schema": answer_schema(key)}}
-    if key in EVENTS:
-        events = {"schema": {"type": "string", "description": EVENTS[key]}}
-        answer |= {"application/x-ndjson": events, "text/event-stream": events}
-    if key in TEXTS:
-        answer = {TEXTS[key]: {"schema": {"type": "string"}}}
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    route = WIRE[method, path]
+    queries = QUERIES.get((method, path), {})
+    prefer = {"name": "Prefer", "in": "header", "schema": TEXT, "description": f"RFC 7240: {route.prefer}"}
     found: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path.removeprefix('/v1')}").strip("_"),
         "summary": text.strip().partition("\n")[0],
         "parameters": [
-            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall(r"{(\w+)}", path)),
-            *({"name": name, "in": "query", "schema": schema} for name, schema in QUERIES.get(key, {}).items()),
-            *({"name": "Prefer", "in": "header", "schema": TEXT, "description": f"RFC 7240: {PREFER[one]}"} for one in (key,) if one in PREFER),
+            *({"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"{(\w+)}", path)),
+            *({"name": name, "in": "query", "schema": schema} for name, schema in queries.items()),
+            *([prefer] if route.prefer else []),
         ],
         "responses": {
-            "202" if method == "DELETE" and "runs" in path else "200": {"description": "Done.", "content": answer},
-            **({"202": {"description": GOES_ON[key], "content": {"application/json": {"schema": going_on_schema()}}}} if key in GOES_ON else {}),
-            **{status: {"description": meaning, "content": error} for status, meaning in ERRORS.items()},
+            str(route.status): {"description": "Done.", "content": content(route)},
+            **({"202": {"description": route.going_on, "content": as_json(GoingOn)}} if route.going_on else {}),
+            **{status: {"description": meaning, "content": as_json(ErrorDocument)} for status, meaning in ERRORS.items()},
         },
     }  # fmt: skip
-    if key in BODIES:
-        schema = {"$ref": f"#/components/schemas/{BODIES[key].__name__}"}
-        found["requestBody"] = {
-            "required": key != ("POST", "/v1/maintenance/prune"),
-            "content": {"application/json": {"schema": schema}},
-        }
+    if route.body:
+        found["requestBody"] = {"required": route.body_needed, "content": as_json(route.body)}
     return found
 
 
-def answer_schema(key: tuple[str, str]) -> dict[str, Any]:
-    """Return the schema of a successful answer."""
-    results = (("POST", "/v1/runs"), ("GET", "/v1/runs/{id}/result"))
-    return {"$ref": "#/components/schemas/Result"} if key in results else {"type": "object"}
-
-
-def going_on_schema() -> dict[str, Any]:
-    """Return the schema of the answer for a run that goes on."""
-    return {"type": "object", "required": ["run_id", "state"], "properties": {"run_id": TEXT, "state": TEXT}}
-
-
-def result_properties() -> dict[str, Any]:
-    """Return what a run's answer has, as far as its types are fixed."""
-    own = RunResult.model_json_schema()["properties"]
-    kept = {"run_id", "explanation", "output_topic", "exit_code", "signal", "peak_memory_mib", "cpu_s"}
-    outcomes = RunResult.model_json_schema()["$defs"]["Outcome"]
-    return {**{name: own[name] for name in kept}, "outcome": outcomes, "result": {}, "additional_data": {},
-            "stdout": {"type": "string"}, "stderr": {"type": "string"}, "files": {"type": "array"}, "receipt": {"type": ["object", "null"]}}  # fmt: skip
+def content(route: Route) -> dict[str, Any]:
+    """Return what a route answers: one document, or a stream of events where the client accepts that."""
+    if route.answer is None:
+        return {route.content_type: {"schema": TEXT}}
+    if route.events is None:
+        return as_json(route.answer)
+    line = {
+        "type": "string",
+        "description": f"Events, one JSON object each: {STREAMS[route.events]}.",
+        "contentMediaType": "application/json",
+        "contentSchema": ref(STREAMS[route.events]),
+    }
+    return {**as_json(route.answer), "application/x-ndjson": {"schema": line}, "text/event-stream": {"schema": line}}

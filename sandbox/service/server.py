@@ -18,9 +18,9 @@ from typing import Any
 from aiohttp import web
 
 from sandbox.cell.cell import WarmContainer
-from sandbox.cell.group import CellCounts, CellLimits
+from sandbox.cell.group import CellLimits
 from sandbox.cell.warm import CellPool
-from sandbox.container.pool import PoolCounts, PoolLimits, SandboxPool
+from sandbox.container.pool import PoolLimits, SandboxPool
 from sandbox.container.standby import Places, ReadySandbox
 from sandbox.container.workspace import sweep
 from sandbox.engine.podman import PodmanEngine
@@ -50,6 +50,7 @@ from sandbox.service.metrics import Live, Metrics, Shelved
 from sandbox.service.sole_service import sole_service
 from sandbox.service.state import PolicyBook, State
 from sandbox.service.webhooks.sending import WebhookSender, key_of
+from sandbox.wire.answers import CellCounts, PoolCounts
 
 LOG = logging.getLogger("sandbox.service")
 # What an image's name stands for is looked up again after so long, at the latest.

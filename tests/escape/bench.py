@@ -25,7 +25,7 @@ import pytest
 from pydantic import SecretStr
 
 from sandbox.cell.cell import WarmContainer
-from sandbox.cell.group import CellCounts, CellLimits
+from sandbox.cell.group import CellLimits
 from sandbox.cell.warm import CellPool
 from sandbox.container import spec
 from sandbox.container.container import Container
@@ -39,6 +39,7 @@ from sandbox.policy.load import load_policy
 from sandbox.policy.model import Policy
 from sandbox.run.decision import Run
 from sandbox.runner import Places, Runner
+from sandbox.wire.answers import CellCounts
 from tests.waiting import SLOWER
 
 T = TypeVar("T")

@@ -15,9 +15,10 @@ from sandbox.image.admission import AdmittedImage
 from sandbox.models import Outcome, RunRequest, RunResult
 from sandbox.policy.load import load_policy
 from sandbox.run import code_check
-from sandbox.run.code_check import CodeCheck, check_code
+from sandbox.run.code_check import check_code
 from sandbox.run.decision import DecidedRun, Run
 from sandbox.run.execution import Execution
+from sandbox.wire.answers import CodeCheck
 from tests.escape.bench import Bench
 from tests.integration.desk import Desk, desk, index, shared_images
 from tests.integration.package_index import PackageIndex, wheel

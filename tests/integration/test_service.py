@@ -21,14 +21,14 @@ import pytest
 from sandbox.client import Client
 from sandbox.client.answers import (
     CodeCheck,
-    Image,
+    ListedImage,
+    ListedPolicy,
+    ListedTemplate,
     MissingModule,
-    Policy,
-    PolicyAndValues,
     PolicyValue,
     Problem,
-    Template,
-    TemplateAndCode,
+    ShownPolicy,
+    ShownTemplate,
 )
 from sandbox.errors import AccessDenied, InvalidRequest, NotFound, PolicyDenied, QueueFull, SandboxError
 from tests.command import environment, left_behind, sandbox
@@ -132,7 +132,7 @@ def test_server_sent_events_carry_the_same(service: Service) -> None:
 
 
 def raw(
-    service: Service, method: str, path: str, body: Any = None, *, accept: str = "application/json"
+    service: Service, method: str, path: str, body: Any = None, *, accept: str = "application/json", prefer: str = ""
 ) -> tuple[int, dict[str, str], bytes]:
     """Send one request without the client library."""
     connection = http.client.HTTPConnection("localhost", timeout=WAIT_S)
@@ -141,7 +141,7 @@ def raw(
     connection.sock.connect(service.socket)
     try:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        connection.request(method, path, data, {"Accept": accept})
+        connection.request(method, path, data, {"Accept": accept, **({"Prefer": prefer} if prefer else {})})
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), response.read()
     finally:
@@ -405,8 +405,8 @@ def test_what_a_caller_may_use_is_listed(client: Client) -> None:
     assert any("sandbox-python" in image["name"] for image in images)
     assert client.doctor()["usable"]
     assert client.environments() == []
-    for found, kind in ((client.policies()[0], Policy), (small, PolicyAndValues), (small["values"][0], PolicyValue),
-                        (client.templates()[0], Template), (simple, TemplateAndCode), (images[0], Image)):  # fmt: skip
+    for found, kind in ((client.policies()[0], ListedPolicy), (small, ShownPolicy), (small["values"][0], PolicyValue),
+                        (client.templates()[0], ListedTemplate), (simple, ShownTemplate), (images[0], ListedImage)):  # fmt: skip
         assert set(found) == set(kind.__annotations__)
 
 

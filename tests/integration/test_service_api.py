@@ -27,6 +27,7 @@ from sandbox.errors import SandboxError
 from sandbox.service.application import ROUTES
 from sandbox.service.door.connections import PER_USER
 from sandbox.service.openapi import openapi
+from tests.described import closed
 from tests.integration.service import Service, served
 from tests.integration.test_service import raw
 from tests.waiting import WAIT_S, until
@@ -86,7 +87,9 @@ def url(service: Service) -> Iterator[str]:
         thread.join()
 
 
-document = schemathesis.openapi.from_dict(openapi(ROUTES))
+document = schemathesis.openapi.from_dict(
+    {**(described := openapi(ROUTES)), "components": closed(described["components"])}
+)
 
 
 @document.parametrize()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client, Result
+from sandbox.client.answers import CellCounts
 from sandbox.kernel.family import children, family
 from tests.command import left_behind
 from tests.integration.belongings import command_line, monitors, own_containers
@@ -34,9 +35,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     assert left_behind() == []
 
 
-def counts(client: Client) -> dict[str, Any]:
-    found: dict[str, Any] = client.health()["cells"]
-    return found
+def counts(client: Client) -> CellCounts:
+    return client.health()["cells"]
 
 
 def isolation(result: Result) -> str:

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from sandbox.client import Client
-from sandbox.client.answers import BuildConnections, BuiltEnvironment, Environment, EnvironmentShown, Pruned, Stopped
+from sandbox.client.answers import (
+    BuildConnections,
+    BuiltEnvironment,
+    ListedEnvironment,
+    Pruned,
+    ShownEnvironment,
+    Stopped,
+)
 from sandbox.errors import BuildFailed, EngineUnavailable, NotFound, SandboxError
 from sandbox.index.pip_config import VARIABLES
 from tests.integration.package_index import PackageIndex, package_index, wheel
@@ -77,10 +84,10 @@ def test_a_build_tells_its_steps_and_what_it_gave_is_listed_used_and_removed(cli
     assert client.build_environment(["greeting==1.0"], policy="local") == built, "it is there"
 
     (row,) = client.environments()
-    assert set(row) == set(Environment.__annotations__)
+    assert set(row) == set(ListedEnvironment.__annotations__)
     assert (row["id"], row["requirements"], row["packages"]) == (built["id"], ["greeting==1.0"], built["packages"])
     shown = client.environment(built["id"][:12])
-    assert set(shown) == set(EnvironmentShown.__annotations__)
+    assert set(shown) == set(ShownEnvironment.__annotations__)
     assert {**row, "lock": shown["lock"], "egress": shown["egress"]} == shown
     assert {(row["step"], row["host"], row["allowed"]) for row in shown["egress"]} == {
         ("resolve", "127.0.0.1", True), ("fetch", "127.0.0.1", True),

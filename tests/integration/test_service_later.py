@@ -98,6 +98,7 @@ def test_a_failed_run_s_output_is_there_tomorrow_without_its_secrets_and_without
         assert row["output"]["stdout"].startswith("it began\n")
         assert row["output"]["stderr"] == "with [secret]\n"
         assert row["output"]["logs"][0]["message"] == "about to fail"
+        assert row["output"]["error"] is not None
         assert "KeyError" in row["output"]["error"]["traceback"]
         fine = client.run("print('quiet')\nresult = 1")
         assert "output" not in client.recorded(fine.run_id), "by default, of runs that fail alone"

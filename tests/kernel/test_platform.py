@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from msgspec import to_builtins
 
 from sandbox import places
 from sandbox.engine import program as podman_program
@@ -66,5 +67,5 @@ def test_both_runtimes_hold_both_policies(runtime: str, bench: Bench, record_pro
     receipt = results["default"].receipt
     assert receipt is not None
     platforms.record(
-        record_property, cgroup="v2, delegated", receipt=receipt.model_dump(), policies={"default": "runs", "strict": "runs"}
+        record_property, cgroup="v2, delegated", receipt=to_builtins(receipt), policies={"default": "runs", "strict": "runs"}
     )  # fmt: skip

@@ -19,8 +19,8 @@ from sandbox.client import OPTIONAL, Client, NoService, bytes_of, error_of, run_
 from sandbox.client.async_client import AsyncClient
 from sandbox.document import error_document
 from sandbox.errors import AccessDenied, EngineUnavailable, Internal, InvalidRequest, QueueFull, SandboxError
-from sandbox.service.intake.bodies import RunBody
 from sandbox.service.intake.bodies import run_body as parsed
+from sandbox.wire.requests import RunBody
 from tests.unit.factory import wanted
 from tests.waiting import WAIT_S
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 
 from sandbox.container import spec
 from sandbox.container.harness_files import harness_directory
@@ -25,9 +26,10 @@ from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, check
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
 from sandbox.policy.directories import policy_directories
 from sandbox.policy.seccomp import load_profile
-from sandbox.run.code_check import CodeCheck, MissingModule, Problem, check_code, distribution_of
+from sandbox.run.code_check import _Problem, check_code, distribution_of
 from sandbox.run.decision import DecidedRun, Run
 from sandbox.runner import Places, Runner
+from sandbox.wire.answers import CodeCheck, MissingModule, Problem
 from tests.unit.factory import decided, host, policy
 
 # ---- what the program says
@@ -287,7 +289,7 @@ AWKWARD = st.sampled_from(list("ab=():\n\t '\"\\#\ufeff\0\r\x0cä\ud800{}@,."))
 def test_any_text_gets_an_answer_of_the_agreed_form(source: str) -> None:
     said = check(source, harness)
     if said["problem"] is not None:
-        Problem.model_validate_json(json.dumps(said["problem"]))
+        convert(said["problem"], _Problem)
 
 
 # ---- what is believed of it

@@ -10,9 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from pydantic import BaseModel
+from msgspec import convert
 
-from sandbox.models import ControlEvidence, Receipt
+from sandbox.wire.given import Given
+from sandbox.wire.run import ControlEvidence, Receipt
 from tests.docs.pages import blocks_of, pages
 
 ROOT = Path(__file__).parents[2]
@@ -52,19 +53,19 @@ def test_the_recording_shows_real_commands_in_order_and_takes_twenty_seconds() -
     assert "Network is unreachable" in shown
 
 
-def assert_part_of(model: type[BaseModel], value: dict[str, Any]) -> None:
+def assert_part_of(model: type[Given], value: dict[str, Any]) -> None:
     assert value
-    assert set(value) <= set(model.model_fields)
+    assert set(value) <= set(model.__struct_fields__)
 
 
 def test_the_receipt_has_fields_of_the_model_in_its_order_and_valid_values() -> None:
     [block] = [block for block in blocks_of("README.md", README) if block.language == "json"]
     shown = json.loads(block.text)
     assert_part_of(Receipt, shown)
-    assert list(shown) == [name for name in Receipt.model_fields if name in shown]
+    assert list(shown) == [name for name in Receipt.__struct_fields__ if name in shown]
     statuses = set()
     for control in shown["controls"]:
-        statuses.add(ControlEvidence.model_validate_json(json.dumps(control)).status)
+        statuses.add(convert(control, ControlEvidence).status)
     assert statuses == {"proven", "fallback"}
 
 

@@ -7,13 +7,15 @@ import re
 
 import pytest
 from click.testing import CliRunner
+from msgspec import convert
 
 import sandbox.cli.main as main
 from sandbox import errors
 from sandbox.cli.main import run_command
 from sandbox.document import error_document
 from sandbox.errors import MAX_FACT_CHARS, SandboxError
-from sandbox.models import EXIT_STATUS, ErrorBody, Outcome
+from sandbox.models import EXIT_STATUS, Outcome
+from sandbox.wire.errors import ErrorBody
 
 CLASSES: list[type[SandboxError]] = [
     value
@@ -68,7 +70,7 @@ def test_every_error_has_the_same_json_shape(kind: type[SandboxError]) -> None:
     error = kind("it failed because of a reason", hint="do this", number=3, path=object)
     document = json.loads(error_document(error))
     assert set(document) == {"error"}
-    body = ErrorBody.model_validate_json(json.dumps(document["error"]))
+    body = convert(document["error"], ErrorBody)
     assert (body.code, body.message, body.hint) == (kind.code, "it failed because of a reason", "do this")
     assert body.facts["number"] == 3
     assert isinstance(body.facts["path"], str)
@@ -128,6 +130,6 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_error_goes_to_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert run_command(["template", "run", "simple", "--input", "hello", "--json"], debug=False) == 2
-    body = ErrorBody.model_validate(json.loads(capfdbinary.readouterr().out)["error"])
+    body = convert(json.loads(capfdbinary.readouterr().out)["error"], ErrorBody)
     assert body.code == "invalid_request"
     assert body.hint

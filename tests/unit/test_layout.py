@@ -173,7 +173,10 @@ def test_deciding_modules_do_no_io() -> None:
 
 
 def test_modules_are_short_enough_to_read() -> None:
-    lines = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    texts = {path: path.read_text() for path in SOURCES}
+    lines = {
+        path: len(text.splitlines()) for path, text in texts.items() if "Written by scripts/generate-docs" not in text
+    }
     assert [at(path, count, "too long") for path, count in lines.items() if count > MAX_MODULE_LINES] == []
 
 

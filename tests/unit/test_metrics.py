@@ -10,11 +10,10 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.cell.group import CellCounts
-from sandbox.container.pool import PoolCounts
 from sandbox.models import Durations, EgressRecord, Outcome, Receipt, RunResult
 from sandbox.service.metrics import BUCKETS_S, MAX_NAMES, TOTALS, Live, Metrics, Shelved
 from sandbox.service.server import totals
+from sandbox.wire.answers import CellCounts, PoolCounts
 
 POOL = PoolCounts(ready=0, starting=0, kinds=0, memory_mib=0, started=1, taken=2, cold=3, retired=4, failed=5)
 CELLS = CellCounts(containers=0, memory_mib=0, cells=1, started=2, retired=3, broken=4, refused=5)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.service.intake.asked import UnknownPolicy
-from sandbox.service.intake.bodies import MAX_TEXTS, RunBody, prune_body, run_body
+from sandbox.service.intake.bodies import MAX_TEXTS, prune_body, run_body
 from sandbox.service.intake.parser_program import KINDS
 from sandbox.service.routes.runs import listed_at_most
+from sandbox.wire.requests import RunBody
 from tests.unit.factory import KNOWN, policy, wanted
 
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import pytest
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from sandbox.errors import InvalidRequest
 from sandbox.service.answers import document
@@ -36,11 +37,19 @@ from sandbox.service.routes.queries import QUERIES, check_query
 from sandbox.service.routes.runs import listed_at_most
 from sandbox.service.server import accepting
 from sandbox.service.state import STATE, State
+from sandbox.wire.given import Given
 from tests.waiting import WAIT_S, until_async
 
 GET = b"GET /size HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /size HTTP/1.1\r\nHost: x\r\n"
 MIB = b"x" * (1 << 20)
+
+
+class Size(Given, frozen=True):
+    """What the scene answers."""
+
+    size: int
+    pad: str | UnsetType = UNSET
 
 
 class Scene:
@@ -65,8 +74,8 @@ class Scene:
             request[BODY].keep_until(asyncio.create_task(cast("Any", end.wait())))
         else:
             await self.go.wait()
-        pad = {"pad": "x" * (4 << 20)} if "pad" in request.query else {}
-        return document({"size": request[BODY].spool.size_bytes, **pad})
+        pad = "x" * (4 << 20) if "pad" in request.query else UNSET
+        return document(Size(size=request[BODY].spool.size_bytes, pad=pad))
 
     async def arrivals(self, count: int) -> None:
         await until_async(lambda: self.arrived, lambda seen: seen >= count)

@@ -15,12 +15,14 @@ from urllib.parse import quote
 import pytest
 
 from sandbox.doctor import Report
-from sandbox.models import Outcome
+from sandbox.models import Outcome, RunResult
 from sandbox.service.door.access import Caller
 from sandbox.service.history.artefacts import Artefact
 from sandbox.service.history.keeping import Keeping
 from sandbox.service.history.kept_answers import Results
 from sandbox.service.history.row import SERVICE_ENDED, RunRow
+from sandbox.service.history.secret_mask import Mask
+from sandbox.service.history.told import told
 from sandbox.service.routes import catalogue
 from sandbox.service.state import CALLER, STATE
 from sandbox.service.webhooks.sending import WebhookSender
@@ -298,7 +300,7 @@ def test_what_the_history_has_of_runs_counts_as_its_reader_s_while_it_is_sent(tm
             caller_name="ann",
             received=1.0,
             state="ended",
-            output=json.dumps({"stdout": "x" * 600_000}),
+            output=told(RunResult(run_id="1" * 32, outcome=Outcome.FAILED, stdout=b"x" * 600_000), Mask(()), 600_000),
         )
         here.ended.append(row)
         here.state.history.list = lambda **_: (replace(row, explanation="x" * 2_000),) * 300  # type: ignore[method-assign]

@@ -6,6 +6,11 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
+from msgspec import UNSET
+
+from sandbox.wire.answers import KeptOutput, RecordedRun
+
 HISTORY = "history.sqlite"  # in the service's directory
 SERVICE_ENDED = "the service ended before the run did"
 
@@ -96,14 +101,12 @@ FLAGS = ("warm", "detached")
 Values: TypeAlias = tuple[Any, ...]
 
 
-def public(row: RunRow, *, whole: bool) -> dict[str, Any]:
+def public(row: RunRow, *, whole: bool) -> RecordedRun:
     """Return what a client is told of a run: the `whole`, or what a list has."""
     known = {name: value for name, value in asdict(row).items() if name not in LARGE}
-    if whole and row.payload:
-        known["payload"] = row.payload
-    if whole and row.output:
-        known["output"] = json.loads(row.output)
-    return known
+    payload = row.payload if whole and row.payload else UNSET
+    output = msgspec.convert(json.loads(row.output), KeptOutput) if whole and row.output else UNSET
+    return RecordedRun(**known, payload=payload, output=output)
 
 
 def row_of(values: Values) -> RunRow:

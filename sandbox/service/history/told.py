@@ -5,14 +5,14 @@ It tells its message, traceback, log records, and the ends of stdout and stderr.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import accumulate, takewhile
-from typing import Any
 
 from sandbox.models import LogRecord, Outcome, RunResult
 from sandbox.policy.model import Policy
 from sandbox.service.history.secret_mask import Mask
+from sandbox.wire.answers import KeptError, KeptOutput, LeftOut
+from sandbox.wire.given import encoded
 
 MAX_MESSAGE_CHARS = 2_000
 MAX_TYPE_CHARS = 200
@@ -33,18 +33,19 @@ def told(result: RunResult, mask: Mask, part_bytes: int) -> str:
     error = result.error
     logs, older = last_records(result.logs, mask, part_bytes)
     stdout, stderr = (end_of(data, mask, part_bytes) for data in (result.stdout, result.stderr))
-    document: dict[str, Any] = {
-        "error": error and {
-            "type": mask.beginning(error.type, MAX_TYPE_CHARS), "message": mask.beginning(error.message, MAX_MESSAGE_CHARS),
-            "line": error.line, "traceback": mask.end(error.traceback, part_bytes),
-        },
-        "logs": logs, "stdout": stdout, "stderr": stderr,
-        "left_out": {
-            "stdout_bytes": max(0, len(result.stdout) - part_bytes), "stderr_bytes": max(0, len(result.stderr) - part_bytes),
-            "logs": older,
-        },
-    }  # fmt: skip
-    return json.dumps(document) if error or logs or stdout or stderr else ""
+    kept = error if error is None else KeptError(
+        type=mask.beginning(error.type, MAX_TYPE_CHARS), message=mask.beginning(error.message, MAX_MESSAGE_CHARS),
+        line=error.line, traceback=mask.end(error.traceback, part_bytes),
+    )  # fmt: skip
+    document = KeptOutput(
+        error=kept,
+        logs=tuple(logs), stdout=stdout, stderr=stderr,
+        left_out=LeftOut(
+            stdout_bytes=max(0, len(result.stdout) - part_bytes), stderr_bytes=max(0, len(result.stderr) - part_bytes),
+            logs=older,
+        ),
+    )  # fmt: skip
+    return encoded(document).decode() if error or logs or stdout or stderr else ""
 
 
 def end_of(data: bytes, mask: Mask, part_bytes: int) -> str:
@@ -58,17 +59,17 @@ def end_of(data: bytes, mask: Mask, part_bytes: int) -> str:
     return mask.end(data.decode(errors="backslashreplace"), part_bytes)
 
 
-def last_records(records: Sequence[LogRecord], mask: Mask, part_bytes: int) -> tuple[list[dict[str, Any]], int]:
+def last_records(records: Sequence[LogRecord], mask: Mask, part_bytes: int) -> tuple[list[LogRecord], int]:
     """Return the last log records that fit, and how many are older."""
     sizes = accumulate(len(record.message) + len(record.level) for record in reversed(records))
     last = records[len(records) - sum(1 for _ in takewhile((2 * part_bytes).__ge__, sizes)) :]
     # Together: there may be thousands, and each would be looked through for every form of every secret. Without them, most are shorter.
     messages = mask.each([record.message for record in last])
-    kept: list[dict[str, Any]] = []
+    kept: list[LogRecord] = []
     left = part_bytes
     for record, message in zip(reversed(last), reversed(messages), strict=True):
         left -= len(message) + len(record.level)
         if left < 0:
             break
-        kept.append({"level": record.level, "message": message, "elapsed_s": record.elapsed_s})
+        kept.append(LogRecord(level=record.level, message=message, elapsed_s=record.elapsed_s))
     return kept[::-1], len(records) - len(kept)

@@ -18,9 +18,6 @@ from sandbox.errors import InvalidRequest
 from sandbox.models import RunRequest, Tightening
 from sandbox.printable import printable
 from sandbox.service.intake.bodies import (
-    CheckBody,
-    LimitsBody,
-    RunBody,
     Written,
     check_body,
     code_of,
@@ -29,6 +26,7 @@ from sandbox.service.intake.bodies import (
     files_of,
     run_body,
 )
+from sandbox.wire.requests import CheckBody, Options, RunBody
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -44,24 +42,11 @@ class UnknownPolicy(Exception):
         self.name = name
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class Asked(Options, frozen=True, kw_only=True):
     """What a run, a check or a build of libraries is asked for with. `files` are names; for what is large, see `Taken`."""
 
     code: str = ""
     files: tuple[str, ...] = ()
-    filename: str = "script.py"
-    topic: str = ""
-    node_id: str = ""
-    policy: str = "default"
-    image: str | None = None
-    requirements: tuple[str, ...] = ()
-    requires_python: str = ""
-    preload: tuple[str, ...] | None = None
-    limits: LimitsBody = LimitsBody()
-    env: dict[str, str] = {}
-    secrets: dict[str, str] = {}
-    wait_for_end: bool = False
-    notify: str = ""
 
 
 # What is asked for, and the large parts of a run: payload, message, and the contents of its files.
@@ -79,12 +64,9 @@ def run_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     if not bytes(memoryview(asked.message)[:1]).startswith(b"{"):
         raise InvalidRequest("`message` is no JSON object", hint="send the whole message of the flow, or leave it out")
     files = files_of(asked)
-    found = Asked(
-        code=code, files=tuple(files), filename=asked.filename, topic=asked.topic, node_id=asked.node_id, policy=asked.policy,
-        image=asked.image, requirements=libraries.libraries, requires_python=libraries.python, preload=asked.preload,
-        limits=asked.limits, env=asked.env, secrets=asked.secrets, wait_for_end=asked.wait_for_end,
-        notify=asked.notify.url if asked.notify else "",
-    )  # fmt: skip
+    options = {name: getattr(asked, name) for name in Options.__struct_fields__}
+    options |= {"requirements": libraries.libraries, "requires_python": libraries.python}
+    found = Asked(**options, code=code, files=tuple(files))
     return found, [asked.payload, asked.message, *files.values()]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from sandbox.errors import InvalidRequest
-from sandbox.models import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS
 from sandbox.run.request import check_code_size
+from sandbox.wire.requests import CheckBody, EnvironmentBody, PruneBody, RunBody
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,83 +37,6 @@ MAX_TEXTS = 2_000
 PIECE_CHARS = 64 << 10
 # What is skipped, and stays as it came: looked at by who needs it, when its size is known to be right.
 UNPARSED = ("code", "payload", "message", "files")
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=MAX_SECONDS)]
-Number = Annotated[float, msgspec.Meta(gt=0, le=MAX_COUNT)]
-Count = Annotated[int, msgspec.Meta(gt=0, le=MAX_COUNT)]
-Filename = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_FILENAME_CHARS)]
-# What else is named: the longest reference of an image has fewer characters, and so have other names by far.
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
-# A topic of MQTT may have so many bytes.
-Topic = Annotated[str, msgspec.Meta(max_length=65_535)]
-
-
-class LimitsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Limits of one request; each may only be lower than the policy's."""
-
-    timeout_s: Seconds | None = None
-    memory_mib: Count | None = None
-    cpus: Number | None = None
-    processes: Count | None = None
-
-
-class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Who is told when the run has ended: an address that `webhooks.allowed` of the configuration covers."""
-
-    url: Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class RunBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A run: the code, the message it runs on, and under which policy with which libraries.
-
-    `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go on
-    when the client goes away; `notify` goes with `Prefer: respond-async`.
-    """
-
-    code: msgspec.Raw
-    payload: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
-    message: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
-    topic: Topic = ""
-    node_id: Annotated[str, msgspec.Meta(max_length=512)] = ""
-    filename: Filename = "script.py"
-    policy: Name = "default"
-    image: Name | None = None
-    requirements: tuple[str, ...] = ()
-    requires_python: str = ""
-    preload: tuple[str, ...] | None = None
-    limits: LimitsBody = LimitsBody()
-    env: dict[str, str] = {}
-    secrets: dict[str, str] = {}
-    files: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
-    wait_for_end: bool = False
-    notify: NotifyBody | None = None
-
-
-class EnvironmentBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Libraries to install on a policy's base image."""
-
-    requirements: tuple[str, ...]
-    policy: Name = "default"
-    image: Name | None = None
-
-
-class CheckBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Code to look at, and the libraries it would run with."""
-
-    code: msgspec.Raw
-    filename: Filename = "script.py"
-    policy: Name = "default"
-    image: Name | None = None
-    requirements: tuple[str, ...] = ()
-
-
-class PruneBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Which environments go: older than, unused for (seconds), or beyond a size (MiB)."""
-
-    older_s: Seconds | None = None
-    unused_s: Seconds | None = None
-    budget_mib: Count | None = None
-    dry_run: bool = False
-
 
 _TEXT = msgspec.json.Decoder(str)
 _FILES = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -122,7 +45,8 @@ _CONTENT = msgspec.json.Decoder(bytes)
 
 def fields_of(kind: type[msgspec.Struct]) -> str:
     """Return which fields a body has, as a hint."""
-    return f"its fields are {', '.join(kind.__struct_fields__)}; GET /v1/openapi.json describes them"
+    names = sorted(kind.__struct_fields__, key=lambda name: name not in UNPARSED)
+    return f"its fields are {', '.join(names)}; GET /v1/openapi.json describes them"
 
 
 class Form(Generic[Body]):

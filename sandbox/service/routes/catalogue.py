@@ -6,7 +6,6 @@ import asyncio
 import json
 import resource
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,29 @@ from sandbox.policy.explain import explain
 from sandbox.service.answers import document
 from sandbox.service.door.access import Caller
 from sandbox.service.state import CALLER, STATE
+from sandbox.wire.answers import (
+    Health,
+    HostReport,
+    ImageList,
+    ListedImage,
+    ListedPolicy,
+    ListedTemplate,
+    PolicyList,
+    PolicyValue,
+    RunCounts,
+    ShownPolicy,
+    ShownTemplate,
+    TemplateList,
+)
 
 
 async def get_policies(request: web.Request) -> web.Response:
     """List the policies that the caller may use."""
     book, caller = request.app[STATE].policies, request[CALLER]
     usable = [book.get(name).policy for name in book.names() if allowed(caller, name)]
-    return document({"policies": [{"name": p.name, "description": p.description, "hash": p.hash} for p in usable]})
+    return document(
+        PolicyList(policies=tuple(ListedPolicy(name=p.name, description=p.description, hash=p.hash) for p in usable))
+    )
 
 
 def allowed(caller: Caller, policy: str) -> bool:
@@ -49,27 +64,26 @@ async def get_policy(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     request[CALLER].may_use(name)
     loaded = request.app[STATE].policies.get(name)
-    rows = [
-        {"key": row.key, "value": row.value, "unit": row.unit, "meaning": row.meaning, "origin": row.origin}
+    rows = (
+        PolicyValue(key=row.key, value=row.value, unit=row.unit, meaning=row.meaning, origin=row.origin)
         for row in explain(loaded)
-    ]
-    return document(
-        {"name": name, "description": loaded.policy.description, "hash": loaded.policy.hash, "values": rows}
     )
+    policy = loaded.policy
+    return document(ShownPolicy(name=name, description=policy.description, hash=policy.hash, values=tuple(rows)))
 
 
 async def get_templates(request: web.Request) -> web.Response:
     """List the built-in scripts."""
     del request
     found = map(templates.get, templates.names())
-    return document({"templates": [{"name": t.name, "summary": t.summary} for t in found]})
+    return document(TemplateList(templates=tuple(ListedTemplate(name=t.name, summary=t.summary) for t in found)))
 
 
 async def get_template(request: web.Request) -> web.Response:
     """Show one built-in script with its sample payload."""
     found = templates.get(request.match_info["name"])
     sample = json.loads(found.payload_json)
-    return document({"name": found.name, "summary": found.summary, "code": found.code, "payload": sample})
+    return document(ShownTemplate(name=found.name, summary=found.summary, code=found.code, payload=sample))
 
 
 async def get_images(request: web.Request) -> web.Response:
@@ -77,7 +91,9 @@ async def get_images(request: web.Request) -> web.Response:
     state = request.app[STATE]
     found: list[ImageRecord] = await asyncio.to_thread(state.engine.images)
     named = [(name, record) for record in found for name in record.names if not name.startswith(f"{ENVIRONMENTS}:")]
-    return document({"images": [{"name": name, "digest": record.digest} for name, record in sorted(named)]})
+    return document(
+        ImageList(images=tuple(ListedImage(name=name, digest=record.digest) for name, record in sorted(named)))
+    )
 
 
 async def get_health(request: web.Request) -> web.Response:
@@ -89,17 +105,17 @@ async def get_health(request: web.Request) -> web.Response:
         problems.append(f"history: {state.history.problem}")
     counts = state.admission.counts()
     return document(
-        {
-            "status": "stopping" if state.admission.draining else "degraded" if problems or broken else "ok",
-            "problems": problems,
-            "version": __version__,
-            "since": round(state.began, 3),
-            "uptime_s": round(time.time() - state.began, 1),
-            "runs": {"running": counts.running, "waiting": counts.waiting},
-            "pool": asdict(state.pool.counts()),
-            "cells": asdict(state.cells.counts()),
-            "memory_mib": memory_mib(),
-        }
+        Health(
+            status="stopping" if state.admission.draining else "degraded" if problems or broken else "ok",
+            problems=tuple(problems),
+            version=__version__,
+            since=round(state.began, 3),
+            uptime_s=round(time.time() - state.began, 1),
+            runs=RunCounts(running=counts.running, waiting=counts.waiting),
+            pool=state.pool.counts(),
+            cells=state.cells.counts(),
+            memory_mib=memory_mib(),
+        )
     )
 
 
@@ -127,7 +143,7 @@ async def get_doctor(request: web.Request) -> web.Response:
         base_image_present=base_image_present,
     )
     policies = {name: reason for name, reason in report.policies.items() if may_know(caller, name)}
-    return document({"usable": report.usable, **asdict(report), "policies": policies})
+    return document(HostReport(usable=report.usable, capabilities=report.capabilities, policies=policies))
 
 
 async def get_metrics(request: web.Request) -> web.Response:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+import dataclasses
 from typing import TYPE_CHECKING
+
+from msgspec.structs import asdict
 
 from sandbox.environment.identity import InstalledEnvironment
 from sandbox.environment.store import EnvironmentRecord
@@ -13,6 +15,15 @@ from sandbox.service.answers import counted, document
 from sandbox.service.routes.events import Events, format_asked, streamed
 from sandbox.service.routes.runs import understood
 from sandbox.service.state import CALLER, STATE
+from sandbox.wire.answers import (
+    BuildConnections,
+    BuiltEnvironment,
+    EnvironmentList,
+    ListedEnvironment,
+    Removed,
+    ShownEnvironment,
+)
+from sandbox.wire.events import EnvironmentReady
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -23,12 +34,12 @@ async def post_environment(request: web.Request) -> web.StreamResponse:
     state, caller = request.app[STATE], request[CALLER]
     wanted, _ = await understood(request, "environment")
 
-    async def build(on_progress: OnProgress) -> dict[str, object]:
+    async def build(on_progress: OnProgress) -> BuiltEnvironment:
         async with state.live.errand(), state.admission.slot(caller.uid, "environments", quota=caller.quota):
             return described(await state.runner.build(wanted, on_progress))
 
     async def tell(events: Events) -> None:
-        events.add("result", **await build(events.progress))
+        events.add(EnvironmentReady(**asdict(await build(events.progress))))
 
     if (kind := format_asked(request)) is not None:
         return await streamed(request, kind, tell)
@@ -39,7 +50,7 @@ async def get_environments(request: web.Request) -> web.StreamResponse:
     """List them, most recently used first."""
     records = await asyncio.to_thread(request.app[STATE].runner.environments().store.records)
     rows = sorted(records, key=lambda record: -record.last_used)
-    return await counted(request, {"environments": [listed(record) for record in rows]})
+    return await counted(request, EnvironmentList(environments=tuple(map(listed, rows))))
 
 
 async def get_environment(request: web.Request) -> web.StreamResponse:
@@ -48,7 +59,8 @@ async def get_environment(request: web.Request) -> web.StreamResponse:
     record = await asyncio.to_thread(environments.find, request.match_info["id"])
     lock = await asyncio.to_thread(environments.lock_of, record)
     egress = await asyncio.to_thread(environments.store.egress, record.id)
-    return await counted(request, {**listed(record), "lock": lock.as_toml(), "egress": egress})
+    connections = tuple(BuildConnections(**row) for row in egress)
+    return await counted(request, ShownEnvironment(**asdict(listed(record)), lock=lock.as_toml(), egress=connections))
 
 
 async def delete_environment(request: web.Request) -> web.Response:
@@ -59,18 +71,18 @@ async def delete_environment(request: web.Request) -> web.Response:
     record = await asyncio.to_thread(environments.find, request.match_info["id"])
     await state.drop(lambda setting: setting.admitted.name == record.image)
     await asyncio.to_thread(environments.removal.remove, record)
-    return document({"removed": record.id})
+    return document(Removed(removed=record.id))
 
 
-def described(environment: InstalledEnvironment) -> dict[str, object]:
+def described(environment: InstalledEnvironment) -> BuiltEnvironment:
     """Return what a client is told of a built environment."""
-    packages = [f"{package.name}=={package.version}" for package in environment.lock.packages]
-    return {
-        "id": environment.id, "image": environment.name, "digest": environment.image.digest,
-        "lock_hash": environment.plan.lock_hash, "packages": packages,
-    }  # fmt: skip
+    packages = tuple(f"{package.name}=={package.version}" for package in environment.lock.packages)
+    return BuiltEnvironment(
+        id=environment.id, image=environment.name, digest=environment.image.digest,
+        lock_hash=environment.plan.lock_hash, packages=packages,
+    )  # fmt: skip
 
 
-def listed(record: EnvironmentRecord) -> dict[str, object]:
+def listed(record: EnvironmentRecord) -> ListedEnvironment:
     """Return one row of the list."""
-    return {**asdict(record), "packages": list(record.packages), "requirements": list(record.requirements)}
+    return ListedEnvironment(**dataclasses.asdict(record))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any
 
 from aiohttp import web
+from msgspec import UNSET
 
 from sandbox.document import error_document, file_pieces
 from sandbox.errors import Internal, SandboxError
@@ -21,6 +20,8 @@ from sandbox.service.answers import gathered, sent
 from sandbox.service.intake.budget import Part
 from sandbox.service.intake.reading import BODY
 from sandbox.service.state import STATE
+from sandbox.wire.events import Accepted, Logged, Progressed, Stderr, Stdout
+from sandbox.wire.given import Given, encoded
 
 LOG = logging.getLogger("sandbox.service")
 NDJSON = "application/x-ndjson"
@@ -29,6 +30,7 @@ MAX_COUNTS = 1000
 # Output that waits is joined into events of so much; what an event takes beside its data.
 JOINED_BYTES = 64 << 10
 EVENT_BYTES = 400
+OUTPUT: dict[str, type[Stdout | Stderr]] = {"stdout": Stdout, "stderr": Stderr}
 
 
 def format_asked(request: web.Request) -> str | None:
@@ -104,12 +106,13 @@ class _Output(_Event):
 
     def pieces(self) -> Iterable[bytes]:
         """Give the object. What is no UTF-8 comes as base64, too; also a character that was cut in two."""
+        kind = OUTPUT[self.stream]
         try:
-            facts = {"text": self.data.decode()}
+            event = kind(text=self.data.decode())
         except UnicodeDecodeError:
             text = self.data.decode("utf-8", "backslashreplace")
-            facts = {"text": text, "base64": base64.b64encode(self.data).decode()}
-        return [json.dumps({"event": self.stream, **facts}).encode()]
+            event = kind(text=text, base64=base64.b64encode(self.data).decode())
+        return [encoded(event)]
 
 
 class Events:
@@ -127,9 +130,10 @@ class Events:
         self._counts = 0
         self.begun = False
 
-    def add(self, event: str, **facts: Any) -> None:
+    def add(self, event: Given) -> None:
         """Add one event."""
-        self.add_document(event, [json.dumps(facts).encode()])
+        text = encoded(event)
+        self._add(_Event([text], len(text)))
 
     def add_document(self, event: str, document: list[bytes]) -> None:
         """Add an event that is a whole JSON object with something in it, unparsed."""
@@ -140,7 +144,7 @@ class Events:
     def accepted(self, run_id: str) -> None:
         """Say that a run begins, once."""
         if not self.begun:
-            self.add("accepted", run_id=run_id)
+            self.add(Accepted(run_id=run_id))
 
     def output(self, stream: str, data: bytes) -> None:
         """Add output of the program: "stdout" or "stderr"."""
@@ -154,7 +158,7 @@ class Events:
 
     def log(self, record: LogRecord) -> None:
         """Add a log record of the program."""
-        self.add("log", level=record.level, text=record.message, elapsed_s=record.elapsed_s)
+        self.add(Logged(level=record.level, text=record.message, elapsed_s=record.elapsed_s))
 
     def file(self, name: str, content: bytearray) -> None:
         """Add a file that the program saved."""
@@ -164,8 +168,8 @@ class Events:
         """Add a step towards the run; of a download's many counts only so many, and of those that follow none."""
         self._counts += news.done_bytes is not None
         if news.done_bytes is None or self._counts <= MAX_COUNTS:
-            facts = {"done_bytes": news.done_bytes, "total_bytes": news.total_bytes}
-            self.add("progress", step=news.step, text=news.text, **{k: v for k, v in facts.items() if v is not None})
+            done, total = (UNSET if size is None else size for size in (news.done_bytes, news.total_bytes))
+            self.add(Progressed(step=news.step, text=news.text, done_bytes=done, total_bytes=total))
 
     def error(self, error: SandboxError) -> None:
         """Add an error, after which nothing comes."""

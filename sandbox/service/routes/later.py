@@ -16,6 +16,8 @@ from sandbox.service.intake.reading import BODY
 from sandbox.service.live import LiveRun, no_run
 from sandbox.service.routes.prefer import Preferences, preferences
 from sandbox.service.state import CALLER, STATE
+from sandbox.wire.answers import FileList, GoingOn
+from sandbox.wire.run import NamedFile
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -56,7 +58,7 @@ async def started(request: web.Request, work: Work, asked: Preferences) -> web.S
 
 def going_on(live: LiveRun) -> web.Response:
     """Return the answer for a run that has not ended."""
-    answer = document({"run_id": live.run_id, "state": live.step}, status=202)
+    answer = document(GoingOn(run_id=live.run_id, state=live.step), status=202)
     answer.headers["X-Run-Id"] = live.run_id
     return answer
 
@@ -114,4 +116,4 @@ async def get_files(request: web.Request) -> web.Response:
         row = await asyncio.to_thread(partial(state.history.get, run_id, owner))
         if row is None:
             raise no_run(run_id)
-    return document({"files": [{"name": file.name, "size_bytes": file.size_bytes} for file in files]})
+    return document(FileList(files=tuple(NamedFile(name=file.name, size_bytes=file.size_bytes) for file in files)))

@@ -13,6 +13,7 @@ from sandbox.service.answers import document
 from sandbox.service.intake.bodies import MAX_NAME_BYTES, check_size, prune_body
 from sandbox.service.intake.reading import BODY
 from sandbox.service.state import CALLER, STATE
+from sandbox.wire.answers import Pruned, Stopped
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -38,11 +39,13 @@ async def post_prune(request: web.Request) -> web.Response:
         await state.drop(lambda setting: setting.admitted.name in going)
         pruned = await asyncio.to_thread(removal.prune, limits)
     return document(
-        {
-            "environments": [record.id for record in pruned.environments],
-            "files": len(pruned.files), "bytes": pruned.files_bytes, "dry_run": body.dry_run,
-        }
-    )  # fmt: skip
+        Pruned(
+            environments=tuple(record.id for record in pruned.environments),
+            files=len(pruned.files),
+            bytes=pruned.files_bytes,
+            dry_run=body.dry_run,
+        )
+    )
 
 
 async def post_stop_all(request: web.Request) -> web.Response:
@@ -51,4 +54,4 @@ async def post_stop_all(request: web.Request) -> web.Response:
     request[CALLER].must_maintain()
     stopped, errands = state.live.cancel_all(), state.live.stop_errands()
     await state.drop(lambda _: True)
-    return document({"stopped": stopped, "builds_and_checks": errands})
+    return document(Stopped(stopped=stopped, builds_and_checks=errands))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidRequest, NotFound
 from sandbox.models import RunRequest
@@ -23,6 +24,7 @@ from sandbox.service.routes.later import asked_of, started
 from sandbox.service.routes.prefer import Preferences
 from sandbox.service.routes.work import Work
 from sandbox.service.state import CALLER, STATE, State
+from sandbox.wire.answers import Cancelling, RecordedRun, RunList
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -34,7 +36,11 @@ async def post_run(request: web.Request) -> web.StreamResponse:
     """Run code on a message, and answer with what came of it; as a stream where the client accepts one."""
     state, caller = request.app[STATE], request[CALLER]
     wanted, found = await understood(request, "run")
-    policy, goes_on, notify = allowed(state, caller, found.policy), found.wait_for_end, found.notify
+    policy, goes_on, notify = (
+        allowed(state, caller, found.policy),
+        found.wait_for_end,
+        found.notify.url if found.notify else "",
+    )
     asked = asked_of(request)
     if notify:
         check_notify(state, notify, asked)
@@ -107,11 +113,11 @@ async def get_runs(request: web.Request) -> web.StreamResponse:
     )  # fmt: skip
     known = {row.run_id for row in rows}
     others = [
-        run.as_json() for run in state.live
+        run.public() for run in state.live
         if run.run_id not in known and may_see(caller, run) and query.get("node") in (None, run.node_id)
     ]  # fmt: skip
     first = [] if "before" in query or "outcome" in query else others
-    return await counted(request, {"runs": [*first, *(shown(row, state) for row in rows)]})
+    return await counted(request, RunList(runs=(*first, *(shown(row, state) for row in rows))))
 
 
 def listed_at_most(text: str) -> int:
@@ -128,7 +134,7 @@ async def get_run(request: web.Request) -> web.StreamResponse:
     queued = state.live.find(run_id, partial(may_see, caller))
     row = await asyncio.to_thread(state.history.get, run_id, None if caller.may_maintain else caller.uid)
     if row is None and queued is not None:
-        return document(queued.as_json())
+        return document(queued.public())
     if row is None:
         raise no_run(run_id)
     return await counted(request, shown(row, state, whole=True))
@@ -152,10 +158,11 @@ def may_see(caller: Caller, run: LiveRun) -> bool:
     return caller.may_maintain or run.caller_uid == caller.uid
 
 
-def shown(row: RunRow, state: State, *, whole: bool = False) -> dict[str, object]:
+def shown(row: RunRow, state: State, *, whole: bool = False) -> RecordedRun:
     """Return what a client is told of a run; of one that goes on, its present step."""
     live = state.live.find(row.run_id, lambda _: True)
-    return public(row, whole=whole) | ({"state": live.step} if live and row.state != "ended" else {})
+    known = public(row, whole=whole)
+    return replace(known, state=live.step) if live and row.state != "ended" else known
 
 
 async def delete_run(request: web.Request) -> web.Response:
@@ -163,7 +170,7 @@ async def delete_run(request: web.Request) -> web.Response:
     state, caller = request.app[STATE], request[CALLER]
     run_id = request.match_info["id"]
     state.live.cancel(run_id, partial(may_see, caller))
-    return document({"run_id": run_id, "cancelling": True}, status=202)
+    return document(Cancelling(run_id=run_id, cancelling=True), status=202)
 
 
 async def post_check(request: web.Request) -> web.Response:
@@ -172,4 +179,4 @@ async def post_check(request: web.Request) -> web.Response:
     wanted, _ = await understood(request, "check")
     async with state.live.errand(), state.admission.slot(caller.uid, "check", quota=caller.quota):
         found = await state.runner.check(wanted)
-    return document(json.loads(found.model_dump_json()))
+    return document(found)

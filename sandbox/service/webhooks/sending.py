@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
 import socket
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from sandbox.egress.own_addresses import own_addresses
 from sandbox.errors import AccessDenied, InvalidRequest, SandboxError
 from sandbox.service.webhooks.rules import address_of, allows, refused
+from sandbox.wire.events import Notification
+from sandbox.wire.given import encoded
 
 LOG = logging.getLogger("sandbox.service")
 TIMEOUT_S = 10.0
@@ -94,7 +95,7 @@ class WebhookSender:
         if len(line.tasks) >= MAX_WAITING:
             LOG.error("run %s: its webhook is given up: %d others wait to be sent", run_id, MAX_WAITING)
             return
-        body = json.dumps({"run_id": run_id, "outcome": outcome, "result": f"/v1/runs/{run_id}/result"}).encode()
+        body = encoded(Notification(run_id=run_id, outcome=outcome, result=f"/v1/runs/{run_id}/result"))
         task = asyncio.create_task(self._told(url, run_id, body, line.turns))
         line.tasks.add(task)
         task.add_done_callback(line.tasks.discard)
