@@ -39,7 +39,7 @@ class Report:
 
 REQUIRED = {
     "podman", "user and group ids", "user namespaces", "runtime directory", "user session", "seccomp", "OCI runtime",
-}  # fmt: skip
+}  # fmt: skip # a table
 
 
 def examine(
@@ -88,8 +88,12 @@ def ids_row() -> Capability:
         and not Path(program).stat().st_mode & stat.S_ISUID
         and not has_file_capability(program)
     ):
-        return Capability(name=row.name, status="missing", detail=f"{program} is not setuid: it can't map ids",
-                          fix="as root: apt-get install --reinstall uidmap")  # fmt: skip
+        return Capability(
+            name=row.name,
+            status="missing",
+            detail=f"{program} is not setuid: it can't map ids",
+            fix="as root: apt-get install --reinstall uidmap",
+        )
     return row
 
 
@@ -116,14 +120,20 @@ def user_namespaces_row() -> Capability:
         if number_in(path) == value:
             key = path.removeprefix("/proc/sys/").replace("/", ".")
             wanted = 1 if key.startswith("kernel") else 15_000
-            return Capability(name="user namespaces", status="missing", detail=f"{key} = {value} forbids them",
-                              fix=f"as root: sysctl -w {key}={wanted}")  # fmt: skip
+            return Capability(
+                name="user namespaces",
+                status="missing",
+                detail=f"{key} = {value} forbids them",
+                fix=f"as root: sysctl -w {key}={wanted}",
+            )
     restricted = number_in("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1
     if restricted and not Path("/etc/apparmor.d/podman").exists():
         return Capability(
-            name="user namespaces", status="missing", detail="AppArmor forbids them, and has no profile that lets Podman",
+            name="user namespaces",
+            status="missing",
+            detail="AppArmor forbids them, and has no profile that lets Podman",
             fix="as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        )  # fmt: skip
+        )
     detail = "allowed by the kernel" + (", and by AppArmor's profile for Podman" if restricted else "")
     return Capability(name="user namespaces", status="ok", detail=detail)
 
@@ -150,7 +160,10 @@ def seccomp_row() -> Capability:
         name="seccomp",
         status="missing",
         detail="the kernel has no seccomp filter",
-        fix="as root: apt-get install linux-image-$(dpkg --print-architecture) && reboot (the distribution's kernel has it)",
+        fix=(
+            "as root: apt-get install linux-image-$(dpkg --print-architecture) && reboot (the distribution's kernel"
+            " has it)"
+        ),
     )
 
 
@@ -167,16 +180,23 @@ def storage_row(facts: HostFacts) -> Capability:
     if driver == "overlay":
         return Capability(name="storage", status="ok", detail=f"overlay at {facts.engine.graph_root}")
     return Capability(
-        name="storage", status="fallback", detail=f"{driver}: works, but each sandbox costs a copy of its image",
-        fix='write driver = "overlay" under [storage] in ~/.config/containers/storage.conf; then: podman system reset, which removes all images, '
-            "containers and volumes of this user; then: sandbox image bootstrap",
-    )  # fmt: skip
+        name="storage",
+        status="fallback",
+        detail=f"{driver}: works, but each sandbox costs a copy of its image",
+        fix=(
+            'write driver = "overlay" under [storage] in ~/.config/containers/storage.conf; then: podman system reset,'
+            " which removes all images, containers and volumes of this user; then: sandbox image bootstrap"
+        ),
+    )
 
 
 def cap_rows(facts: HostFacts) -> list[Capability]:
     """Memory, CPUs and processes: by cgroup v2, or by a fallback."""
-    held = {"memory": "RLIMIT_AS and a watchdog on used memory", "cpus": "core affinity and RLIMIT_CPU",
-            "processes": "RLIMIT_NPROC for a user id of its own"}  # fmt: skip
+    held = {
+        "memory": "RLIMIT_AS and a watchdog on used memory",
+        "cpus": "core affinity and RLIMIT_CPU",
+        "processes": "RLIMIT_NPROC for a user id of its own",
+    }
     rows = []
     for control, fallback in held.items():
         why = spec.why_no_cgroup(facts, control)
@@ -211,8 +231,12 @@ def builder_row() -> Capability:
     """Check for the program that makes base images."""
     if shutil.which("mmdebstrap", path=PATH):
         return Capability(name="image builder", status="ok", detail="mmdebstrap")
-    return Capability(name="image builder", status="missing", detail="mmdebstrap is not installed: no base image can be made",
-                      fix="as root: apt-get install mmdebstrap")  # fmt: skip
+    return Capability(
+        name="image builder",
+        status="missing",
+        detail="mmdebstrap is not installed: no base image can be made",
+        fix="as root: apt-get install mmdebstrap",
+    )
 
 
 def libraries_row() -> Capability:
@@ -227,8 +251,12 @@ def libraries_row() -> Capability:
     sources = ", ".join((*index.urls, *index.find_links)) or "no source at all"
     if tools():
         return Capability(name="libraries", status="ok", detail=f"uv, from {sources}")
-    return Capability(name="libraries", status="fallback", detail=f"uv is missing: the image's own pip, from {sources}",
-                      fix=f"{shlex.quote(sys.executable)} -m pip install uv")  # fmt: skip
+    return Capability(
+        name="libraries",
+        status="fallback",
+        detail=f"uv is missing: the image's own pip, from {sources}",
+        fix=f"{shlex.quote(sys.executable)} -m pip install uv",
+    )
 
 
 def image_row(*, present: bool) -> Capability:

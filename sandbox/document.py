@@ -32,8 +32,11 @@ def document_pieces(result: RunResult, *, streamed: bool = False) -> Iterator[by
     What a stream has carried by itself is not in its last event (`streamed`): output, log records, contents of files.
     """
     yield _members(
-        run_id=result.run_id, outcome=result.outcome.value, explanation=result.explanation, output_topic=result.output_topic
-    )[:-1]  # fmt: skip
+        run_id=result.run_id,
+        outcome=result.outcome.value,
+        explanation=result.explanation,
+        output_topic=result.output_topic,
+    )[:-1]
     if streamed:
         files = [NamedFile(name=file.name, size_bytes=len(file.content)) for file in result.files]
         yield b", " + _members(files=files)[1:-1]

@@ -72,10 +72,10 @@ class Tightening(Strict):
 class RunRequest(Strict):
     """One piece of code to run on one message.
 
-    `payload_json` and `message_json` are JSON texts (UTF-8) and travel as bytes: they are parsed in
-    the sandbox only. `files` maps a flat name to content that `read_file(name)` will find. `requirements` are the
-    libraries it needs, in the form of PEP 508, and `requires_python` the Pythons, such as ">=3.10". `preload` are the modules that a sandbox made ahead of need has imported;
-    None leaves that to the imports of the code.
+    `payload_json` and `message_json` are JSON texts (UTF-8) and travel as bytes: they are parsed in the sandbox only.
+    `files` maps a flat name to content that `read_file(name)` will find. `requirements` are the libraries it needs, in
+    the form of PEP 508, and `requires_python` the Pythons, such as ">=3.10". `preload` are the modules that a sandbox
+    made ahead of need has imported; None leaves that to the imports of the code.
     """
 
     code: str

@@ -1,7 +1,8 @@
 """The runner: takes one run from request to result, and leaves nothing behind.
 
-`Runner._decided` is the first half of the path, from top to bottom: policy and limits, image, libraries, and which sandbox.
-`sandbox.run.decision` has a type for each stage; `sandbox.run.execution` is the second half: sandbox, program, outcome, receipt.
+`Runner._decided` is the first half of the path, from top to bottom: policy and limits, image, libraries, and which
+sandbox. `sandbox.run.decision` has a type for each stage; `sandbox.run.execution` is the second half: sandbox, program,
+outcome, receipt.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Runner:
     ) -> None:
         """Take `engine` as a function, so that a request that can't run starts no engine.
 
-        `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in the
-        files, each time). The runner remembers what an image's name stands for, for `images_s` seconds.
+        `source` is where runs get their sandboxes from (a fresh one each), `policies` finds a policy by its name (in
+        the files, each time). The runner remembers what an image's name stands for, for `images_s` seconds.
         """
         self._engine = engine
         self._facts = facts
@@ -154,10 +155,14 @@ class Runner:
         run, policy = permitted.run, permitted.policy
         environment = admitted.environment or image.environment_of(permitted.image_name)
         return Setting(
-            policy=policy, seccomp=permitted.seccomp, admitted=admitted, egress=egress_of(policy), owner=run.owner,
+            policy=policy,
+            seccomp=permitted.seccomp,
+            admitted=admitted,
+            egress=egress_of(policy),
+            owner=run.owner,
             preload=preload_of(run.request, policy) if self._source is not None else (),
             lease=partial(self.environments().store.in_use, environment) if environment else None,
-        )  # fmt: skip
+        )
 
     # ---- what else is made of a request
 

@@ -1,7 +1,8 @@
 """Checks an administrator's file against a model: a mistake becomes words with its line and the nearest key.
 
-One engine for every kind of file that has a model. `Checker` says nothing that the model doesn't know: what a value must be
-comes from its type, its range and its unit, or from `expected` in the extra of its field where that says it better.
+One engine for every kind of file that has a model. `Checker` says nothing that the model doesn't know: what a value
+must be comes from its type, its range and its unit, or from `expected` in the extra of its field where that says it
+better.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class ConflictError(ValueError):
 class Checker(Generic[M]):
     """Makes a model of TOML data, or says what is wrong with it.
 
-    `place` returns `file:line` (or what else has set a value) of a location; `hint` says where a reader finds every key.
-    The data may stand `below` a table of the file, where a value may also be what `alternative` names, such as "true or ".
+    `place` returns `file:line` (or what else has set a value) of a location; `hint` says where a reader finds every
+    key. The data may stand `below` a table of the file, where a value may also be what `alternative` names, such as
+    "true or ".
     """
 
     model: type[M]

@@ -119,8 +119,15 @@ def mount_flag(mount: dict[str, Any]) -> str:
 def timed(command: list[str], **options: Any) -> float:
     """Time a whole process, in milliseconds. Raises CalledProcessError when it fails."""
     began = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                   timeout=60, **options)  # fmt: skip
+    subprocess.run(
+        command,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        **options,
+    )
     return (time.perf_counter() - began) * 1000
 
 
@@ -142,12 +149,22 @@ def cold(runs: int) -> dict[str, Any]:
     ]  # a service has warm sandboxes
     try:
         runner = Runner(
-            lambda: engine, facts,
-            Places(runtime_dir=runtime_dir, cache_dir=cache, data_dir=places.data_dir(), policy_dirs=policy_directories()),
-        )  # fmt: skip
+            lambda: engine,
+            facts,
+            Places(
+                runtime_dir=runtime_dir, cache_dir=cache, data_dir=places.data_dir(), policy_dirs=policy_directories()
+            ),
+        )
         decided = build_spec(facts, engine, work, cache)
-        podman = ["podman", "--runtime", facts.engine.runtime_path, "run", *podman_flags(decided.podman), decided.podman["image"],
-                  *decided.podman["command"]]  # fmt: skip
+        podman = [
+            "podman",
+            "--runtime",
+            facts.engine.runtime_path,
+            "run",
+            *podman_flags(decided.podman),
+            decided.podman["image"],
+            *decided.podman["command"],
+        ]
         for number in range(runs + 1):
             durations = {
                 "podman_rest": podman_rest(engine, decided.podman, facts.engine),

@@ -1,13 +1,15 @@
 """Environments: this runner against pip and uv on the host, interleaved in one process run.
 
 Each round makes the same libraries available seven times: by `pip install` and by `uv pip install` into a fresh virtual
-environment on the host (nothing cached; the virtual environment itself counts), by this runner from nothing, by this runner
-with wheels cached (each with its tree, as every build leaves them), the same when another environment has the same libraries
-(and so most of the layers), by this runner when the environment is there, which is what every later run costs, and with wheels alone: what
-the first build costs on a new base image or under another [build] section, for which no tree counts.
+environment on the host (nothing cached; the virtual environment itself counts), by this runner from nothing, by this
+runner with wheels cached (each with its tree, as every build leaves them), the same when another environment has the
+same libraries (and so most of the layers), by this runner when the environment is there, which is what every later run
+costs, and with wheels alone: what the first build costs on a new base image or under another [build] section, for which
+no tree counts.
 
-Nothing is deleted before the end: for minutes after many files were deleted, ext4 is several times as slow at making new
-ones. Each round has a cache of its own instead, and asks for the libraries in other words, which makes another environment.
+Nothing is deleted before the end: for minutes after many files were deleted, ext4 is several times as slow at making
+new ones. Each round has a cache of its own instead, and asks for the libraries in other words, which makes another
+environment.
 """
 
 from __future__ import annotations
@@ -52,8 +54,21 @@ def host_install(scratch: Path, *, with_uv: bool) -> None:
     python = "/usr/bin/python3"
     if with_uv:
         uv = find_uv_bin()
-        commands = [[uv, "venv", "--quiet", "--allow-existing", "--python", python, str(target)],
-                    [uv, "pip", "install", "--quiet", "--no-cache", "--only-binary", ":all:", "--python", str(target), *LIBRARIES]]  # fmt: skip
+        commands = [
+            [uv, "venv", "--quiet", "--allow-existing", "--python", python, str(target)],
+            [
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--no-cache",
+                "--only-binary",
+                ":all:",
+                "--python",
+                str(target),
+                *LIBRARIES,
+            ],
+        ]
     else:
         pip = [
             str(target / "bin/python"),
@@ -142,7 +157,8 @@ def measure(runs: int) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> None:
     """Print the table."""
     print(
-        f"{', '.join(report['libraries'])}: {report['runs']} rounds, interleaved; seconds: least, median, greatest; times pip, times uv"
+        f"{', '.join(report['libraries'])}: {report['runs']} rounds, interleaved; seconds: least, median, greatest;"
+        " times pip, times uv"
     )
     times = report["times_s"]
     for name, values in times.items():
@@ -150,7 +166,8 @@ def show(report: dict[str, Any]) -> None:
             statistics.median(a / b for a, b in zip(values, times[other], strict=True)) for other in ("pip", "uv")
         ]
         print(
-            f"  {name:<14} {min(values):8.3f} {statistics.median(values):8.3f} {max(values):8.3f}   {ratios[0]:6.2f} {ratios[1]:6.2f}"
+            f"  {name:<14} {min(values):8.3f} {statistics.median(values):8.3f} {max(values):8.3f}   {ratios[0]:6.2f}"
+            f" {ratios[1]:6.2f}"
         )
 
 

@@ -1,6 +1,7 @@
 """Messages of one node with pauses of several lengths between them, by policy: how long each takes, and what it got.
 
-One service; for each policy and pause, messages are sent one after the other, each when the one before was answered and the pause is over.
+One service; for each policy and pause, messages are sent one after the other, each when the one before was answered and
+the pause is over.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def messages(client: Client, policy: str, pause_s: float, count: int) -> str:
         time.sleep(pause_s)
     ordered = sorted(times)
     p90 = ordered[int(0.9 * (count - 1))]
-    return f"{policy:<10} {pause_s * 1000:8.0f} {statistics.median(times):8.1f} {p90:8.1f} {ordered[-1]:8.1f} {warm:6} {cells:6}"
+    return (
+        f"{policy:<10} {pause_s * 1000:8.0f} {statistics.median(times):8.1f} {p90:8.1f} {ordered[-1]:8.1f} {warm:6}"
+        f" {cells:6}"
+    )
 
 
 def main() -> None:
@@ -57,7 +61,8 @@ def main() -> None:
         (home / "policies" / "paced.toml").write_text(PACED)
         with served(home) as service, service.client() as client:
             print(
-                f"{count} messages each; milliseconds: pause, median, p90, greatest; how many found a sandbox ready, and had a cell"
+                f"{count} messages each; milliseconds: pause, median, p90, greatest; how many found a sandbox ready,"
+                " and had a cell"
             )
             for pause_s in PAUSES_S:
                 for policy in POLICIES:

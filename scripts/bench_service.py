@@ -1,11 +1,14 @@
 """The service against Podman, bare Python and bubblewrap, interleaved in one process run.
 
 Every round makes one run in each way: through the service with a sandbox that was ready, in a cell, with a sandbox that
-has to be made first (a kind of its own), with pandas preloaded (`--libraries`), by `podman run` with the same flags, by a bare `python3`, and by
-`bwrap` where that is installed. Ratios are taken within each round. Then: throughput at several concurrencies, warm runs while the pool starts other sandboxes, payloads of several sizes against `json` in one
-process, one payload of 100 MB with the memory that it took, requests while 1 to 1,000 environments are known, and memory.
+has to be made first (a kind of its own), with pandas preloaded (`--libraries`), by `podman run` with the same flags, by
+a bare `python3`, and by `bwrap` where that is installed. Ratios are taken within each round. Then: throughput at
+several concurrencies, warm runs while the pool starts other sandboxes, payloads of several sizes against `json` in one
+process, one payload of 100 MB with the memory that it took, requests while 1 to 1,000 environments are known, and
+memory.
 
-The known environments are records without images: what more images cost is Podman's affair, and none of these requests asks it for a list.
+The known environments are records without images: what more images cost is Podman's affair, and none of these requests
+asks it for a list.
 """
 
 from __future__ import annotations
@@ -105,8 +108,15 @@ def single(service: Service, runs: int, *, libraries: bool) -> Rounds:
     work = acquire(runtime_dir)
     try:
         decided = build_spec(facts, engine, work, cache / "images")
-        podman = ["podman", "--runtime", facts.engine.runtime_path, "run", *podman_flags(decided.podman), decided.podman["image"],
-                  *decided.podman["command"]]  # fmt: skip
+        podman = [
+            "podman",
+            "--runtime",
+            facts.engine.runtime_path,
+            "run",
+            *podman_flags(decided.podman),
+            decided.podman["image"],
+            *decided.podman["command"],
+        ]
         bare = ["/usr/bin/python3", "-I", "-c", CODE]
         with service.client() as client:
             client.run(CODE), client.run(CODE, policy="cells")
@@ -219,8 +229,14 @@ def large_payload() -> dict[str, Any]:
 
             spent = milliseconds(ask)
             assert len(answer) > 0.9 * len(text), answer[:1000]  # the result is written without spaces
-            return {"bytes": len(text), "ms": spent, "json_ms": milliseconds(lambda: json.dumps(json.loads(text))), "before_mib": before,
-                    "peak_mib": memory_mib(service.process.pid, "VmHWM"), "after_mib": memory_mib(service.process.pid)}  # fmt: skip
+            return {
+                "bytes": len(text),
+                "ms": spent,
+                "json_ms": milliseconds(lambda: json.dumps(json.loads(text))),
+                "before_mib": before,
+                "peak_mib": memory_mib(service.process.pid, "VmHWM"),
+                "after_mib": memory_mib(service.process.pid),
+            }
 
 
 def environments(service: Service, client: Client, rounds: int) -> dict[str, dict[int, list[float]]]:
@@ -247,10 +263,19 @@ def record(number: int) -> EnvironmentRecord:
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     packages = tuple(f"package{index}==1.{number}" for index in range(20))
     return EnvironmentRecord(
-        id=digest, image=f"localhost/sandbox-environment:{digest[:32]}", image_id=digest, base="localhost/sandbox-python:latest",
-        base_digest=f"sha256:{digest}", lock_hash=LOCK.hash, build_hash=f"sha256:{digest}", packages=packages,
-        requirements=packages[:3], size_bytes=1 << 26, created=time.time(), last_used=time.time(),
-    )  # fmt: skip
+        id=digest,
+        image=f"localhost/sandbox-environment:{digest[:32]}",
+        image_id=digest,
+        base="localhost/sandbox-python:latest",
+        base_digest=f"sha256:{digest}",
+        lock_hash=LOCK.hash,
+        build_hash=f"sha256:{digest}",
+        packages=packages,
+        requirements=packages[:3],
+        size_bytes=1 << 26,
+        created=time.time(),
+        last_used=time.time(),
+    )
 
 
 def memory_mib(pid: int, which: str = "VmRSS") -> float:
@@ -308,7 +333,10 @@ def row(name: str, values: list[float]) -> str:
     """Return one line: name, least, median, 99th of a hundred, greatest."""
     ordered = sorted(values)
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-    return f"  {name:<36} {ordered[0]:9.1f} {statistics.median(ordered):9.1f} {p99:9.1f} {ordered[-1]:9.1f}   {len(ordered)}"
+    return (
+        f"  {name:<36} {ordered[0]:9.1f} {statistics.median(ordered):9.1f} {p99:9.1f} {ordered[-1]:9.1f}  "
+        f" {len(ordered)}"
+    )
 
 
 def show(report: dict[str, Any]) -> None:
@@ -328,8 +356,10 @@ def show(report: dict[str, Any]) -> None:
         for count, values in by_count.items():
             print(row(f"{name}, {count} known", values))
     large = report["large_payload"]
-    print(f"100 MB in and back, once: {large['ms']:.0f} ms, json alone {large['json_ms']:.0f} ms; memory of the service in MiB: "
-          f"{large['before_mib']:.0f} before, {large['peak_mib']:.0f} at most, {large['after_mib']:.0f} after")  # fmt: skip
+    print(
+        f"100 MB in and back, once: {large['ms']:.0f} ms, json alone {large['json_ms']:.0f} ms; memory of the service"
+        f" in MiB: {large['before_mib']:.0f} before, {large['peak_mib']:.0f} at most, {large['after_mib']:.0f} after"
+    )
     print("throughput: clients, runs per second, median and greatest latency in milliseconds")
     for concurrency, found in report["throughput"].items():
         print(f"  {concurrency:>3} {found['per_s']:8.1f} {found['p50_ms']:9.1f} {found['max_ms']:9.1f}")

@@ -23,8 +23,16 @@ from typing import Any, Literal, TypedDict
 TYPESCRIPT = """// What goes over the service's socket, see docs/service.md. Times are seconds since 1970.
 // Written by scripts/generate-docs from sandbox/wire: change it there.
 """
-PLAIN = {inspect.StrType: "str", inspect.BytesType: "str", inspect.IntType: "int", inspect.FloatType: "float",
-         inspect.BoolType: "bool", inspect.NoneType: "None", inspect.AnyType: "Any", inspect.RawType: "Any"}  # fmt: skip
+PLAIN = {
+    inspect.StrType: "str",
+    inspect.BytesType: "str",
+    inspect.IntType: "int",
+    inspect.FloatType: "float",
+    inspect.BoolType: "bool",
+    inspect.NoneType: "None",
+    inspect.AnyType: "Any",
+    inspect.RawType: "Any",
+}
 NAMES = {"str": "string", "int": "number", "float": "number", "bool": "boolean", "None": "null", "Any": "unknown"}
 # What a request has unparsed, as TypeScript.
 SENT = {"code": "string", "payload": "unknown", "message": "Record<string, unknown>", "files": "Record<string, string>"}
@@ -94,7 +102,10 @@ def typed_dicts() -> str:
 
 
 def typed_dict(kind: type[Given]) -> str:
-    """Return one class. Where fields may be missing, the others are in a class of their own: older Pythons know no other way."""
+    """Return one class.
+
+    Where fields may be missing, the others are in a class of their own: older Pythons know no other way.
+    """
     name, own = kind.__name__, own_fields(kind)
     above = ", ".join(base.__name__ for base in bases_of(kind)) or "TypedDict"
     always = [field for field in own if field.encode_name in always_there(kind)]

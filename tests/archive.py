@@ -14,7 +14,8 @@ from typing import Any
 def read(archive: Path) -> dict[str, bytes]:
     """Return the content of every member by name."""
     with tarfile.open(archive, "r:") as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]  # all are files
+        # all are files
+        return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 
 def write(archive: Path, members: Mapping[str, bytes]) -> None:

@@ -42,9 +42,15 @@ def sandbox(
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S,
-        check=False, env=environment() if env is None else env, errors="backslashreplace",
-    )  # fmt: skip
+        [*COMMAND, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=environment() if env is None else env,
+        errors="backslashreplace",
+    )
 
 
 def on_terminal(*arguments: str | Path) -> tuple[int, bytes]:
@@ -52,7 +58,7 @@ def on_terminal(*arguments: str | Path) -> tuple[int, bytes]:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [*COMMAND, *map(str, arguments)], stdin=theirs, stdout=theirs, stderr=theirs, env=environment()
-    ) as process:  # fmt: skip
+    ) as process:
         os.close(theirs)
         seen = b""
         with contextlib.suppress(OSError):  # how a terminal ends that nobody writes to any more
@@ -74,7 +80,7 @@ def our_containers() -> list[str]:
     answer = subprocess.run(
         ["podman", "ps", "--all", "--quiet", "--filter", f"label={RUN_LABEL}"],
         capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     return answer.stdout.split()
 
 

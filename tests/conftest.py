@@ -95,12 +95,16 @@ def bench(host_facts: HostFacts, tmp_path_factory: pytest.TempPathFactory) -> It
     workspace.runs_dir(runtime_dir)
     engine = PodmanEngine(host_facts.engine, runtime_dir=runtime_dir)
     bench = Bench(
-        engine=engine, facts=host_facts, policies=policies,
+        engine=engine,
+        facts=host_facts,
+        policies=policies,
         places=Places(
-            runtime_dir=runtime_dir, cache_dir=places.cache_dir(), data_dir=places.data_dir(),
+            runtime_dir=runtime_dir,
+            cache_dir=places.cache_dir(),
+            data_dir=places.data_dir(),
             policy_dirs=policy_directories([policies]),
         ),
-    )  # fmt: skip
+    )
     before = set(leftovers(bench))
     try:
         yield bench

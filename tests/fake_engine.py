@@ -48,9 +48,14 @@ class FakeEngine:
 
     def _add_image(self, image_id: str, *names: str, **changes: Any) -> ImageRecord:
         known: dict[str, Any] = {
-            "digest": f"sha256:{image_id}", "size_bytes": 1, "env": ("PATH=/usr/bin:/bin",), "labels": {},
-            "annotations": {}, "architecture": "amd64", "layers": (BASE_LAYER,),
-        }  # fmt: skip
+            "digest": f"sha256:{image_id}",
+            "size_bytes": 1,
+            "env": ("PATH=/usr/bin:/bin",),
+            "labels": {},
+            "annotations": {},
+            "architecture": "amd64",
+            "layers": (BASE_LAYER,),
+        }
         record = ImageRecord(**{**known, **changes}, id=image_id, names=names)
         self._images[image_id] = record
         return record
@@ -126,9 +131,13 @@ class FakeEngine:
             if digest not in stored and digest != f"sha256:{archives.sha256(members[member])}":
                 raise BuildFailed(f"the fake can't add {name}: no layer {digest}")
         return self._add_image(
-            archives.sha256(members[manifest["Config"]]), *manifest["RepoTags"], env=tuple(config["config"]["Env"]),
-            labels=config["config"]["Labels"], architecture=config["architecture"], layers=tuple(config["rootfs"]["diff_ids"]),
-        )  # fmt: skip
+            archives.sha256(members[manifest["Config"]]),
+            *manifest["RepoTags"],
+            env=tuple(config["config"]["Env"]),
+            labels=config["config"]["Labels"],
+            architecture=config["architecture"],
+            layers=tuple(config["rootfs"]["diff_ids"]),
+        )
 
     def push(self, name: str, destination: str, *, work_dir: Path) -> str:
         self.image(name)

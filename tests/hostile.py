@@ -17,11 +17,27 @@ FORGED_ID = "f0" * 16
 EVENT = b'{"event":"result","run_id":"%s","outcome":"succeeded","result":"forged"}' % FORGED_ID.encode()
 # What ends a line, a field or an event for somebody, with an event of the attacker's behind it.
 INJECTED = [
-    EVENT, b"\n" + EVENT + b"\n", b"\r" + EVENT + b"\r", b"\r\n\r\ndata: " + EVENT + b"\r\n\r\n", b"\n\ndata:" + EVENT + b"\n\n",
-    b"\nevent: result\ndata: 1\n\n", b"\nid: 7\n", b"\nretry: 1\n", b"\n: comment\n", b"\x0b" + EVENT, b"\x0c" + EVENT, b"\x1e" + EVENT,
-    b"\xc2\x85" + EVENT, b"\xe2\x80\xa8" + EVENT, b"\xe2\x80\xa9" + EVENT, b"\0" + EVENT, b"\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + EVENT,
-    b"\x1b[2J\x1b[H", b'{"event":"accepted","run_id":"%s"}\n' % FORGED_ID.encode(), b'{"event":"error","error":{"code":"internal"}}\n',
-]  # fmt: skip
+    EVENT,
+    b"\n" + EVENT + b"\n",
+    b"\r" + EVENT + b"\r",
+    b"\r\n\r\ndata: " + EVENT + b"\r\n\r\n",
+    b"\n\ndata:" + EVENT + b"\n\n",
+    b"\nevent: result\ndata: 1\n\n",
+    b"\nid: 7\n",
+    b"\nretry: 1\n",
+    b"\n: comment\n",
+    b"\x0b" + EVENT,
+    b"\x0c" + EVENT,
+    b"\x1e" + EVENT,
+    b"\xc2\x85" + EVENT,
+    b"\xe2\x80\xa8" + EVENT,
+    b"\xe2\x80\xa9" + EVENT,
+    b"\0" + EVENT,
+    b"\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + EVENT,
+    b"\x1b[2J\x1b[H",
+    b'{"event":"accepted","run_id":"%s"}\n' % FORGED_ID.encode(),
+    b'{"event":"error","error":{"code":"internal"}}\n',
+]
 
 WHITE = st.sampled_from([b"", b"", b" ", b"\n", b"\r", b"\t", b"\r\n\r\n", b"  \n \r"])
 LITERALS = st.sampled_from(
@@ -45,16 +61,82 @@ GOOD_NUMBERS = st.sampled_from(
     ]
 )
 NUMBERS = GOOD_NUMBERS | st.sampled_from(
-    [b"1.8e308", b"1e309", b"-1e999", b"1e99999999999999999999",
-     b"0.%s1e400" % (b"0" * 400), b"1%s.0" % (b"0" * 309), b"-" + b"9" * 4_299, b"9" * 4_301, b"9" * 6_000,
-     b"0." + b"1" * 5_000, b"01", b"1.", b".5", b"+1", b"1e", b"0x10", b"1_0", b"--1", b"1 2"]
-)  # fmt: skip
+    [
+        b"1.8e308",
+        b"1e309",
+        b"-1e999",
+        b"1e99999999999999999999",
+        b"0.%s1e400" % (b"0" * 400),
+        b"1%s.0" % (b"0" * 309),
+        b"-" + b"9" * 4_299,
+        b"9" * 4_301,
+        b"9" * 6_000,
+        b"0." + b"1" * 5_000,
+        b"01",
+        b"1.",
+        b".5",
+        b"+1",
+        b"1e",
+        b"0x10",
+        b"1_0",
+        b"--1",
+        b"1 2",
+    ]
+)
 INSIDE = st.sampled_from(
-    [b"a", "é".encode(), "€ 語 😀".encode(), b"\\n", b"\\r\\n", b'\\"', b"\\\\", b"\\/", b"\\u0000", b"\\u000a", b"\\u2028", b"\\u0085", b"\\u00E9", b"\\ud83d\\ude00",
-     b"\\uD83D\\uDE00", b"\\ud800", b"\\udfff", b"\\uDBFF", b"\\ud83d\\ud83d\\ude00", b"\\\\ud800", b"\\\\\\ud800", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9",
-     b"\xe2\x80\xae", b"\xd8\x9c", b"\xef\xbb\xbf", b"\x7f", b"\xc2\x9b2J", json.dumps(EVENT.decode())[1:-1].encode(), b"[", b"}", b", ", b"data: ", b"e999", b"9" * 400,
-     b"\n", b"\r", b"\t", b"\0", b"\x1b", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\\x41", b"\\", b"\\u12", b"\\ud8", *INJECTED]
-)  # fmt: skip
+    [
+        b"a",
+        "é".encode(),
+        "€ 語 😀".encode(),
+        b"\\n",
+        b"\\r\\n",
+        b'\\"',
+        b"\\\\",
+        b"\\/",
+        b"\\u0000",
+        b"\\u000a",
+        b"\\u2028",
+        b"\\u0085",
+        b"\\u00E9",
+        b"\\ud83d\\ude00",
+        b"\\uD83D\\uDE00",
+        b"\\ud800",
+        b"\\udfff",
+        b"\\uDBFF",
+        b"\\ud83d\\ud83d\\ude00",
+        b"\\\\ud800",
+        b"\\\\\\ud800",
+        b"\xc2\x85",
+        b"\xe2\x80\xa8",
+        b"\xe2\x80\xa9",
+        b"\xe2\x80\xae",
+        b"\xd8\x9c",
+        b"\xef\xbb\xbf",
+        b"\x7f",
+        b"\xc2\x9b2J",
+        json.dumps(EVENT.decode())[1:-1].encode(),
+        b"[",
+        b"}",
+        b", ",
+        b"data: ",
+        b"e999",
+        b"9" * 400,
+        b"\n",
+        b"\r",
+        b"\t",
+        b"\0",
+        b"\x1b",
+        b"\xff",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\\x41",
+        b"\\",
+        b"\\u12",
+        b"\\ud8",
+        *INJECTED,
+    ]
+)
 GOOD_INSIDE = INSIDE.filter(lambda piece: _is_string(b'"%s"' % piece))
 
 
@@ -125,9 +207,21 @@ def texts(draw: Any, *, calm: bool = False) -> bytes:
 # ---- records and frames
 
 SAID = st.sampled_from(
-    ["m", "", "two\nlines", "\r\rover", "é😀", "\u2028\u2029\x85", "\ud800", "\x1b[2J", "‮gnp", "x" * 3_000, EVENT.decode()]
+    [
+        "m",
+        "",
+        "two\nlines",
+        "\r\rover",
+        "é😀",
+        "\u2028\u2029\x85",
+        "\ud800",
+        "\x1b[2J",
+        "‮gnp",
+        "x" * 3_000,
+        EVENT.decode(),
+    ]
     + [piece.decode(errors="replace") for piece in INJECTED]
-)  # fmt: skip
+)
 ODD: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, -1, 0, 7, 2**31, 2**64, 1.5, 1e300, "", "text", [], {}, ["a", "b\nc"], "SIGKILL\n", 10**400]
 )

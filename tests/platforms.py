@@ -28,9 +28,13 @@ def record(record_property: Record, *, cgroup: str, receipt: dict[str, Any], pol
     """
     runtime = receipt["runtime"].split()[0]
     write(
-        record_property, cgroup=cgroup, podman=minor(receipt["engine"]), runtime=f"{runtime} {minor(receipt['runtime'])}",
-        controls={row["control"]: f"{row['status']}: {row['mechanism']}" for row in receipt["controls"]}, policies=policies,
-    )  # fmt: skip
+        record_property,
+        cgroup=cgroup,
+        podman=minor(receipt["engine"]),
+        runtime=f"{runtime} {minor(receipt['runtime'])}",
+        controls={row["control"]: f"{row['status']}: {row['mechanism']}" for row in receipt["controls"]},
+        policies=policies,
+    )
 
 
 def record_useless_runtime(record_property: Record, *, cgroup: str, podman: str, runtime: str, why: str) -> None:

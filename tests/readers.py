@@ -106,11 +106,13 @@ def carried(events: list[dict[str, Any]], result: dict[str, Any]) -> dict[str, A
     assert not {"stdout", "stderr", "logs"} & set(result)
     assert all(set(file) == {"name", "size_bytes"} for file in result["files"])
     output = {
-        kind: b"".join(
-            base64.b64decode(one["base64"]) if "base64" in one else one["text"].encode()
-            for one in events
-            if one["event"] == kind
-        ).decode("utf-8", "backslashreplace")
+        kind: (
+            b"".join(
+                base64.b64decode(one["base64"]) if "base64" in one else one["text"].encode()
+                for one in events
+                if one["event"] == kind
+            ).decode("utf-8", "backslashreplace")
+        )
         for kind in ("stdout", "stderr")
     }
     logs = [

@@ -1,4 +1,6 @@
-"""`python -m tests.soak`: many runs in a row through one service, with what they leave and what grows. Exit status 1 for either.
+"""`python -m tests.soak`: many runs in a row through one service, with what they leave and what grows.
+
+Exit status 1 for either.
 
 Every fourth run fails, prints, saves a file, is cancelled by its client going away, or times out.
 """
@@ -71,9 +73,12 @@ def held(service: Service) -> Held:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     started = children(pid)
     return Held(
-        descriptors=len(os.listdir(f"/proc/{pid}/fd")), threads=int(status["Threads"]), children=len(started),
-        memory_mib=int(status["VmRSS"].split()[0]) / 1024, files=files_of(service),
-    )  # fmt: skip
+        descriptors=len(os.listdir(f"/proc/{pid}/fd")),
+        threads=int(status["Threads"]),
+        children=len(started),
+        memory_mib=int(status["VmRSS"].split()[0]) / 1024,
+        files=files_of(service),
+    )
 
 
 def makers(service: Service) -> list[Held]:
@@ -81,10 +86,15 @@ def makers(service: Service) -> list[Held]:
     own = own_containers(service)
     first = [pid for monitor, container in monitors().items() if container in own for pid in children(monitor)]
     return [
-        Held(descriptors=0, threads=fields(f"/proc/{pid}/status", b"Threads")[b"Threads"], children=len(children(pid)),
-             memory_mib=fields(f"/proc/{pid}/status", b"RssAnon")[b"RssAnon"] / 1024)
-        for pid in first if len(family(pid)) > 2
-    ]  # fmt: skip
+        Held(
+            descriptors=0,
+            threads=fields(f"/proc/{pid}/status", b"Threads")[b"Threads"],
+            children=len(children(pid)),
+            memory_mib=fields(f"/proc/{pid}/status", b"RssAnon")[b"RssAnon"] / 1024,
+        )
+        for pid in first
+        if len(family(pid)) > 2
+    ]
 
 
 def vanish(service: Service, kind: dict[str, Any]) -> None:
@@ -151,7 +161,8 @@ def soak(runs: int, clients: int, *, policy: str = "default") -> list[str]:
         pool, cells = client.health()["pool"], client.health()["cells"]
         print(f"{runs} runs in {spent_s:.0f} s, {runs / spent_s:.1f} a second: {dict(outcomes)}")
         print(
-            f"before {replace(before, files=())}\nafter  {replace(after, files=())}\npool   {pool}\ncells  {cells}\nmakers {makers_before} {makers_after}"
+            f"before {replace(before, files=())}\nafter  {replace(after, files=())}\npool   {pool}\ncells "
+            f" {cells}\nmakers {makers_before} {makers_after}"
         )
         if (policy == "cells") != bool(cells["cells"]):
             problems.append("the runs were not in cells" if policy == "cells" else "runs were in cells")

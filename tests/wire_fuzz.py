@@ -1,8 +1,11 @@
-"""`python -m tests.wire_fuzz`: frames of a hostile harness, made by a fuzzer that watches which branches they reach. Exit status 0 only where nothing crashes.
+"""`python -m tests.wire_fuzz`: frames of a hostile harness, made by a fuzzer that watches which branches they reach.
 
-Needs atheris (`pip install atheris`), which has wheels for some versions of Python only and is nothing that the project installs:
-tests/unit/test_wire_fuzz.py looks at the same without it. What reaches new branches is kept in `--corpus` and tried first the next time;
-what crashes is written there as `crash-…`.
+Exit status 0 only where nothing crashes.
+
+Needs atheris (`pip install atheris`), which has wheels for some versions of Python only and is nothing that the project
+installs:
+tests/unit/test_wire_fuzz.py looks at the same without it. What reaches new branches is kept in `--corpus` and tried
+first the next time; what crashes is written there as `crash-…`.
 """
 
 from __future__ import annotations
@@ -30,11 +33,16 @@ LIMITS = RunCaps(output_bytes=300, result_bytes=200, files_bytes=500, files_coun
 START = encode("R", b'{"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}') + encode("S")
 # Bodies that are right, one of each kind, for the fuzzer to bend.
 RIGHT = {
-    "R": b'{"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}', "L": b'{"level": "info", "message": "m"}',
-    "F": b'{"name": "a.txt", "size": 4}', "f": b"abcd", "V": b"[1]", "A": b"{}", "M": b'{"output_topic": "t", "warnings": []}',
+    "R": b'{"protocol": 1, "python": [3, 12, 1], "implementation": "cpython"}',
+    "L": b'{"level": "info", "message": "m"}',
+    "F": b'{"name": "a.txt", "size": 4}',
+    "f": b"abcd",
+    "V": b"[1]",
+    "A": b"{}",
+    "M": b'{"output_topic": "t", "warnings": []}',
     "X": b'{"type": "ValueError", "message": "no", "traceback": "", "line": 1, "cause": "memory"}',
     "Q": b'{"exit_code": 0, "signal": null, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1}',
-}  # fmt: skip
+}
 
 
 def look(data: bytes) -> None:

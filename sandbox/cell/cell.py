@@ -1,7 +1,8 @@
 """Cells: a warm container makes one for each run, in namespaces of its own. It ends with the run.
 
 The warm container's process 1, the maker, is sent one end of a socket pair for each cell. It never reads from it: the
-cell's own process 1 does, and says so. By what the kernel adds to its first word the runner knows which process that is.
+cell's own process 1 does, and says so. By what the kernel adds to its first word the runner knows which process that
+is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Cell(Sandbox):
         self.processes_at_rest = 2
 
     async def start(self, send: socket.socket, maker: verify_cell.MakerFacts) -> None:
-        """Have it made over the maker's channel `send`, and verify it. Raises a `SandboxError`, with nothing left of it."""
+        """Have it made over the maker's channel `send`, and verify it.
+
+        Raises a `SandboxError`, with nothing left of it.
+        """
         self.mark("begin")
         self.mark("created")
         try:
@@ -136,7 +140,10 @@ def order(send: socket.socket) -> socket.socket:
 
 
 async def first_speaker(channel: socket.socket) -> int:
-    """Return the host's id of the process that speaks first, without taking what it says. Raises `Internal` at the end."""
+    """Return the host's id of the process that speaks first, without taking what it says.
+
+    Raises `Internal` at the end.
+    """
     await readable(channel.fileno())
     space = socket.CMSG_SPACE(CREDENTIALS.size)
     try:
@@ -161,7 +168,10 @@ def no_cells(frame: tuple[str, bytes]) -> NoCells:
         said = "it said nonsense"
     return NoCells(
         f"no cell can be made in a container here: {said}",
-        hint='the kernel must let users make namespaces inside of namespaces; or use a policy with isolation.per_run = "container"',
+        hint=(
+            "the kernel must let users make namespaces inside of namespaces; or use a policy with isolation.per_run ="
+            ' "container"'
+        ),
     )
 
 
@@ -202,8 +212,14 @@ class WarmContainer(ReadySandbox):
         covered = [*SHARED, *(path for path in masked if path.startswith("/proc/"))]
         cell = self._decided_cell()
         limits = {"nproc": cell.nproc, **({"cpu_s": cell.cpu_time_s} if cell.cpu_time_s is not None else {})}
-        order = {"filter": program, "limits": limits, "places": places, "covered": covered, "devices": DEVICES,
-                 "terminals": ",".join(terminal_options())}  # fmt: skip
+        order = {
+            "filter": program,
+            "limits": limits,
+            "places": places,
+            "covered": covered,
+            "devices": DEVICES,
+            "terminals": ",".join(terminal_options()),
+        }
         imported = await preload(self.sandbox, modules, cell=order)
         # A library that keeps a file or shared memory from its import would have all cells share it.
         if more := kernel.shared_by_forks(self.sandbox.pid) - OF_THE_MAKER:
@@ -220,7 +236,10 @@ class WarmContainer(ReadySandbox):
         return cell_of(self.sandbox.spec, self.setting.policy, self.program_filter, cores)
 
     async def cell(self) -> Cell:
-        """Return a new cell, verified, that waits for its job. Raises a `SandboxError`; `NoCells` when none can be made here."""
+        """Return a new cell, verified, that waits for its job.
+
+        Raises a `SandboxError`; `NoCells` when none can be made here.
+        """
         made = Cell(self._decided_cell())
         await made.start(self._orders, self._seen)
         return made

@@ -1,7 +1,8 @@
 """The two filters of a warm container: what its maker may do besides a program, and a program's own as instructions.
 
-The maker of cells needs a few calls that no program gets. Each cell then takes on, on top, the filter that a container's
-program has: libseccomp turns the profile into the instructions that the kernel is given, as the runtime has it do.
+The maker of cells needs a few calls that no program gets. Each cell then takes on, on top, the filter that a
+container's program has: libseccomp turns the profile into the instructions that the kernel is given, as the runtime has
+it do.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ def maker_profile(profile: SeccompProfile) -> SeccompProfile:
     document = {**profile.document, "syscalls": rules}
     text = render(document)
     return SeccompProfile(
-        name=f"{profile.name}-maker", path=profile.path, sha256=hashlib.sha256(text.encode()).hexdigest(),
-        document=document, text=text,
-    )  # fmt: skip
+        name=f"{profile.name}-maker",
+        path=profile.path,
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        document=document,
+        text=text,
+    )
 
 
 class _Condition(ctypes.Structure):
@@ -98,8 +102,12 @@ def _library() -> ctypes.CDLL:
     library.seccomp_init.argtypes, library.seccomp_init.restype = [ctypes.c_uint32], ctypes.c_void_p
     library.seccomp_attr_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
     library.seccomp_rule_add_array.argtypes = [
-        ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.POINTER(_Condition)
-    ]  # fmt: skip
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.POINTER(_Condition),
+    ]
     library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
     library.seccomp_export_bpf.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.seccomp_release.argtypes = [ctypes.c_void_p]

@@ -1,4 +1,7 @@
-"""Decide a warm container and its cells, from what was decided of a container for one run. Pure, as `sandbox.container.spec`."""
+"""Decide a warm container and its cells, from what was decided of a container for one run.
+
+Pure, as `sandbox.container.spec`.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,13 @@ def maker_of(container: ContainerSpec) -> ContainerSpec:
         podman["resource_limits"] = {**limits, "pids": {"limit": container.processes + own_processes}}
     # Without a cgroup, each cell has cores of its own choice: the next one is made where the run is not.
     return replace(
-        container, podman=podman, own_processes=own_processes, nproc=container.nproc + MAKER_PROCESSES, cpu_time_s=None,
+        container,
+        podman=podman,
+        own_processes=own_processes,
+        nproc=container.nproc + MAKER_PROCESSES,
+        cpu_time_s=None,
         cpu_ids=None,
-    )  # fmt: skip
+    )
 
 
 def cell_of(
@@ -48,6 +55,10 @@ def cell_of(
     """Return one cell of a warm container: held to the program's own filter and counts, and to `cpu_ids` if any."""
     by_cgroup = maker.cap("cpus").mechanism == "cgroup"
     return replace(
-        maker, seccomp=seccomp, own_processes=OWN_PROCESSES, nproc=policy.limits.processes + OWN_PROCESSES,
-        cpu_time_s=None if by_cgroup else cpu_time_s(policy), cpu_ids=None if by_cgroup else cpu_ids,
-    )  # fmt: skip
+        maker,
+        seccomp=seccomp,
+        own_processes=OWN_PROCESSES,
+        nproc=policy.limits.processes + OWN_PROCESSES,
+        cpu_time_s=None if by_cgroup else cpu_time_s(policy),
+        cpu_ids=None if by_cgroup else cpu_ids,
+    )

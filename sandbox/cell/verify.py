@@ -29,7 +29,8 @@ from sandbox.container.verify import (
 from sandbox.kernel.process import NAMESPACES, Mount, ProcessFacts
 from sandbox.models import ControlEvidence
 
-# What was proven of the container once and can't have changed: its command, and what of the kernel's files is masked in it.
+# What was proven of the container once and can't have changed: its command, and what of the kernel's files is masked in
+# it.
 OF_THE_CONTAINER = ("launch", "masked kernel files", "project ids")
 
 
@@ -60,9 +61,12 @@ def check_filter(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iter
     filters, before = int(status.get("Seccomp_filters", "0")), int(above.get("Seccomp_filters", "0"))
     evidence = f"Seccomp {status.get('Seccomp')}, {filters} filters, the container has {before}"
     yield proven(
-        "seccomp", f"profile {spec.seccomp.name} {spec.seccomp.sha256[:12]} on top of the container's", "seccomp filter",
-        evidence, holds=status.get("Seccomp") == "2" and filters == before + 1 > 1,
-    )  # fmt: skip
+        "seccomp",
+        f"profile {spec.seccomp.name} {spec.seccomp.sha256[:12]} on top of the container's",
+        "seccomp filter",
+        evidence,
+        holds=status.get("Seccomp") == "2" and filters == before + 1 > 1,
+    )
 
 
 def check_covers(spec: ContainerSpec, seen: Observed, maker: MakerFacts) -> Iterator[Finding]:
@@ -94,18 +98,27 @@ def check_caps(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     for cap in spec.caps:
         limits = seen.process.limits.get("Max processes", "?")
         if cap.control == "processes":
-            # Since Linux 5.14 the count is of the user namespace, before it was of the user in all of them, which is less.
-            yield proven("processes", cap.wanted, "rlimit", f"RLIMIT_NPROC {limits} in a user namespace of its own",
-                         holds=limits == f"{spec.nproc} {spec.nproc}")  # fmt: skip
+            # Since Linux 5.14 the count is of the user namespace, before it was of the user in all of them, which is
+            # less.
+            yield proven(
+                "processes",
+                cap.wanted,
+                "rlimit",
+                f"RLIMIT_NPROC {limits} in a user namespace of its own",
+                holds=limits == f"{spec.nproc} {spec.nproc}",
+            )
         elif cap.mechanism == "cgroup":
             evidence, holds = cgroup_evidence(spec, seen, cap.control)
             yield proven(cap.control, cap.wanted, "cgroup", f"{evidence}, of the warm container", holds=holds)
         else:
             evidence, holds = fallback_evidence(spec, seen, cap.control)
             row = ControlEvidence(
-                control=cap.control, wanted=cap.wanted, status="fallback", mechanism=cap.mechanism,
+                control=cap.control,
+                wanted=cap.wanted,
+                status="fallback",
+                mechanism=cap.mechanism,
                 evidence=f"{evidence}; {cap.why}",
-            )  # fmt: skip
+            )
             yield Finding(
                 evidence=row, problem="" if holds else f"{cap.control}: wanted {cap.wanted}, found {evidence}"
             )

@@ -35,9 +35,14 @@ class CellPool:
     """Gives runs their cells, and every other run what `containers` gives it."""
 
     def __init__(
-        self, make: Callable[[Setting], WarmContainer], containers: Source, limits: CellLimits, *,
-        start_s: Callable[[Setting], float], clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+        self,
+        make: Callable[[Setting], WarmContainer],
+        containers: Source,
+        limits: CellLimits,
+        *,
+        start_s: Callable[[Setting], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Take `make`, which returns an unstarted maker for a setting, and `start_s`, which starting one takes."""
         self._make = make
         self._containers = containers
@@ -88,8 +93,8 @@ class CellPool:
             async with (
                 self._cell(setting, run_id)
                 if at_hand
-                else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH) as ready
-            ):
+                else self._container(setting, run_id, STARTS if fast else SLOW_ENOUGH)
+            ) as ready:
                 yield ready
         finally:
             pace.ended(asked, self._clock(), start_s)
@@ -179,7 +184,9 @@ class CellPool:
         return cell
 
     async def _free_one(self, group: WarmGroup, *, again: bool) -> WarmMember:
-        """Wait for a container of the group to be free, and start one more while there is room. Raises a `SandboxError`.
+        """Wait for a container of the group to be free, and start one more while there is room.
+
+        Raises a `SandboxError`.
 
         Who has to wait `again`, because a container died, comes first.
         """

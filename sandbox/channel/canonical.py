@@ -1,10 +1,10 @@
 r"""JSON from a sandbox in the one form in which it goes on: into a stream, a document, a log, somebody's parser.
 
-The form is strict JSON in UTF-8 without white space between its tokens. Whatever may end a line or steer a terminal (C0, DEL, C1,
-U+2028, U+2029, the marks that reorder text) is written as an escape, so a text is one line for every reader. At most `MAX_DEPTH`
-lists and objects are inside each other, as the harness has it. No number is longer than `MAX_NUMBER_CHARS` or, with a point or an
-exponent, beyond a double. Half of a surrogate pair becomes U+FFFD. All else stays as it was written: a name that an object has twice,
-too, of which the last counts for JavaScript and Python.
+The form is strict JSON in UTF-8 without white space between its tokens. Whatever may end a line or steer a terminal
+(C0, DEL, C1, U+2028, U+2029, the marks that reorder text) is written as an escape, so a text is one line for every
+reader. At most `MAX_DEPTH` lists and objects are inside each other, as the harness has it. No number is longer than
+`MAX_NUMBER_CHARS` or, with a point or an exponent, beyond a double. Half of a surrogate pair becomes U+FFFD. All else
+stays as it was written: a name that an object has twice, too, of which the last counts for JavaScript and Python.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MAX_NUMBER_CHARS = 4_300
 PIECE_BYTES = 32 << 10
 # As long as this, other threads wait for their turn: Python itself would have them wait for 5 ms, each time.
 TURN_S = 0.001
-# msgspec checks so much in 5 ms, in which nothing else runs. SQLite takes five times as long, and lets other threads run.
+# msgspec checks so much in 5 ms, in which nothing else runs. SQLite takes five times as long, and lets other threads
+# run.
 AT_ONCE_BYTES = 8 << 20
 LONGEST_PAIR = len(rb"\ud83d\ude00")
 ROUNDS = (b"[]", b"{}") * 2
@@ -134,7 +135,10 @@ class _Look:
         self._depth = 0
 
     def at(self, piece: bytes) -> bytes:
-        """Return a piece with its characters in their form. Raises `NotCanonical`; the grammar is left to the parser."""
+        """Return a piece with its characters in their form.
+
+        Raises `NotCanonical`; the grammar is left to the parser.
+        """
         piece = self._characters(piece)
         parts = _masked(piece).split(b'"')
         outside = b'"'.join(parts[self._in_string :: 2])

@@ -1,6 +1,7 @@
 """Collects what a sandbox sends during one run: output, log records, files, the result.
 
-The harness enforces the caps while it streams. All of them are enforced here again, because user code may have taken the harness over.
+The harness enforces the caps while it streams. All of them are enforced here again, because user code may have taken
+the harness over.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class FileInMemory(bytearray):
 class Collector:
     """Takes the frames of one run, in order, and holds what they amount to; no I/O.
 
-    `on_output` is called with "stdout" or "stderr" and the bytes, `on_log` with each record, as they come.
-    `open_file` (name, size) gives where a saved file goes as it comes; without it, files are kept in `files`. Read the results after `quit` is set. Every method raises ProtocolViolation for what must not happen.
+    `on_output` is called with "stdout" or "stderr" and the bytes, `on_log` with each record, as they come. `open_file`
+    (name, size) gives where a saved file goes as it comes; without it, files are kept in `files`. Read the results
+    after `quit` is set. Every method raises ProtocolViolation for what must not happen.
     """
 
     def __init__(

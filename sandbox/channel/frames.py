@@ -1,7 +1,7 @@
 """Frames between the runner and the harness: how they are written, read and bounded.
 
-A frame is one type byte, four bytes of big-endian length and a body of at most 1 MiB. `job_frames` gives
-what the runner sends; `FrameReader` takes what comes back, and `sandbox.channel.collector` believes nothing of it unchecked.
+A frame is one type byte, four bytes of big-endian length and a body of at most 1 MiB. `job_frames` gives what the
+runner sends; `FrameReader` takes what comes back, and `sandbox.channel.collector` believes nothing of it unchecked.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ MAX_RECORD_BYTES = 64 << 10
 HEADER = struct.Struct(">cI")
 FROM_HARNESS = "RSOELFfVMAXQ"
 RECORD_BYTES = {"R": 4096, "S": 0, "L": MAX_RECORD_BYTES, "F": 4096, "M": MAX_RECORD_BYTES} | {
-    "X": MAX_RECORD_BYTES, "Q": 4096
-}  # fmt: skip
+    "X": MAX_RECORD_BYTES,
+    "Q": 4096,
+}
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,17 @@ def job_frames(
     parts: list[dict[str, Any]] = [{"kind": kind, "size": len(body)} for kind, body in contents]
     parts += [{"kind": "file", "name": name, "size": len(body)} for name, body in files.items()]
     job = {
-        "protocol": PROTOCOL, "run_id": run_id, "node_id": node_id, "topic": topic, "timestamp": timestamp,
-        "filename": filename, "env": dict(env), "limits": asdict(limits), "parts": parts,
+        "protocol": PROTOCOL,
+        "run_id": run_id,
+        "node_id": node_id,
+        "topic": topic,
+        "timestamp": timestamp,
+        "filename": filename,
+        "env": dict(env),
+        "limits": asdict(limits),
+        "parts": parts,
         "relay": dict(relay) if relay else None,
-    }  # fmt: skip
+    }
     body = json.dumps(job).encode("ascii")
     if len(body) > MAX_BODY_BYTES:
         raise InvalidRequest(

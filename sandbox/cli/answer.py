@@ -42,13 +42,19 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 def answer_of(result: RunResult) -> Answer:
     """Return what a command shows of a result."""
     return Answer(
-        run_id=result.run_id, outcome=result.outcome.value, explanation=result.explanation,
+        run_id=result.run_id,
+        outcome=result.outcome.value,
+        explanation=result.explanation,
         result=msgspec.Raw(result.result_json or b"null"),
         files=tuple(
             FileDocument(name=file.name, size_bytes=len(file.content), content=file.content) for file in result.files
-        ), warnings=result.warnings,
-        error=result.error, durations=result.durations, receipt=result.receipt, document=as_document(result),
-    )  # fmt: skip
+        ),
+        warnings=result.warnings,
+        error=result.error,
+        durations=result.durations,
+        receipt=result.receipt,
+        document=as_document(result),
+    )
 
 
 def answer_from(document: bytes) -> Answer:

@@ -30,8 +30,12 @@ def config(obj: dict[str, Any] | None) -> None:
 
 
 @config.command("show")
-@click.option("--config", "file", type=click.Path(path_type=Path),
-              help="The file to read, instead of $SANDBOX_CONFIG or the file at the usual place.")  # fmt: skip
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="The file to read, instead of $SANDBOX_CONFIG or the file at the usual place.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the origin of each value.")
 def show(*, file: Path | None, as_json: bool) -> None:
     """Print every key as TOML, with its meaning, its value and where the value comes from.

@@ -74,8 +74,8 @@ def lock_command(obj: dict[str, Any], /, *, upgrade: bool, output_path: str | No
     asked = wanted(options)
     # The file is the caller's, and opened with the caller's rights.
     with (
-        contextlib.closing(Target(output_path, what="the lock")) if output_path else contextlib.nullcontext() as output
-    ):
+        contextlib.closing(Target(output_path, what="the lock")) if output_path else contextlib.nullcontext()
+    ) as output:
         with opened(obj, with_index=True, keep=[output.fileno()] if output else ()) as (_, runner):
             request = request_of(asked, options)
             lock = finished(lambda steps: runner.lock(request, steps, upgrade=upgrade))
@@ -157,19 +157,29 @@ def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) 
         click.echo(json.dumps({**asdict(record), "egress": egress}))
         return
     rows = {
-        "id": record.id, "image": record.image, "base": f"{record.base} ({record.base_digest})", "lock": record.lock_hash,
-        "build policy": record.build_hash, "asked for": ", ".join(map(without_hashes, record.requirements)),
+        "id": record.id,
+        "image": record.image,
+        "base": f"{record.base} ({record.base_digest})",
+        "lock": record.lock_hash,
+        "build policy": record.build_hash,
+        "asked for": ", ".join(map(without_hashes, record.requirements)),
         "size": f"{record.size_bytes // MIB} MiB beyond the base image",
         "packages": f"\n{'':14}".join(record.packages),
-    }  # fmt: skip
+    }
     for name, value in rows.items():
         click.echo(f"{name:<12}  {escaped(value) if name != 'packages' else value}")
 
 
 @environment.command("export")
 @click.argument("environment_id", metavar="ID", shell_complete=completion.environments)
-@click.option("--format", "kind", type=click.Choice(["pylock", "requirements"]), default="pylock", show_default=True,
-              help="pylock.toml (PEP 751), or requirements.txt with hashes for pip.")  # fmt: skip
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["pylock", "requirements"]),
+    default="pylock",
+    show_default=True,
+    help="pylock.toml (PEP 751), or requirements.txt with hashes for pip.",
+)
 @click.pass_obj
 def export_command(obj: dict[str, Any], /, *, environment_id: str, kind: str) -> None:
     """Print the lock of an environment, for `env build --lock`, pip or another machine."""
@@ -234,7 +244,10 @@ def rm_command(obj: dict[str, Any], /, *, environment_ids: tuple[str, ...]) -> N
 @click.option(
     "--budget",
     metavar="SIZE",
-    help="Remove what was not used for the longest time, until environments and cached files together take at most this: 10g.",
+    help=(
+        "Remove what was not used for the longest time, until environments and cached files together take at most this:"
+        " 10g."
+    ),
 )
 @click.option("--dry-run", is_flag=True, help="Remove nothing; list what would be removed.")
 @click.pass_obj

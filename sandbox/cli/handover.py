@@ -20,7 +20,8 @@ PRIVATE_VARIABLES = ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_
 def leave_root(*, quiet: bool = False, with_index: bool = False, keep: Collection[int] = ()) -> None:
     """Give up root for good; does nothing for other users. Raises `NotEnforceable` when there is nobody to become.
 
-    `with_index` takes root's own pip configuration along, in variables; `keep` are the descriptors that are meant for us.
+    `with_index` takes root's own pip configuration along, in variables; `keep` are the descriptors that are meant for
+    us.
     """
     if os.geteuid() != 0:
         return

@@ -36,8 +36,12 @@ def check_detached(options: dict[str, Any], policy_dirs: list[Path]) -> None:
     """Check that a run can be left to a service. Raises `InvalidRequest`."""
     if options["no_service"] or policy_dirs or "/" in options["policy"] or options["policy"].endswith(".toml"):
         raise InvalidRequest(
-            "--detach leaves the run to a service, and --no-service, --policy-dir and the path of a policy keep it in this process",
-            hint="name a policy that the service has, leave the others out, and unset SANDBOX_NO_SERVICE, which means --no-service",
+            "--detach leaves the run to a service, and --no-service, --policy-dir and the path of a policy keep it in"
+            " this process",
+            hint=(
+                "name a policy that the service has, leave the others out, and unset SANDBOX_NO_SERVICE, which means"
+                " --no-service"
+            ),
         )
     if options["save_files"]:
         raise InvalidRequest("--save-files goes with `sandbox result`, once the run is over", hint="leave it out here")

@@ -20,18 +20,33 @@ if TYPE_CHECKING:
 MAX_DEPTH = 10
 # The longer ones first: UTF-32's begins with UTF-16's.
 MARKS = (
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
-)  # fmt: skip
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 CODING = re.compile(rb"[ \t\f]*#.*?coding[:=][ \t]*([-\w.]{1,40})")
 
 
 def library_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name libraries."""
     options = (
-        click.option("--with", "libraries", multiple=True, metavar="LIBRARY", help="A library to install: pandas, 'numpy>=1.26,<3'. May be given more than once."),
-        click.option("--requirements", "requirement_files", multiple=True, metavar="FILE", help="A requirements.txt or pyproject.toml with libraries to install. May be given more than once."),
-    )  # fmt: skip
+        click.option(
+            "--with",
+            "libraries",
+            multiple=True,
+            metavar="LIBRARY",
+            help="A library to install: pandas, 'numpy>=1.26,<3'. May be given more than once.",
+        ),
+        click.option(
+            "--requirements",
+            "requirement_files",
+            multiple=True,
+            metavar="FILE",
+            help="A requirements.txt or pyproject.toml with libraries to install. May be given more than once.",
+        ),
+    )
     for option in reversed(options):
         command = option(command)
     return command

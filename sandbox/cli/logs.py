@@ -22,9 +22,9 @@ from sandbox.printable import printable
 def logs(*, run_id: str, as_json: bool) -> None:
     """Show what the history knows of RUN, with its traceback, its log records and the end of its output.
 
-    RUN is an id, or its first characters. The policy decides whether the history keeps the output of a run (history.output: by
-    default only if the run fails) and its payload (history.payloads). Secrets of the run are masked. Code and result are never
-    kept. If no service runs, the command reads the history's file.
+    RUN is an id, or its first characters. The policy decides whether the history keeps the output of a run
+    (history.output: by default only if the run fails) and its payload (history.payloads). Secrets of the run are
+    masked. Code and result are never kept. If no service runs, the command reads the history's file.
     """
     with past() as known:
         found = dict(known.recorded(full_id(run_id, lambda: known.runs(limit=MAX_LISTED))))
@@ -38,7 +38,8 @@ def logs(*, run_id: str, as_json: bool) -> None:
             click.echo(f"{name:<{width}}  {printable(spelled(name, value))}")
     if output is None:
         click.echo(
-            "what it told is not kept: that depends on its policy (history.output), on its age, and on its service, which must live to the run's end",
+            "what it told is not kept: that depends on its policy (history.output), on its age, and on its service,"
+            " which must live to the run's end",
             err=True,
         )
         return

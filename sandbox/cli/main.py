@@ -98,8 +98,13 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sandbox")
-@click.option("--policy-dir", "policy_dirs", multiple=True, type=click.Path(path_type=Path),
-              help="Look for policies here first. May be given more than once.")  # fmt: skip
+@click.option(
+    "--policy-dir",
+    "policy_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Look for policies here first. May be given more than once.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 @click.pass_context
 def cli(ctx: click.Context, *, policy_dirs: tuple[Path, ...], debug: bool) -> None:
@@ -146,7 +151,8 @@ def interrupted_again(lost: sys.UnraisableHookArgs) -> None:
         return
     import threading
 
-    # Not here and now: what this hook raises is dropped, too. And to this thread: another's signal would not end its waiting.
+    # Not here and now: what this hook raises is dropped, too. And to this thread: another's signal would not end its
+    # waiting.
     again = threading.Timer(AGAIN_S, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     again.daemon = True
     again.start()
@@ -184,12 +190,20 @@ def run_command(arguments: list[str] | None, *, debug: bool) -> Any:
         if debug:
             traceback.print_exc()
         where = f" ({error.filename})" if error.filename else ""
-        report(EngineUnavailable(f"the system refused: {error.strerror or error}{where}",
-                                 hint="free some space, or correct the permissions, then try again"))  # fmt: skip
+        report(
+            EngineUnavailable(
+                f"the system refused: {error.strerror or error}{where}",
+                hint="free some space, or correct the permissions, then try again",
+            )
+        )
         return EngineUnavailable.exit_status
     except Exception as error:  # noqa: BLE001 - the last resort: a defect still gets one clear sentence
         if debug:
             traceback.print_exc()
-        report(Internal(f"unexpected {type(error).__name__}: {error}",
-                        hint="run it again with --debug, and report what it prints"))  # fmt: skip
+        report(
+            Internal(
+                f"unexpected {type(error).__name__}: {error}",
+                hint="run it again with --debug, and report what it prints",
+            )
+        )
         return Internal.exit_status

@@ -23,8 +23,13 @@ AS_RUNS_SEE_IT = ("list", "show", "explain", "check")
 
 
 @click.group("policy")
-@click.option("--policy-dir", "policy_dirs", multiple=True, type=click.Path(path_type=Path),
-              help="Look for policies here first. May be given more than once.")  # fmt: skip
+@click.option(
+    "--policy-dir",
+    "policy_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Look for policies here first. May be given more than once.",
+)
 @click.pass_context
 def policy(ctx: click.Context, *, policy_dirs: tuple[Path, ...]) -> None:
     """List, explain and check policies: what a run may do."""

@@ -13,9 +13,14 @@ from sandbox.cli.screen import escaped
 from sandbox.progress import Progress
 
 SAID = {
-    "image": "looking for the image", "resolving": "resolving", "downloading": "downloading", "installing": "installing",
-    "storing": "storing", "starting": "starting the sandbox", "running": "running",
-}  # fmt: skip
+    "image": "looking for the image",
+    "resolving": "resolving",
+    "downloading": "downloading",
+    "installing": "installing",
+    "storing": "storing",
+    "starting": "starting the sandbox",
+    "running": "running",
+}
 MIB = 1 << 20
 
 
@@ -38,8 +43,13 @@ class Steps:
             self._line(progress)
         elif progress.total_bytes and self._bar is None:
             self._bar = click.progressbar(
-                length=progress.total_bytes, label="  ", file=sys.stderr, show_pos=False, color=wanted(os.environ), item_show_func=lambda _: self._position()
-            )  # fmt: skip
+                length=progress.total_bytes,
+                label="  ",
+                file=sys.stderr,
+                show_pos=False,
+                color=wanted(os.environ),
+                item_show_func=lambda _: self._position(),
+            )
             self._bar.__enter__()
         if self._bar is not None and progress.done_bytes is not None:
             step_bytes = min(progress.done_bytes, self._bar.length) - self._done_bytes

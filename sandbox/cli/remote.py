@@ -36,8 +36,9 @@ NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ENAMETOOL
 def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | None:
     """Return a connected client of the service that a run can go to; None when this process carries it out.
 
-    A service knows policies by name, those that it has itself. Raises `NoService` for one that is named and can't be had, and
-    for a socket of ours that does not work; `NotFound` or `InvalidRequest` for a configuration that can't be read.
+    A service knows policies by name, those that it has itself. Raises `NoService` for one that is named and can't be
+    had, and for a socket of ours that does not work; `NotFound` or `InvalidRequest` for a configuration that can't be
+    read.
     """
     if options["no_service"] or policy_dirs or is_path(options["policy"]):
         return None
@@ -50,7 +51,8 @@ def service_for(options: dict[str, Any], policy_dirs: list[Path]) -> Client | No
             return None
         error.hint += "; or run it in this process, without the service: --no-service"
         raise
-    # In a directory that others can write, somebody else could listen where our service would. Who names a socket trusts it.
+    # In a directory that others can write, somebody else could listen where our service would. Who names a socket
+    # trusts it.
     if listener in (0, os.geteuid()) or named:
         return client
     client.close()
@@ -135,8 +137,9 @@ class Going:
     def cancelled_by_signals(self) -> Iterator[None]:
         """Have the first Ctrl-C or SIGTERM cancel the run; the next one ends this process, should the service hang.
 
-        A thread does it. Python's own handlers run between two steps of the main thread: a signal that comes just before
-        it begins to wait for the service would be noticed at the next event only (https://peps.python.org/pep-0475/).
+        A thread does it. Python's own handlers run between two steps of the main thread: a signal that comes just
+        before it begins to wait for the service would be noticed at the next event only
+        (https://peps.python.org/pep-0475/).
         """
         told, tell = os.pipe()
         os.set_blocking(tell, False)

@@ -78,7 +78,10 @@ def as_file(file: str | None) -> str:
         if name.lower().endswith((".csv", ".tsv"))
         else f'open("{name}"), or read_file("{name}")'
     )
-    return f"the payload is JSON; a file of another kind is given as it is: --file {shlex.quote(file)}, and the program reads it: {reading}"
+    return (
+        f"the payload is JSON; a file of another kind is given as it is: --file {shlex.quote(file)}, and the program"
+        f" reads it: {reading}"
+    )
 
 
 def as_text(text: str | None) -> str:
@@ -89,7 +92,10 @@ def as_text(text: str | None) -> str:
             if text.endswith(".json")
             else as_file(text)
         )
-    return "text needs quotes of its own: --input '\"hello\"'; a file of JSON is given as --input @data.json, any other as --file data.csv"
+    return (
+        "text needs quotes of its own: --input '\"hello\"'; a file of JSON is given as --input @data.json, any other as"
+        " --file data.csv"
+    )
 
 
 def refuse_constant(name: str) -> None:
@@ -155,7 +161,8 @@ def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> di
     names = options["secrets"]
     if named := [text for text in names if "=" in text]:
         raise InvalidRequest(
-            f"--secret {named[0].partition('=')[0]} carries its value, which every user of this host can read in the process list",
+            f"--secret {named[0].partition('=')[0]} carries its value, which every user of this host can read in the"
+            " process list",
             hint="set an environment variable of that name and write --secret NAME",
         )
     check_payload(inputs.payload, options["input_text"])
@@ -163,13 +170,22 @@ def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> di
     limits = {
         "timeout_s": None if options["timeout"] is None else parse_duration(options["timeout"]),
         "memory_mib": None if options["memory"] is None else parse_memory(options["memory"]),
-        "cpus": options["cpus"], "processes": options["pids"],
-    }  # fmt: skip
+        "cpus": options["cpus"],
+        "processes": options["pids"],
+    }
     return {
-        "code": inputs.code, "filename": filename, "topic": options["topic"], "policy": options["policy"],
-        "image": options["image"], "requirements": inputs.requirements, "requires_python": inputs.requires_python, "limits": limits,
-        "env": pairs(options["env"], option="--env"), "secrets": pairs(names, option="--secret"), "files": inputs.files,
-    }  # fmt: skip
+        "code": inputs.code,
+        "filename": filename,
+        "topic": options["topic"],
+        "policy": options["policy"],
+        "image": options["image"],
+        "requirements": inputs.requirements,
+        "requires_python": inputs.requires_python,
+        "limits": limits,
+        "env": pairs(options["env"], option="--env"),
+        "secrets": pairs(names, option="--secret"),
+        "files": inputs.files,
+    }
 
 
 def check_amounts(options: dict[str, Any]) -> None:
@@ -199,29 +215,74 @@ def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:
         ) from None
 
 
+# What `run` and `template run` share.
+RUN_OPTIONS = (
+    click.option(
+        "--input",
+        "input_text",
+        metavar="JSON|@FILE|-",
+        help="The payload: JSON, a file with JSON, or standard input.",
+    ),
+    click.option("--topic", default="", help="The message's topic."),
+    click.option(
+        "--policy",
+        default="default",
+        show_default=True,
+        shell_complete=completion.policies,
+        help="Name or path of the policy.",
+    ),
+    click.option("--image", help="Image to run in. Default: the one of the policy."),
+    click.option("--timeout", metavar="DURATION", help="A shorter time than the policy allows: 30s, 500ms, 2m."),
+    click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
+    click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="Fewer CPUs than the policy allows."),
+    click.option("--pids", type=click.IntRange(min=1), help="Fewer processes than the policy allows."),
+    click.option(
+        "--env",
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="A variable for the program. NAME alone takes the value of your own variable.",
+    ),
+    click.option(
+        "--secret",
+        "secrets",
+        multiple=True,
+        metavar="NAME",
+        help="One of your own variables for the program, whose value no record keeps.",
+    ),
+    click.option(
+        "--file",
+        "files",
+        multiple=True,
+        metavar="[NAME=]PATH",
+        help=(
+            "A file for the program. It finds the file in its working directory, with open(NAME) or read_file(NAME)."
+        ),
+    ),
+    click.option(
+        "--save-files",
+        metavar="DIR",
+        help="Directory for files saved with save_file(). Names that programs act upon are changed.",
+    ),
+    click.option("--keep-names", is_flag=True, help="Save files under exactly the names that the program gave them."),
+    click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
+    click.option("--quiet", "-q", is_flag=True, help="Show only the program's output and its result."),
+    click.option(
+        "--detach",
+        is_flag=True,
+        help="Leave the run to the service, and print its id. `sandbox result` shows its result.",
+    ),
+    click.option(
+        "--no-service",
+        is_flag=True,
+        envvar="SANDBOX_NO_SERVICE",
+        help="Run in this process, even if a service is running or named. SANDBOX_NO_SERVICE=1 does the same.",
+    ),
+)
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `run` and `template run` share."""
-    options = (
-        click.option("--input", "input_text", metavar="JSON|@FILE|-", help="The payload: JSON, a file with JSON, or standard input."),
-        click.option("--topic", default="", help="The message's topic."),
-        click.option("--policy", default="default", show_default=True, shell_complete=completion.policies, help="Name or path of the policy."),
-        click.option("--image", help="Image to run in. Default: the one of the policy."),
-        click.option("--timeout", metavar="DURATION", help="A shorter time than the policy allows: 30s, 500ms, 2m."),
-        click.option("--memory", metavar="SIZE", help="Less memory than the policy allows: 256m, 1g."),
-        click.option("--cpus", type=click.FloatRange(min=0, min_open=True), help="Fewer CPUs than the policy allows."),
-        click.option("--pids", type=click.IntRange(min=1), help="Fewer processes than the policy allows."),
-        click.option("--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the program. NAME alone takes the value of your own variable."),
-        click.option("--secret", "secrets", multiple=True, metavar="NAME", help="One of your own variables for the program, whose value no record keeps."),
-        click.option("--file", "files", multiple=True, metavar="[NAME=]PATH", help="A file for the program. It finds the file in its working directory, with open(NAME) or read_file(NAME)."),
-        click.option("--save-files", metavar="DIR", help="Directory for files saved with save_file(). Names that programs act upon are changed."),
-        click.option("--keep-names", is_flag=True, help="Save files under exactly the names that the program gave them."),
-        click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
-        click.option("--quiet", "-q", is_flag=True, help="Show only the program's output and its result."),
-        click.option("--detach", is_flag=True, help="Leave the run to the service, and print its id. `sandbox result` shows its result."),
-        click.option("--no-service", is_flag=True, envvar="SANDBOX_NO_SERVICE",
-                     help="Run in this process, even if a service is running or named. SANDBOX_NO_SERVICE=1 does the same."),
-    )  # fmt: skip
-    for option in reversed(options):
+    for option in reversed(RUN_OPTIONS):
         command = option(command)
     return library_options(command)
 

@@ -110,11 +110,16 @@ def going_on(listed: Sequence[Row]) -> list[Row]:
     """Return the runs that have not ended, oldest first. A list of the service has all of them, however short it is."""
     found = [
         {
-            "run_id": row["run_id"], "received": row["received"], "caller_name": row.get("caller_name") or row["caller"],
-            "node_id": row["node_id"], "policy": row["policy"], "state": row["state"],
+            "run_id": row["run_id"],
+            "received": row["received"],
+            "caller_name": row.get("caller_name") or row["caller"],
+            "node_id": row["node_id"],
+            "policy": row["policy"],
+            "state": row["state"],
         }
-        for row in listed if row["state"] != "ended"
-    ]  # fmt: skip
+        for row in listed
+        if row["state"] != "ended"
+    ]
     return sorted(found, key=lambda row: row["received"])
 
 
@@ -162,11 +167,16 @@ def history_cells(row: Row) -> tuple[str, ...]:
     """Return one run for the table; the list of the service begins with those that wait, of which it knows less."""
     memory, total_ms = row.get("peak_memory_mib"), row.get("total_ms")
     return (
-        row["run_id"][:ID_CHARS], moment(row["received"]), row.get("caller_name") or row["caller"], row["node_id"],
-        row["policy"], row["outcome"] or row["state"], f"{total_ms:,.0f} ms" if total_ms is not None else "",
+        row["run_id"][:ID_CHARS],
+        moment(row["received"]),
+        row.get("caller_name") or row["caller"],
+        row["node_id"],
+        row["policy"],
+        row["outcome"] or row["state"],
+        f"{total_ms:,.0f} ms" if total_ms is not None else "",
         ("warm" if row.get("warm") else "cold") if total_ms is not None else "",
         f"{memory:,.0f} MiB" if memory is not None else "",
-    )  # fmt: skip
+    )
 
 
 def spelled(name: str, value: Any) -> str:

@@ -50,7 +50,8 @@ def save_files(files: Iterable[FileDocument], fd: int, *, keep_names: bool = Fal
         _write(file.content, kept.name, fd)
         if kept.why:
             click.echo(
-                f"sandbox: {escaped(file.name)} was saved as {escaped(kept.name)}: its name {kept.why} (--keep-names keeps names as they are)",
+                f"sandbox: {escaped(file.name)} was saved as {escaped(kept.name)}: its name {kept.why} (--keep-names"
+                " keeps names as they are)",
                 err=True,
             )
 

@@ -1,7 +1,8 @@
 """Under which names saved files are kept: none that the host's own programs would act upon. Pure.
 
-The rule in one sentence: a name is kept when it begins with a letter or a digit, has nothing but letters, digits, spaces and `._-+,=@()`,
-and ends in a file type that is not one of programs or their settings; a file of any other name is kept as `saved-NAME.saved`.
+The rule in one sentence: a name is kept when it begins with a letter or a digit, has nothing but letters, digits,
+spaces and `._-+,=@()`, and ends in a file type that is not one of programs or their settings; a file of any other name
+is kept as `saved-NAME.saved`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ __all__ = ["SavedName", "kept_names", "problem_of"]
 
 MAX_BYTES = 255
 ALSO = " ._-+,=@()"
-# A file manager, a shell, an interpreter, a build or a service manager acts upon files of these types, some without being asked.
+# A file manager, a shell, an interpreter, a build or a service manager acts upon files of these types, some without
+# being asked.
 ACTIVE = frozenset(
     str.split("""
-py pyc pyo pyd pyw pyi pyz pth egg whl so dll dylib exe com bat cmd ps1 psm1 psd1 vb vbs vbe js jse mjs cjs ts wsf wsh hta scr pif msi
-msp cpl jar class sh bash zsh fish csh ksh rb pl pm php lua tcl awk mk mak cmake gradle ninja desktop directory service socket timer
-target path mount automount slice rules lnk url webloc inf ini reg conf cfg cnf config rc env properties toml plist appimage deb rpm
-apk run command workflow terminal el elc vim xlsm xlsb xltm xlam docm dotm pptm potm ppsm crx xpi pem key pub crt nix spec tf ipynb
+py pyc pyo pyd pyw pyi pyz pth egg whl so dll dylib exe com bat cmd ps1 psm1 psd1 vb vbs vbe js jse mjs cjs ts wsf
+wsh hta scr pif msi msp cpl jar class sh bash zsh fish csh ksh rb pl pm php lua tcl awk mk mak cmake gradle ninja
+desktop directory service socket timer target path mount automount slice rules lnk url webloc inf ini reg conf cfg
+cnf config rc env properties toml plist appimage deb rpm apk run command workflow terminal el elc vim xlsm xlsb xltm
+xlam docm dotm pptm potm ppsm crx xpi pem key pub crt nix spec tf ipynb
 """)
 )
 # Settings that tools look for by their whole name.
 SOUGHT = frozenset(
     str.split("""
-package.json package-lock.json composer.json bower.json tsconfig.json jsconfig.json nodemon.json lerna.json deno.json renovate.json
-docker-compose.yml docker-compose.yaml compose.yml compose.yaml action.yml action.yaml mkdocs.yml pubspec.yaml appveyor.yml
-azure-pipelines.yml cloudbuild.yaml codecov.yml serverless.yml kustomization.yaml skaffold.yaml chart.yaml values.yaml environment.yml
-requirements.txt constraints.txt cmakelists.txt pom.xml build.xml web.xml robots.txt index.html flows.json settings.json
+package.json package-lock.json composer.json bower.json tsconfig.json jsconfig.json nodemon.json lerna.json
+deno.json renovate.json docker-compose.yml docker-compose.yaml compose.yml compose.yaml action.yml action.yaml
+mkdocs.yml pubspec.yaml appveyor.yml azure-pipelines.yml cloudbuild.yaml codecov.yml serverless.yml
+kustomization.yaml skaffold.yaml chart.yaml values.yaml environment.yml requirements.txt constraints.txt
+cmakelists.txt pom.xml build.xml web.xml robots.txt index.html flows.json settings.json
 """)
 )
 DEVICES = frozenset(

@@ -19,7 +19,8 @@ def escaped(text: str) -> str:
 
 def escaped_json(text: str) -> str:
     """Return the same JSON with what could steer a terminal written as escapes of JSON itself."""
-    # Apart from carriage returns between values, JSON has such characters only inside strings, where \\u stands for them.
+    # Apart from carriage returns between values, JSON has such characters only inside strings, where \\u stands for
+    # them.
     return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r", " "))
 
 

@@ -20,8 +20,14 @@ SWITCH_S = 0.0005
 
 @click.command("serve")
 @click.option("--config", "config_path", metavar="FILE", help="The configuration file; see `sandbox config show`.")
-@click.option("--restart", is_flag=True, help="Start no service here. Restart those that systemd runs from this installation, and say "
-              "how to restart the others.")  # fmt: skip
+@click.option(
+    "--restart",
+    is_flag=True,
+    help=(
+        "Start no service here. Restart those that systemd runs from this installation, and say "
+        "how to restart the others."
+    ),
+)
 @click.pass_obj
 def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int:
     """Serve runs on a Unix socket until SIGTERM or Ctrl-C. SIGHUP reads the policies again."""
@@ -44,9 +50,11 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
     allocator.give_back()
     sys.setswitchinterval(SWITCH_S)
     where = Places(
-        runtime_dir=places.runtime_dir(), cache_dir=places.cache_dir(), data_dir=places.data_dir(),
+        runtime_dir=places.runtime_dir(),
+        cache_dir=places.cache_dir(),
+        data_dir=places.data_dir(),
         policy_dirs=policy_directories(obj["policy_dirs"]),
-    )  # fmt: skip
+    )
     with log.set_up(config.log):
         asyncio.run(serve(config, where, inherited=inherited))
     return 0
@@ -65,8 +73,12 @@ def restart_services() -> int:
                 f"process {service.pid} is a service of user id {service.uid}: that user, or root, may restart it"
             )
         elif not service.unit:
-            click.echo(escaped(f"process {service.pid} is a service that was started by hand, and goes on with what it has loaded;"
-                               f" to restart it: {service.by_hand()}"))  # fmt: skip
+            click.echo(
+                escaped(
+                    f"process {service.pid} is a service that was started by hand, and goes on with what it has loaded;"
+                    f" to restart it: {service.by_hand()}"
+                )
+            )
         else:
             try:
                 running.with_systemd(service, "restart")

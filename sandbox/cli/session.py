@@ -46,9 +46,11 @@ class Session:
         from sandbox.runner import Places, Runner
 
         places = Places(
-            runtime_dir=self.runtime_dir, cache_dir=self.cache_dir, data_dir=data_dir(),
+            runtime_dir=self.runtime_dir,
+            cache_dir=self.cache_dir,
+            data_dir=data_dir(),
             policy_dirs=policy_directories(policy_dirs),
-        )  # fmt: skip
+        )
         said = None if self._quiet else partial(load_and_warn, directories=places.policy_dirs)
         return Runner(self.engine, self.facts, places, policies=said)
 

@@ -70,8 +70,12 @@ def look(client: Client, pace: RunRate) -> dict[str, Any]:
     listed = client.runs(limit=LISTED)
     last = [row for row in listed if row["state"] == "ended"][:LAST_RUNS]
     return {
-        "health": health, "ended_runs": int(ended), "runs_per_s": round(rate, 2), "going_on": going_on(listed), "last": last
-    }  # fmt: skip
+        "health": health,
+        "ended_runs": int(ended),
+        "runs_per_s": round(rate, 2),
+        "going_on": going_on(listed),
+        "last": last,
+    }
 
 
 def frame(seen: dict[str, Any], *, now: float) -> list[str]:
@@ -81,9 +85,14 @@ def frame(seen: dict[str, Any], *, now: float) -> list[str]:
     lines = [
         f"service  {health['status']} · up {age(health['uptime_s'])}{memory}",
         *(f"         {one_line(problem)}" for problem in health["problems"]),
-        f"runs     {runs['running']} running · {runs['waiting']} waiting · {seen['runs_per_s']:.1f} per second · {seen['ended_runs']} ended",
-        f"pool     {pool['ready']} ready · {pool['starting']} starting · {pool['kinds']} kinds · {pool['memory_mib']:,.0f} MiB"
-        f" · {pool['taken']} taken · {pool['cold']} cold",
+        (
+            f"runs     {runs['running']} running · {runs['waiting']} waiting · {seen['runs_per_s']:.1f} per second ·"
+            f" {seen['ended_runs']} ended"
+        ),
+        (
+            f"pool     {pool['ready']} ready · {pool['starting']} starting · {pool['kinds']} kinds ·"
+            f" {pool['memory_mib']:,.0f} MiB · {pool['taken']} taken · {pool['cold']} cold"
+        ),
     ]
     if (cells := health.get("cells")) and cells["started"]:
         lines.append(

@@ -14,8 +14,8 @@ from sandbox.errors import EngineUnavailable, SandboxError
 def uninstall(*, dry_run: bool, yes: bool) -> int:
     """Remove this installation: service, sandboxes, images, environments, caches, settings, history, program.
 
-    Root removes root's installation, with the user `sandbox`. Another user removes their own installation, with `sudo` for the
-    command in /usr/local/bin. Packages stay. A second call continues where the first one failed.
+    Root removes root's installation, with the user `sandbox`. Another user removes their own installation, with `sudo`
+    for the command in /usr/local/bin. Packages stay. A second call continues where the first one failed.
     """
     from sandbox.installed.removal import plan
 

@@ -8,9 +8,9 @@
         for event in client.stream("print('hello')"):
             print(event)
 
-`AsyncClient` is the same for asyncio. Errors are the classes of `sandbox.errors`, the same ones that the service raises. A program
-that fails is a result, not an error. The package imports only the standard library. Any number of threads and forked processes
-can use one client, because every call has a connection for itself while it lasts.
+`AsyncClient` is the same for asyncio. Errors are the classes of `sandbox.errors`, the same ones that the service
+raises. A program that fails is a result, not an error. The package imports only the standard library. Any number of
+threads and forked processes can use one client, because every call has a connection for itself while it lasts.
 
 Of our modules it imports only `errors`, `places` and `toml_file`. Read `calls`, `told`, then `client`, `unix_http`.
 """

@@ -70,8 +70,9 @@ class ControlEvidence(TypedDict):
 class EgressRecord(TypedDict):
     """One connection that a program asked the egress proxy for, and what became of it.
 
-    `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is empty
-    when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if anywhere.
+    `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is
+    empty when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if
+    anywhere.
     """
 
     host: str
@@ -219,8 +220,9 @@ class RecordedRun(_RecordedRun, total=False):
 
     The history does not know such a run yet: it has the first fields alone, with the caller's name.
 
-    `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program has none.
-    Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy has them kept.
+    `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program
+    has none. Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy
+    has them kept.
     """
 
     caller_name: str
@@ -284,8 +286,8 @@ class MissingModule(TypedDict):
 class CodeCheck(TypedDict):
     """What is found in a piece of code; `python` is the version that it was compiled with.
 
-    Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code expects.
-    Only the first 500 imported names and 100 missing modules are listed.
+    Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code
+    expects. Only the first 500 imported names and 100 missing modules are listed.
     """
 
     python: str
@@ -518,7 +520,10 @@ class _ErrorBody(TypedDict):
 
 
 class ErrorBody(_ErrorBody, total=False):
-    """What went wrong and why (`message`), and what to do next (`hint`). `code` is stable, see docs/errors.md; `facts` depend on it."""
+    """What went wrong and why (`message`), and what to do next (`hint`).
+
+    `code` is stable, see docs/errors.md; `facts` depend on it.
+    """
 
     run_id: str
 
@@ -619,7 +624,10 @@ class Failed(TypedDict):
 
 
 class Notification(TypedDict):
-    """What a webhook is told: the run has ended, and `result` is the path to ask at. `outcome` may also be an error's code."""
+    """What a webhook is told: the run has ended, and `result` is the path to ask at.
+
+    `outcome` may also be an error's code.
+    """
 
     run_id: str
     outcome: str

@@ -57,7 +57,10 @@ class AsyncConnection:
         )
 
     async def connect(self) -> socket.socket:
-        """Connect, unless it is connected; wait a little where the service's list of newcomers is full. Raises `NoService`."""
+        """Connect, unless it is connected; wait a little where the service's list of newcomers is full.
+
+        Raises `NoService`.
+        """
         if self._socket is not None:
             return self._socket
         connection = opened()
@@ -244,7 +247,10 @@ class AsyncConnection:
 
 
 class AsyncConnectionPool:
-    """Connections to one socket. Each is used by one task at a time, and never again where an answer was not read to its end."""
+    """Connections to one socket.
+
+    Each is used by one task at a time, and never again where an answer was not read to its end.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -43,9 +43,13 @@ class ClientBase:
     """The options of a client, for all of its calls; see `Client`."""
 
     def __init__(
-        self, path: str | None = None, *, timeout_s: float | None = ANSWER_TIMEOUT_S, retry_s: float = 0.0,
+        self,
+        path: str | None = None,
+        *,
+        timeout_s: float | None = ANSWER_TIMEOUT_S,
+        retry_s: float = 0.0,
         on_other_version: Callable[[str], None] = log_versions,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take the socket's path, or the place of this user's service."""
         self.path = path or default_socket()
         self.timeout_s = timeout_s

@@ -29,10 +29,22 @@ PROGRAM = "podman-sandbox-runner"
 LATER = "respond-async"
 # Every other field of a run, with what the service takes when it is not sent.
 OPTIONAL: dict[str, Any] = {
-    "message": {}, "topic": "", "node_id": "", "filename": "script.py", "policy": "default", "image": None,
-    "requirements": (), "requires_python": "", "preload": None, "limits": {}, "env": {}, "secrets": {}, "files": {}, "wait_for_end": False,
+    "message": {},
+    "topic": "",
+    "node_id": "",
+    "filename": "script.py",
+    "policy": "default",
+    "image": None,
+    "requirements": (),
+    "requires_python": "",
+    "preload": None,
+    "limits": {},
+    "env": {},
+    "secrets": {},
+    "files": {},
+    "wait_for_end": False,
     "notify": None,
-}  # fmt: skip
+}
 
 
 # ---- answers
@@ -133,7 +145,10 @@ def encoded(name: str, content: bytes) -> str:
 
 
 def part(name: str) -> str:
-    """Return a name as one part of a path. Raises `InvalidRequest` for an empty one, which would ask for something else."""
+    """Return a name as one part of a path.
+
+    Raises `InvalidRequest` for an empty one, which would ask for something else.
+    """
     if not name:
         raise InvalidRequest(
             "the name or id that is asked for is empty", hint="give one; runs() and environments() list them"

@@ -42,10 +42,10 @@ T = TypeVar("T")
 class Client(ClientBase):
     """The service at one socket: a context manager, safe for threads. It connects at the first call.
 
-    `timeout_s` is how long the service may be silent before a call gives up, in seconds (None: for ever). Each call takes
-    a `timeout_s` of its own. A call that gives up, or that is broken off, ends its run. The client repeats a request only if
-    the service refused it because it had too much to do. `retry_s` is how long to repeat it, at the times that the service names.
-    `on_other_version` is called with the service's version if it is not the client's.
+    `timeout_s` is how long the service may be silent before a call gives up, in seconds (None: for ever). Each call
+    takes a `timeout_s` of its own. A call that gives up, or that is broken off, ends its run. The client repeats a
+    request only if the service refused it because it had too much to do. `retry_s` is how long to repeat it, at the
+    times that the service names. `on_other_version` is called with the service's version if it is not the client's.
     """
 
     def __init__(self, path: str | None = None, **options: Any) -> None:
@@ -98,9 +98,9 @@ class Client(ClientBase):
     ) -> Result:
         """Run code and wait for its end. A program that fails is a result. Raises a `SandboxError`.
 
-        `payload` is anything that `json` can encode. `payload_json` is a JSON text instead, which is passed on as it is. `on_event`
-        gets every event as it happens (see `stream`). `options` are the other fields of a run: topic, message, node_id,
-        policy, image, limits, env, secrets, filename, preload, wait_for_end.
+        `payload` is anything that `json` can encode. `payload_json` is a JSON text instead, which is passed on as it
+        is. `on_event` gets every event as it happens (see `stream`). `options` are the other fields of a run: topic,
+        message, node_id, policy, image, limits, env, secrets, filename, preload, wait_for_end.
         """
         fields = calls.fields_of(options, files, requirements)
         if on_event is None:
@@ -126,9 +126,9 @@ class Client(ClientBase):
         """Run code, and yield each event as it happens. Takes the arguments of `run`. Raises a `SandboxError`.
 
         Each event is a dict with `event`: `accepted` (with `run_id`), `progress` (`step`, `text`, and counts of bytes),
-        `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`level`, `text`, `elapsed_s`), `file` (as
-        in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when the
-        run has its turn; a refusal before that is raised. Closing the iterator before its end ends the run.
+        `stdout` and `stderr` (`text`; `bytes_of` gives the exact bytes), `log` (`level`, `text`, `elapsed_s`), `file`
+        (as in the result), and at the end `result` with the whole answer, which `result_of` takes. The first comes when
+        the run has its turn; a refusal before that is raised. Closing the iterator before its end ends the run.
         """
         return self.events(
             "/v1/runs", run_body(code, options, payload=payload, payload_json=payload_json), timeout_s=timeout_s
@@ -152,8 +152,8 @@ class Client(ClientBase):
     def result(self, run_id: str, wait_s: float | None = None, *, timeout_s: float | None = None) -> Result | None:
         """Return the answer of a run as long as it is kept, or None while the run goes on.
 
-        Waits at most `wait_s` for the end. Raises `NotFound` if the answer is not kept (any more). If the run ended with an
-        error, raises that error.
+        Waits at most `wait_s` for the end. Raises `NotFound` if the answer is not kept (any more). If the run ended
+        with an error, raises that error.
         """
         return self._awaited(lambda left_s: calls.result(run_id, left_s), wait_s, timeout_s)
 
@@ -191,12 +191,17 @@ class Client(ClientBase):
     # ---- environments
 
     def build_environment(
-        self, requirements: Sequence[str], *, on_event: Callable[[dict[str, Any]], None] | None = None, timeout_s: float | None = None,
+        self,
+        requirements: Sequence[str],
+        *,
+        on_event: Callable[[dict[str, Any]], None] | None = None,
+        timeout_s: float | None = None,
         **options: Any,
-    ) -> BuiltEnvironment:  # fmt: skip
+    ) -> BuiltEnvironment:
         """Install libraries ahead of need, unless they are installed. Raises `BuildFailed` and other `SandboxError`s.
 
-        `on_event` gets the steps as they happen: dicts with `event` `progress`, as in `stream`. `options` are policy, image.
+        `on_event` gets the steps as they happen: dicts with `event` `progress`, as in `stream`. `options` are policy,
+        image.
         """
         call = calls.build(requirements, options)
         if on_event is None:
@@ -315,8 +320,8 @@ class Client(ClientBase):
     def lines(self, path: str, body: bytes, *, timeout_s: float | None = None) -> Generator[bytes, None, None]:
         """Ask for a stream, and yield each event as the line of JSON that arrived, unparsed. Raises a `SandboxError`.
 
-        The last event of a run does not repeat the events before it; `events` puts the whole answer together. Closing the
-        iterator closes the connection, and so ends the run.
+        The last event of a run does not repeat the events before it; `events` puts the whole answer together. Closing
+        the iterator closes the connection, and so ends the run.
         """
         with self._stream(path, body, self._silence(timeout_s)) as (connection, response):
             while line := connection.line(response):

@@ -92,7 +92,10 @@ def foreign(what: str) -> Internal:
 
 
 def understood(call: Call[T], answer: Answer) -> T:
-    """Return what a call gives. Raises the `SandboxError` of every answer but success, and `Internal` for one that can't be read."""
+    """Return what a call gives.
+
+    Raises the `SandboxError` of every answer but success, and `Internal` for one that can't be read.
+    """
     try:
         return call.read(succeeded(answer))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError) as error:
@@ -130,10 +133,11 @@ def result_of(document: Mapping[str, Any]) -> Result:
         if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
             raise TypeError(f"{wrong[0]} is no text")
         return Result(
-            **texts, value=document["result"],
+            **texts,
+            value=document["result"],
             files={file["name"]: base64.b64decode(file["content_base64"], validate=True) for file in document["files"]},
             document={name: value for name, value in document.items() if name != "event"},
-        )  # fmt: skip
+        )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise unreadable(error) from None
 

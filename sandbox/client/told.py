@@ -20,7 +20,10 @@ class Told:
         self._files: dict[str, dict[str, Any]] = {}
 
     def event(self, line: bytes) -> dict[str, Any]:
-        """Return an event, the last one with the whole answer. Raises its `SandboxError`, and `Internal` for what is none, or not of this run."""
+        """Return an event, the last one with the whole answer.
+
+        Raises its `SandboxError`, and `Internal` for what is none, or not of this run.
+        """
         event = object_of(line)
         if event.get("event") == "result":
             return self.whole(event, read=lambda value: value, form=lambda value: value)
@@ -54,8 +57,8 @@ class Told:
 
         `read` and `form` are for its values.
 
-        What a service of an earlier version sends is whole already, and so is the answer of a build. Raises `Internal` for
-        another run's, and for a file that did not come.
+        What a service of an earlier version sends is whole already, and so is the answer of a build. Raises `Internal`
+        for another run's, and for a file that did not come.
         """
         try:
             self._check(read(last["run_id"]) if "run_id" in last else None)

@@ -20,7 +20,8 @@ from sandbox.errors import EngineUnavailable, Internal
 
 CONNECT_TIMEOUT_S = 5.0
 CONNECT_PAUSE_S = 0.01
-# The service closes a connection that asks nothing for 75 s: what was silent for nearly as long is not trusted with a request.
+# The service closes a connection that asks nothing for 75 s: what was silent for nearly as long is not trusted with a
+# request.
 IDLE_S = 60.0
 FREE = 16
 MAX_PATH_BYTES = 107  # of a Unix socket
@@ -69,7 +70,10 @@ def owned(path: str) -> str:
 
     try:
         status = Path(path).stat()
-        return f"ask {pwd.getpwuid(status.st_uid).pw_name}, its owner, for access; its group is {grp.getgrgid(status.st_gid).gr_name}"
+        return (
+            f"ask {pwd.getpwuid(status.st_uid).pw_name}, its owner, for access; its group is"
+            f" {grp.getgrgid(status.st_gid).gr_name}"
+        )
     except (OSError, KeyError):
         return "ask whoever runs the service for access to it and to the directories above it"
 
@@ -155,7 +159,10 @@ class UnixConnection(http.client.HTTPConnection):
             raise
 
     def listener(self) -> int:
-        """Connect, unless it is connected, and return the user id of who listens, as the kernel tells it. Raises `NoService`."""
+        """Connect, unless it is connected, and return the user id of who listens, as the kernel tells it.
+
+        Raises `NoService`.
+        """
         if self.sock is None:
             self.connect()
         return listener_of(self.sock)
@@ -233,7 +240,10 @@ class UnixConnection(http.client.HTTPConnection):
         return Answer(response.status, headers_of(response), body)
 
     def line(self, response: http.client.HTTPResponse) -> bytes:
-        """Return the next line of an answer, b"" at its end. Raises `EngineUnavailable`, `Internal` in a forked process."""
+        """Return the next line of an answer, b"" at its end.
+
+        Raises `EngineUnavailable`, `Internal` in a forked process.
+        """
         if os.getpid() != self._process:
             raise Internal(
                 "this stream belongs to the process that it began in", hint="begin a stream of its own after a fork"
@@ -255,7 +265,10 @@ def headers_of(response: http.client.HTTPResponse) -> Mapping[str, str]:
 
 
 class UnixConnectionPool:
-    """Connections to one socket. Each is used by one thread at a time, and never again where an answer was not read to its end."""
+    """Connections to one socket.
+
+    Each is used by one thread at a time, and never again where an answer was not read to its end.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path

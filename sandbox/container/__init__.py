@@ -1,4 +1,5 @@
 """One container for one run: decided (`spec`), started, read back (`verify`), watched, removed.
 
-Imports `image`, `host`, `engine`, `policy`, `channel` and what is above them. Read `spec`, then `verify`, `container`, `sandbox`, `standby`, `pool`.
+Imports `image`, `host`, `engine`, `policy`, `channel` and what is above them. Read `spec`, then `verify`, `container`,
+`sandbox`, `standby`, `pool`.
 """

@@ -165,7 +165,8 @@ class Container(Sandbox):
         pid, uid, _ = struct.unpack("3i", credentials)
         if uid != self.spec.host_uid or pid != self.pid:
             raise NotEnforceable(
-                f"the job channel was opened by process {pid} of user {uid}, expected {self.pid} of {self.spec.host_uid}",
+                f"the job channel was opened by process {pid} of user {uid}, expected {self.pid} of"
+                f" {self.spec.host_uid}",
                 hint="no code was handed over; run `sandbox doctor`",
             )
 
@@ -181,10 +182,12 @@ class Container(Sandbox):
             ) from None
         self.cgroup = process.cgroup
         seen = verify.Observed(
-            process=process, own_namespaces=kernel.read_namespaces("self"), oci=self.oci,
+            process=process,
+            own_namespaces=kernel.read_namespaces("self"),
+            oci=self.oci,
             kernel_files=frozenset(filter(os.path.exists, (*MASKED_BY_PODMAN, *MASKS))),
             project_ids=bool(kernel.read_text("/proc/self/projid_map").strip()),
-        )  # fmt: skip
+        )
         self.evidence = verify.compare(self.spec, seen)
 
     def _remove(self) -> None:

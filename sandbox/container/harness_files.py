@@ -60,9 +60,11 @@ def harness_directory(cache_dir: Path) -> Path:
         (temporary / "harness.py").write_text(harness_source())
         # Unchecked: the file in the sandbox has other times, and nobody inside can change it.
         py_compile.compile(
-            str(temporary / "harness.py"), dfile="/run/sandbox/lib/harness.py", doraise=True,
+            str(temporary / "harness.py"),
+            dfile="/run/sandbox/lib/harness.py",
+            doraise=True,
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-        )  # fmt: skip
+        )
         for path in (temporary, *temporary.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
     except OSError as error:

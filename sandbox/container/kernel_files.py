@@ -11,9 +11,9 @@ from typing import Any
 
 # What Podman masks by itself; verification asks for it all the same.
 MASKED_BY_PODMAN = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
-                    "/proc/timer_list", "/proc/timer_stats")  # fmt: skip
-# What tells of the host's hardware, disks, drivers and users, or whose reading or writing makes the kernel work. A kernel
-# that lacks one has nothing to cover. Each one costs a mount in every sandbox.
+                    "/proc/timer_list", "/proc/timer_stats")  # fmt: skip # a table
+# What tells of the host's hardware, disks, drivers and users, or whose reading or writing makes the kernel work. A
+# kernel that lacks one has nothing to cover. Each one costs a mount in every sandbox.
 MASKS = (
     # directories
     "/proc/asound", "/proc/bus", "/proc/driver", "/proc/dynamic_debug", "/proc/fs", "/proc/irq", "/proc/pressure",
@@ -23,11 +23,13 @@ MASKS = (
     "/proc/diskstats", "/proc/dma", "/proc/fb", "/proc/interrupts", "/proc/iomem", "/proc/ioports", "/proc/kallsyms",
     "/proc/key-users", "/proc/mdstat", "/proc/misc", "/proc/modules", "/proc/mtrr", "/proc/partitions", "/proc/swaps",
     "/proc/sys/dev/cdrom/info", "/proc/sys/kernel/random/boot_id", "/proc/version_signature",
-)  # fmt: skip
+)  # fmt: skip # a table
 
-# A run can make so many pseudo-terminals; the machine has 3,072 for all containers. Source: kernel.pty.max, devpts's `max`.
+# A run can make so many pseudo-terminals; the machine has 3,072 for all containers. Source: kernel.pty.max, devpts's
+# `max`.
 TERMINALS = 16
-# The one part of /sys that programs read: processors, caches and memory nodes, by numpy, OpenBLAS, torch, onnxruntime, psutil.
+# The one part of /sys that programs read: processors, caches and memory nodes, by numpy, OpenBLAS, torch, onnxruntime,
+# psutil.
 SYSTEM_DEVICES = "/sys/devices/system"
 
 _READ_ONLY = ("ro", "nosuid", "nodev", "noexec")

@@ -22,7 +22,8 @@ from sandbox.wire.answers import PoolCounts
 
 # Podman's own end of a sandbox that waits, should we be gone: longer than any stays on its shelf.
 SPARE_S = 60.0
-# The rate of a kind is that of its last runs: a flow that begins is seen after a few messages, one that ended within seconds.
+# The rate of a kind is that of its last runs: a flow that begins is seen after a few messages, one that ended within
+# seconds.
 RATE_WINDOW_S = 10.0
 RATE_RUNS = 16
 FIRST_GUESS_START_S = 0.5

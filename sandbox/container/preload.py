@@ -29,7 +29,8 @@ async def preload(
 ) -> tuple[str, ...]:
     """Have a verified sandbox get ready for its job and import `modules`; return those that it could.
 
-    It is then ready once more, and the program's process waits in it; or, told how to make a `cell`, it waits for orders.
+    It is then ready once more, and the program's process waits in it; or, told how to make a `cell`, it waits for
+    orders.
 
     Raises `InvalidRequest` for what is no name of a module, and `PreloadFailed`, after which the sandbox is of no use.
     """

@@ -23,7 +23,10 @@ READY_TIMEOUT_S = 60.0
 
 
 async def readable(descriptor: int) -> None:
-    """Return when there is something to read or to accept. Cancelled in that very moment, it is quiet: `loop.sock_accept` is not."""
+    """Return when there is something to read or to accept.
+
+    Cancelled in that very moment, it is quiet: `loop.sock_accept` is not.
+    """
     loop = asyncio.get_running_loop()
     seen = loop.create_future()
     loop.add_reader(descriptor, lambda: None if seen.done() else seen.set_result(None))
@@ -34,7 +37,9 @@ async def readable(descriptor: int) -> None:
 
 
 class Sandbox:
-    """One sandbox, for one run. `spec` is what was decided of it, `evidence` what was read back, `pid` the host's id of process 1.
+    """One sandbox, for one run.
+
+    `spec` is what was decided of it, `evidence` what was read back, `pid` the host's id of process 1.
 
     `marks` holds the moments (monotonic seconds) of: begin, created, started, ready, verified; `ready` is the harness's
     last word that it is. `cgroup` are the limits of its cgroup v2, if it is in one. While it waits for its job it has
@@ -96,7 +101,10 @@ class Sandbox:
         self.ready = frame
 
     def confine(self) -> None:
-        """Apply from outside what the runtime can't: children inherit it, and seccomp denies undoing it. Raises `NotEnforceable`."""
+        """Apply from outside what the runtime can't: children inherit it, and seccomp denies undoing it.
+
+        Raises `NotEnforceable`.
+        """
         spec = self.spec
         try:
             if spec.cpu_ids is not None:

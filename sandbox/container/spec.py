@@ -50,7 +50,7 @@ ORPHAN_GRACE_S = 45
 # Numeric libraries size their thread pools by the host's cores unless told otherwise.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
                     "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "NUMBA_NUM_THREADS",
-                    "RAYON_NUM_THREADS")  # fmt: skip
+                    "RAYON_NUM_THREADS")  # fmt: skip # a table
 
 # Not isolated (-I): children of the program would inherit that, and would not find an environment's libraries. What -I
 # keeps out is not there: no variable of Python's is set but by us, and the first place on the path, for -c the current
@@ -141,13 +141,14 @@ class ContainerSpec:
 
 
 CGROUP_V1_FIX = (
-    "as root: sed -i 's/^GRUB_CMDLINE_LINUX=\"/&systemd.unified_cgroup_hierarchy=1 /' /etc/default/grub && update-grub && reboot,"
-    ' for a cgroup v2 host; or choose a policy with on_unenforceable = "fallback", such as `default`'
+    "as root: sed -i 's/^GRUB_CMDLINE_LINUX=\"/&systemd.unified_cgroup_hierarchy=1 /' /etc/default/grub && update-grub"
+    ' && reboot, for a cgroup v2 host; or choose a policy with on_unenforceable = "fallback", such as `default`'
 )
 # Restarting the user's own systemd is what applies it; a new login alone doesn't where the session lingers.
 DELEGATION_FIX = (
-    "as root (it restarts all services of this user): mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' >"
-    " /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload && systemctl restart user@{uid}.service"
+    "as root (it restarts all services of this user): mkdir -p /etc/systemd/system/user@.service.d && printf"
+    " '[Service]\\nDelegate=cpu cpuset io memory pids\\n' > /etc/systemd/system/user@.service.d/delegate.conf &&"
+    " systemctl daemon-reload && systemctl restart user@{uid}.service"
 )
 
 
@@ -246,14 +247,28 @@ def resource_limits(policy: Policy, caps: tuple[Cap, ...], own_processes: int) -
     return limits
 
 
+def r_limits(open_files: int) -> list[dict[str, Any]]:
+    """Return the limits that each process has by itself."""
+    found = {"nofile": open_files, "core": 0, "memlock": 0, "msgqueue": 0, "sigpending": QUEUED_SIGNALS}
+    return [{"type": kind, "soft": limit, "hard": limit} for kind, limit in found.items()]
+
+
 def mount_json(mount: Tmpfs) -> dict[str, Any]:
     """Return one tmpfs for Podman's spec.
 
     `U` gives it to the sandbox's own user: runc gives a tmpfs the mode of the image's directory of that name, whatever
     `mode=` says, so a world-writable mode can't be relied upon.
     """
-    options = ["rw", "nosuid", "nodev", "exec" if mount.executable else "noexec", f"size={mount.size_mib}m",
-               "mode=0700", "U", "notmpcopyup"]  # fmt: skip
+    options = [
+        "rw",
+        "nosuid",
+        "nodev",
+        "exec" if mount.executable else "noexec",
+        f"size={mount.size_mib}m",
+        "mode=0700",
+        "U",
+        "notmpcopyup",
+    ]
     return {"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
@@ -289,7 +304,7 @@ BASELINE: dict[str, Any] = {
     "remove": True,
     # An image's own health check would be run by Podman inside the sandbox.
     "healthconfig": {"Test": ["NONE"]},
-}  # fmt: skip
+}  # fmt: skip # a table
 
 
 def place_id(job_dir: Path) -> str:
@@ -319,7 +334,7 @@ def build(
     binds: tuple[Bind, ...] = (),
     idle_s: float = 0.0,
 ) -> ContainerSpec:
-    """Decide one sandbox, which sees `binds` besides its own and may wait `idle_s` for its job. Raises `NotEnforceable`."""
+    """Decide one sandbox, which sees `binds` and may wait `idle_s` for its job. Raises `NotEnforceable`."""
     caps = plan_caps(policy, facts)
     limits = policy.limits
     mechanisms = {cap.control: cap.mechanism for cap in caps}
@@ -338,12 +353,10 @@ def build(
         "user": f"{place.uid}:{place.uid}",
         "seccomp_profile_path": str(place.seccomp_path),
         "mounts": [*map(mount_json, tmpfs), *kernel_files.mounts(facts.engine.cgroup_version), *map(bind_json, binds)],
-        "r_limits": [{"type": kind, "soft": value, "hard": value} for kind, value in
-                     (("nofile", limits.open_files), ("core", 0), ("memlock", 0), ("msgqueue", 0),
-                      ("sigpending", QUEUED_SIGNALS))],
+        "r_limits": r_limits(limits.open_files),
         "timeout": math.ceil(idle_s + limits.timeout_s) + ORPHAN_GRACE_S,
         "labels": {RUN_LABEL: place.sandbox_id, OWNER_LABEL: str(place.uid), PLACE_LABEL: place_id(place.job_dir)},
-    }  # fmt: skip
+    }
     if cgroup := resource_limits(policy, caps, own_processes):
         podman["resource_limits"] = cgroup
     memory_bytes = limits.memory_mib * MIB

@@ -1,7 +1,7 @@
 """A ready sandbox: started, read back and verified, with a waiting harness. It has received nothing yet.
 
-What is decided of a sandbox before its job is a `Setting`; any number of sandboxes may be started for one, ahead of need
-or when a run asks. Each is used for one run and disposed of.
+What is decided of a sandbox before its job is a `Setting`; any number of sandboxes may be started for one, ahead of
+need or when a run asks. Each is used for one run and disposed of.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Egress:
 class Setting:
     """What decides a sandbox, apart from the job that it gets.
 
-    `binds` are what it sees besides its own; `lease` keeps its environment from being removed while it stands. `owner` is
-    whose runs share a warm container, where the policy lets any: a caller, and a node of theirs.
+    `binds` are what it sees besides its own; `lease` keeps its environment from being removed while it stands. `owner`
+    is whose runs share a warm container, where the policy lets any: a caller, and a node of theirs.
     """
 
     policy: Policy
@@ -97,7 +97,9 @@ class AcquiredSandbox(Protocol):
 
 
 class ReadySandbox:
-    """One sandbox that waits for its job; `proxy` is its way out, if it has one. `asked` is when it was asked for (monotonic).
+    """One sandbox that waits for its job; `proxy` is its way out, if it has one.
+
+    `asked` is when it was asked for (monotonic).
 
     `preloaded` are the modules that were imported in it: of those that its setting names, the ones that can be.
     """
@@ -116,8 +118,8 @@ class ReadySandbox:
     async def start(self, sandbox_id: str, *, idle_s: float = 0.0, ahead: bool = False) -> None:
         """Start and verify it; it may wait `idle_s` for its job. Raises a `SandboxError`, with everything removed.
 
-        One that is started `ahead` of need does all that it can before its job: no run waits for it now. So does one that
-        has modules to preload.
+        One that is started `ahead` of need does all that it can before its job: no run waits for it now. So does one
+        that has modules to preload.
         """
         check_modules(self.setting.preload)
         modules = self.setting.preload
@@ -162,14 +164,22 @@ class ReadySandbox:
     def _decided(self, place: workspace.Workspace, sandbox_id: str, idle_s: float) -> spec.ContainerSpec:
         setting, cache = self.setting, self._places.cache_dir
         return spec.build(
-            setting.policy, image_id=setting.admitted.id, python_path=setting.admitted.python_path,
-            facts=self._facts, seccomp=setting.seccomp, binds=binds_of(setting), idle_s=idle_s,
+            setting.policy,
+            image_id=setting.admitted.id,
+            python_path=setting.admitted.python_path,
+            facts=self._facts,
+            seccomp=setting.seccomp,
+            binds=binds_of(setting),
+            idle_s=idle_s,
             place=spec.Place(
-                sandbox_id=sandbox_id, uid=place.uid, job_dir=place.job_dir, lib_dir=harness_directory(cache),
+                sandbox_id=sandbox_id,
+                uid=place.uid,
+                job_dir=place.job_dir,
+                lib_dir=harness_directory(cache),
                 seccomp_path=seccomp_file(setting.seccomp, cache),
                 egress_dir=place.egress_dir if setting.egress else None,
             ),
-        )  # fmt: skip
+        )
 
 
 # Where a run gets its sandbox from, and whom it gives it back to; the name is the run's.
@@ -227,7 +237,10 @@ async def way_out(egress: Egress | None, decided: spec.ContainerSpec) -> AsyncIt
     from sandbox.egress.proxy import EgressProxy  # late: most runs have no way out
 
     async with EgressProxy(
-        socket_path=directory / Path(spec.EGRESS_SOCKET).name, peer_uid=decided.host_uid,
-        allow=egress.allow, caps=egress.caps, on_bytes=egress.on_bytes,
-    ) as proxy:  # fmt: skip
+        socket_path=directory / Path(spec.EGRESS_SOCKET).name,
+        peer_uid=decided.host_uid,
+        allow=egress.allow,
+        caps=egress.caps,
+        on_bytes=egress.on_bytes,
+    ) as proxy:
         yield proxy

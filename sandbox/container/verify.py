@@ -101,8 +101,13 @@ def check_project_ids(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     proc = [mount for mount in seen.process.mounts if mount.kind == "proc" and mount.root == "/"]
     closed = bool(proc) and all(mount.read_only for mount in proc)
     evidence = f"/proc is {'read-only' if closed else 'writable'}, the map is {'written' if written else 'empty'}"
-    yield proven("project ids", "a map that nobody can write", "read-only /proc" if closed else "user namespace", evidence,
-                 holds=closed or written or not seen.project_ids)  # fmt: skip
+    yield proven(
+        "project ids",
+        "a map that nobody can write",
+        "read-only /proc" if closed else "user namespace",
+        evidence,
+        holds=closed or written or not seen.project_ids,
+    )
 
 
 def check_network(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -138,9 +143,12 @@ def check_filter(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     rules = "; ".join(changed[:5]) or "the runtime's rules equal the profile's"
     evidence = f"Seccomp {status.get('Seccomp')}, {filters} filter(s), {rules}"
     yield proven(
-        "seccomp", f"profile {spec.seccomp.name} {spec.seccomp.sha256[:12]}", "seccomp filter", evidence,
+        "seccomp",
+        f"profile {spec.seccomp.name} {spec.seccomp.sha256[:12]}",
+        "seccomp filter",
+        evidence,
         holds=status.get("Seccomp") == "2" and filters >= 1 and not changed,
-    )  # fmt: skip
+    )
 
 
 def rules_of(profile: dict[str, Any]) -> dict[str, Any]:
@@ -183,8 +191,13 @@ def check_mounts(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     found = [f"unexpected: {', '.join(unexpected)}"] if unexpected else []
     found += [f"writable: {', '.join(writable)}"] if writable else []
     found += [f"missing or writable: {', '.join(exposed)}"] if exposed else []
-    yield proven("mounts", "only those asked for, read-only", "mount", "; ".join(found) or f"{len(mounts)} mounts, all expected",
-                 holds=not found)  # fmt: skip
+    yield proven(
+        "mounts",
+        "only those asked for, read-only",
+        "mount",
+        "; ".join(found) or f"{len(mounts)} mounts, all expected",
+        holds=not found,
+    )
     for destination, wanted in sized.items():
         yield check_tmpfs(destination, wanted.size_mib, executable=wanted.executable, mount=mounts.get(destination))
 
@@ -254,12 +267,18 @@ def check_rlimits(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
         limits.get(name, "?")
         for name in ("Max open files", "Max core file size", "Max msgqueue size", "Max pending signals")
     )
-    yield proven("open files", str(spec.open_files), "rlimit", f"RLIMIT_NOFILE {files}",
-                 holds=files == f"{spec.open_files} {spec.open_files}")  # fmt: skip
-    yield proven("core dumps", "none", "rlimit", f"RLIMIT_CORE {core}, RLIMIT_MSGQUEUE {queue}",
-                 holds=core == "0 0" and queue == "0 0")  # fmt: skip
-    yield proven("queued signals", str(QUEUED_SIGNALS), "rlimit", f"RLIMIT_SIGPENDING {signals}",
-                 holds=signals == f"{QUEUED_SIGNALS} {QUEUED_SIGNALS}")  # fmt: skip
+    rows = (
+        ("open files", str(spec.open_files), f"RLIMIT_NOFILE {files}", [files] == twice(spec.open_files)),
+        ("core dumps", "none", f"RLIMIT_CORE {core}, RLIMIT_MSGQUEUE {queue}", [core, queue] == twice(0, 0)),
+        ("queued signals", str(QUEUED_SIGNALS), f"RLIMIT_SIGPENDING {signals}", [signals] == twice(QUEUED_SIGNALS)),
+    )
+    for control, wanted, evidence, holds in rows:
+        yield proven(control, wanted, "rlimit", evidence, holds=holds)
+
+
+def twice(*limits: int) -> list[str]:
+    """Return limits as the kernel writes those whose soft and hard value are the same."""
+    return [f"{limit} {limit}" for limit in limits]
 
 
 def check_launch(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
@@ -270,8 +289,11 @@ def check_launch(spec: ContainerSpec, seen: Observed) -> Iterator[Finding]:
     extra = sorted(entry.partition("=")[0] for entry in set(process.get("env") or ()) - allowed)
     # Podman 5 repeats our own stop signal as a property of the scope: that name with that value, and no other.
     ours = ("org.systemd.property.KillSignal", str(spec.podman["stop_signal"]))
-    reserved = sorted(name for name, value in (seen.oci.get("annotations") or {}).items()
-                      if RESERVED_ANNOTATIONS.match(name) and (name, value) != ours)  # fmt: skip
+    reserved = sorted(
+        name
+        for name, value in (seen.oci.get("annotations") or {}).items()
+        if RESERVED_ANNOTATIONS.match(name) and (name, value) != ours
+    )
     found = [f"extra variables: {', '.join(extra)}"] if extra else []
     found += [f"annotations: {', '.join(reserved)}"] if reserved else []
     found += ["hooks"] if any((seen.oci.get("hooks") or {}).values()) else []
@@ -349,9 +371,9 @@ def parse_cpu_list(text: str) -> set[int]:
 
 
 CHECKS: tuple[Callable[[ContainerSpec, Observed], Iterator[Finding]], ...] = (
-    check_user, check_namespaces, check_project_ids, check_network, check_capabilities, check_filter, check_mounts, check_masks,
-    check_terminals, check_rlimits, check_launch, check_caps,
-)  # fmt: skip
+    check_user, check_namespaces, check_project_ids, check_network, check_capabilities, check_filter, check_mounts,
+    check_masks, check_terminals, check_rlimits, check_launch, check_caps,
+)  # fmt: skip # a table
 
 
 def compare(spec: ContainerSpec, seen: Observed) -> tuple[ControlEvidence, ...]:

@@ -1,8 +1,8 @@
 """The fallback for hosts without cgroup v2: count what a sandbox uses, from outside, and kill it past the cap.
 
-Counted: private memory of every process, shared anonymous mappings, the content of its tmpfs, and what the kernel holds on its
-behalf. Where cgroup v2 holds memory, locks of files are counted all the same. Source of the fields: proc(5), `status` and
-`smaps_rollup`.
+Counted: private memory of every process, shared anonymous mappings, the content of its tmpfs, and what the kernel holds
+on its behalf. Where cgroup v2 holds memory, locks of files are counted all the same. Source of the fields: proc(5),
+`status` and `smaps_rollup`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from sandbox.kernel.memory import (
 INTERVAL_S = 0.02
 # A program that has just begun has nothing yet, and many are over before this.
 FIRST_S = 0.01
-# About this share of one core goes into measuring a sandbox of many processes, and into looking at it thoroughly, up to a pause
-# that gives no one the time to take much more than the cap: a family that is slow to measure must not buy time.
+# About this share of one core goes into measuring a sandbox of many processes, and into looking at it thoroughly, up to
+# a pause that gives no one the time to take much more than the cap: a family that is slow to measure must not buy time.
 DUTY = 0.1
 LONGEST_PAUSE_S = 0.1
 # So much of it a program can take in a second: pages of zeros, written once (3 GiB/s were measured).
@@ -41,7 +41,8 @@ FILLED_BYTES = 4 << 30
 MAX_MAPPINGS = 200_000
 # What the kernel keeps for one file of a tmpfs besides its content: inode and directory entry.
 TMPFS_INODE_BYTES = 1024
-# Few programs have as many shared anonymous mappings. Of each one on top, more may be in memory than anybody still maps.
+# Few programs have as many shared anonymous mappings. Of each one on top, more may be in memory than anybody still
+# maps.
 FREE_SHARED = 16
 SHARED_BYTES = 8 << 20
 
@@ -95,7 +96,10 @@ def anonymous_device() -> bytes:
 
 @dataclass(kw_only=True)
 class Mappings:
-    """The mappings of a sandbox. `shared` is how far into each shared anonymous one anybody was seen to look, while it is there."""
+    """The mappings of a sandbox.
+
+    `shared` is how far into each shared anonymous one anybody was seen to look, while it is there.
+    """
 
     shared: dict[bytes, int] = field(default_factory=dict)
     count: int = 0

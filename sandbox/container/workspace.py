@@ -144,8 +144,8 @@ def taken_from_the_dead(directory: Path) -> int | None:
 def sweep(runtime_dir: Path, engine: Engine, *, everything: bool = False) -> int:
     """Remove what dead owners left; return how many sandboxes that were.
 
-    `everything` also removes containers of this runtime directory that have no workspace: after a reboot, or where Podman
-    was so slow to create one that nobody waited for it any longer.
+    `everything` also removes containers of this runtime directory that have no workspace: after a reboot, or where
+    Podman was so slow to create one that nobody waited for it any longer.
     """
     with taken_over(runtime_dir) as directories:
         return _swept(runtime_dir, engine, directories, everything=everything)

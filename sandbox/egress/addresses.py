@@ -17,13 +17,19 @@ Network = IPv4Network | IPv6Network
 _METADATA = {
     ip_address(text)
     for text in (
-        "169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254",
+        "169.254.169.254",
+        "169.254.170.2",
+        "168.63.129.16",
+        "100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "fd20:ce::254",
     )
-}  # fmt: skip
+}
 _TRANSLATED = ip_network("64:ff9b::/96")
 _COMPATIBLE = ip_network("::/96")
-# The more special network first. The documentation ranges 192.0.2.0/24, 198.51.100.0/24 and 203.0.113.0/24 are left out:
-# some private networks use them.
+# The more special network first. The documentation ranges 192.0.2.0/24, 198.51.100.0/24 and 203.0.113.0/24 are left
+# out: some private networks use them.
 _REFUSED: tuple[tuple[Network, str], ...] = tuple(
     (ip_network(text), words)
     for text, words in (

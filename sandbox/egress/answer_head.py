@@ -1,7 +1,7 @@
 """The head of a plain-HTTP answer, marked as the connection's last answer. Pure.
 
-The proxy serves one request per connection. A server need not repeat the `Connection: close` that it was sent, and a client that
-reads no such word tries the connection again and waits in vain.
+The proxy serves one request per connection. A server need not repeat the `Connection: close` that it was sent, and a
+client that reads no such word tries the connection again and waits in vain.
 """
 
 from __future__ import annotations

@@ -113,10 +113,14 @@ class EgressConnection:
         splice = self._splice
         complete = self._reason == STILL_OPEN and splice is not None and splice.received_all
         return EgressRecord(
-            host=shown(self._host), port=self._port, allowed=self._allowed, address=self._address,
+            host=shown(self._host),
+            port=self._port,
+            allowed=self._allowed,
+            address=self._address,
             reason="" if complete else self._reason,
-            bytes_up=splice.bytes_up if splice else 0, bytes_down=splice.bytes_down if splice else 0,
-        )  # fmt: skip
+            bytes_up=splice.bytes_up if splice else 0,
+            bytes_down=splice.bytes_down if splice else 0,
+        )
 
     async def _serve(self) -> None:
         around, caps = self._around, self._around.caps
@@ -133,9 +137,13 @@ class EgressConnection:
         if not decision.allowed:
             raise Refusal(HTTPStatus.FORBIDDEN, decision.reason)
         self._server, self._address = await connect(
-            self._host, self._port, allow=around.allow, own=around.own, resolve=around.resolve,
+            self._host,
+            self._port,
+            allow=around.allow,
+            own=around.own,
+            resolve=around.resolve,
             timeout_s=caps.connect_timeout_s,
-        )  # fmt: skip
+        )
         splice = Splice(self._client, self._server, around.meter, idle_timeout_s=caps.idle_timeout_s)
         if head.tunnel:
             await self._tunnel(splice)

@@ -76,9 +76,12 @@ class EgressProxy:
     async def __aenter__(self) -> EgressProxy:
         """Bind the socket. Raises NotEnforceable without this host's addresses, Internal when it can't be bound."""
         self._around = Surroundings(
-            allow=self._allow, caps=self._caps, meter=Meter(self._caps.transfer_bytes, self._on_bytes),
-            resolve=self._resolve, own=own_addresses() if self._own is None else self._own,
-        )  # fmt: skip
+            allow=self._allow,
+            caps=self._caps,
+            meter=Meter(self._caps.transfer_bytes, self._on_bytes),
+            resolve=self._resolve,
+            own=own_addresses() if self._own is None else self._own,
+        )
         self._loop = asyncio.get_running_loop()
         self._listener = self._bound()
         self._listen()

@@ -1,7 +1,7 @@
 """The head of one HTTP/1.1 request to the proxy, read strictly; pure.
 
-Two forms are taken: `CONNECT host:port` for TLS, and the absolute form `METHOD http://host/path` for plain http. What two
-servers could read in two ways is refused: folded lines, bare line feeds, two lengths, a Host that differs.
+Two forms are taken: `CONNECT host:port` for TLS, and the absolute form `METHOD http://host/path` for plain http. What
+two servers could read in two ways is refused: folded lines, bare line feeds, two lengths, a Host that differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LENGTH = re.compile(r"[0-9]{1,15}")
 # About one connection only, or written anew by `forwarded`.
 _NOT_FORWARDED = {
     "connection", "content-length", "host", "http2-settings", "keep-alive", "te", "trailer", "transfer-encoding",
-}  # fmt: skip
+}  # fmt: skip # a table
 
 
 class HeadRefused(ValueError):
@@ -118,9 +118,13 @@ def _plain(
     }
     kept = [(n, v) for n, v in fields if n.lower() not in private and not n.lower().startswith("proxy-")]
     return RequestHead(
-        method=method, host=host, port=port, path=path if path.startswith("/") else f"/{path}",
-        fields=tuple(kept), body_bytes=body_bytes,
-    )  # fmt: skip
+        method=method,
+        host=host,
+        port=port,
+        path=path if path.startswith("/") else f"/{path}",
+        fields=tuple(kept),
+        body_bytes=body_bytes,
+    )
 
 
 def _field(line: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """The Podman engine: the only module that imports podman-py.
 
-A private `podman system service` (`sandbox.engine.service`) is started, replaced when it dies, and stopped
-by `close()`. Requests go through podman-py's API client. Containers are created from a full JSON spec of ours: podman-py's own `create()` drops or
-mis-routes several settings.
+A private `podman system service` (`sandbox.engine.service`) is started, replaced when it dies, and stopped by
+`close()`. Requests go through podman-py's API client. Containers are created from a full JSON spec of ours: podman-py's
+own `create()` drops or mis-routes several settings.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class PodmanEngine:
         short_timeout_s: float = SHORT_TIMEOUT_S,
         ping_timeout_s: float = PING_TIMEOUT_S,
     ) -> None:
-        """Start the private service; it becomes ready while the caller goes on. One that dies or hangs is replaced when it is needed.
+        """Start the private service; it becomes ready while the caller goes on.
+
+        One that dies or hangs is replaced when it is needed.
 
         A call that should be short, and has no answer after `short_timeout_s`, is given up; where a ping has none after
         `ping_timeout_s` either, the service hangs.
@@ -108,8 +110,8 @@ class PodmanEngine:
     def _call(self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **options: Any) -> Any:
         """Send one request; return the response whatever its status. Raises `EngineUnavailable` only.
 
-        When the service died or hangs, the request goes to a new one, once; but not one that may have been carried out in
-        part.
+        When the service died or hangs, the request goes to a new one, once; but not one that may have been carried out
+        in part.
         """
         import requests
         from podman.errors import PodmanError
@@ -153,12 +155,19 @@ class PodmanEngine:
         command = [
             "setpriv", "--pdeathsig", "TERM", "podman", "--runtime", self._info.runtime_path, "--log-level", "error",
             *arguments,
-        ]  # fmt: skip
+        ]  # fmt: skip # a command line
         try:
             answer = subprocess.run(
-                command, env={**scrubbed_environment(), "TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, errors="replace", timeout=PULL_TIMEOUT_S, check=False, cwd="/",
-            )  # fmt: skip
+                command,
+                env={**scrubbed_environment(), "TMPDIR": str(temporary)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=PULL_TIMEOUT_S,
+                check=False,
+                cwd="/",
+            )
         except FileNotFoundError:
             raise missing_podman() from None
         except subprocess.TimeoutExpired:
@@ -257,10 +266,8 @@ class PodmanEngine:
 
     def pull(self, reference: str) -> ImageRecord:
         """Pull an image; see the protocol."""
-        response = self._call(
-            "post", "/images/pull", params={"reference": reference, "policy": "missing", "quiet": "true"},
-            timeout_s=PULL_TIMEOUT_S,
-        )  # fmt: skip
+        wanted = {"reference": reference, "policy": "missing", "quiet": "true"}
+        response = self._call("post", "/images/pull", params=wanted, timeout_s=PULL_TIMEOUT_S)
         lines = [json.loads(line) for line in response.text.splitlines() if line.startswith("{")]
         reason = next((str(line["error"]) for line in lines if line.get("error")), "")
         if response.status_code != 200 or reason:
@@ -296,7 +303,7 @@ class PodmanEngine:
             self._program(
                 "push", "--quiet", "--format", "v2s2", "--digestfile", str(digest), name, f"docker://{destination}",
                 temporary=Path(place), otherwise=ImageUnavailable, doing=f"push {name} to {destination}",
-            )  # fmt: skip
+            )  # fmt: skip # a command line
             return digest.read_text().strip()
 
     def tag(self, image_id: str, repository: str, tag: str) -> None:

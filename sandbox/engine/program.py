@@ -42,8 +42,8 @@ def scope_prefix() -> list[str]:
     """Return what to start Podman with so that it sees every controller that is delegated to this user; often nothing.
 
     Podman drops the limits that its own group has no controller for. Inside a service of the user's systemd that is any
-    controller which no unit beside it uses; a scope of its own, to which systemd delegates, has them all. Outside of the
-    user's systemd, Podman makes itself such a scope.
+    controller which no unit beside it uses; a scope of its own, to which systemd delegates, has them all. Outside of
+    the user's systemd, Podman makes itself such a scope.
     """
     own, session = kernel.own_group(), kernel.session_group(os.getuid())
     if own is None or session not in own.parents or shutil.which("systemd-run") is None:
@@ -58,9 +58,16 @@ def podman_command(*arguments: str, timeout_s: float) -> subprocess.CompletedPro
     command = ["podman", "--log-level", "error", *arguments]
     try:
         answer = subprocess.run(
-            command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, errors="replace", timeout=timeout_s, check=False, cwd="/",
-        )  # fmt: skip
+            command,
+            env=scrubbed_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+            cwd="/",
+        )
     except FileNotFoundError:
         raise missing_podman() from None
     except subprocess.TimeoutExpired:
@@ -104,7 +111,8 @@ def podman_version() -> tuple[int, int, int]:
     version = (int(match[1]), int(match[2]), int(match[3]))
     if version < MINIMUM_VERSION:
         raise EngineUnavailable(
-            f"Podman {'.'.join(map(str, version))} is too old: at least {'.'.join(map(str, MINIMUM_VERSION))} is needed",
+            f"Podman {'.'.join(map(str, version))} is too old: at least {'.'.join(map(str, MINIMUM_VERSION))} is"
+            " needed",
             hint="upgrade Podman (Debian 12 and Ubuntu 24.04 ship a newer one)",
         )
     return version
@@ -141,5 +149,5 @@ def try_runtime(runtime_path: str, canary_root: Path) -> str:
         "--runtime", runtime_path, "run", "--rm", "--network", "none", "--log-driver", "none", "--read-only",
         "--cap-drop", "all", "--security-opt", "no-new-privileges", "--entrypoint", "/canary",
         "--rootfs", str(canary_root), "--version", timeout_s=60,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     return "" if answer.returncode == 0 else last_line(answer.stderr)

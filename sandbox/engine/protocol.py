@@ -103,14 +103,15 @@ class Engine(Protocol):
     def add_image(self, archive: Path, name: str) -> ImageRecord:
         """Add the image in a docker-archive that *we* wrote, whose only image has the name `name` (`repository:tag`).
 
-        Of layers that are in local storage already, anything may be in the archive. Raises `BuildFailed`; nothing is left
-        of the image then. The archive's directory also takes temporary files of the engine.
+        Of layers that are in local storage already, anything may be in the archive. Raises `BuildFailed`; nothing is
+        left of the image then. The archive's directory also takes temporary files of the engine.
         """
 
     def push(self, name: str, destination: str, *, work_dir: Path) -> str:
         """Send an image to a registry, as `destination` (`registry/repository:tag`); return its digest there.
 
-        What registries.conf says of the registry holds, as for a pull. `work_dir` takes temporary files as large as the image. Raises `ImageUnavailable` with the registry's reason.
+        What registries.conf says of the registry holds, as for a pull. `work_dir` takes temporary files as large as the
+        image. Raises `ImageUnavailable` with the registry's reason.
         """
 
     def tag(self, image_id: str, repository: str, tag: str) -> None:

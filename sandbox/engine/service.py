@@ -43,14 +43,19 @@ class PodmanService:
             *scope_prefix(),
             "setpriv", "--pdeathsig", "TERM", "podman", "--runtime", runtime_path, "--log-level", "error",
             "system", "service", "--time", "0", f"unix://{self.socket}",
-        ]  # fmt: skip
+        ]  # fmt: skip # a command line
         # A file and not a pipe: nobody reads while the service runs, and a full pipe would stop it.
         self._complaints = tempfile.TemporaryFile(dir=runtime_dir)  # noqa: SIM115 - closed in stop()
         try:
             self._process = subprocess.Popen(
-                command, env=scrubbed_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=self._complaints, cwd="/", start_new_session=True,
-            )  # fmt: skip
+                command,
+                env=scrubbed_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._complaints,
+                cwd="/",
+                start_new_session=True,
+            )
         except FileNotFoundError:
             self._complaints.close()
             raise missing_podman() from None

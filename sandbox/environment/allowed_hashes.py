@@ -40,13 +40,16 @@ class AllowedHashes:
         ]
         if not asked:
             raise BuildFailed(
-                f"the package {first.name} {first.version} is needed and has no hash in the requirements, where others have one",
-                hint=HASHED_HINT, package=first.name,
-            )  # fmt: skip
+                f"the package {first.name} {first.version} is needed and has no hash in the requirements, where others"
+                " have one",
+                hint=HASHED_HINT,
+                package=first.name,
+            )
         fitting = [package for package in packages if any(package.file.sha256 in hashes for _, hashes in asked)]
         if not fitting:
             raise BuildFailed(
-                f"the file {first.file.name} has none of the hashes that {asked[0][0]} allows: it has {first.file.sha256}",
+                f"the file {first.file.name} has none of the hashes that {asked[0][0]} allows: it has"
+                f" {first.file.sha256}",
                 hint="correct the hashes, or find out who changed the file",
                 package=first.name,
             )

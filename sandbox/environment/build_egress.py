@@ -28,15 +28,22 @@ COUNTED = ("connections", "bytes_up", "bytes_down")
 def summed(rows: Iterable[Row], step: str, records: Iterable[EgressRecord], *, now: float) -> list[Row]:
     """Return `rows` with the records of one step added: those that say the same are one row. The newest 200 are kept.
 
-    A row is `{"step", "host", "port", "allowed", "reason", "address", "connections", "bytes_up", "bytes_down", "last"}`;
-    `last` is in seconds since 1970.
+    A row is `{"step", "host", "port", "allowed", "reason", "address", "connections", "bytes_up", "bytes_down",
+    "last"}`; `last` is in seconds since 1970.
     """
     found = {_same(row): dict(row) for row in rows}
     for record in records:
         row = {
-            "step": step, "host": record.host, "port": record.port, "allowed": record.allowed, "reason": record.reason,
-            "address": record.address, "connections": 1, "bytes_up": record.bytes_up, "bytes_down": record.bytes_down,
-        }  # fmt: skip
+            "step": step,
+            "host": record.host,
+            "port": record.port,
+            "allowed": record.allowed,
+            "reason": record.reason,
+            "address": record.address,
+            "connections": 1,
+            "bytes_up": record.bytes_up,
+            "bytes_down": record.bytes_down,
+        }
         before = found.pop(_same(row), {})  # what came last stands last
         found[_same(row)] = {**row, **{name: row[name] + before.get(name, 0) for name in COUNTED}, "last": now}
     return list(found.values())[-MAX_ROWS:]

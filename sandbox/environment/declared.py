@@ -1,4 +1,7 @@
-"""What a pyproject.toml or the header of a script (PEP 723) declares: libraries, and the Python that they need. Pure."""
+"""What a pyproject.toml or the header of a script (PEP 723) declares: libraries, and the Python that they need.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,22 @@ MAX_PATCH = 99
 _HEADER = re.compile(r"^# /// script[^\S\n]*$", re.MULTILINE)
 # What uv would install other files for: we don't follow it, and must not seem to.
 _UV_CHOICES = {
-    "sources", "index", "index-url", "extra-index-url", "default-index", "find-links", "no-index", "exclude-newer", "exclude-newer-package",
-    "constraint-dependencies", "override-dependencies", "prerelease", "resolution", "index-strategy", "pip",
-}  # fmt: skip
+    "sources",
+    "index",
+    "index-url",
+    "extra-index-url",
+    "default-index",
+    "find-links",
+    "no-index",
+    "exclude-newer",
+    "exclude-newer-package",
+    "constraint-dependencies",
+    "override-dependencies",
+    "prerelease",
+    "resolution",
+    "index-strategy",
+    "pip",
+}
 
 
 class Declared(NamedTuple):
@@ -41,7 +57,9 @@ def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
     if "lock-version" in table:
         raise InvalidRequest(
             f"{name} is a lock, which names exact files, not a list of libraries",
-            hint=f"build exactly these: sandbox env build --lock {name}; then run with the image that it names: --image",
+            hint=(
+                f"build exactly these: sandbox env build --lock {name}; then run with the image that it names: --image"
+            ),
         )
     if not isinstance(project, dict):
         raise InvalidRequest(
@@ -132,8 +150,12 @@ def _check_uv(table: dict[str, Any], text: str, name: str, first_line: int) -> N
             at = re.search(rf"^\s*(?:\[+\s*tool\s*\.\s*uv\s*\.\s*)?{re.escape(key)}\b", text, re.MULTILINE)
             line = first_line + text.count("\n", 0, at.end() if at else 0)
             raise InvalidRequest(
-                f"{name}:{line}: {key} of [tool.uv] is not followed here: libraries come from the index that pip is configured to use",
-                hint="remove it; or have uv choose, and give its choice: uv export --format requirements-txt > requirements.txt, --requirements requirements.txt",
+                f"{name}:{line}: {key} of [tool.uv] is not followed here: libraries come from the index that pip is"
+                " configured to use",
+                hint=(
+                    "remove it; or have uv choose, and give its choice: uv export --format requirements-txt >"
+                    " requirements.txt, --requirements requirements.txt"
+                ),
             )
 
 

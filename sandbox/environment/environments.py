@@ -166,10 +166,14 @@ class Environments:
                 link(self._wheels.path(package.file.sha256), wheels / name)
             rows.append(
                 {
-                    "n": number, "file": name, "name": package.name, "version": package.version, "size_bytes": (wheels / name).stat().st_size,
+                    "n": number,
+                    "file": name,
+                    "name": package.name,
+                    "version": package.version,
+                    "size_bytes": (wheels / name).stat().st_size,
                     "sha256": package.file.sha256 if package.file.kind == "wheel" else sha256_of(wheels / name),
                 }
-            )  # fmt: skip
+            )
         limits = tree_limits(plan.wanted.policy)
         expected = {f"{row['n']}.tree": package for row, package in zip(rows, needed, strict=True)}
 
@@ -229,8 +233,11 @@ class Environments:
         return environment_image.write_image(
             private_directory(work / "image") / "image.tar",
             environment_image.BaseImage(diff_ids=record.layers, architecture=record.architecture),
-            trees, name=plan.name, labels=plan.labels, created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
-        )  # fmt: skip
+            trees,
+            name=plan.name,
+            labels=plan.labels,
+            created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
+        )
 
     def _keep(self, plan: EnvironmentPlan, written: environment_image.WrittenImage) -> InstalledEnvironment:
         """Have Podman add the image, and record the environment: both, or neither."""
@@ -279,12 +286,18 @@ class Environments:
         return True
 
     def _accepted(self, parcel: ImageRecord, plan: EnvironmentPlan, tree: Path, work: Path) -> InstalledEnvironment:
-        """Keep the environment that came as `parcel`. Raises `BuildFailed` unless it is what a build would have made."""
+        """Keep the environment that came as `parcel`.
+
+        Raises `BuildFailed` unless it is what a build would have made.
+        """
         if parcel.labels.get(LABEL_ENVIRONMENT) != plan.id:
             raise BuildFailed(
                 "the image was built on another base image or under another build policy than this host has",
-                hint=f"it says base {parcel.labels.get(LABEL_BASE, '?')[:80]}, build policy {parcel.labels.get(LABEL_BUILD, '?')[:80]}; "
-                f"here: {plan.labels[LABEL_BASE]}, {plan.labels[LABEL_BUILD]} (--image and --policy choose others)",
+                hint=(
+                    f"it says base {parcel.labels.get(LABEL_BASE, '?')[:80]}, build policy"
+                    f" {parcel.labels.get(LABEL_BUILD, '?')[:80]}; here: {plan.labels[LABEL_BASE]},"
+                    f" {plan.labels[LABEL_BUILD]} (--image and --policy choose others)"
+                ),
             )
         written = self._written(plan, [("pulled", tree)], work)
         found = self._find(plan)
@@ -320,10 +333,19 @@ def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: flo
     """Return what is kept of an environment that was made now."""
     wanted, lock = plan.wanted, plan.lock
     return EnvironmentRecord(
-        id=plan.id, image=plan.name, image_id=image_id, base=wanted.permitted.image_name, base_digest=wanted.base.digest,
-        lock_hash=plan.lock_hash, build_hash=wanted.build_hash, packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
-        requirements=lock.requirements, size_bytes=size_bytes, created=now, last_used=now,
-    )  # fmt: skip
+        id=plan.id,
+        image=plan.name,
+        image_id=image_id,
+        base=wanted.permitted.image_name,
+        base_digest=wanted.base.digest,
+        lock_hash=plan.lock_hash,
+        build_hash=wanted.build_hash,
+        packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
+        requirements=lock.requirements,
+        size_bytes=size_bytes,
+        created=now,
+        last_used=now,
+    )
 
 
 @contextlib.contextmanager
@@ -344,7 +366,8 @@ def check_size(trees: Sequence[tuple[str, Path]], policy: Policy) -> None:
         largest = sorted(((path.stat().st_size, name) for name, path in trees), reverse=True)[:3]
         named = ", ".join(f"{name} {size >> 20} MiB" for size, name in largest)
         raise BuildFailed(
-            f"the libraries take {total >> 20} MiB, policy {policy.name!r} lets a build install {policy.build.installed_mib} MiB",
+            f"the libraries take {total >> 20} MiB, policy {policy.name!r} lets a build install"
+            f" {policy.build.installed_mib} MiB",
             hint=f"raise build.installed_mib in a policy, or ask for less (largest: {named})",
         )
 
@@ -353,8 +376,8 @@ def check_count(files_count: int, policy: Policy) -> None:
     """Raise `BuildFailed` for an image with more files, directories and links than the policy lets a build install."""
     if files_count > policy.build.files_count:
         raise BuildFailed(
-            f"the libraries have {files_count:,} files and directories together, policy {policy.name!r} lets a build install "
-            f"{policy.build.files_count:,}",
+            f"the libraries have {files_count:,} files and directories together, policy {policy.name!r} lets a build"
+            f" install {policy.build.files_count:,}",
             hint="raise build.files_count in a policy, or ask for less",
         )
 

@@ -1,7 +1,8 @@
 """What an environment is made of, and the keys that follow from it, each computed once. Pure.
 
-A `Wanted` is what a request asks for. With a lock it is an `EnvironmentPlan`, which resolution, build, store and sharing use,
-and with an image an `InstalledEnvironment`. The same base image, lock and [build] section give the same id, on every machine.
+A `Wanted` is what a request asks for. With a lock it is an `EnvironmentPlan`, which resolution, build, store and
+sharing use, and with an image an `InstalledEnvironment`. The same base image, lock and [build] section give the same
+id, on every machine.
 """
 
 from __future__ import annotations
@@ -108,8 +109,13 @@ class EnvironmentPlan:
     def built(self, record: ImageRecord) -> InstalledEnvironment:
         """Return the environment, whose image is there."""
         image = replace(
-            self.wanted.base, id=record.id, digest=record.digest, name=self.name, environment=self.id, lock_hash=self.lock_hash
-        )  # fmt: skip
+            self.wanted.base,
+            id=record.id,
+            digest=record.digest,
+            name=self.name,
+            environment=self.id,
+            lock_hash=self.lock_hash,
+        )
         return InstalledEnvironment(plan=self, image=image)
 
 
@@ -139,7 +145,8 @@ class InstalledEnvironment:
 def check_lock(lock: Lock, wanted: Wanted) -> None:
     """Check a lock, wherever it is from, for what it is to be installed on and under.
 
-    Raises `InvalidRequest` for another Python than the base image has, and `PolicyDenied` for what the policy lets nobody install.
+    Raises `InvalidRequest` for another Python than the base image has, and `PolicyDenied` for what the policy lets
+    nobody install.
     """
     policy, python = wanted.policy, python_of(wanted.base)
     if python not in ("", lock.python):
@@ -153,8 +160,9 @@ def check_lock(lock: Lock, wanted: Wanted) -> None:
             raise PolicyDenied(
                 f"the lock has a source archive for {package.name} {package.version}, whose build would run its code",
                 hint=f"policy {policy.name!r} has build.allow_sdists = false; make another lock, or use another policy",
-                key="build.allow_sdists", asked=package.file.name,
-            )  # fmt: skip
+                key="build.allow_sdists",
+                asked=package.file.name,
+            )
 
 
 def python_of(base: AdmittedImage) -> str:

@@ -76,8 +76,9 @@ class Installer:
         self._on_progress(Progress(step="resolving", text=", ".join(map(without_hashes, requirements))))
         said = await self._step(
             {"step": "resolve", "requirements": list(requirements), "sdists": allow_sdists},
-            online=True, subject=requirements,
-        )  # fmt: skip
+            online=True,
+            subject=requirements,
+        )
         try:
             tags = tags_of(said)
             text = str(said["pylock"])
@@ -87,8 +88,12 @@ class Installer:
             text = text.replace(f"file://{inside}/", f"{path.as_uri()}/")
         # In a thread, which others interrupt: a stranger's text may be the longest that is taken.
         lock = await asyncio.to_thread(
-            from_pylock, text.encode(errors="replace"), tags=tags, requirements=requirements, allow_sdists=allow_sdists,
-        )  # fmt: skip
+            from_pylock,
+            text.encode(errors="replace"),
+            tags=tags,
+            requirements=requirements,
+            allow_sdists=allow_sdists,
+        )
         for package in lock.packages:
             if not self._reaches(package.file.url):
                 raise BuildFailed(
@@ -131,9 +136,11 @@ class Installer:
         workers = max(1, math.ceil(self._policy.build.cpus))
         await self._step(
             {"step": "install", "wheels": list(wheels), "workers": workers},
-            online=False, subject=[f"{wheel['name']}=={wheel['version']}" for wheel in wheels],
-            open_file=receive, binds=(Bind(source=directory, destination=WHEELS_DIR),),
-        )  # fmt: skip
+            online=False,
+            subject=[f"{wheel['name']}=={wheel['version']}" for wheel in wheels],
+            open_file=receive,
+            binds=(Bind(source=directory, destination=WHEELS_DIR),),
+        )
 
     # ---- one step in a sandbox
 
@@ -148,17 +155,24 @@ class Installer:
         count: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
         request = RunRequest(
-            code=PROGRAM.read_text(), filename=PROGRAM.name, policy=self._policy.name,
+            code=PROGRAM.read_text(),
+            filename=PROGRAM.name,
+            policy=self._policy.name,
             payload_json=json.dumps({**payload, "index": self._index_inside(online=online)}).encode(),
-        )  # fmt: skip
+        )
         permitted = replace(
-            self._wanted.permitted, run=Run(request=request, follow=Follow(open_file=open_file)), policy=self._policy.build_policy()
-        )  # fmt: skip
+            self._wanted.permitted,
+            run=Run(request=request, follow=Follow(open_file=open_file)),
+            policy=self._policy.build_policy(),
+        )
         local = tuple(Bind(source=path, destination=inside) for path, inside in self._local) if online else ()
         setting = Setting(
-            policy=permitted.policy, seccomp=permitted.seccomp, admitted=self._wanted.base,
-            binds=(*tools(), *local, *binds), egress=self._egress(count) if online else None,
-        )  # fmt: skip
+            policy=permitted.policy,
+            seccomp=permitted.seccomp,
+            admitted=self._wanted.base,
+            binds=(*tools(), *local, *binds),
+            egress=self._egress(count) if online else None,
+        )
         result = await self._execute(DecidedRun(permitted=permitted, setting=setting))
         if result.egress:
             self._on_egress(payload["step"], result.egress)
@@ -180,18 +194,24 @@ class Installer:
             raise BuildFailed(
                 f"{DOING[step]} {named(subject)} {explanation}",
                 hint=f"policy {self._policy.name!r} caps a build in its section [build]",
-                outcome=result.outcome.value, output=last_lines(result.stderr.decode(errors="replace")),
+                outcome=result.outcome.value,
+                output=last_lines(result.stderr.decode(errors="replace")),
                 refused=refusals(result),
-            )  # fmt: skip
+            )
         if said is None:
             raise Internal(f"the sandbox gave no answer to {step}", hint="report this")
         if "error" in said:
             raise explained(
                 StepFailure(
-                    text=bounded(str(said["error"])), step=step, subject=subject, refused=refusals(result), index=self._index,
-                    policy=self._policy, python=self._wanted.base.python_version,
+                    text=bounded(str(said["error"])),
+                    step=step,
+                    subject=subject,
+                    refused=refusals(result),
+                    index=self._index,
+                    policy=self._policy,
+                    python=self._wanted.base.python_version,
                 )
-            )  # fmt: skip
+            )
         return said
 
     def _hosts(self) -> tuple[str, ...]:
@@ -293,7 +313,10 @@ def bounded(text: str) -> str:
 
 
 def tags_of(said: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the tags of wheels for the Python, C library and machine that a sandbox names. Raises `ValueError` and kin."""
+    """Return the tags of wheels for the Python, C library and machine that a sandbox names.
+
+    Raises `ValueError` and kin.
+    """
     python = (int(said["python"][0]), int(said["python"][1]))
     machine, libc = str(said["machine"]), libc_of(said["libc"])
     # There are more than a thousand tags, and all these are in each.

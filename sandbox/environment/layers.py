@@ -1,8 +1,9 @@
 """From installed trees to an image: the base image's layers and a few of our own making, nothing else.
 
 It equals `FROM` and some `COPY`, without a builder: no archive from a sandbox is extracted or handed on, the layers are
-written here from trees that `sandbox.environment.tree` has checked. Podman is given a docker-archive, the only local layout whose layers it
-hashes side by side; of the base's layers it has the names alone. The same trees on the same base give the same image id.
+written here from trees that `sandbox.environment.tree` has checked. Podman is given a docker-archive, the only local
+layout whose layers it hashes side by side; of the base's layers it has the names alone. The same trees on the same base
+give the same image id.
 
 Large directories have layers of their own, largest first: environments that differ in something small share them, on
 the disk and in the time that Podman takes.
@@ -33,8 +34,8 @@ OWN_LAYER_BYTES = 8 << 20
 MAX_LAYERS = 12
 WRITERS = 2
 NOTHING = memoryview(b"")
-# Stands for a layer of the base. Podman finds that one in its storage by its diff id and never reads this; if it did, the hash
-# would be wrong.
+# Stands for a layer of the base. Podman finds that one in its storage by its diff id and never reads this; if it did,
+# the hash would be wrong.
 ELSEWHERE = bytes(2 * tarfile.BLOCKSIZE)
 # A stored tree was held to its policy's limits when it came; here it only has to be well-formed.
 _STORED = TreeLimits(files_count=1 << 24, installed_bytes=1 << 44, allow_pth=True)
@@ -53,7 +54,8 @@ class BaseImage:
 class WrittenImage:
     """An image in a docker-archive, and what Podman must say of it once it has it.
 
-    `size_bytes` is what our layers take, uncompressed; `files_count` counts files, directories and links below `PREFIX`.
+    `size_bytes` is what our layers take, uncompressed; `files_count` counts files, directories and links below
+    `PREFIX`.
     """
 
     archive: Path
@@ -153,9 +155,15 @@ def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:
 
 
 def _write_archive(
-    archive: Path, base: BaseImage, contents: Sequence[Sequence[Piece]], *, name: str, labels: Mapping[str, str], created: datetime,
+    archive: Path,
+    base: BaseImage,
+    contents: Sequence[Sequence[Piece]],
+    *,
+    name: str,
+    labels: Mapping[str, str],
+    created: datetime,
     files_count: int,
-) -> WrittenImage:  # fmt: skip
+) -> WrittenImage:
     sizes = [sum(map(len, pieces)) for pieces in contents]
     absent = [f"base-{number}.tar" for number in range(len(base.diff_ids))]
     ours = [f"layer-{number}.tar" for number in range(len(contents))]
@@ -180,9 +188,15 @@ def _write_archive(
         file.write(_member("manifest.json", _encoded(manifest)))
         file.write(bytes(2 * tarfile.BLOCKSIZE))
     return WrittenImage(
-        archive=archive, name=name, id=image_id, layers=layers, labels=dict(labels), architecture=base.architecture,
-        size_bytes=sum(sizes), files_count=files_count,
-    )  # fmt: skip
+        archive=archive,
+        name=name,
+        id=image_id,
+        layers=layers,
+        labels=dict(labels),
+        architecture=base.architecture,
+        size_bytes=sum(sizes),
+        files_count=files_count,
+    )
 
 
 def _write_layer(archive: Path, place: int, member: str, size: int, pieces: Sequence[Piece]) -> str:

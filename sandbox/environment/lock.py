@@ -1,8 +1,9 @@
 """Locks: exactly which files an environment is made of, each with its hash.
 
-A resolution happens inside a sandbox, so its `pylock.toml` (PEP 751) is a stranger's text: its size, and what grows faster
-than it, is bounded before `packaging.pylock` checks it by the standard, and then `from_pylock` believes nothing of it but
-addresses and hashes whose form it has checked. Ours is a `pylock.toml` too, one file per package, so other tools can read it. No I/O.
+A resolution happens inside a sandbox, so its `pylock.toml` (PEP 751) is a stranger's text: its size, and what grows
+faster than it, is bounded before `packaging.pylock` checks it by the standard, and then `from_pylock` believes nothing
+of it but addresses and hashes whose form it has checked. Ours is a `pylock.toml` too, one file per package, so other
+tools can read it. No I/O.
 """
 
 from __future__ import annotations
@@ -82,13 +83,15 @@ class Lock(Strict):
             "requirements": self.requirements,
             "packages": [_mark(package) for package in self.packages],
         }
-        return tomli_w.dumps({
-            "lock-version": "1.0",
-            "created-by": TOOL,
-            "requires-python": f"=={self.python}.*",
-            "packages": [_written(package) for package in self.packages],
-            "tool": {TOOL: ours},
-        })  # fmt: skip
+        return tomli_w.dumps(
+            {
+                "lock-version": "1.0",
+                "created-by": TOOL,
+                "requires-python": f"=={self.python}.*",
+                "packages": [_written(package) for package in self.packages],
+                "tool": {TOOL: ours},
+            }
+        )
 
     def as_requirements_txt(self) -> str:
         """Return one `name==version --hash=sha256:…` per line, as `pip install --require-hashes` takes it."""
@@ -125,8 +128,8 @@ class Lock(Strict):
 def from_pylock(text: bytes, *, tags: Sequence[str], requirements: Sequence[str], allow_sdists: bool) -> Lock:
     """Choose one file per package from a resolution's `pylock.toml`: the wheel whose tag comes first in `tags`.
 
-    `tags` are those of `wheel_tags.target_tags`. A source archive is taken where no wheel fits and `allow_sdists` says so.
-    Raises `BuildFailed` with the package's name, and for text that is not such a file.
+    `tags` are those of `wheel_tags.target_tags`. A source archive is taken where no wheel fits and `allow_sdists` says
+    so. Raises `BuildFailed` with the package's name, and for text that is not such a file.
     """
     if len(text) > MAX_LOCK_BYTES:
         raise BuildFailed(f"the resolution has more than {MAX_LOCK_BYTES >> 20} MiB", hint="ask for fewer libraries")
@@ -283,21 +286,26 @@ def _no_file(packages: list[LockedPackage], entry: Package | Mapping[str, Any], 
     if not wheels:
         what = "has only a source archive" if packages else "has no file at all"
         return _bad(
-            entry, what,
+            entry,
+            what,
             hint="ask for a version that has a wheel, or use a policy with build.allow_sdists = true",
-        )  # fmt: skip
+        )
     series = {(int(major), int(minor)) for name in wheels for major, minor in _CPYTHON.findall(name)}
     pythons = [f"{major}.{minor}" for major, minor in sorted(series)]
     if pythons and python not in pythons:
         return _bad(
-            entry, f"has no wheel for Python {python}, only for Python {', '.join(pythons)}",
-            hint="ask for another version of it, or use an image with such a Python", pythons=pythons,
-        )  # fmt: skip
+            entry,
+            f"has no wheel for Python {python}, only for Python {', '.join(pythons)}",
+            hint="ask for another version of it, or use an image with such a Python",
+            pythons=pythons,
+        )
     platforms = sorted({name.removesuffix(".whl").rpartition("-")[2] for name in wheels})
     return _bad(
-        entry, f"has no wheel for this machine, only for {', '.join(platforms[:10])}",
-        hint="ask for another version of it, or use an image with another system library", platforms=platforms,
-    )  # fmt: skip
+        entry,
+        f"has no wheel for this machine, only for {', '.join(platforms[:10])}",
+        hint="ask for another version of it, or use an image with another system library",
+        platforms=platforms,
+    )
 
 
 def _check_fulfilled(lock: Lock) -> None:

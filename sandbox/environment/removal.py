@@ -39,8 +39,10 @@ class Removal:
         if not self.try_remove(record):
             raise InvalidRequest(
                 f"{record.id[:12]} is in use",
-                hint="try again when its runs have ended, and the service, if one is running, keeps none ready; "
-                f"podman ps --all --filter ancestor={record.image} shows its containers",
+                hint=(
+                    "try again when its runs have ended, and the service, if one is running, keeps none ready; "
+                    f"podman ps --all --filter ancestor={record.image} shows its containers"
+                ),
             )
 
     def try_remove(self, record: EnvironmentRecord) -> bool:

@@ -1,9 +1,9 @@
 """Which libraries a request asks for: a field, a `requirements.txt`, a `pyproject.toml` or a script's own header.
 
-All four become the same thing: sorted, canonical requirements such as `pandas<2,>=1.3` or
-`uvicorn[standard]; python_version < "3.12"`, the first two with the sha256 hashes that stand behind them; the latter two also say
-which Pythons they are for. Only names that an index resolves are taken: an address, a path or a
-repository would reach around the index, its hashes and the policy. No I/O.
+All four become the same thing: sorted, canonical requirements such as `pandas<2,>=1.3` or `uvicorn[standard];
+python_version < "3.12"`, the first two with the sha256 hashes that stand behind them; the latter two also say which
+Pythons they are for. Only names that an index resolves are taken: an address, a path or a repository would reach around
+the index, its hashes and the policy. No I/O.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _OPTION_HINTS = {
     "--pre": "name the version that you want instead, for example pandas>=3.0rc1",
     "--require-hashes": "write it on a line of its own, in a requirements file",
     "--hash": "write --hash=sha256:… with 64 hexadecimal digits; other digests are not taken",
-}  # fmt: skip
+}  # fmt: skip # a command line
 
 
 def parse_libraries(text: str) -> tuple[str, ...]:
@@ -91,8 +91,8 @@ def parse_requirements_txt(
 ) -> tuple[str, ...]:
     """Return the requirements of a file in pip's format; sha256 hashes stay, as ` --hash=sha256:…` behind each.
 
-    `include` gives those of a file that `-r` names. Raises `InvalidRequest` with file and line, also for every other option: a file can't
-    choose an index.
+    `include` gives those of a file that `-r` names. Raises `InvalidRequest` with file and line, also for every other
+    option: a file can't choose an index.
     """
     check_text(text, name)
     found: list[str] = []

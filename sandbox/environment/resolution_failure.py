@@ -1,6 +1,7 @@
 """Why libraries could not be installed, from what uv or pip said, in words for the reader.
 
-The tools' own last lines always go along as the fact `output`; nothing here is needed to hold a build, only to explain it.
+The tools' own last lines always go along as the fact `output`; nothing here is needed to hold a build, only to explain
+it.
 """
 
 from __future__ import annotations
@@ -71,9 +72,7 @@ def explained(failure: StepFailure) -> BuildFailed:
     else:
         message = f"{DOING[failure.step]} {failure.about} failed: {failure.reason}"
         hint = "try again; if it repeats, ask for another version"
-    return BuildFailed(
-        message, hint=hint, step=failure.step, output=last_lines(text), refused=list(failure.refused)
-    )  # fmt: skip
+    return BuildFailed(message, hint=hint, step=failure.step, output=last_lines(text), refused=list(failure.refused))
 
 
 def shortened(text: str) -> str:
@@ -244,7 +243,10 @@ def _gone(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
 
 def _tls(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     return (
-        f"the package index could not prove who it is: its certificate is not trusted by {failure.index.certificate or 'uv'}",
+        (
+            "the package index could not prove who it is: its certificate is not trusted by"
+            f" {failure.index.certificate or 'uv'}"
+        ),
         "name a bundle that has its certificate authority: cert in pip.conf, or PIP_CERT",
     )
 
@@ -271,21 +273,41 @@ PATTERNS: tuple[tuple[str, Callable[[StepFailure, re.Match[str]], tuple[str, str
     (r"No space left on device|os error 28|Errno 28", _no_space),
     (r"No module named pip|no such option: --(?:report|dry-run)", _no_tool),
     (r"Hashes are required in --require-hashes mode", _unhashed),
-    (r"40[13] (?:Unauthorized|Forbidden)|\b40[13] Client Error|HTTP error 40[13]|40[13] Error, Credentials not correct", _login),
+    (
+        (
+            r"40[13] (?:Unauthorized|Forbidden)|\b40[13] Client Error|HTTP error 40[13]|40[13] Error, Credentials not"
+            r" correct"
+        ),
+        _login,
+    ),
     (r"invalid peer certificate|certificate verify failed|UnknownIssuer|CERTIFICATE_VERIFY_FAILED|SSLError", _tls),
     (rf"{NAME} was not found in the (?:package registry|provided package locations|cache)", _unknown),
     (rf"that satisfies the requirement {NAME}{VERSIONS}[^\n]*\(from versions: none\)", _nothing_fits),
     (rf"that satisfies the requirement {NAME}{VERSIONS}[^\n]*\(from versions: ", _no_version),
     (rf"{NAME}{VERSIONS} ha(?:s|ve) no (?:usable wheels|wheels with)", _no_wheel),
     (rf"{NAME}{VERSIONS} has an invalid package format", _invalid),
-    (rf"(?:there (?:is|are) no versions? of|only(?: the following versions of)?) {NAME}[^;]{{0,1000}}?\s(?:and|that)"
-     rf"(?: you require|[^,;]{{0,200}}? depends? on) \1{VERSIONS}", _no_version),
+    (
+        rf"(?:there (?:is|are) no versions? of|only(?: the following versions of)?) {NAME}[^;]{{0,1000}}?\s(?:and|that)"
+        rf"(?: you require|[^,;]{{0,200}}? depends? on) \1{VERSIONS}",
+        _no_version,
+    ),
     (rf"DO NOT MATCH THE HASHES[^\n]*\n(?:\s*[^\n]*\n)??\s+{NAME}", _hash),
     (r"No solution found|ResolutionImpossible|conflicting dependencies", _conflict),
-    (r"^(\S+\.(?:tar\.gz|zip)): its build |Failed to build [`']?([^\s`']+)|(?m:^error: )metadata-generation-failed", _source),
-    (r"its archive is |leads out of it|Failed to extract archive|[Ff]ailed to (?:unzip|read from zip|unpack)|[Ii]nvalid zip|BadZipFile"
-     r"|RECORD", _archive),
+    (
+        r"^(\S+\.(?:tar\.gz|zip)): its build |Failed to build [`']?([^\s`']+)|(?m:^error: )metadata-generation-failed",
+        _source,
+    ),
+    (
+        r"its archive is |leads out of it|Failed to extract archive|[Ff]ailed to (?:unzip|read from"
+        r" zip|unpack)|[Ii]nvalid zip|BadZipFile"
+        r"|RECORD",
+        _archive,
+    ),
     (r"the index answered (4\d\d) ?([^\n]*)", _gone),
-    (r"tcp connect error|[Cc]onnection refused|dns error|Request failed after|error sending request|timed out|Tunnel connection failed"
-     r"|urlopen error|the index answered|Failed to fetch|ConnectionError|connection ended", _unreachable),
-)  # fmt: skip
+    (
+        r"tcp connect error|[Cc]onnection refused|dns error|Request failed after|error sending request|timed out|Tunnel"
+        r" connection failed"
+        r"|urlopen error|the index answered|Failed to fetch|ConnectionError|connection ended",
+        _unreachable,
+    ),
+)

@@ -1,7 +1,8 @@
 """Environments between machines, through any OCI registry.
 
-What is pulled is only a parcel: its libraries are read from it as a stream, checked like those of a build, and composed again
-here. The image is kept if that gives, bit for bit, the layer and the configuration that the registry's image claims to be.
+What is pulled is only a parcel: its libraries are read from it as a stream, checked like those of a build, and composed
+again here. The image is kept if that gives, bit for bit, the layer and the configuration that the registry's image
+claims to be.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An installed tree on its way out of a sandbox: a stream of records, and how it is checked.
 
-"Tree 1" is a sequence of records: kind (1 byte), length of the path (4), length of the body (8), all big-endian; then the
-path in UTF-8 and the body: a file's content, or where a link leads. It ends with a record of kind 0, without
-path and body. The format has no owner, no mode, no time, no device and no absolute path, so a hostile stream can't
-ask for one. The top of the tree is what will be a directory of Python's modules.
+"Tree 1" is a sequence of records: kind (1 byte), length of the path (4), length of the body (8), all big-endian; then
+the path in UTF-8 and the body: a file's content, or where a link leads. It ends with a record of kind 0, without path
+and body. The format has no owner, no mode, no time, no device and no absolute path, so a hostile stream can't ask for
+one. The top of the tree is what will be a directory of Python's modules.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The wheel cache: archives that the runner has checked against a lock's hash itself, and the trees made of them.
 
-Sandboxes never see the cache: a build is shown a directory of hard links to exactly the wheels that it needs, read-only.
+Sandboxes never see the cache: a build is shown a directory of hard links to exactly the wheels that it needs,
+read-only.
 """
 
 from __future__ import annotations
@@ -46,10 +47,14 @@ class HashCheck:
         if found != self._sha256:
             raise BuildFailed(
                 f"{self._name} has the hash sha256:{found}, the lock says sha256:{self._sha256}",
-                hint="the index serves another file than the one that was locked, or the lock was edited; "
-                "sandbox env lock --upgrade makes a new one",
-                file=self._name, expected=self._sha256, found=found,
-            )  # fmt: skip
+                hint=(
+                    "the index serves another file than the one that was locked, or the lock was edited; "
+                    "sandbox env lock --upgrade makes a new one"
+                ),
+                file=self._name,
+                expected=self._sha256,
+                found=found,
+            )
 
 
 class Incoming:

@@ -83,7 +83,10 @@ def require_subordinate_ids() -> tuple[int, int, int, int]:
             raise NotEnforceable(
                 f"user {user} has {count} subordinate ids in {file}, {SUBIDS_NEEDED} are needed to give each sandbox"
                 " a user id of its own",
-                hint=f"as root: usermod --add-subuids {free_range()} --add-subgids {free_range()} {user}; then, as {user}: podman system migrate",
+                hint=(
+                    f"as root: usermod --add-subuids {free_range()} --add-subgids {free_range()} {user}; then, as"
+                    f" {user}: podman system migrate"
+                ),
             )
     if shutil.which("newuidmap", path="/usr/local/bin:/usr/bin:/bin") is None:
         raise NotEnforceable(
@@ -158,12 +161,15 @@ def probe(runtime_dir: Path, *, fresh: bool = False) -> HostFacts:
         engine=info,
         uid=os.getuid(),
         controllers=delegated(info),
-        subuid_start=ranges[0], subuid_count=ranges[1], subgid_start=ranges[2], subgid_count=ranges[3],
+        subuid_start=ranges[0],
+        subuid_count=ranges[1],
+        subgid_start=ranges[2],
+        subgid_count=ranges[3],
         cpu_ids=tuple(sorted(os.sched_getaffinity(0))),
         kernel=platform.release(),
         architecture=platform.machine(),
         rejected_runtimes=rejected,
-    )  # fmt: skip
+    )
     write_cache(cache, key, facts)
     return facts
 
@@ -171,8 +177,8 @@ def probe(runtime_dir: Path, *, fresh: bool = False) -> HostFacts:
 def delegated(info: EngineInfo) -> frozenset[str]:
     """Return the cgroup v2 controllers that limits can be set with.
 
-    The kernel's own list for the user's systemd: Podman's list is that of the group in which it happens to run, which may
-    have fewer, and it claims all of them for a session that is gone.
+    The kernel's own list for the user's systemd: Podman's list is that of the group in which it happens to run, which
+    may have fewer, and it claims all of them for a session that is gone.
     """
     if info.cgroup_version != 2:
         return frozenset()
@@ -185,9 +191,16 @@ def delegated(info: EngineInfo) -> frozenset[str]:
 def fingerprint(ranges: tuple[int, ...]) -> str:
     """Return a key that changes when the programs, the kernel, the id ranges or the storage set-up do."""
     parts: list[Any] = [CACHE_VERSION, ranges, platform.release(), sorted(os.sched_getaffinity(0)), str(home())]
-    files = ["/usr/bin/podman", "/usr/bin/crun", "/usr/bin/runc", "/usr/local/bin/podman", "/etc/containers/storage.conf",
-             str(home() / ".config/containers/storage.conf"), "/proc/sys/kernel/random/boot_id",
-             str(kernel.session_group(os.getuid()) / "cgroup.controllers")]  # fmt: skip
+    files = [
+        "/usr/bin/podman",
+        "/usr/bin/crun",
+        "/usr/bin/runc",
+        "/usr/local/bin/podman",
+        "/etc/containers/storage.conf",
+        str(home() / ".config/containers/storage.conf"),
+        "/proc/sys/kernel/random/boot_id",
+        str(kernel.session_group(os.getuid()) / "cgroup.controllers"),
+    ]
     for name in files:
         path = Path(name)
         try:

@@ -37,7 +37,7 @@ ENVIRONMENT_CHARS = 32
 OCI_ARCHITECTURES = {
     "x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x",
     "riscv64": "riscv64", "i686": "386",
-}  # fmt: skip
+}  # fmt: skip # a table
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST = r"[A-Za-z0-9]+(?:[.-]+[A-Za-z0-9]+)*"
 _REFERENCE = re.compile(
@@ -58,7 +58,8 @@ _STEERING = re.compile(r"(LD_|PYTHON|GCONV_PATH|MALLOC_|GLIBC_TUNABLES)")
 class AdmittedImage:
     """An image that passed the lint; `findings` are worth a look, but other controls hold them.
 
-    `environment` is the id of the environment that was composed of it, and `lock_hash` the lock's; None for a base image.
+    `environment` is the id of the environment that was composed of it, and `lock_hash` the lock's; None for a base
+    image.
     """
 
     id: str

@@ -18,7 +18,10 @@ TIMEOUT_S = 10
 
 
 def file_addresses(index: Index, package: str) -> Iterator[str]:
-    """Yield the addresses of a package's files, and perhaps of others, without user names. What can't be asked adds none."""
+    """Yield the addresses of a package's files, and perhaps of others, without user names.
+
+    What can't be asked adds none.
+    """
     from packaging.utils import canonicalize_name
 
     for place in (*(f"{url}/{canonicalize_name(package)}/" for url in index.urls), *index.find_links):
@@ -69,7 +72,8 @@ def discover_file_hosts(index: Index, package: str, *, timeout_s: float = 10) ->
             files = [
                 link for link in links if not wanted or canonicalize_name(link.rpartition("/")[2]).startswith(wanted)
             ]
-            # A page links to thousands of files of a few servers: what follows the third slash tells nothing, and takes long.
+            # A page links to thousands of files of a few servers: what follows the third slash tells nothing, and takes
+            # long.
             found |= dict.fromkeys(hosts_of(dict.fromkeys("/".join(link.split("/", 3)[:3]) for link in files)))
     if len(found) > MAX_HOSTS:
         raise BuildFailed(

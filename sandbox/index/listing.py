@@ -45,10 +45,11 @@ class Listing:
         fitting = None if python is None else _tags(python)
         return Listing(
             tuple(
-                file for file in self.files
+                file
+                for file in self.files
                 if (file.tags and (fitting is None or not fitting.isdisjoint(file.tags))) or (sdists and not file.tags)
             )
-        )  # fmt: skip
+        )
 
     def versions(self) -> list[str]:
         """Return the versions, oldest first."""
@@ -61,8 +62,10 @@ class Listing:
         here = {"any", *platform_tags()}
         named = {
             re.fullmatch(r"(?:cp|py)(\d)(\d*)", tag.interpreter)
-            for file in self.files for tag in file.tags if tag.platform in here
-        }  # fmt: skip
+            for file in self.files
+            for tag in file.tags
+            if tag.platform in here
+        }
         series = {(int(match[1]), int(match[2] or -1)) for match in named if match}
         return [f"{major}" if minor < 0 else f"{major}.{minor}" for major, minor in sorted(series)]
 

@@ -1,4 +1,7 @@
-"""Pages of a package index (PEP 503, PEP 691): which addresses they link to. Bounded in size and time, whatever the server does."""
+"""Pages of a package index (PEP 503, PEP 691): which addresses they link to.
+
+Bounded in size and time, whatever the server does.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ ACCEPT = f"{JSON_PAGE}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0
 def page_links(index: Index, url: str, timeout_s: float) -> list[str]:
     """Return the addresses on a page together with those that led to it; none when the page isn't there.
 
-    `timeout_s` bounds each wait, and six times as much the whole: a thread of its own reads the page, since a server can spread a
-    head over any number of short waits. Raises `BuildFailed`.
+    `timeout_s` bounds each wait, and six times as much the whole: a thread of its own reads the page, since a server
+    can spread a head over any number of short waits. Raises `BuildFailed`.
     """
     answer: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
 
@@ -141,6 +144,8 @@ def _unreachable(shown: str, error: Exception) -> BuildFailed:
     system = re.search(r"\[Errno -?\d+\] ([A-Za-z ]{1,80})", str(error))
     return BuildFailed(
         f"the package index {shown} can't be reached: {system[1] if system else type(error).__name__}",
-        hint="check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used",
+        hint=(
+            "check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used"
+        ),
         host=shown,
     )

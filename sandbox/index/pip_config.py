@@ -25,12 +25,13 @@ __all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "environment_for_handove
 VARIABLES = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_CERT", "PIP_TRUSTED_HOST",
     "PIP_CONFIG_FILE",
-)  # fmt: skip
+)  # fmt: skip # a table
 BUNDLES = ("etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt")
 FIRST_PERSON = 1000
 LOGIN_HINT = (
-    "check user name and password: in the address in pip's configuration (https://USER:PASSWORD@HOST/simple), or in ~/.netrc "
-    "(machine HOST login USER password PASSWORD); both of the user who installs, which is the service's own where one runs"
+    "check user name and password: in the address in pip's configuration (https://USER:PASSWORD@HOST/simple), or in"
+    " ~/.netrc (machine HOST login USER password PASSWORD); both of the user who installs, which is the service's own"
+    " where one runs"
 )
 ARCHIVES = (".whl", ".tar.gz", ".zip")
 # Of an index on disk, this much is looked at to learn where its files lie.
@@ -108,7 +109,10 @@ def read_index(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -
 
 
 def default_url() -> str:
-    """Return the index that pip itself uses where nothing is configured. Raises `InvalidRequest` where pip can't say."""
+    """Return the index that pip itself uses where nothing is configured.
+
+    Raises `InvalidRequest` where pip can't say.
+    """
     try:
         from pip._internal.models.index import PyPI
     except ImportError:
@@ -127,9 +131,14 @@ def host_certificates() -> Path | None:
 def as_pip_environment(index: Index) -> dict[str, str]:
     """Return the variables with which pip uses `index`, credentials included, and no configuration file."""
     values = (
-        "".join(index.urls[:1]), " ".join(index.urls[1:]), "" if index.urls else "1", " ".join(index.find_links),
-        str(index.certificate or ""), " ".join(index.trusted_hosts), os.devnull,
-    )  # fmt: skip
+        "".join(index.urls[:1]),
+        " ".join(index.urls[1:]),
+        "" if index.urls else "1",
+        " ".join(index.find_links),
+        str(index.certificate or ""),
+        " ".join(index.trusted_hosts),
+        os.devnull,
+    )
     return {name: value for name, value in zip(VARIABLES, values, strict=True) if value}
 
 

@@ -56,8 +56,10 @@ def check(source: str, harness: ModuleType) -> dict[str, Any]:
         tree = tree_of(source) if answer["problem"] is None else None
     imports = Imports(tree) if tree else None
     return {
-        **answer, "missing": imports.missing if imports else [], "imports": imports.names if imports else [],
-    }  # fmt: skip
+        **answer,
+        "missing": imports.missing if imports else [],
+        "imports": imports.names if imports else [],
+    }
 
 
 # ---------------------------------------------------------------- compiling
@@ -75,9 +77,11 @@ def problem_of(source: str, harness: ModuleType) -> dict[str, Any] | None:
     else:
         return None
     return {
-        "line": line, "column": column, "message": harness.clean(message, MAX_TEXT_CHARS),
+        "line": line,
+        "column": column,
+        "message": harness.clean(message, MAX_TEXT_CHARS),
         "text": harness.clean(text, MAX_TEXT_CHARS),
-    }  # fmt: skip
+    }
 
 
 def line_of(source: str, number: int) -> str:

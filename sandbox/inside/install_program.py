@@ -6,7 +6,7 @@ want of something answers `{"error": last lines}`.
 
 resolve  requirements -> `{"pylock", "python", "libc", "machine", "tool"}`; may use the index, through the egress proxy
 fetch    files of a lock -> each handed over with save_file; may use the index, as above
-install  wheels in /run/sandbox/wheels -> one tree stream (see `sandbox.environment.tree`) per wheel, handed over; no network
+install  wheels in /run/sandbox/wheels -> a tree stream per wheel (`sandbox.environment.tree`), handed over; no network
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 APP = Path("/app")
 WHEELS = Path("/run/sandbox/wheels")
+FROM_WHEELS = ("--no-deps", "--no-index", "--find-links", str(WHEELS), "--require-hashes")
 UV = "/run/sandbox/tools/uv"
 LIBRARIES = "/opt/environment"
 CHUNK_BYTES = 1 << 20
@@ -77,9 +78,8 @@ def run_tool(*command: str) -> str:
     scratch = APP / "tmp"
     scratch.mkdir(exist_ok=True)
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env={**os.environ, "TMPDIR": str(scratch)}
-        )  # fmt: skip
+        own = {**os.environ, "TMPDIR": str(scratch)}
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=own)
     except OSError as error:
         raise StepError(f"{command[0]} could not start: {error}") from None
     if done.returncode:
@@ -137,7 +137,7 @@ def resolve_with_uv(requirements: str, options: list[str]) -> str:
     return run_tool(
         UV, "pip", "compile", requirements, "--format", "pylock.toml", "--no-header", "--no-annotate", "--quiet",
         "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *options,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
 
 
 def resolve_with_pip(requirements: str, options: list[str]) -> str:
@@ -146,7 +146,7 @@ def resolve_with_pip(requirements: str, options: list[str]) -> str:
     run_tool(
         *PIP, "install", "--dry-run", "--ignore-installed", "--report", str(report), "-r", requirements,
         *PIP_OPTIONS, *options,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     lines = ['lock-version = "1.0"', 'created-by = "pip"']
     for entry in json.loads(report.read_text())["install"]:
         file = entry["download_info"]
@@ -253,11 +253,12 @@ def build(name: str, index: dict[str, Any]) -> str:
             run_tool(
                 UV, "build", "--wheel", "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *index_options(index, pip=False),
                 "--out-dir", str(target), source,
-            )  # fmt: skip
+            )  # fmt: skip # a command line
         else:
             run_tool(
-                *PIP, "wheel", "--no-deps", *PIP_OPTIONS, *index_options(index, pip=True), "--wheel-dir", str(target), source
-            )  # fmt: skip
+                *PIP, "wheel", "--no-deps", *PIP_OPTIONS, *index_options(index, pip=True),
+                "--wheel-dir", str(target), source,
+            )  # fmt: skip # a command line
     except StepError as error:
         raise StepError(f"{name}: its build failed\n{error}") from None
     wheels = list(target.glob("*.whl"))
@@ -318,14 +319,15 @@ def unpack(wheel: dict[str, Any], top: str) -> None:
     cache, known = APP / f"c{wheel['n']}", APP / "interpreters"
     requirements = APP / f"r{wheel['n']}.txt"
     requirements.write_text(f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n")
-    what = ("--target", top, "--no-deps", "--no-index", "--find-links", str(WHEELS), "--require-hashes", "-r", str(requirements))  # fmt: skip
+    what = ("--target", top, *FROM_WHEELS, "-r", str(requirements))
     if uv_works():
         # What uv finds out about this Python is kept from its first cache: finding out takes longer than a small wheel.
         known.mkdir(exist_ok=True)
         shutil.copytree(known, cache)
         run_tool(
-            UV, "pip", "install", "--quiet", *what, "--offline", "--link-mode", "hardlink", "--cache-dir", str(cache), *UV_OPTIONS
-        )  # fmt: skip
+            UV, "pip", "install", "--quiet", *what, "--offline",
+            "--link-mode", "hardlink", "--cache-dir", str(cache), *UV_OPTIONS,
+        )  # fmt: skip # a command line
         for found in cache.glob("interpreter-*"):
             with contextlib.suppress(OSError):  # another was faster
                 found.rename(known / found.name)

@@ -28,15 +28,18 @@ from sandbox.image.admission import ENVIRONMENTS, REPOSITORY
 from sandbox.installed import services as running
 from sandbox.service.config.load import load_config
 
-MARK = "Installed by the set-up of podman-sandbox-runner"  # scripts/setup writes it into what it lays outside of our directories
+# scripts/setup writes it into what it lays outside of our directories
+MARK = "Installed by the set-up of podman-sandbox-runner"
 ACCOUNT_COMMENT = "Runs sandboxes"  # of the account that scripts/setup makes
 ACCOUNT = "sandbox"
 SYSTEM_COMMAND = Path("/usr/local/bin/sandbox")
 SYSTEM_SHARE = Path("/usr/local/share")
 BESIDE_COMMAND = (
-    "bash-completion/completions/sandbox", "fish/vendor_completions.d/sandbox.fish", "zsh/site-functions/_sandbox",
+    "bash-completion/completions/sandbox",
+    "fish/vendor_completions.d/sandbox.fish",
+    "zsh/site-functions/_sandbox",
     "man/man1/sandbox.1",
-)  # fmt: skip
+)
 SYSTEM_PREFIX = Path("/opt") / places.NAME
 SYSTEM_CONFIG = Path("/etc") / places.NAME
 PODMAN_TIMEOUT_S = 120.0
@@ -98,15 +101,19 @@ def plan_of_user() -> Plan:
     ):
         add_command(result, command, share, own_venv)
     if data.is_dir():
-        result.add(f"remove {data}: the program with its libraries, records of environments, the history",
-                   functools.partial(remove_tree, data))  # fmt: skip
+        result.add(
+            f"remove {data}: the program with its libraries, records of environments, the history",
+            functools.partial(remove_tree, data),
+        )
     if Path(sys.prefix) == SYSTEM_PREFIX:
         result.stays.append(
             f"the program in {SYSTEM_PREFIX}: root installed it for everyone (as root: sandbox uninstall)"
         )
     elif not Path(sys.prefix).is_relative_to(data):
-        result.stays.append(f"the program in {sys.prefix}: remove it as it came, such as with "
-                            f"{sys.prefix}/bin/python -m pip uninstall {places.NAME}")  # fmt: skip
+        result.stays.append(
+            f"the program in {sys.prefix}: remove it as it came, such as with "
+            f"{sys.prefix}/bin/python -m pip uninstall {places.NAME}"
+        )
     result.stays += histories_elsewhere(
         [os.environ, *({**os.environ, **service.settings} for service in services)], within=data
     )
@@ -154,7 +161,8 @@ def histories_elsewhere(environs: Sequence[Mapping[str, str]], *, within: Path) 
             directory = load_config(None, environ).config.history.directory
             if Path(directory).is_dir() and not Path(directory).is_relative_to(within):
                 found.add(
-                    f"{directory}: the history of a service, in a directory that its configuration names (history.directory)"
+                    f"{directory}: the history of a service, in a directory that its configuration names"
+                    " (history.directory)"
                 )
     return sorted(found)
 
@@ -186,8 +194,10 @@ def add_podman(result: Plan) -> None:
         result.stays.append(f"images and containers: {error.message} ({error.hint})")
         return
     if containers:
-        result.add(f"end and remove {len(containers)} container(s) of sandboxes",
-                   lambda: podman("rm", "--force", "--time", "0", "--ignore", *containers))  # fmt: skip
+        result.add(
+            f"end and remove {len(containers)} container(s) of sandboxes",
+            lambda: podman("rm", "--force", "--time", "0", "--ignore", *containers),
+        )
     for name in images:
         result.add(f"remove the image {name}", functools.partial(podman, "rmi", "--force", name))
     if others:
@@ -234,7 +244,8 @@ def plan_of_root() -> Plan:
             result.add(f"stop the service ({service.describe()})", functools.partial(running.stop, service))
         else:
             result.stays.append(
-                f"process {service.pid} of user id {service.uid}: a service that runs from {SYSTEM_PREFIX}, of another user"
+                f"process {service.pid} of user id {service.uid}: a service that runs from {SYSTEM_PREFIX}, of another"
+                " user"
             )
     if account is not None:
         add_account(result, account)
@@ -252,19 +263,26 @@ def plan_of_root() -> Plan:
 def add_account(result: Plan, account: pwd.struct_passwd) -> None:
     """Add the user `sandbox`: as a whole where the set-up made it, else what it has of ours."""
     if account.pw_gecos.split(",")[0] != ACCOUNT_COMMENT or account.pw_uid == 0:
-        result.stays.append(f"the user {account.pw_name}, with its images and caches: the set-up did not make it"
-                            f" (as that user: {sys.prefix}/bin/python -I -m sandbox uninstall)")  # fmt: skip
+        result.stays.append(
+            f"the user {account.pw_name}, with its images and caches: the set-up did not make it"
+            f" (as that user: {sys.prefix}/bin/python -I -m sandbox uninstall)"
+        )
         return
     uids = range_of_account(account)
-    result.add(f"end every process of the user {account.pw_name}, Podman's pause process and its containers among them",
-               functools.partial(end_processes, uids))  # fmt: skip
+    result.add(
+        f"end every process of the user {account.pw_name}, Podman's pause process and its containers among them",
+        functools.partial(end_processes, uids),
+    )
     if Path("/var/lib/systemd/linger", account.pw_name).exists() and running.SYSTEMD.is_dir():
         result.add(
             f"end the lingering session of {account.pw_name}",
             lambda: running.as_root(["loginctl", "disable-linger", account.pw_name]),
         )
-    result.add(f"remove the user {account.pw_name}, with its home {account.pw_dir} (images, environments, cache) and its subordinate ids",
-               functools.partial(remove_account, account.pw_name))  # fmt: skip
+    result.add(
+        f"remove the user {account.pw_name}, with its home {account.pw_dir} (images, environments, cache) and its"
+        " subordinate ids",
+        functools.partial(remove_account, account.pw_name),
+    )
     runtime = places.RUN_USER / str(account.pw_uid)
     if not running.SYSTEMD.is_dir():
         result.add_directory(runtime)
@@ -297,7 +315,10 @@ def processes_of(uids: tuple[range, ...], *, proc: Path = running.PROC) -> list[
 
 
 def remove_account(name: str) -> None:
-    """Remove a user with its home; where systemd still ends its session, that is waited for. Raises `EngineUnavailable`."""
+    """Remove a user with its home; where systemd still ends its session, that is waited for.
+
+    Raises `EngineUnavailable`.
+    """
     # 12 says that the home or the spool could not be removed; a spool there never was.
     done = subprocess.run(
         ["userdel", "--remove", name], capture_output=True, text=True, errors="replace", check=False, cwd="/"

@@ -52,7 +52,10 @@ class Running:
     def by_hand(self) -> str:
         """Return the commands that a person restarts it with."""
         setting = "".join(f"{name}={shlex.quote(value)} " for name, value in sorted(self.settings.items()))
-        return f"kill {self.pid}; tail --pid={self.pid} -f /dev/null; {setting}{shlex.join(['sandbox', *self.arguments])} &"
+        return (
+            f"kill {self.pid}; tail --pid={self.pid} -f /dev/null;"
+            f" {setting}{shlex.join(['sandbox', *self.arguments])} &"
+        )
 
 
 def services(prefix: Path | str = sys.prefix, *, proc: Path = PROC) -> Iterator[Running]:
@@ -136,8 +139,10 @@ def carry_out(command: Sequence[str]) -> None:
     except OSError as error:
         reason = [f"{command[0]}: {error.strerror}"]
     if reason is not None:
-        raise EngineUnavailable(f"`{shlex.join(command)}` failed: {''.join(reason) or 'it gave no reason'}",
-                                hint=f"call it yourself: {shlex.join(command)}")  # fmt: skip
+        raise EngineUnavailable(
+            f"`{shlex.join(command)}` failed: {''.join(reason) or 'it gave no reason'}",
+            hint=f"call it yourself: {shlex.join(command)}",
+        )
 
 
 def with_systemd(service: Running, verb: str) -> None:

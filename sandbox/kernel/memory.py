@@ -1,7 +1,7 @@
 """Memory that the kernel holds for a sandbox, where only a count from outside can bound it.
 
-Most of it is charged to a memory cgroup where there is one; byte-range locks of files never are: Linux took that accounting back
-in 5.15 (commit 3754707bcc3e). Prices are what one such thing was measured to take, rounded up.
+Most of it is charged to a memory cgroup where there is one; byte-range locks of files never are: Linux took that
+accounting back in 5.15 (commit 3754707bcc3e). Prices are what one such thing was measured to take, rounded up.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ MAX_LOCKS = 8_192
 # Looking at one takes the time of thousands of instructions, and nobody may buy time with them.
 MAX_DESCRIPTORS = 16_384
 PART_BYTES = 65_536
-# By the file that tells how many sockets of a kind there are. A table takes the kernel milliseconds to write, be it empty: it goes
-# through the sockets of the whole machine (net/ipv4/tcp_ipv4.c, `established_get_first`).
+# By the file that tells how many sockets of a kind there are. A table takes the kernel milliseconds to write, be it
+# empty: it goes through the sockets of the whole machine (net/ipv4/tcp_ipv4.c, `established_get_first`).
 TABLES = {"sockstat": (b"TCP", b"UDP"), "sockstat6": (b"TCP6", b"UDP6")}
 
 
@@ -70,8 +70,8 @@ class Descriptors:
     def add(self, text: bytes) -> None:
         """Add one descriptor by its file in /proc/PID/fdinfo.
 
-        That does not say what it is. Named or not, a pipe has no position; nor have sockets and epoll sets, which lie on
-        mounts of the kernel's own. What is left may be a pipe.
+        That does not say what it is. Named or not, a pipe has no position; nor have sockets and epoll sets, which lie
+        on mounts of the kernel's own. What is left may be a pipe.
         """
         self.count += 1
         self.locks += text.count(b"\nlock:")

@@ -15,7 +15,8 @@ async def killed_for_memory(limits: CgroupLimits, *, root: Path = CGROUP_ROOT) -
     """Return when the kernel has killed a process of the group; never, where it can't be seen.
 
     The kernel kills one process; the rest of the sandbox would go on, or wait for the one that is gone until its time
-    is over. Source: Documentation/admin-guide/cgroup-v2.rst: a change of `memory.events` generates a file modified event.
+    is over. Source: Documentation/admin-guide/cgroup-v2.rst: a change of `memory.events` generates a file modified
+    event.
     """
     with contextlib.suppress(OSError):  # the group went away with its last process
         await _wait_for_kill(root / limits.path / "memory.events")

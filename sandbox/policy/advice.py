@@ -18,8 +18,8 @@ def opening(
 ) -> str:
     """Return how `parent` comes to let a child set `key` to `value`.
 
-    `opened` says that it has a bound for the key already, `any_open` that it has bounds at all. A shipped policy is replaced by the next
-    version: the way is a copy of it under a name of one's own, for the child to extend.
+    `opened` says that it has a bound for the key already, `any_open` that it has bounds at all. A shipped policy is
+    replaced by the next version: the way is a copy of it under a name of one's own, for the child to extend.
     """
     line = f"{key} = {toml_value(value)}"
     if file.path.parent != shipped_directory():

@@ -107,8 +107,13 @@ def _preloaded(modules: tuple[str, ...]) -> str:
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "isolation.per_run": {
         "container": "Each run gets a container of its own, which is thrown away afterwards.",
-        "auto": "Each run gets a container of its own; while a node's messages come faster than containers are made, they get cells of a warm one.",
-        "cell": "Each run gets namespaces of its own in a warm container of its caller's node; they are gone with the run.",
+        "auto": (
+            "Each run gets a container of its own; while a node's messages come faster than containers are made, they"
+            " get cells of a warm one."
+        ),
+        "cell": (
+            "Each run gets namespaces of its own in a warm container of its caller's node; they are gone with the run."
+        ),
     },
     "isolation.preload": _preloaded,
     "limits.timeout_s": "A program that still runs after {} seconds is killed; it ends as timed_out.",
@@ -124,7 +129,7 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "limits.code_kib": "The program may be {} KiB long; longer ones are refused.",
     "limits.log_records": "log may be called {} times; beyond, it ends as output_limit.",
     "filesystem.app_mib": "/app, the working directory, holds {} MiB, in memory, and is gone after the run.",
-    "filesystem.tmp_mib": "/tmp holds {} MiB, in memory, and is gone after the run.",  # noqa: S108 - a name inside the sandbox
+    "filesystem.tmp_mib": ("/tmp holds {} MiB, in memory, and is gone after the run."),  # noqa: S108 - a name inside the sandbox
     "filesystem.shm_mib": "/dev/shm holds {} MiB, in memory, and is gone after the run.",  # noqa: S108 - as above
     "filesystem.exec": {
         False: "Files that the program writes can't be executed.",
@@ -167,8 +172,14 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "build.files_count": "At most {} files may be installed; beyond, the build fails.",
     "history.output": {
         "none": "The service's history keeps nothing of what runs print, log or raise.",
-        "failed": "Of a run that fails, the service's history keeps traceback, log records and the end of its output, without secrets.",
-        "all": "Of every run, the service's history keeps traceback, log records and the end of its output, without secrets.",
+        "failed": (
+            "Of a run that fails, the service's history keeps traceback, log records and the end of its output, without"
+            " secrets."
+        ),
+        "all": (
+            "Of every run, the service's history keeps traceback, log records and the end of its output, without"
+            " secrets."
+        ),
     },
     "history.payloads": {
         False: "The service's history keeps names, sizes and times of a run, and nothing of its payload.",

@@ -222,8 +222,11 @@ def _check_extension(
         raise PolicyDenied(
             f"{child.file.at(key)}: {key} = {shown(value)} is not as tight as policy {parent.name!r} wants, which "
             f"{why}",
-            hint=f"tighten it, or {advice(key, value)}", key=key, asked=value, allowed=opened.get(key, inherited[key]),
-        )  # fmt: skip
+            hint=f"tighten it, or {advice(key, value)}",
+            key=key,
+            asked=value,
+            allowed=opened.get(key, inherited[key]),
+        )
     for key, bound in child.open.items():
         if key in opened and (opened[key] is True or (bound is not True and _reaches(key, opened[key], bound))):
             continue

@@ -106,32 +106,40 @@ class Policy(Sections):
         total = files.app_mib + files.tmp_mib + files.shm_mib
         if total > self.limits.memory_mib:
             raise ConflictError(
-                f"app_mib, tmp_mib and shm_mib make {total} MiB together, more than the {self.limits.memory_mib} MiB of "
-                "limits.memory_mib that their content counts against",
-                "filesystem.app_mib", "filesystem.tmp_mib", "filesystem.shm_mib", "limits.memory_mib",
-            )  # fmt: skip
+                f"app_mib, tmp_mib and shm_mib make {total} MiB together, more than the {self.limits.memory_mib} MiB of"
+                " limits.memory_mib that their content counts against",
+                "filesystem.app_mib",
+                "filesystem.tmp_mib",
+                "filesystem.shm_mib",
+                "limits.memory_mib",
+            )
         if not _matches(self.images.default, self.images.allow):
             raise ConflictError(
                 f"images.default is {self.images.default}, which no pattern of images.allow matches",
-                "images.default", "images.allow",
-            )  # fmt: skip
+                "images.default",
+                "images.allow",
+            )
         if (self.network.mode == "allowlist") != bool(self.network.allow):
             raise ConflictError(
-                f"network.mode is {self.network.mode}, but network.allow {'lists' if self.network.allow else 'lists no'} "
-                "hosts",
-                "network.mode", "network.allow",
-            )  # fmt: skip
+                f"network.mode is {self.network.mode}, but network.allow"
+                f" {'lists' if self.network.allow else 'lists no'} hosts",
+                "network.mode",
+                "network.allow",
+            )
         if self.isolation.per_run != "container" and self.network.mode != "none":
             raise ConflictError(
-                f"isolation.per_run is {self.isolation.per_run}, but network.mode is {self.network.mode}: a way out is for one container alone",
-                "isolation.per_run", "network.mode",
-            )  # fmt: skip
+                f"isolation.per_run is {self.isolation.per_run}, but network.mode is {self.network.mode}: a way out is"
+                " for one container alone",
+                "isolation.per_run",
+                "network.mode",
+            )
         if self.build.installed_mib + BUILD_SPARE_MIB > self.build.memory_mib:
             raise ConflictError(
                 f"build.installed_mib is {self.build.installed_mib} MiB, and with the {BUILD_SPARE_MIB} MiB that the "
                 f"installing itself needs that is more than the {self.build.memory_mib} MiB of build.memory_mib",
-                "build.installed_mib", "build.memory_mib",
-            )  # fmt: skip
+                "build.installed_mib",
+                "build.memory_mib",
+            )
         return self
 
     @property
@@ -202,17 +210,21 @@ class Policy(Sections):
         unit = unit_of(key)
         if value > allowed:
             raise PolicyDenied(
-                f"the request asks for {key} = {value:g} {unit}; policy {self.name!r} allows at most {allowed:g} {unit}",
+                f"the request asks for {key} = {value:g} {unit}; policy {self.name!r} allows at most {allowed:g}"
+                f" {unit}",
                 hint=f"ask for {allowed:g} or less, or use a policy that allows more (`sandbox policy list`)",
-                key=key, asked=value, allowed=allowed,
-            )  # fmt: skip
+                key=key,
+                asked=value,
+                allowed=allowed,
+            )
         low, _ = range_of(key)
         if low is not None and value < low:
             raise InvalidRequest(
                 f"the request asks for {key} = {value:g} {unit}; no program runs with less than {low:g} {unit}",
                 hint=f"ask for {low:g} {unit} or more",
-                key=key, asked=value,
-            )  # fmt: skip
+                key=key,
+                asked=value,
+            )
 
     def _shrunk(self, memory_mib: int) -> Filesystem:
         sizes = {name: getattr(self.filesystem, name) for name in ("app_mib", "tmp_mib", "shm_mib")}
@@ -243,14 +255,18 @@ class Policy(Sections):
         if RESERVED.fullmatch(name):
             raise PolicyDenied(
                 f"the {what} {shown} is reserved: it steers the interpreter or the sandbox itself",
-                hint="choose another name", key=key, asked=name,
-            )  # fmt: skip
+                hint="choose another name",
+                key=key,
+                asked=name,
+            )
         if ANY not in allow and name not in allow:
             raise PolicyDenied(
                 f"policy {self.name!r} does not let a request set the {what} {shown}",
                 hint=f"allowed: {', '.join(allow) or 'none'}; the key is {key}",
-                key=key, asked=name, allowed=list(allow),
-            )  # fmt: skip
+                key=key,
+                asked=name,
+                allowed=list(allow),
+            )
 
     def image_allowed(self, reference: str) -> None:
         """Check that a request may use this image, by its full reference. Raises like `env_allowed`."""
@@ -261,8 +277,10 @@ class Policy(Sections):
             raise PolicyDenied(
                 f"policy {self.name!r} does not allow the image {shown}",
                 hint=f"allowed: {', '.join(self.images.allow) or 'none'}; the key is images.allow",
-                key="images.allow", asked=reference, allowed=list(self.images.allow),
-            )  # fmt: skip
+                key="images.allow",
+                asked=reference,
+                allowed=list(self.images.allow),
+            )
 
     def library_allowed(self, name: str) -> None:
         """Check that a library may be installed, asked for or as a dependency. Raises like `env_allowed`."""
@@ -275,8 +293,10 @@ class Policy(Sections):
             raise PolicyDenied(
                 f"policy {self.name!r} does not let the library {shown} be installed",
                 hint=f"allowed: {', '.join(self.build.libraries) or 'none'}; the key is build.libraries",
-                key="build.libraries", asked=name, allowed=list(self.build.libraries),
-            )  # fmt: skip
+                key="build.libraries",
+                asked=name,
+                allowed=list(self.build.libraries),
+            )
 
 
 _PATHS: dict[str, tuple[str, str]] = {

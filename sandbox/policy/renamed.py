@@ -31,7 +31,10 @@ def with_present_names(file: TomlFile) -> tuple[TomlFile, tuple[str, ...]]:
 def _renamed(
     table: dict[str, Any], prefix: str, file: TomlFile, lines: dict[str, int], warnings: list[str]
 ) -> dict[str, Any]:
-    """Return one table with the present names; `lines` and `warnings` are completed. A key may be `"section.key"`, too."""
+    """Return one table with the present names; `lines` and `warnings` are completed.
+
+    A key may be `"section.key"`, too.
+    """
     sections = {key.partition(".")[0] for key in table}
     for old, new in RENAMED.items():
         if old not in sections:

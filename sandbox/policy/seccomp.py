@@ -350,7 +350,7 @@ def _clone_makes_no_namespace(args: list[dict[str, Any]]) -> bool:
         and arg["value"] & NAMESPACE_FLAGS == NAMESPACE_FLAGS
         and arg.get("valueTwo", 0) & NAMESPACE_FLAGS == 0
         for arg in args
-    )  # fmt: skip
+    )
 
 
 def _makes_a_named_pipe(args: list[dict[str, Any]], index: int) -> bool:
@@ -371,4 +371,4 @@ ARGUMENT_RULES: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
 CHECKS = (
     _check_default, _check_architecture, _check_keys, _check_actions, _check_comparisons, _check_duplicates,
     _check_dangerous, _check_arguments,
-)  # fmt: skip
+)  # fmt: skip # a table

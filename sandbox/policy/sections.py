@@ -31,11 +31,25 @@ RESERVED = re.compile(
 )
 
 
-def _key(default: Any, meaning: str, *, unit: str = "", low: float | None = None, high: float | None = None,
-         example: tuple[str, ...] | None = None) -> Any:  # fmt: skip
+def _key(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    example: tuple[str, ...] | None = None,
+) -> Any:
     extra: dict[str, Any] = {"unit": unit} if unit else {}
-    return Field(default, description=meaning, ge=low, le=high, allow_inf_nan=None if low is None else False,
-                 examples=[list(example)] if example else None, json_schema_extra=extra)  # fmt: skip
+    return Field(
+        default,
+        description=meaning,
+        ge=low,
+        le=high,
+        allow_inf_nan=None if low is None else False,
+        examples=[list(example)] if example else None,
+        json_schema_extra=extra,
+    )
 
 
 def _variable_name(name: str) -> str:
@@ -90,7 +104,8 @@ def _network(text: str) -> str:
         return str(ip_network(text))
     except ValueError:
         raise ValueError(
-            "must be an IP address or a network such as 192.168.1.20 or 192.168.1.0/24, with no bit set behind the prefix"
+            "must be an IP address or a network such as 192.168.1.20 or 192.168.1.0/24, with no bit set behind the"
+            " prefix"
         ) from None
 
 
@@ -123,8 +138,13 @@ class Limits(Strict):
     """How much one run may use."""
 
     timeout_s: float = _key(10.0, "Time the program may take before it is killed.", unit="s", low=0.1, high=86_400)
-    memory_mib: int = _key(256, "Memory of all processes and of the files in /app, /tmp and /dev/shm together.",
-                           unit="MiB", low=32, high=1_048_576)  # fmt: skip
+    memory_mib: int = _key(
+        256,
+        "Memory of all processes and of the files in /app, /tmp and /dev/shm together.",
+        unit="MiB",
+        low=32,
+        high=1_048_576,
+    )
     cpus: float = _key(0.5, "Processor time per second of wall time.", unit="CPUs", low=0.05, high=1_024)
     processes: int = _key(32, "Processes and threads at the same time.", unit="processes", low=2, high=32_768)
     open_files: int = _key(256, "Open files and sockets of one process.", unit="files", low=32, high=1_048_576)
@@ -156,9 +176,10 @@ class Network(Strict):
         (), "What the proxy connects to, as host:port.", example=("api.example.com:443",)
     )
     allow_addresses: Networks = _key(
-        (), "Addresses that are refused otherwise (private, loopback, ...) and that allowed hosts may have.",
+        (),
+        "Addresses that are refused otherwise (private, loopback, ...) and that allowed hosts may have.",
         example=("192.168.1.20", "10.0.0.0/8"),
-    )  # fmt: skip
+    )
     transfer_mib: int = _key(64, "Sent and received through the proxy together.", unit="MiB", low=1, high=1_048_576)
     connections: int = _key(100, "Connections that one run may make.", unit="connections", low=1, high=100_000)
 
@@ -200,19 +221,23 @@ class Build(Strict):
         (), "Patterns of the libraries that may be installed, dependencies included.", example=("numpy", "scikit-*")
     )
     allow: tuple[Annotated[str, AfterValidator(_build_rule)], ...] = _key(
-        (INDEX,), f"What the proxy connects to, as host:port; {INDEX} is the hosts of the host's own pip configuration.",
+        (INDEX,),
+        f"What the proxy connects to, as host:port; {INDEX} is the hosts of the host's own pip configuration.",
         example=(INDEX, "files.example.com:443"),
-    )  # fmt: skip
+    )
     allow_addresses: Networks = _key(
-        (), "Addresses that are refused otherwise (private, loopback, ...) and that allowed hosts may have.",
+        (),
+        "Addresses that are refused otherwise (private, loopback, ...) and that allowed hosts may have.",
         example=("192.168.1.20", "10.0.0.0/8"),
-    )  # fmt: skip
+    )
     allow_sdists: bool = _key(False, "Whether source archives, whose build runs their code, may be installed.")  # noqa: FBT003
     allow_pth: bool = _key(False, "Whether .pth files may run code at every start of Python.")  # noqa: FBT003
-    timeout_s: float = _key(300.0, "Time a sandbox of the build may take before it is killed.", unit="s",
-                            low=1, high=86_400)  # fmt: skip
-    memory_mib: int = _key(2_048, "Memory of all processes and of the installed files together.", unit="MiB",
-                           low=128, high=1_048_576)  # fmt: skip
+    timeout_s: float = _key(
+        300.0, "Time a sandbox of the build may take before it is killed.", unit="s", low=1, high=86_400
+    )
+    memory_mib: int = _key(
+        2_048, "Memory of all processes and of the installed files together.", unit="MiB", low=128, high=1_048_576
+    )
     cpus: float = _key(2.0, "Processor time per second of wall time.", unit="CPUs", low=0.05, high=1_024)
     processes: int = _key(128, "Processes and threads at the same time.", unit="processes", low=2, high=32_768)
     download_mib: int = _key(1_024, "What is fetched for one build.", unit="MiB", low=1, high=65_536)

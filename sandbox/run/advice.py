@@ -21,7 +21,8 @@ SHOWN_HOSTS = 5
 PLAIN_PATH = r"[A-Za-z0-9_][A-Za-z0-9_+,@:./-]*"  # in the directory of the command
 SCREEN = {"tkinter", "_tkinter", "turtle", "turtledemo", "idlelib"}
 NO_NAME = (
-    r"Temporary failure in name resolution|Name or service not known|No address associated with hostname|NameResolutionError|getaddrinfo failed"
+    r"Temporary failure in name resolution|Name or service not known|No address associated with"
+    r" hostname|NameResolutionError|getaddrinfo failed"
     r"|could not translate host name|Cannot connect to host|Network is unreachable|Errno -[235]\]|Errno 101\]"
 )
 
@@ -43,7 +44,10 @@ def advice(error: ProgramError, policy: Policy) -> str:
 def _module(match: re.Match[str], _policy: Policy) -> str:
     module, top = match[1], match[1].partition(".")[0]
     if top in SCREEN:
-        return f"{top} needs a screen, which a sandbox does not have: draw into a file (matplotlib with the backend Agg, pillow) and save_file() it"
+        return (
+            f"{top} needs a screen, which a sandbox does not have: draw into a file (matplotlib with the backend Agg,"
+            " pillow) and save_file() it"
+        )
     if match[2] and "not a package" in match[2]:
         return f"a file of yours named {top}.py is found before the library of that name: give it another name"
     if top in sys.stdlib_module_names and not is_popular(module):
@@ -53,8 +57,8 @@ def _module(match: re.Match[str], _policy: Policy) -> str:
         return f"to install it: --with {package}"
     # Anybody may register a name that nobody knows: it is not offered alone.
     return (
-        f"a module of your own is sent along: --file {top}.py; a library is installed: --with NAME, with its name on the package index, "
-        f"which may be another than {package}"
+        f"a module of your own is sent along: --file {top}.py; a library is installed: --with NAME, with its name on"
+        f" the package index, which may be another than {package}"
     )
 
 
@@ -68,12 +72,15 @@ def _no_file(match: re.Match[str], _policy: Policy) -> str:
     if not name:
         return ""
     if "/." in path or not re.fullmatch(PLAIN_PATH, path):
-        # A program must not have itself recommended a file that nobody should hand over (/etc/shadow, .ssh/id_rsa), that
-        # the user perhaps can't read, nor a name that is more than one word to a shell.
+        # A program must not have itself recommended a file that nobody should hand over (/etc/shadow, .ssh/id_rsa),
+        # that the user perhaps can't read, nor a name that is more than one word to a shell.
         given = "--file NAME=PATH, and the program opens NAME"
     else:
         given = f"--file {name}={path}, and the program opens {name}" if directory else f"--file {name}"
-    return f"the sandbox has only those of your files that you send: {given}; what the program writes goes into its working directory"
+    return (
+        f"the sandbox has only those of your files that you send: {given}; what the program writes goes into its"
+        " working directory"
+    )
 
 
 def _read_only(_match: re.Match[str], _policy: Policy) -> str:
@@ -85,8 +92,9 @@ def _network(_match: re.Match[str], policy: Policy) -> str:
     if network.mode == "none":
         # Not with the host of the message: a program must not have itself recommended one.
         return (
-            f'policy {policy.name} gives programs no network; one that does says network.mode = "allowlist" and '
-            f'network.allow = ["HOST:443"], for hosts that you trust with the payload: sandbox policy explain {policy.name}'
+            f'policy {policy.name} gives programs no network; one that does says network.mode = "allowlist" and'
+            ' network.allow = ["HOST:443"], for hosts that you trust with the payload: sandbox policy explain'
+            f" {policy.name}"
         )
     return f"names and connections go through a proxy only: {_proxy(policy)}"
 

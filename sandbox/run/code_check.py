@@ -32,10 +32,42 @@ CUT_CHARS = 20  # the mark of a text that was cut
 CRASHES = {"SIGSEGV", "SIGABRT", "SIGBUS"}
 # What one Python or another brings along: no package of that name on an index is meant.
 STANDARD = sys.stdlib_module_names | {
-    "_bootlocale", "aifc", "annotationlib", "asynchat", "asyncore", "audioop", "binhex", "cgi", "cgitb", "chunk", "compression",
-    "crypt", "distutils", "dummy_threading", "formatter", "imghdr", "imp", "lib2to3", "macpath", "mailcap", "msilib", "nis", "nntplib",
-    "ossaudiodev", "parser", "pipes", "smtpd", "sndhdr", "spwd", "sunau", "symbol", "telnetlib", "tomllib", "uu", "xdrlib",
-}  # fmt: skip
+    "_bootlocale",
+    "aifc",
+    "annotationlib",
+    "asynchat",
+    "asyncore",
+    "audioop",
+    "binhex",
+    "cgi",
+    "cgitb",
+    "chunk",
+    "compression",
+    "crypt",
+    "distutils",
+    "dummy_threading",
+    "formatter",
+    "imghdr",
+    "imp",
+    "lib2to3",
+    "macpath",
+    "mailcap",
+    "msilib",
+    "nis",
+    "nntplib",
+    "ossaudiodev",
+    "parser",
+    "pipes",
+    "smtpd",
+    "sndhdr",
+    "spwd",
+    "sunau",
+    "symbol",
+    "telnetlib",
+    "tomllib",
+    "uu",
+    "xdrlib",
+}
 DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 Execute = Callable[[DecidedRun], Awaitable[RunResult]]
@@ -69,15 +101,18 @@ class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def check_code(decided: DecidedRun, execute: Execute) -> CodeCheck:
     """Check the code of a run in the sandbox that it would get, under the same limits, instead of running it.
 
-    Raises `InvalidRequest` for code that Python can't be made to judge within the limits, `Internal` for a sandbox that gave no
-    answer, and whatever `execute` raises.
+    Raises `InvalidRequest` for code that Python can't be made to judge within the limits, `Internal` for a sandbox that
+    gave no answer, and whatever `execute` raises.
     """
     asked = decided.run.request
     # The text as a harness would decode it. No two halves of a character are left that JSON would join.
     text = asked.code.encode(errors="surrogatepass").decode(errors="surrogateescape")
     request = RunRequest(
-        code=PROGRAM.read_text(), filename=PROGRAM.name, policy=asked.policy, payload_json=json.dumps({"code": text}).encode()
-    )  # fmt: skip
+        code=PROGRAM.read_text(),
+        filename=PROGRAM.name,
+        policy=asked.policy,
+        payload_json=json.dumps({"code": text}).encode(),
+    )
     # The setting stays that of the run, so that a sandbox which stands ready for one will do.
     return answer_of(await execute(decided.instead(Run(request=request))), asked.filename)
 

@@ -1,7 +1,7 @@
 """What is decided of one run, stage by stage. Each stage is frozen and holds the one before; nothing is copied.
 
-A `Run` is a request on its way. Under its policy it is a `Permitted`, and with the sandbox that it gets a `DecidedRun`, which
-`sandbox.run.execution` carries out. Steps of a build and checks of code are decided runs, too.
+A `Run` is a request on its way. Under its policy it is a `Permitted`, and with the sandbox that it gets a `DecidedRun`,
+which `sandbox.run.execution` carries out. Steps of a build and checks of code are decided runs, too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sandbox.progress import OnProgress
 class Follow:
     """Who is told what happens in a run while it happens.
 
-    `output` gets "stdout" or "stderr" and the bytes, `log` each record, `file` the name and the content of each saved file
-    once it is complete. `open_file` (name, size) takes saved files as they come; they are not kept then.
+    `output` gets "stdout" or "stderr" and the bytes, `log` each record, `file` the name and the content of each saved
+    file once it is complete. `open_file` (name, size) takes saved files as they come; they are not kept then.
     """
 
     output: Callable[[str, bytes], None] | None = None

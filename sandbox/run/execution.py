@@ -163,12 +163,19 @@ class Execution:
         secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
         way_out = proxy_variables(egress) if egress else {}
         return job_frames(
-            run_id=run.id, node_id=request.node_id, topic=request.topic, timestamp=self.started_at,
-            filename=request.filename, env={**request.env, **way_out, **secrets},
-            limits=wire_limits(setting.policy), code=request.code.encode(errors="surrogatepass"),
-            payload_json=request.payload_json, message_json=request.message_json, files=request.files,
+            run_id=run.id,
+            node_id=request.node_id,
+            topic=request.topic,
+            timestamp=self.started_at,
+            filename=request.filename,
+            env={**request.env, **way_out, **secrets},
+            limits=wire_limits(setting.policy),
+            code=request.code.encode(errors="surrogatepass"),
+            payload_json=request.payload_json,
+            message_json=request.message_json,
+            files=request.files,
             relay={"port": spec.EGRESS_PORT, "target": spec.EGRESS_SOCKET} if egress else None,
-        )  # fmt: skip
+        )
 
     # ---- what came of it
 
@@ -199,16 +206,26 @@ class Execution:
         succeeded = outcome is Outcome.SUCCEEDED
         durations = self._durations(removed)
         return RunResult(
-            run_id=self.decided.run.id, outcome=outcome, explanation=explanation,
+            run_id=self.decided.run.id,
+            outcome=outcome,
+            explanation=explanation,
             result_json=self._result_json if succeeded else None,
             output_topic=collector.meta.output_topic if succeeded else None,
             additional_data_json=self._additional_data_json if succeeded else None,
-            stdout=collector.stdout, stderr=collector.stderr, logs=tuple(collector.logs), files=collector.files,
-            warnings=collector.warnings, error=collector.error,
-            exit_code=said.exit_code if said else None, signal=said.signal if said else None,
-            peak_memory_mib=self._peak_mib(sandbox), cpu_s=said.cpu_s if said else None,
-            durations=durations, egress=self._egress(), receipt=self._receipt(sandbox, outcome, durations),
-        )  # fmt: skip
+            stdout=collector.stdout,
+            stderr=collector.stderr,
+            logs=tuple(collector.logs),
+            files=collector.files,
+            warnings=collector.warnings,
+            error=collector.error,
+            exit_code=said.exit_code if said else None,
+            signal=said.signal if said else None,
+            peak_memory_mib=self._peak_mib(sandbox),
+            cpu_s=said.cpu_s if said else None,
+            durations=durations,
+            egress=self._egress(),
+            receipt=self._receipt(sandbox, outcome, durations),
+        )
 
     def _peak_mib(self, sandbox: Sandbox) -> float | None:
         if sandbox.events and sandbox.events.peak_bytes is not None:
@@ -224,15 +241,23 @@ class Execution:
         info, decided = self._facts.engine, self.decided
         run, policy, admitted = decided.run, decided.setting.policy, decided.setting.admitted
         return Receipt(
-            run_id=run.id, started_at=self.started_at,
-            policy=policy.name, policy_hash=policy.hash,
-            image=decided.image, image_digest=admitted.digest,
-            environment=admitted.environment, lock_hash=admitted.lock_hash,
+            run_id=run.id,
+            started_at=self.started_at,
+            policy=policy.name,
+            policy_hash=policy.hash,
+            image=decided.image,
+            image_digest=admitted.digest,
+            environment=admitted.environment,
+            lock_hash=admitted.lock_hash,
             code_hash=digest(run.request.code.encode(errors="surrogatepass")),
             payload_hash=digest(run.request.payload_json),
-            engine=f"podman {'.'.join(map(str, info.version))}", runtime=info.runtime_version, kernel=self._facts.kernel,
-            controls=sandbox.evidence, outcome=outcome, durations=durations,
-        )  # fmt: skip
+            engine=f"podman {'.'.join(map(str, info.version))}",
+            runtime=info.runtime_version,
+            kernel=self._facts.kernel,
+            controls=sandbox.evidence,
+            outcome=outcome,
+            durations=durations,
+        )
 
     def _durations(self, removed: float) -> Durations:
         """Return where the time went, from the moments that were noted."""

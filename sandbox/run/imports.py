@@ -1,8 +1,8 @@
 """Which modules a program seems to import, guessed from its text. Pure: nothing is parsed, imported or executed.
 
 What a run imports is guessed before it runs, so that the next sandbox of its kind can have it imported already. A wrong
-guess costs that sandbox a little memory, and no program its result. So the text is looked through line by line, as far as
-`MAX_SCANNED_CHARS`, in time in proportion to that: Python's parser takes time and memory that a text can choose.
+guess costs that sandbox a little memory, and no program its result. So the text is looked through line by line, as far
+as `MAX_SCANNED_CHARS`, in time in proportion to that: Python's parser takes time and memory that a text can choose.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from sandbox.channel.modules import MAX_MODULE_CHARS, MAX_MODULES, MODULE
 
 MAX_SCANNED_CHARS = 32 << 10
-# No part can match what the part before it has left, so that none is tried again: the time is in proportion to the text.
+# No part can match what the part before it has left, so that none is tried again: the time is in proportion to the
+# text.
 STATEMENT = re.compile(r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b|import[ \t]+([^\n;#]+))", re.MULTILINE)
 LONG_TEXT = re.compile("\"\"\"|'''")
 IMPORTABLE = re.compile(r"[^.]+\.(?:.+\.)?(?:py|pyc|so)")
@@ -48,7 +49,10 @@ def _bounded(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _imported(code: str) -> Iterator[str]:
-    """Yield the full names of the modules in the order of the text. What stands in texts of several lines is not looked at."""
+    """Yield the full names of the modules in the order of the text.
+
+    What stands in texts of several lines is not looked at.
+    """
     scanned = code[:MAX_SCANNED_CHARS].removeprefix("\ufeff")
     for outside in LONG_TEXT.split(scanned)[::2]:
         for statement in STATEMENT.finditer(outside):

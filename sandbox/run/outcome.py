@@ -18,9 +18,9 @@ MAX_SAID_CHARS = 200
 class Evidence:
     """What is known at the end of a run.
 
-    `ended` is the harness's own word (see `sandbox.channel.frames`), None when it could not say one. `cause` is what the
-    harness saw behind the program's exception: "memory", "processes", "channel" or None. `violation` is what the runner
-    itself found wrong with what came, in words of ours.
+    `ended` is the harness's own word (see `sandbox.channel.frames`), None when it could not say one. `cause` is what
+    the harness saw behind the program's exception: "memory", "processes", "channel" or None. `violation` is what the
+    runner itself found wrong with what came, in words of ours.
     """
 
     cancelled: bool = False

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_code_size(size_bytes: int, policy: str, code_kib: int, *, at_least: bool = False) -> None:
-    """Check that a program may be so long under a policy that takes `code_kib`, before anything is made of its text. Raises `PolicyDenied`."""
+    """Check that a program may be so long under a policy that takes `code_kib`, before anything is made of its text.
+
+    Raises `PolicyDenied`.
+    """
     _check_size("code_kib", size_bytes, code_kib << 10, policy, said="at least " if at_least else "")
 
 

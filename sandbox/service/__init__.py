@@ -1,4 +1,5 @@
 """The runner behind a private Unix socket.
 
-Imports everything but `installed`, `cli` and `client`. Read `server`, then `application` and `door`, `intake`, `routes`, `history`.
+Imports everything but `installed`, `cli` and `client`. Read `server`, then `application` and `door`, `intake`,
+`routes`, `history`.
 """

@@ -163,8 +163,8 @@ class Admission:
     ) -> AsyncIterator[Slot]:
         """Wait for a slot and hold it for the block.
 
-        `caller` is a user id, `quota` its own part where it isn't the usual one; `on_wait` is called where the slot does
-        not come at once, `wait_s` the longest wait where it isn't the usual one. Raises `QueueFull`, with the fact
+        `caller` is a user id, `quota` its own part where it isn't the usual one; `on_wait` is called where the slot
+        does not come at once, `wait_s` the longest wait where it isn't the usual one. Raises `QueueFull`, with the fact
         `retry_after_s`, at once where no more may wait, or after `wait_s` in the queue; `EngineUnavailable` once
         draining has begun.
         """
@@ -226,14 +226,17 @@ class Admission:
     def _check_room(self, caller: _Caller) -> None:
         if caller.waiting >= caller.quota.waiting:
             raise self._full(
-                f"too many of your runs at once: {caller.running} run and {caller.waiting} wait, as many as you may have",
-                caller.pace, caller.waiting,
-            )  # fmt: skip
+                f"too many of your runs at once: {caller.running} run and {caller.waiting} wait, as many as you may"
+                " have",
+                caller.pace,
+                caller.waiting,
+            )
         if self._waiting >= self._limits.waiting:
             raise self._full(
                 f"too many runs at once: {self._running} run and {self._waiting} wait, as many as this service takes",
-                self._pace, self._waiting,
-            )  # fmt: skip
+                self._pace,
+                self._waiting,
+            )
 
     def _full(self, message: str, pace: _Pace, waiting: int) -> QueueFull:
         retry_after_s = pace.retry_after_s(waiting, self._clock())

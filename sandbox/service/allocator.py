@@ -1,7 +1,7 @@
 """The C library's allocator, told to give large blocks back to the system as soon as they are free.
 
-By itself glibc keeps blocks of up to 32 MiB once one of that size was freed, in an arena for each thread: a service that
-had large results once would stay large.
+By itself glibc keeps blocks of up to 32 MiB once one of that size was freed, in an arena for each thread: a service
+that had large results once would stay large.
 """
 
 from __future__ import annotations

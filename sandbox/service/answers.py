@@ -47,7 +47,10 @@ def document(value: Given, *, status: int = 200) -> web.Response:
 
 
 async def counted(request: web.Request, value: Given) -> web.StreamResponse:
-    """Send a JSON answer that may be large: made in a thread, and its caller's part of the budget until it is taken. Raises `QueueFull`."""
+    """Send a JSON answer that may be large: made in a thread, and its caller's part of the budget until it is taken.
+
+    Raises `QueueFull`.
+    """
     body = await asyncio.to_thread(encoded, value)
     request[BODY].part.grow(len(body))
     return await large(request, [body], {})
@@ -135,8 +138,11 @@ def translated(answer: web.HTTPException, request: BaseRequest) -> SandboxError:
     if isinstance(answer, web.HTTPMethodNotAllowed):
         methods = ", ".join(sorted(answer.allowed_methods))
         return InvalidRequest(
-            f"{request.path[:200]} has no {request.method[:20]}", hint=f"it has {methods}", http_status=405, allow=methods,
-        )  # fmt: skip
+            f"{request.path[:200]} has no {request.method[:20]}",
+            hint=f"it has {methods}",
+            http_status=405,
+            allow=methods,
+        )
     if isinstance(answer, web.HTTPNotFound):
         return NotFound(f"there is nothing at {request.path[:200]!r}", hint=f"there are {', '.join(paths_of(request))}")
     return InvalidRequest(f"the request can't be served: {answer.reason}", hint="correct its address, headers or body")

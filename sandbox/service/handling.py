@@ -35,7 +35,10 @@ class Handling:
         return noted
 
     async def settle(self, *, grace_s: float, end_s: float) -> int:
-        """Wait until all have ended, at most `grace_s`; then end them, which may take `end_s`. Return how many were ended."""
+        """Wait until all have ended, at most `grace_s`; then end them, which may take `end_s`.
+
+        Return how many were ended.
+        """
         tasks = set(self._tasks)
         if not tasks:
             return 0

@@ -34,8 +34,8 @@ def shortened(requirements: Iterable[str]) -> tuple[str, ...]:
 class LiveRun:
     """One run that has not ended; `received` is in seconds since 1970.
 
-    The result of one that is `detached` is fetched later. `accepted` is set once it waits for its turn or is being prepared, `over` when everything
-    that is kept of it is kept.
+    The result of one that is `detached` is fetched later. `accepted` is set once it waits for its turn or is being
+    prepared, `over` when everything that is kept of it is kept.
     """
 
     run_id: str
@@ -54,9 +54,15 @@ class LiveRun:
     def public(self) -> RecordedRun:
         """Return what a client is told of it."""
         return RecordedRun(
-            run_id=self.run_id, caller=self.caller, node_id=self.node_id, policy=self.policy,
-            requirements=self.requirements, received=self.received, state=self.step, outcome=None,
-        )  # fmt: skip
+            run_id=self.run_id,
+            caller=self.caller,
+            node_id=self.node_id,
+            policy=self.policy,
+            requirements=self.requirements,
+            received=self.received,
+            state=self.step,
+            outcome=None,
+        )
 
 
 def no_run(run_id: str) -> NotFound:
@@ -128,7 +134,10 @@ class LiveRuns:
 
     @contextlib.asynccontextmanager
     async def errand(self) -> AsyncIterator[None]:
-        """Have the block, a build or a check with its wait for a turn, ended by `stop_errands`. Raises `EngineUnavailable` then."""
+        """Have the block, a build or a check with its wait for a turn, ended by `stop_errands`.
+
+        Raises `EngineUnavailable` then.
+        """
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._errands.add(task)
         try:

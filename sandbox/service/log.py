@@ -37,9 +37,11 @@ class JsonLines(logging.Formatter):
         """Return the line of a record."""
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
             **getattr(record, "facts", {}),
-        }  # fmt: skip
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -132,9 +134,12 @@ def run_ended(row: RunRow) -> None:
     """Log the end of a run: who, under which policy, what came of it, and how long it took with its wait."""
     spent_ms = round(((row.ended or row.received) - row.received) * 1000, 1)
     facts = {
-        "run_id": row.run_id, "caller": row.caller_name, "policy": row.policy[:MAX_NAME_CHARS], "outcome": row.outcome,
+        "run_id": row.run_id,
+        "caller": row.caller_name,
+        "policy": row.policy[:MAX_NAME_CHARS],
+        "outcome": row.outcome,
         "duration_ms": spent_ms,
-    }  # fmt: skip
+    }
     LOG.info(
         "run %(run_id)s of %(caller)s under %(policy)s: %(outcome)s after %(duration_ms)g ms",
         facts,

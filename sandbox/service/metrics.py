@@ -1,7 +1,8 @@
 """What the service counts, in the text format that Prometheus reads.
 
-Every `Metrics` has a registry of its own: nothing is shared in the process, and nothing of the process is added. Names of policies and
-environments become labels, so they must be names that were admitted, and at most `MAX_NAMES` of a kind are told apart.
+Every `Metrics` has a registry of its own: nothing is shared in the process, and nothing of the process is added. Names
+of policies and environments become labels, so they must be names that were admitted, and at most `MAX_NAMES` of a kind
+are told apart.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Shelved:
 
 @dataclass(frozen=True, kw_only=True)
 class Live:
-    """Where the present state is asked for, each time that the metrics are read. The functions must be quick and not raise."""
+    """Where the present state is asked for, each time that the metrics are read.
+
+    The functions must be quick and not raise.
+    """
 
     running: Callable[[], float]
     waiting: Callable[[], float]
@@ -128,7 +132,8 @@ class BoundedNames:
 class _PoolLevels(Collector):
     """The pool by environment: the `MAX_NAMES` largest of the moment by name, the others together.
 
-    Environments come and go, and a gauge keeps nothing of those that went: other than of a counter, the names may change.
+    Environments come and go, and a gauge keeps nothing of those that went: other than of a counter, the names may
+    change.
     """
 
     def __init__(self, pool: Callable[[], Iterable[Shelved]]) -> None:

@@ -33,7 +33,7 @@ ERRORS = {
     "405": "No such method here.", "413": "The body is too large.", "422": "A build failed.",
     "429": "Too much at once; Retry-After says when to come back.", "500": "A defect of the service.",
     "502": "The image is not available.", "503": "The engine or a control is not available.",
-}  # fmt: skip
+}  # fmt: skip # a table
 
 
 def openapi(routes: Iterable[tuple[str, str, object]]) -> dict[str, Any]:
@@ -98,9 +98,12 @@ def operation(method: str, path: str, text: str) -> dict[str, Any]:
         "responses": {
             str(route.status): {"description": "Done.", "content": content(route)},
             **({"202": {"description": route.going_on, "content": as_json(GoingOn)}} if route.going_on else {}),
-            **{status: {"description": meaning, "content": as_json(ErrorDocument)} for status, meaning in ERRORS.items()},
+            **{
+                status: {"description": meaning, "content": as_json(ErrorDocument)}
+                for status, meaning in ERRORS.items()
+            },
         },
-    }  # fmt: skip
+    }
     if route.body:
         found["requestBody"] = {"required": route.body_needed, "content": as_json(route.body)}
     return found

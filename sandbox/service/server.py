@@ -62,8 +62,8 @@ CLOSE_S = 0.5
 PRUNE_S = 3600.0
 SWEEP_S = 120.0
 SEEN_S = 7 * 86_400.0
-# Connections may take half of the service's descriptors. Of the other half, sandboxes that stand ready (4 each) and warm
-# containers of cells (8 each) take half at most.
+# Connections may take half of the service's descriptors. Of the other half, sandboxes that stand ready (4 each) and
+# warm containers of cells (8 each) take half at most.
 DESCRIPTORS_EACH_READY = 16
 DESCRIPTORS_EACH_WARM = 32
 
@@ -106,7 +106,10 @@ def opened(config: ServiceConfig, inherited: Sequence[int], held: contextlib.Exi
 
 @contextlib.asynccontextmanager
 async def alone(config: ServiceConfig, socket: str) -> AsyncIterator[None]:
-    """Be the one service that uses the history's directory, until the block ends; it listens on `socket`. Raises `InvalidRequest`."""
+    """Be the one service that uses the history's directory, until the block ends; it listens on `socket`.
+
+    Raises `InvalidRequest`.
+    """
     with contextlib.ExitStack() as held:
         await asyncio.to_thread(held.enter_context, sole_service(Path(config.history.directory), socket=socket))
         yield
@@ -114,7 +117,10 @@ async def alone(config: ServiceConfig, socket: str) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def accepting(served: web.Application, *sockets: socket.socket, idle_s: float = IDLE_S) -> AsyncIterator[None]:
-    """Serve an application to those who connect, until the block ends; see `BoundedServer` for `idle_s`. Each socket has connections of its own."""
+    """Serve an application to those who connect, until the block ends; see `BoundedServer` for `idle_s`.
+
+    Each socket has connections of its own.
+    """
     handling = Handling()
     # A client that goes away cancels its request, and so its run.
     runner = web.AppRunner(served, handler_cancellation=True, shutdown_timeout=CLOSE_S)
@@ -153,15 +159,7 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         parser = Parser()
         held.callback(parser.close)
         gone = await asyncio.to_thread(partial(sweep, places.runtime_dir, engine, everything=True))
-        history = RunHistory(
-            Path(config.history.directory) / HISTORY,
-            Retention(
-                age_s=config.history.age_days * 86_400,
-                size_bytes=config.history.size_mib << 20,
-                output_age_s=config.history.output_age_days * 86_400,
-                output_bytes=config.history.output_mib << 20,
-            ),
-        )
+        history = RunHistory(Path(config.history.directory) / HISTORY, retention(config.history))
         held.callback(history.close)
         if history.warning:
             LOG.warning("%s", history.warning)
@@ -171,15 +169,8 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
         policies = PolicyBook(places.policy_dirs)
         tell_troubles(policies)
         make = partial(ReadySandbox, engine=engine, facts=facts, places=places)
-        limits = PoolLimits(
-            memory_mib=config.pool.memory_mib, per_kind=config.pool.per_setting, idle_s=config.pool.idle_s,
-            starters=config.pool.starters, most=most_connections() // DESCRIPTORS_EACH_READY,
-        )  # fmt: skip
         making = partial(WarmContainer, engine=engine, facts=facts, places=places)
-        of_cells = CellLimits(
-            memory_mib=config.cells.memory_mib, per_node=config.cells.per_node, idle_s=config.cells.idle_s,
-            most=most_connections() // DESCRIPTORS_EACH_WARM,
-        )  # fmt: skip
+        limits, of_cells = limits_of(config)
         async with (
             SandboxPool(make, limits) as pool,
             CellPool(making, pool.source, of_cells, start_s=pool.start_s) as cells,
@@ -193,13 +184,28 @@ async def running(config: ServiceConfig, places: Places) -> AsyncIterator[State]
                 pool=lambda: [Shelved(environment=name, ready=n, starting=m) for name, n, m in pool.levels()],
             )
             state = State(
-                config=config, facts=facts, engine=engine, policies=policies, pool=pool, cells=cells, history=history,
-                metrics=Metrics(live, started_at=time.time()), admission=admission, artefacts=artefacts, results=results, parser=parser,
+                config=config,
+                facts=facts,
+                engine=engine,
+                policies=policies,
+                pool=pool,
+                cells=cells,
+                history=history,
+                metrics=Metrics(live, started_at=time.time()),
+                admission=admission,
+                artefacts=artefacts,
+                results=results,
+                parser=parser,
                 webhooks=WebhookSender(config.webhooks.allowed, key=key),
                 runner=Runner(
-                    lambda: engine, facts, places, source=cells.source, policies=policies.get, images_s=IMAGES_S,
+                    lambda: engine,
+                    facts,
+                    places,
+                    source=cells.source,
+                    policies=policies.get,
+                    images_s=IMAGES_S,
                 ),
-            )  # fmt: skip
+            )
             await asyncio.to_thread(tell_unknown_names, state)
             async with alongside(prune(state)), alongside(sweep_late(state, places)), alongside(warm(state)):
                 yield state
@@ -215,6 +221,35 @@ def keep_what_is_there() -> None:
     gc.freeze()
 
 
+def limits_of(config: ServiceConfig) -> tuple[PoolLimits, CellLimits]:
+    """Return what the sandboxes that stand ready, and the warm containers of cells, may take."""
+    return (
+        PoolLimits(
+            memory_mib=config.pool.memory_mib,
+            per_kind=config.pool.per_setting,
+            idle_s=config.pool.idle_s,
+            starters=config.pool.starters,
+            most=most_connections() // DESCRIPTORS_EACH_READY,
+        ),
+        CellLimits(
+            memory_mib=config.cells.memory_mib,
+            per_node=config.cells.per_node,
+            idle_s=config.cells.idle_s,
+            most=most_connections() // DESCRIPTORS_EACH_WARM,
+        ),
+    )
+
+
+def retention(bounds: Bounds) -> Retention:
+    """Return for how long the history keeps what, and how much."""
+    return Retention(
+        age_s=bounds.age_days * 86_400,
+        size_bytes=bounds.size_mib << 20,
+        output_age_s=bounds.output_age_days * 86_400,
+        output_bytes=bounds.output_mib << 20,
+    )
+
+
 def kept_for_callers(bounds: Bounds) -> tuple[Artefacts, Results]:
     """Return what is kept of runs beside the history: their files, and results that are fetched later."""
     place = Path(bounds.directory)
@@ -227,9 +262,13 @@ def kept_for_callers(bounds: Bounds) -> tuple[Artefacts, Results]:
 def totals(pool: PoolCounts, cells: CellCounts) -> dict[str, float]:
     """Return what was counted of sandboxes, by the names that metrics have for it."""
     return {
-        "containers_started_total": pool.started, "containers_used_total": pool.taken, "containers_retired_total": pool.retired,
-        "warm_containers": cells.containers, "warm_containers_started_total": cells.started, "cells_total": cells.cells,
-    }  # fmt: skip
+        "containers_started_total": pool.started,
+        "containers_used_total": pool.taken,
+        "containers_retired_total": pool.retired,
+        "warm_containers": cells.containers,
+        "warm_containers_started_total": cells.started,
+        "cells_total": cells.cells,
+    }
 
 
 def tell_troubles(policies: PolicyBook) -> None:

@@ -1,6 +1,7 @@
 """The directory that one service alone uses as long as it lives: its lock, and who holds it.
 
-The kernel drops the lock of a process that ends, however it ends. No other program inherits it, nor does a fork keep it.
+The kernel drops the lock of a process that ends, however it ends. No other program inherits it, nor does a fork keep
+it.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def _taken(fd: int, directory: Path) -> InvalidRequest:
         who, stop = f"the service with the process id {pid}, on {place},", f"stop that one first (kill {pid})"
     return InvalidRequest(
         f"{who} keeps its history in {directory}, which is for one service alone",
-        hint=f"{stop}, or give this one a directory of its own: set history.directory in its configuration, "
-        "or the variable SANDBOX_HISTORY__DIRECTORY",
+        hint=(
+            f"{stop}, or give this one a directory of its own: set history.directory in its configuration, "
+            "or the variable SANDBOX_HISTORY__DIRECTORY"
+        ),
         pid=pid,
     )

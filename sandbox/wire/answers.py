@@ -58,8 +58,9 @@ class RecordedRun(Given, frozen=True, kw_only=True):
 
     The history does not know such a run yet: it has the first fields alone, with the caller's name.
 
-    `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program has none.
-    Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy has them kept.
+    `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program
+    has none. Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy
+    has them kept.
     """
 
     run_id: str
@@ -131,8 +132,8 @@ class MissingModule(Given, frozen=True, kw_only=True):
 class CodeCheck(Given, frozen=True, kw_only=True):
     """What is found in a piece of code; `python` is the version that it was compiled with.
 
-    Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code expects.
-    Only the first 500 imported names and 100 missing modules are listed.
+    Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code
+    expects. Only the first 500 imported names and 100 missing modules are listed.
     """
 
     python: str

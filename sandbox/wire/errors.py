@@ -10,7 +10,10 @@ from sandbox.wire.given import Given
 
 
 class ErrorBody(Given, frozen=True, kw_only=True):
-    """What went wrong and why (`message`), and what to do next (`hint`). `code` is stable, see docs/errors.md; `facts` depend on it."""
+    """What went wrong and why (`message`), and what to do next (`hint`).
+
+    `code` is stable, see docs/errors.md; `facts` depend on it.
+    """
 
     code: str
     message: str

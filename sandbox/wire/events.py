@@ -82,7 +82,10 @@ BuildEvent = Progressed | EnvironmentReady | Failed
 
 
 class Notification(Given, frozen=True, kw_only=True):
-    """What a webhook is told: the run has ended, and `result` is the path to ask at. `outcome` may also be an error's code."""
+    """What a webhook is told: the run has ended, and `result` is the path to ask at.
+
+    `outcome` may also be an error's code.
+    """
 
     run_id: str
     outcome: str

@@ -10,14 +10,19 @@ from msgspec import UnsetType
 
 
 class Given(msgspec.Struct, frozen=True):
-    """Base of all that the service gives. A field that may be missing has `UNSET` among its types; all others are always there.
+    """Base of all that the service gives.
+
+    A field that may be missing has `UNSET` among its types; all others are always there.
 
     Unknown fields are no mistake for who reads it: a later version may have more.
     """
 
 
 def encoded(value: object) -> bytes:
-    """Return something as JSON. It is ASCII: text of a program that is in it neither acts on a terminal nor ends a line."""
+    """Return something as JSON.
+
+    It is ASCII: text of a program that is in it neither acts on a terminal nor ends a line.
+    """
     return json.dumps(msgspec.to_builtins(value)).encode()
 
 

@@ -46,8 +46,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
 class RunBody(Options, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A run: the code, the message it runs on, and under which policy with which libraries.
 
-    `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go on
-    when the client goes away; `notify` goes with `Prefer: respond-async`.
+    `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go
+    on when the client goes away; `notify` goes with `Prefer: respond-async`.
     """
 
     code: Raw

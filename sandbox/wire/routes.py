@@ -12,7 +12,8 @@ from sandbox.wire import answers, events, requests, run
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """What a route takes and gives. One without `answer` gives bytes or text of another type, `content_type`.
 
-    `events` are those of its stream, `going_on` what it says (202) of a run that has not ended, `prefer` what it knows of RFC 7240.
+    `events` are those of its stream, `going_on` what it says (202) of a run that has not ended, `prefer` what it knows
+    of RFC 7240.
     """
 
     body: type[msgspec.Struct] | None = None
@@ -29,8 +30,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 STREAMS: dict[Any, str] = {events.RunEvent: "RunEvent", events.BuildEvent: "BuildEvent"}
 WIRE: dict[tuple[str, str], Route] = {
     ("POST", "/v1/runs"): Route(
-        body=requests.RunBody, answer=run.RunDocument, events=events.RunEvent, prefer="respond-async, wait=SECONDS",
-        going_on="With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there.",
+        body=requests.RunBody,
+        answer=run.RunDocument,
+        events=events.RunEvent,
+        prefer="respond-async, wait=SECONDS",
+        going_on=(
+            "With `Prefer: respond-async`: the run goes on; Location says where it is, and its result comes from there."
+        ),
     ),
     ("GET", "/v1/runs"): Route(answer=answers.RunList),
     ("GET", "/v1/runs/{id}"): Route(answer=answers.RecordedRun),
@@ -58,4 +64,4 @@ WIRE: dict[tuple[str, str], Route] = {
     ("GET", "/v1/openapi.json"): Route(answer=answers.Description),
     ("POST", "/v1/maintenance/prune"): Route(body=requests.PruneBody, body_needed=False, answer=answers.Pruned),
     ("POST", "/v1/maintenance/stop-all"): Route(answer=answers.Stopped),
-}  # fmt: skip
+}

@@ -73,8 +73,9 @@ class ControlEvidence(Given, frozen=True, kw_only=True):
 class EgressRecord(Given, frozen=True, kw_only=True):
     """One connection that a program asked the egress proxy for, and what became of it.
 
-    `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is empty
-    when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if anywhere.
+    `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is
+    empty when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if
+    anywhere.
     """
 
     host: str

@@ -139,9 +139,13 @@ class EngineContract:
         directory = tmp_path / "image"
         directory.mkdir()
         return write_image(
-            directory / "image.tar", BaseImage(diff_ids=known.layers, architecture=known.architecture), [("one", stream)],
-            name=f"localhost/contract:{uuid.uuid4().hex[:8]}", labels={LABEL: "one"}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
-        )  # fmt: skip
+            directory / "image.tar",
+            BaseImage(diff_ids=known.layers, architecture=known.architecture),
+            [("one", stream)],
+            name=f"localhost/contract:{uuid.uuid4().hex[:8]}",
+            labels={LABEL: "one"},
+            created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+        )
 
     def test_an_image_that_names_the_layers_it_stands_on_is_added_as_it_was_written(
         self, engine: Engine, written: WrittenImage

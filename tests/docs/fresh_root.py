@@ -43,9 +43,15 @@ def archive(release: str) -> Path:
         with mmdebstrap.scratch_directories(f"a root of {release}", cache, needed_mib=NEEDED_MIB) as (scratch, chroots):
             made = scratch / "root.tar"
             mmdebstrap.unpack(
-                made, what=f"a root of {release}", suite=release, packages=PACKAGES, chroots=chroots, mode="root",
-                options=["--variant=minbase"], progress=lambda _: None,
-            )  # fmt: skip
+                made,
+                what=f"a root of {release}",
+                suite=release,
+                packages=PACKAGES,
+                chroots=chroots,
+                mode="root",
+                options=["--variant=minbase"],
+                progress=lambda _: None,
+            )
             for old in cache.glob(f"{release}-*.tar"):
                 old.unlink()
             made.rename(kept)
@@ -73,7 +79,7 @@ class FreshRoot:
             ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--propagation=private", "--",
              "bash", HERE / "enter.sh", self.path, *self._locals],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        )  # fmt: skip # a command line
         assert self._init.stdout is not None
         assert self._init.stdout.readline() == "ready\n", "the root could not be entered"
         self._pid = int(Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()[0])
@@ -99,7 +105,7 @@ class FreshRoot:
              "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", *command],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             timeout=timeout_s, check=check,
-        )  # fmt: skip
+        )  # fmt: skip # a command line
 
     def login(self, command: str, *, timeout_s: float = 600.0, check: bool = False) -> subprocess.CompletedProcess[str]:
         """Call a shell command as the reader, as after `su -`: no session, no runtime directory."""
@@ -127,9 +133,12 @@ class FreshRoot:
         index = read_index(os.environ, places.home())
         shutil.copyfile(index.certificate or mmdebstrap.HOST_CERTIFICATES, self.path / BUNDLE)
         settings = {
-            "index-url": "".join(index.urls[:1]), "extra-index-url": " ".join(index.urls[1:]),
-            "find-links": " ".join(index.find_links), "trusted-host": " ".join(index.trusted_hosts), "cert": f"/{BUNDLE}",
-        }  # fmt: skip
+            "index-url": "".join(index.urls[:1]),
+            "extra-index-url": " ".join(index.urls[1:]),
+            "find-links": " ".join(index.find_links),
+            "trusted-host": " ".join(index.trusted_hosts),
+            "cert": f"/{BUNDLE}",
+        }
         self.write(
             "etc/pip.conf", "[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items() if value)
         )

@@ -66,9 +66,12 @@ def blocks_of(page: str, text: str) -> Iterator[Block]:
             continue
         end = next(place for place in range(number + 1, len(lines)) if lines[place].startswith("```"))
         yield Block(
-            page=page, line=number + 2, language=found["language"], text="\n".join(lines[number + 1 : end]) + "\n",
+            page=page,
+            line=number + 2,
+            language=found["language"],
+            text="\n".join(lines[number + 1 : end]) + "\n",
             marks=marks_before("\n".join(lines[start:number])),
-        )  # fmt: skip
+        )
         start = number = end + 1
 
 

@@ -1,4 +1,7 @@
-"""The libraries of the examples. In the tests' virtual machine, which has no index, one environment brought along has them all."""
+"""The libraries of the examples.
+
+In the tests' virtual machine, which has no index, one environment brought along has them all.
+"""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ def ran(place: Path, address: str, trusted: dict[str, str], allowed: str) -> dic
     """Run the program under a policy that allows one host, and return its result."""
     (place / "script.py").write_text(CODE)
     (place / "reach.toml").write_text(
-        f'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["{allowed}"]\nallow_addresses = ["127.0.0.1", "::1"]\n'
+        f'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["{allowed}"]\nallow_addresses = ["127.0.0.1",'
+        ' "::1"]\n'
     )
     options = ("--policy", place / "reach.toml", "--input", json.dumps(address))
     found = document("run", place / "script.py", *options, env=environment(**trusted))

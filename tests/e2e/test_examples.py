@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Run:
         found = document(
             "run", script, *with_libraries, "--input", f"@{data}", "--topic", "north", "--policy", policy,
             env=environment(**variables),
-        )  # fmt: skip
+        )  # fmt: skip # a command line
         assert found.get("outcome") == "succeeded", found
         assert found["stderr"] == "", "a library warned of what it found in the sandbox"
         return found
@@ -94,9 +94,13 @@ def test_an_example_is_the_description_s_word_for_word(name: str, digest: str, f
 def readings() -> list[dict[str, Any]]:
     """Return two days of readings; number 17 is far too hot."""
     rows = [
-        {"timestamp": f"2026-03-{1 + n // 24:02d}T{n % 24:02d}:00:00", "temperature": 20 + n % 5 / 2, "humidity": 40 + n % 7}
+        {
+            "timestamp": f"2026-03-{1 + n // 24:02d}T{n % 24:02d}:00:00",
+            "temperature": 20 + n % 5 / 2,
+            "humidity": 40 + n % 7,
+        }
         for n in range(48)
-    ]  # fmt: skip
+    ]
     rows[17]["temperature"] = 55.5
     return rows
 
@@ -198,8 +202,13 @@ def labelled_rows() -> list[dict[str, float]]:
     for number in range(150):
         target = number % 2
         rows.append(
-            {"a": chance.gauss(4 * target, 1), "b": chance.gauss(-3 * target, 1), "noise": chance.random(), "target": target}
-        )  # fmt: skip
+            {
+                "a": chance.gauss(4 * target, 1),
+                "b": chance.gauss(-3 * target, 1),
+                "noise": chance.random(),
+                "target": target,
+            }
+        )
     return rows
 
 

@@ -35,12 +35,32 @@ module.exports = { uiHost: '127.0.0.1', uiPort: %d, httpAdminRoot: false, flowFi
 # In the place of the inject node: what is sent to it is the message, and what the flow ends with is the answer.
 TEST_NODES: list[dict[str, Any]] = [
     {"id": "t1", "type": "http in", "z": TAB, "url": "/message", "method": "post", "wires": [["t2"]]},
-    {"id": "t2", "type": "function", "z": TAB, "outputs": 1, "wires": [[PROGRAM]], "libs": [],
-     "func": "flow.set('code', msg.payload.code); msg.topic = msg.payload.topic; msg.payload = msg.payload.payload; return msg;"},
-    {"id": "t3", "type": "function", "z": TAB, "outputs": 1, "wires": [["t4"]], "libs": [],
-     "func": "msg.payload = {payload: msg.payload, error: msg.error, python: msg.python}; msg.statusCode = 200; msg.headers = {}; return msg;"},
+    {
+        "id": "t2",
+        "type": "function",
+        "z": TAB,
+        "outputs": 1,
+        "wires": [[PROGRAM]],
+        "libs": [],
+        "func": (
+            "flow.set('code', msg.payload.code); msg.topic = msg.payload.topic; msg.payload = msg.payload.payload;"
+            " return msg;"
+        ),
+    },
+    {
+        "id": "t3",
+        "type": "function",
+        "z": TAB,
+        "outputs": 1,
+        "wires": [["t4"]],
+        "libs": [],
+        "func": (
+            "msg.payload = {payload: msg.payload, error: msg.error, python: msg.python}; msg.statusCode = 200;"
+            " msg.headers = {}; return msg;"
+        ),
+    },
     {"id": "t4", "type": "http response", "z": TAB, "wires": []},
-]  # fmt: skip
+]
 
 
 class NodeRed:
@@ -84,7 +104,7 @@ def node_red(home: Path, socket: str, *, timeout_ms: int = 60_000) -> Iterator[N
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", prefix / "bin/node", program, "--settings", home / "settings.js"],
             env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        )  # fmt: skip # a command line
     try:
         there = NodeRed(port)
 

@@ -84,7 +84,7 @@ def test_ml_runs_again_without_any_index() -> None:
     again = document("template", "run", "ml", env=environment(**UNREACHABLE))
     assert again["outcome"] == "succeeded", again
     other = sandbox("run", "--with", "pandas", "--with", "a-library-never-locked", "template:ml",
-                    env=environment(**UNREACHABLE))  # fmt: skip
+                    env=environment(**UNREACHABLE))  # fmt: skip # a command line
     assert other.returncode != 0, "the index was reached: the test proves nothing"
 
 
@@ -123,7 +123,8 @@ def test_api_collects_from_hosts_that_the_policy_allows(tmp_path: Path) -> None:
     with website() as server:
         address = f"127.0.0.1:{server.port}"
         (tmp_path / "web.toml").write_text(
-            f'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["{address}"]\nallow_addresses = ["127.0.0.1"]\n'
+            f'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["{address}"]\nallow_addresses ='
+            ' ["127.0.0.1"]\n'
         )
         where = {"api_url": f"http://{address}/measurements", "page_url": f"http://{address}/news", "selector": "h2"}
         options: tuple[str | Path, ...] = ("--policy", tmp_path / "web.toml", "--input", json.dumps(where))

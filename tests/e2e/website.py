@@ -82,7 +82,7 @@ def own_certificate(place: Path) -> tuple[ssl.SSLContext, Path]:
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
          "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return context, certificate

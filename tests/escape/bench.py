@@ -87,9 +87,11 @@ class Weakening:
             other.apply(podman)
 
         return Weakening(
-            name=f"{self.name} and {other.name}", controls=self.controls | other.controls, apply=both,
+            name=f"{self.name} and {other.name}",
+            controls=self.controls | other.controls,
+            apply=both,
             unlimited=self.unlimited | other.unlimited,
-        )  # fmt: skip
+        )
 
 
 def weakening(name: str, *controls: str, **keys: Any) -> Weakening:
@@ -343,10 +345,11 @@ class Bench:
     ) -> RunRequest:
         """Return a request under the policy `escape` unless another is named."""
         return RunRequest(
-            code=textwrap.dedent(code), payload_json=json.dumps(payload).encode(),
+            code=textwrap.dedent(code),
+            payload_json=json.dumps(payload).encode(),
             secrets={name: SecretStr(value) for name, value in (secrets or {}).items()},
             **{"policy": "escape", "filename": "attack.py", **fields},
-        )  # fmt: skip
+        )
 
     def runner(self) -> Runner:
         """Return the product's runner on the shared engine."""

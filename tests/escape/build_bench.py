@@ -37,7 +37,7 @@ from tests.waiting import SLOWER
 BUILD = {
     "allow_addresses": ["127.0.0.1"], "timeout_s": 20 * SLOWER, "memory_mib": 512, "processes": 48,
     "download_mib": 32, "installed_mib": 32, "files_count": 500,
-}  # fmt: skip
+}  # fmt: skip # a table
 SYMLINK = stat.S_IFLNK | 0o777
 
 
@@ -111,7 +111,7 @@ class Builds:
             said = subprocess.run(
                 ["podman", "images", "--quiet", "--no-trunc", "--filter", f"label={label}"],
                 capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )  # fmt: skip # a command line
             if said.returncode == 0:  # it fails when another process removes an image meanwhile
                 return set(said.stdout.split())
             error = said.stderr
@@ -128,9 +128,12 @@ class Builds:
             kind = "wheel" if name.endswith(".whl") else "sdist"
             package, version = name.removesuffix(".tar.gz").split("-")[:2]
             file = {
-                "name": name, "url": f"{self.index.url.removesuffix('/simple')}/files/{name}",
-                "sha256": hashlib.sha256(content).hexdigest(), "kind": kind, **changes,
-            }  # fmt: skip
+                "name": name,
+                "url": f"{self.index.url.removesuffix('/simple')}/files/{name}",
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "kind": kind,
+                **changes,
+            }
             packages.append(LockedPackage(name=package, version=version, file=LockedFile(**file)))  # type: ignore[arg-type]
         packages.sort(key=lambda one: one.name)
         names = tuple(package.name for package in packages)

@@ -47,9 +47,12 @@ class Named(Access):
     async def caller(self, connection: socket.socket) -> Caller:
         """Return who is on the other end."""
         return decide(
-            self._users[connection.getsockname()], self._rules.access, owner_uid=OWNER_UID,
-            socket_group=self._rules.socket.group, usual=self._rules.queue.limits.quota,
-        )  # fmt: skip
+            self._users[connection.getsockname()],
+            self._rules.access,
+            owner_uid=OWNER_UID,
+            socket_group=self._rules.socket.group,
+            usual=self._rules.queue.limits.quota,
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Boundary: what hostile packages try. One test for each attack, and its control: the same attack with one defence taken away."""
+"""Boundary: what hostile packages try.
+
+One test for each attack, and its control: the same attack with one defence taken away.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +110,13 @@ class Targets:
     def attack(self, *, name: str) -> str:
         """Return the code of all attacks; `name` is what a tunnel is asked for to."""
         rows = {
-            "TCP": self.port, "UDP": self.name_server.getsockname()[1], "CANARY": self.canary, "NAMED": name,
-            "WRITTEN": [*IMAGE_PATHS, *OUR_PATHS, str(self.canary / "written")], "FORKS": FORKS,
-        }  # fmt: skip
+            "TCP": self.port,
+            "UDP": self.name_server.getsockname()[1],
+            "CANARY": self.canary,
+            "NAMED": name,
+            "WRITTEN": [*IMAGE_PATHS, *OUR_PATHS, str(self.canary / "written")],
+            "FORKS": FORKS,
+        }
         text = ATTACK
         for key, value in rows.items():
             text = text.replace(key, str(value))

@@ -68,7 +68,10 @@ def page_with(monkeypatch: pytest.MonkeyPatch, index: PackageIndex, body: Callab
 def test_a_page_can_not_open_private_addresses(builds: Builds, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     package = "private" + "".join(char for char in address if char.isdigit())
     name, _ = hostile_wheel(package, {})
-    link = f'{{"meta": {{"api-version": "1.0"}}, "name": "{package}", "files": [{{"filename": "{name}", "url": "http://{address}/{name}", "hashes": {{"sha256": "{"0" * 64}"}}}}]}}'
+    link = (
+        f'{{"meta": {{"api-version": "1.0"}}, "name": "{package}", "files": [{{"filename": "{name}", "url":'
+        f' "http://{address}/{name}", "hashes": {{"sha256": "{"0" * 64}"}}}}]}}'
+    )
     page_with(monkeypatch, builds.index, lambda _: link.encode())
     error = builds.refused(package)
     assert "address" in str(error.facts["refused"]), error
@@ -81,7 +84,10 @@ def test_a_page_with_an_address_that_is_none_is_an_error(
     builds: Builds, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     name, _ = hostile_wheel("nowhere", {})
-    link = f'{{"meta": {{"api-version": "1.0"}}, "name": "nowhere", "files": [{{"filename": "{name}", "url": "http://{host}/{name}", "hashes": {{"sha256": "{"0" * 64}"}}}}]}}'
+    link = (
+        f'{{"meta": {{"api-version": "1.0"}}, "name": "nowhere", "files": [{{"filename": "{name}", "url":'
+        f' "http://{host}/{name}", "hashes": {{"sha256": "{"0" * 64}"}}}}]}}'
+    )
     page_with(monkeypatch, builds.index, lambda _: link.encode())
     builds.refused("nowhere")
 
@@ -99,9 +105,12 @@ def test_a_page_of_garbage_is_an_error(builds: Builds, monkeypatch: pytest.Monke
 
 SLOW = {
     "silence": [b""],
-    "a drop now and then": [b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 100000\r\n\r\n", *[b"x"] * 70],
+    "a drop now and then": [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 100000\r\n\r\n",
+        *[b"x"] * 70,
+    ],
     "a head without end": [b"HTTP/1.1 200 OK\r\n", *[b"X"] * 70],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,11 @@ def test_an_image_tells_what_it_is_and_no_more(builds: Builds) -> None:
     assert shown["Config"]["Env"] == ["PATH=/usr/local/bin:/usr/bin:/bin"]
     assert set(shown["Config"]) == {"Env", "Labels"}
     assert shown["Config"]["Labels"] == {
-        LABEL_ENVIRONMENT: built.id, LABEL_BASE: base.digest, LABEL_LOCK: built.lock.hash,
+        LABEL_ENVIRONMENT: built.id,
+        LABEL_BASE: base.digest,
+        LABEL_LOCK: built.lock.hash,
         LABEL_BUILD: builds.bench.policy(policy).build_hash,
-    }  # fmt: skip
+    }
     assert shown["Annotations"] == {}
     assert [step["created_by"] for step in shown["History"]] == ["base image", "COPY libraries /opt/environment"]
     assert tuple(shown["RootFS"]["Layers"][:-1]) == base.layers
@@ -65,9 +67,13 @@ def test_an_image_that_took_an_environment_s_name_is_not_used(builds: Builds, tm
     engine, base = builds.bench.engine, builds.bench.engine.image("localhost/sandbox-python:latest")
     tree = next(path for path in (builds.cache / "trees").rglob("*.tree") if b"'evil'" in path.read_bytes())
     forged = environment_image.write_image(
-        tmp_path / "image.tar", environment_image.BaseImage(diff_ids=base.layers, architecture=base.architecture), [("named", tree)],
-        name=built.name, labels=engine.image(built.name).labels, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
-    )  # fmt: skip
+        tmp_path / "image.tar",
+        environment_image.BaseImage(diff_ids=base.layers, architecture=base.architecture),
+        [("named", tree)],
+        name=built.name,
+        labels=engine.image(built.name).labels,
+        created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    )
     record = environment_image.add(engine, forged)
     try:
         assert engine.image(built.name).id == record.id, "the name is taken"

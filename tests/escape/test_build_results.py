@@ -34,9 +34,15 @@ ANSWERS = {
     "a list": ("result = [1]", {"internal"}),
     "an empty answer": ("result = {}", {"internal"}),
     "a deep answer": (f"{SPACES}forge(b'V', b'[' * 990 + b']' * 990)\n{DONE}", {"internal", "build_failed"}),
-    "a number of 5000 digits": (f"{SPACES}forge(b'V', b'[' + b'9' * 5000 + b']')\n{DONE}", {"internal", "build_failed"}),
+    "a number of 5000 digits": (
+        f"{SPACES}forge(b'V', b'[' + b'9' * 5000 + b']')\n{DONE}",
+        {"internal", "build_failed"},
+    ),
     "half a character": (
-        f"{SPACES}forge(b'V', b'{{\"python\":[3,11],\"libc\":[\"glibc\",\"2.36\"],\"machine\":\"x86_64\",\"pylock\":\"\\\\ud800\"}}')\n{DONE}",
+        (
+            f"{SPACES}forge(b'V',"
+            f' b\'{{"python":[3,11],"libc":["glibc","2.36"],"machine":"x86_64","pylock":"\\\\ud800"}}\')\n{DONE}'
+        ),
         {"build_failed"},
     ),
     "an error of one long word": ("result = {'error': 'a' * (15 << 20)}", {"build_failed"}),
@@ -45,8 +51,11 @@ ANSWERS = {
     "an absurd Python": (f"result = {FACTS % repr('')} | {{'python': [3, 10**4000]}}", {"internal", "build_failed"}),
     "an absurd C library": (f"result = {FACTS % repr('')} | {{'libc': ['glibc', '9' * 4000 + '.1']}}", {"internal"}),
     "no TOML": (f"result = {FACTS % repr('[[[[')}", {"build_failed"}),
-    "a million packages": ("result = " + FACTS % r"""'lock-version = "1.0"\n' + '[[packages]]\n' * 10**6""", {"build_failed"}),
-}  # fmt: skip
+    "a million packages": (
+        "result = " + FACTS % r"""'lock-version = "1.0"\n' + '[[packages]]\n' * 10**6""",
+        {"build_failed"},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -79,7 +88,7 @@ FORGED = {
     "another package": ({"name": "other"}, "other"),
     "a name with a path": ({"name": "../../x"}, ""),
     "a name with a terminal's codes": ({"name": "a\\u001b[2J"}, ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FORGED)
@@ -124,8 +133,10 @@ FETCHED = {
     "the same twice": "exec(HONEST, globals())\nforge_file(name, b'x')",
     "a name with a path": "forge_file('../' + name, b'x')\nresult = {}",
     "more than allowed": "forge_file(name, b'', 1 << 40)\nresult = {}",
-    "more than allowed, piece by piece": "block = bytes(60_000)\nforge_file(name, b'', 33 << 20)\nfor _ in range(600):\n    forge(b'f', block)",
-}  # fmt: skip
+    "more than allowed, piece by piece": (
+        "block = bytes(60_000)\nforge_file(name, b'', 33 << 20)\nfor _ in range(600):\n    forge(b'f', block)"
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FETCHED)
@@ -159,7 +170,10 @@ TREES = {
     "an absolute path": ("0.tree", stream((Kind.FILE, "/etc/x", b"x")) + END),
     "a link out": ("0.tree", stream((Kind.LINK, "l", b"../../etc/passwd")) + END),
     "an absolute link": ("0.tree", stream((Kind.LINK, "l", b"/etc/passwd")) + END),
-    "a file below a link": ("0.tree", stream((Kind.DIRECTORY, "d", b""), (Kind.LINK, "l", b"d"), (Kind.FILE, "l/x", b"x")) + END),
+    "a file below a link": (
+        "0.tree",
+        stream((Kind.DIRECTORY, "d", b""), (Kind.LINK, "l", b"d"), (Kind.FILE, "l/x", b"x")) + END,
+    ),
     "a kind that does not exist": ("0.tree", b"\x07" + encode_header(Kind.FILE, "x", 0)[1:] + END),
     "no end": ("0.tree", stream((Kind.FILE, "x.py", b"x"))),
     "more after the end": ("0.tree", END + b"more"),
@@ -167,7 +181,7 @@ TREES = {
     "a tree that nobody asked for": ("1.tree", END),
     "a file of another name": ("wheel.whl", b"x"),
     "more than allowed": ("0.tree", stream((Kind.FILE, "x", b"")) + encode_header(Kind.FILE, "y", 33 << 20)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TREES)

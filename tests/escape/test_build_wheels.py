@@ -36,10 +36,16 @@ MALFORMED = {
     "a line break": {"a\nb.py": "x"},
     "text that turns round": {"a\u202eb.py": "x"},
     "a file below a file": {"a": "1", "a/b": "2"},
-    "an entry point above the tree": {"NAME-1.0.dist-info/entry_points.txt": "[console_scripts]\n../../x = NAME:main\n"},
-    "an entry point in Python's place": {"NAME-1.0.dist-info/entry_points.txt": "[console_scripts]\npython3 = NAME:main\n"},
-    "an entry point with a statement": {"NAME-1.0.dist-info/entry_points.txt": "[console_scripts]\nx = NAME:main;import os\n"},
-}  # fmt: skip
+    "an entry point above the tree": {
+        "NAME-1.0.dist-info/entry_points.txt": "[console_scripts]\n../../x = NAME:main\n"
+    },
+    "an entry point in Python's place": {
+        "NAME-1.0.dist-info/entry_points.txt": "[console_scripts]\npython3 = NAME:main\n"
+    },
+    "an entry point with a statement": {
+        "NAME-1.0.dist-info/entry_points.txt": "[console_scripts]\nx = NAME:main;import os\n"
+    },
+}
 
 
 def named(kind: str, text: str) -> str:
@@ -64,10 +70,26 @@ def test_other_installers_do_accept_them(tmp_path: Path) -> None:
     [uv] = installation.tools()
     target = tmp_path / "target"
     subprocess.run(
-        [uv.source, "pip", "install", "--python", sys.executable, "--no-index", "--no-deps", "--no-config", "--target", target,
-         "--cache-dir", tmp_path / "cache", *archives],
-        check=True, capture_output=True, timeout=60, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            uv.source,
+            "pip",
+            "install",
+            "--python",
+            sys.executable,
+            "--no-index",
+            "--no-deps",
+            "--no-config",
+            "--target",
+            target,
+            "--cache-dir",
+            tmp_path / "cache",
+            *archives,
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
     for files, _ in ACCEPTED_ELSEWHERE.values():
         assert (target / next(iter(files))).is_file()
 
@@ -179,5 +201,8 @@ def test_modules_of_the_standard_library_are_not_replaced_for_a_program(builds: 
 def test_a_path_file_adds_no_more_than_a_place_to_search(builds: Builds) -> None:
     # Python looks for modules there, behind its own: what a program could do itself.
     built = builds.wheel_built(hostile_wheel("pathfile", {"pathfile.pth": "/etc\n../../app\n", "pathfile.py": "A = 1"}))
-    code = "import sys, pathfile\nresult = [sys.path.index('/etc') > sys.path.index(next(p for p in sys.path if p.endswith('lib-dynload'))), pathfile.A]"
+    code = (
+        "import sys, pathfile\nresult = [sys.path.index('/etc') > sys.path.index(next(p for p in sys.path if"
+        " p.endswith('lib-dynload'))), pathfile.A]"
+    )
     assert builds.value_in(built, code) == [True, 1]

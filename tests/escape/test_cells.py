@@ -416,9 +416,13 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **
 
 @pytest.mark.host_only
 @pytest.mark.parametrize(
-    "kept", ["import mmap, json; json.kept = mmap.mmap(-1, 4096)", "import json, tempfile; json.kept = tempfile.TemporaryFile()"],
+    "kept",
+    [
+        "import mmap, json; json.kept = mmap.mmap(-1, 4096)",
+        "import json, tempfile; json.kept = tempfile.TemporaryFile()",
+    ],
     ids=["shared memory", "an open file"],
-)  # fmt: skip
+)
 def test_a_library_that_keeps_what_cells_would_share_is_not_imported_ahead(
     bench: Bench, policy: str, kept: str
 ) -> None:
@@ -474,10 +478,12 @@ def test_without_its_filter_a_cell_may_do_what_its_maker_does(bench: Bench, poli
 @pytest.mark.control
 @pytest.mark.parametrize(
     "kept",
-    ['self._check(self.libc.prctl(self.PR_CAPBSET_DROP, number, 0, 0, 0), "dropping a capability")',
-     'self._check(self.libc.capset(header, data), "giving up capabilities")'],
+    [
+        'self._check(self.libc.prctl(self.PR_CAPBSET_DROP, number, 0, 0, 0), "dropping a capability")',
+        'self._check(self.libc.capset(header, data), "giving up capabilities")',
+    ],
     ids=["bounding set", "other sets"],
-)  # fmt: skip
+)
 def test_a_capability_that_is_kept_is_noticed(bench: Bench, policy: str, kept: str) -> None:
     weak = weakened(bench, policy, {kept: "pass"}, LOOK)
     assert "no capabilities" in weak.noticed

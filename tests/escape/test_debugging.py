@@ -80,7 +80,7 @@ FILTERED = (
     "ptrace traceme", "ptrace attach child", "ptrace nobody", "process_vm_readv child", "process_vm_writev child",
     "process_vm_readv 1", "pidfd_getfd nowhere", "pidfd_getfd child", "pidfd_getfd 1", "kcmp own",
     "process_madvise nowhere",
-)  # fmt: skip
+)  # fmt: skip # a table
 OPAQUE = ("mem of 1", "heap of 1", "environ of 1", "maps of 1", "fds of 1", "cwd of 1", "root of 1", "a thread of 1")
 
 

@@ -73,7 +73,7 @@ def look_from_outside(run_label: str) -> str:
     def podman(*arguments: str) -> str:
         return subprocess.run(
             ["podman", *arguments], capture_output=True, text=True, check=False, timeout=30, stdin=subprocess.DEVNULL
-        ).stdout  # fmt: skip
+        ).stdout
 
     ids = podman("ps", "--quiet", "--no-trunc", "--filter", f"label={RUN_LABEL}={run_label}").split()
     assert len(ids) == 1

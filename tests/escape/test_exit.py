@@ -34,8 +34,12 @@ ENDS = {
     "no result": ("x = 1", Outcome.NO_RESULT, 0, None),
     "an exit at exit": ("import atexit, os\nresult = 1\natexit.register(os._exit, 9)", Outcome.FAILED, 9, None),
     "a stack without end in C": (
-        "import json\nx = []\nfor _ in range(10**5):\n    x = [x]\njson.dumps(x)", Outcome.FAILED, 1, None),
-}  # fmt: skip
+        "import json\nx = []\nfor _ in range(10**5):\n    x = [x]\njson.dumps(x)",
+        Outcome.FAILED,
+        1,
+        None,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -91,7 +95,10 @@ def meta():
 """
 
 REFUSED = {
-    "the last frame": 'forge(b"Q", json.dumps({"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.0, "wall_s": 0.0}).encode())',
+    "the last frame": (
+        'forge(b"Q", json.dumps({"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.0,'
+        ' "wall_s": 0.0}).encode())'
+    ),
     "the first frame": 'forge(b"R", b\'{"protocol":1,"python":[3,11,2],"implementation":"cpython"}\')',
     "another start": 'forge(b"S")',
     "output": 'forge(b"O", b"forged")',
@@ -247,9 +254,14 @@ result = 1
 
 @pytest.mark.parametrize(
     "text",
-    ['channel.send(b"")', "channel.shutdown(socket.SHUT_RDWR)", "channel.shutdown(socket.SHUT_WR)", "channel.close()",
-     "os.dup2(0, channel.fileno())"],
-)  # fmt: skip
+    [
+        'channel.send(b"")',
+        "channel.shutdown(socket.SHUT_RDWR)",
+        "channel.shutdown(socket.SHUT_WR)",
+        "channel.close()",
+        "os.dup2(0, channel.fileno())",
+    ],
+)
 def test_a_closed_channel_loses_the_result_and_nothing_else(bench: Bench, text: str) -> None:
     ended = bench.run(FORGE + text + "\nprint('on')\nresult = 1")
     assert (ended.outcome, ended.exit_code) == (Outcome.FAILED, 1)
@@ -277,9 +289,14 @@ os._exit(0)
 
     def peak_mib(name: str) -> float:
         answer = subprocess.run(
-            [sys.executable, "-c", measure, str(tmp_path / name)], capture_output=True, text=True, timeout=120, check=True,
-            env=os.environ, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, "-c", measure, str(tmp_path / name)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            env=os.environ,
+            stdin=subprocess.DEVNULL,
+        )
         return int(answer.stdout) / 1024
 
     assert peak_mib("attack.py") <= 2 * peak_mib("plain.py")
@@ -307,8 +324,11 @@ os._exit(0)
     )
     answer = subprocess.run(
         [sys.executable, "-m", "sandbox", "run", str(tmp_path / "attack.py"), option],
-        capture_output=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        capture_output=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     assert answer.returncode in (0, 1), answer.stderr
     assert b"Traceback" not in answer.stderr
     assert b"report this" not in answer.stderr

@@ -20,7 +20,8 @@ def lock(count, name, files=40):
 """
 LOCKS = {
     "one process": "lock(payload, 'all', files=300)",
-    "many processes": """
+    "many processes": (
+        """
         reading, writing = os.pipe()
         for number in range(8):
             if os.fork() == 0:
@@ -29,8 +30,10 @@ LOCKS = {
                 time.sleep(60)
         for _ in range(8):
             os.read(reading, 1)
-    """,
-    "a process whose first thread has ended": """
+    """
+    ),
+    "a process whose first thread has ended": (
+        """
         import ctypes
         reading, writing = os.pipe()
         def later():
@@ -43,7 +46,8 @@ LOCKS = {
             threading.Thread(target=later).start()
             ctypes.CDLL(None).pthread_exit(None)
         os.read(reading, 1)
-    """,
+    """
+    ),
 }
 MANY = 2 * kernel_memory.MAX_LOCKS
 

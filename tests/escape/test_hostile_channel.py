@@ -1,7 +1,7 @@
 """Boundary: whatever a program writes into its own channel, each reader gets one well-formed answer, of that run.
 
-Programs find their channel and write what the grammar of tests/hostile.py makes up. tests/unit/test_hostile_streams.py looks at many more of them,
-without Podman. In the tier `cells`, all of it happens in cells.
+Programs find their channel and write what the grammar of tests/hostile.py makes up. tests/unit/test_hostile_streams.py
+looks at many more of them, without Podman. In the tier `cells`, all of it happens in cells.
 """
 
 from __future__ import annotations
@@ -115,9 +115,13 @@ def commanded(place: Path, payload: dict[str, Any], *options: str, **variables: 
     (place / "attack.py").write_text(PROGRAM)
     (place / "payload.json").write_text(json.dumps(payload))
     answer = subprocess.run(
-        [*COMMAND, "run", str(place / "attack.py"), "--input", f"@{place}/payload.json", "--json", *options], capture_output=True, timeout=120, check=False,
-        stdin=subprocess.DEVNULL, env=environment(**variables),
-    )  # fmt: skip
+        [*COMMAND, "run", str(place / "attack.py"), "--input", f"@{place}/payload.json", "--json", *options],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=environment(**variables),
+    )
     assert answer.returncode in (0, 1, 3, 6), answer.stderr
     assert b"Traceback (most" not in answer.stderr
     (line,) = lines(answer.stdout)
@@ -153,8 +157,10 @@ def answers(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     status, head, answer = asked(path, text, JSON)
     assert status == 200, answer
     return [
-        document(head, answer), told(lines(asked(path, text, NDJSON)[2])), told(server_sent(asked(path, text, SSE)[2]))
-    ]  # fmt: skip
+        document(head, answer),
+        told(lines(asked(path, text, NDJSON)[2])),
+        told(server_sent(asked(path, text, SSE)[2])),
+    ]
 
 
 @OFTEN
@@ -195,8 +201,13 @@ def test_one_answer_from_sandbox_run_through_a_service(
     found = commanded(place, payload_of(frames, prints), "--policy", "escape", SANDBOX_SOCKET=service.socket)
     same([found])
     shown = subprocess.run(
-        [*COMMAND, "logs", found["run_id"]], capture_output=True, text=True, timeout=60, check=True, env=environment(SANDBOX_SOCKET=service.socket)
-    ).stdout  # fmt: skip
+        [*COMMAND, "logs", found["run_id"]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment(SANDBOX_SOCKET=service.socket),
+    ).stdout
     assert [line.split()[1] for line in shown.splitlines() if line.startswith("outcome ")] == [found["outcome"]]
     assert not STEERS.search(shown)
 
@@ -276,7 +287,7 @@ REPORTS = {
     "half": (b'"\\ud800"', "succeeded"),
     "a large half": (b'["' + b"x" * 300_000 + b'", "\\ud800"]', "succeeded"),
     "separators": ('"\u2028\u2029\x85"'.encode(), "succeeded"),
-}  # fmt: skip
+}
 
 
 def report(text: bytes) -> dict[str, Any]:

@@ -66,33 +66,69 @@ LIES = {
     "a frame of the runner's": ('begin(); put(b"J", b"{}")', {Outcome.FAILED}),
     "a frame of four gigabytes": ('begin(); end.sendall(b"O\\xff\\xff\\xff\\xff")', {Outcome.FAILED}),
     "a frame that never ends": ('begin(); end.sendall(b"O\\0\\0\\0\\x09half")', {Outcome.TIMED_OUT}),
-    "half a frame and the end": ('begin(); end.sendall(b"O\\0\\0\\0\\x09half"); os._exit(0)', {Outcome.FAILED, Outcome.KILLED}),
+    "half a frame and the end": (
+        'begin(); end.sendall(b"O\\0\\0\\0\\x09half"); os._exit(0)',
+        {Outcome.FAILED, Outcome.KILLED},
+    ),
     "half a header": ('begin(); end.sendall(b"O\\0"); os._exit(0)', {Outcome.FAILED, Outcome.KILLED}),
-    "one byte a second": ('begin()\nwhile True:\n    end.sendall(b"O"[:1]); time.sleep(1)', {Outcome.FAILED, Outcome.TIMED_OUT}),
+    "one byte a second": (
+        'begin()\nwhile True:\n    end.sendall(b"O"[:1]); time.sleep(1)',
+        {Outcome.FAILED, Outcome.TIMED_OUT},
+    ),
     "silence": ("begin()", {Outcome.TIMED_OUT}),
     "the end at once": ("begin(); os._exit(0)", {Outcome.KILLED}),
     "a second start": ('begin(); put(b"S")', {Outcome.FAILED}),
     "a second ready": ("begin(); ready()", {Outcome.FAILED}),
     "output without end": ('begin()\nwhile True:\n    put(b"O", b"x" * 65536)', {Outcome.FAILED}),
-    "tiny output without end": ('begin()\nblock = b"O\\0\\0\\0\\x01x" * 10000\nwhile True:\n    end.sendall(block)', {Outcome.FAILED, Outcome.TIMED_OUT}),
-    "empty output without end": ('begin()\nblock = b"O\\0\\0\\0\\0" * 10000\nwhile True:\n    end.sendall(block)', {Outcome.FAILED}),
-    "log records without end": ('begin()\nwhile True:\n    put(b"L", b\'{"level":"info","message":"x","elapsed_s":0.0}\')', {Outcome.FAILED}),
+    "tiny output without end": (
+        'begin()\nblock = b"O\\0\\0\\0\\x01x" * 10000\nwhile True:\n    end.sendall(block)',
+        {Outcome.FAILED, Outcome.TIMED_OUT},
+    ),
+    "empty output without end": (
+        'begin()\nblock = b"O\\0\\0\\0\\0" * 10000\nwhile True:\n    end.sendall(block)',
+        {Outcome.FAILED},
+    ),
+    "log records without end": (
+        'begin()\nwhile True:\n    put(b"L", b\'{"level":"info","message":"x","elapsed_s":0.0}\')',
+        {Outcome.FAILED},
+    ),
     "a result without end": ('begin()\nwhile True:\n    put(b"V", b"[" * 65536)', {Outcome.FAILED}),
-    "files without end": ('begin()\nfor n in range(10**6):\n    put(b"F", json.dumps({"name": str(n), "size": 0}).encode())', {Outcome.FAILED}),
+    "files without end": (
+        'begin()\nfor n in range(10**6):\n    put(b"F", json.dumps({"name": str(n), "size": 0}).encode())',
+        {Outcome.FAILED},
+    ),
     "a file of a terabyte": ('begin(); put(b"F", b\'{"name":"huge","size":1099511627776}\')', {Outcome.FAILED}),
     "a file of less than nothing": ('begin(); put(b"F", b\'{"name":"n","size":-1}\')', {Outcome.FAILED}),
-    "a file name with a path": ('begin(); put(b"F", b\'{"name":"../x","size":1}\'); put(b"f", b"x"); quit()', {Outcome.FAILED}),
+    "a file name with a path": (
+        'begin(); put(b"F", b\'{"name":"../x","size":1}\'); put(b"f", b"x"); quit()',
+        {Outcome.FAILED},
+    ),
     "more after the last frame": ('begin(); quit()\nwhile True:\n    put(b"O", b"x" * 65536)', {Outcome.NO_RESULT}),
     "a result and no end": ('begin(); put(b"V", b"1"); quit()', {Outcome.NO_RESULT}),
-    "a result after a failure": ('begin(); put(b"X", b\'{"type":"E","message":"m"}\'); put(b"V", b"1"); put(b"M", b"{}"); quit()', {Outcome.FAILED}),
+    "a result after a failure": (
+        'begin(); put(b"X", b\'{"type":"E","message":"m"}\'); put(b"V", b"1"); put(b"M", b"{}"); quit()',
+        {Outcome.FAILED},
+    ),
     "an end that is no end": ('begin(); put(b"Q", b"{}")', {Outcome.FAILED}),
-    "an end of negative numbers": ('begin(); quit(max_rss_kib=-1)', {Outcome.FAILED}),
-    "an end at no time": ('begin(); put(b"Q", b\'{"exit_code":0,"signal":null,"ended":"exited","max_rss_kib":1,"cpu_s":NaN,"wall_s":0.0}\')', {Outcome.FAILED}),
-    "an absurd exit status": ('begin(); quit(exit_code=10 ** 3000)', {Outcome.FAILED}),
+    "an end of negative numbers": ("begin(); quit(max_rss_kib=-1)", {Outcome.FAILED}),
+    "an end at no time": (
+        (
+            'begin(); put(b"Q",'
+            ' b\'{"exit_code":0,"signal":null,"ended":"exited","max_rss_kib":1,"cpu_s":NaN,"wall_s":0.0}\')'
+        ),
+        {Outcome.FAILED},
+    ),
+    "an absurd exit status": ("begin(); quit(exit_code=10 ** 3000)", {Outcome.FAILED}),
     "an absurd signal": ('begin(); quit(exit_code=None, signal="SIG\\x1b[2J")', {Outcome.FAILED}),
-    "a success that was a kill": ('begin(); put(b"V", b"1"); put(b"M", b"{}"); quit(signal="SIGKILL")', {Outcome.KILLED}),
-    "a success that hit a limit": ('begin(); put(b"V", b"1"); put(b"M", b"{}"); quit(ended="output_limit")', {Outcome.OUTPUT_LIMIT}),
-}  # fmt: skip
+    "a success that was a kill": (
+        'begin(); put(b"V", b"1"); put(b"M", b"{}"); quit(signal="SIGKILL")',
+        {Outcome.KILLED},
+    ),
+    "a success that hit a limit": (
+        'begin(); put(b"V", b"1"); put(b"M", b"{}"); quit(ended="output_limit")',
+        {Outcome.OUTPUT_LIMIT},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -122,13 +158,18 @@ EARLY = {
     "garbage": ('end.sendall(b"\\xff" * 100)', "a frame of unknown type"),
     "no greeting but a frame": ('put(b"S")', "a frame 'S' out of order"),
     "another protocol": (
-        'put(b"R", b\'{"protocol":2,"python":[3,11,2],"implementation":"cpython"}\')', "a malformed Ready record"),
+        'put(b"R", b\'{"protocol":2,"python":[3,11,2],"implementation":"cpython"}\')',
+        "a malformed Ready record",
+    ),
     "a greeting of wrong shape": ('put(b"R", b"[]")', "a malformed Ready record"),
     "the end": ("os._exit(0)", f"the harness did not report that it is ready|{GONE}"),
     "output before the start": ('ready(); job(); put(b"O", b"early")', "a frame 'O' out of order"),
-    "a result before the start": ('ready(); job(); put(b"V", b"1"); put(b"M", b"{}"); quit()', "a frame 'V' out of order"),
+    "a result before the start": (
+        'ready(); job(); put(b"V", b"1"); put(b"M", b"{}"); quit()',
+        "a frame 'V' out of order",
+    ),
     "nothing but the greeting": ("ready(); os._exit(0)", GONE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EARLY)

@@ -60,7 +60,7 @@ KERNEL = {
     "seccomp": "EINVAL", "fanotify_init": "ok", "fanotify_mark": "EINVAL", "name_to_handle_at": "EINVAL",
     "splice": "EINVAL", "tee": "EINVAL", "vmsplice": "EINVAL", "sched_setaffinity": "EFAULT", "shmget": "ok",
     "msgget": "ok", "semget": "ok", "setxattr": "EFAULT", "syslog": "ok", "personality": "ok",
-}  # fmt: skip
+}  # fmt: skip # a table
 # open_by_handle_at checks the caller first, and so is told apart by the profile alone.
 EPERM = (*(name for name in KERNEL if name != "personality"), "open_by_handle_at")
 
@@ -110,8 +110,9 @@ def test_without_the_filter_is_noticed(unconfined: WeakResult) -> None:
     assert unconfined.noticed == {"seccomp"}
 
 
-# Kernels from 6.14 on, and patched older ones, let these pass every filter: they belong to probes that the kernel itself
-# has put into a program, and end whoever else calls them ("seccomp: passthrough uretprobe systemcall without filtering").
+# Kernels from 6.14 on, and patched older ones, let these pass every filter: they belong to probes that the kernel
+# itself has put into a program, and end whoever else calls them ("seccomp: passthrough uretprobe systemcall without
+# filtering").
 PROBE_CALLS = ("uretprobe", "uprobe")
 
 
@@ -129,9 +130,10 @@ def test_every_system_call_outside_the_list_is_refused(bench: Bench) -> None:
         pytest.skip("no libseccomp here to name system calls with")
     profile = load_profile(bench.policy().seccomp.profile, directories=bench.places.policy_dirs).document
     answers = {
-        name: ("allowed" if rule["action"] == "SCMP_ACT_ALLOW" else "EPERM")
-        for rule in profile["syscalls"] for name in rule["names"]
-    }  # fmt: skip
+        name: "allowed" if rule["action"] == "SCMP_ACT_ALLOW" else "EPERM"
+        for rule in profile["syscalls"]
+        for name in rule["names"]
+    }
     expected = {number: answers.get(name, "ENOSYS") for number, name in known.items()}
     # The runtime of the container calls these itself, below our rules' level, on its way to our program.
     refused = {number: answer for number, answer in expected.items() if answer != "allowed"}

@@ -45,7 +45,8 @@ def side_by_side(count, work):
 
 # Each gets far more than CAP_MIB out of the kernel with hardly any memory of its own, and says "had it".
 ATTACKS = {
-    "pipes": """
+    "pipes": (
+        """
         def work(number):
             held = []
             for _ in range(400):
@@ -54,8 +55,10 @@ ATTACKS = {
                 os.write(held[-1][1], b"x" * 65536)
             return held
         side_by_side(4, work)
-    """,
-    "named pipes": """
+    """
+    ),
+    "named pipes": (
+        """
         def work(number):
             held = []
             for each in range(800):
@@ -66,8 +69,10 @@ ATTACKS = {
                 os.write(held[-1], b"x" * 65536)
             return held
         side_by_side(2, work)
-    """,
-    "watches of epoll": """
+    """
+    ),
+    "watches of epoll": (
+        """
         import select
         def work(number):
             watched = [end for _ in range(100) for end in os.pipe()]
@@ -77,16 +82,20 @@ ATTACKS = {
                     one.register(end, select.EPOLLIN)
             return sets
         side_by_side(4, work)
-    """,
-    "page tables": """
+    """
+    ),
+    "page tables": (
+        """
         def work(number):
             size = 1800 << 20
             start = area(size, PRIVATE, 1)
             for offset in range(0, size, 2 << 20):  # one page of zeros, and one page that tells where it is
                 ctypes.c_char.from_address(start + offset).value
         side_by_side(24, work)
-    """,
-    "mappings, copied from one generation to the next": """
+    """
+    ),
+    "mappings, copied from one generation to the next": (
+        """
         count = 2000
         start = area(count * 8192, PRIVATE)
         for number in range(count):
@@ -100,8 +109,10 @@ ATTACKS = {
                 break
         else:
             time.sleep(60)
-    """,
-    "what waits in sockets": """
+    """
+    ),
+    "what waits in sockets": (
+        """
         import socket
         server = socket.create_server(("127.0.0.1", 0))
         held = []
@@ -118,15 +129,18 @@ ATTACKS = {
                 except BlockingIOError:
                     time.sleep(0.0005)
         time.sleep(1)
-    """,
-    "shared mappings of which a page is left": """
+    """
+    ),
+    "shared mappings of which a page is left": (
+        """
         size = 4 << 20
         for _ in range(64):
             start = area(size, SHARED)
             libc.memset(start, 1, size)
             libc.munmap(start + 4096, size - 4096)  # out of sight; mremap(2) would bring it back
         time.sleep(1)
-    """,
+    """
+    ),
 }
 
 # Processes whose first thread has ended read as empty, to whoever asks only about that thread.
@@ -150,9 +164,11 @@ def headless(work):
 """
 TAKING = {
     "private memory": "headless(lambda: bytearray(b'x') * (payload << 20))",
-    "private memory of its children": """headless(
+    "private memory of its children": (
+        """headless(
         lambda: [os.read(headless(lambda: bytearray(b"x") * (payload // 4 << 20)), 1) for _ in range(4)]
-    )""",
+    )"""
+    ),
     "shared memory": "headless(lambda: libc.memset(area(payload << 20, SHARED), 1, payload << 20))",
 }
 
@@ -225,9 +241,11 @@ def test_a_child_that_borrows_its_parent_s_memory_is_not_counted_again(bench: Be
     assert bench.value(text, policy=tight) == 0
 
 
-# What is left to have: its bound in MiB, and how a program gets as much of it as it can. docs/threat-model.md has the figures.
+# What is left to have: its bound in MiB, and how a program gets as much of it as it can. docs/threat-model.md has the
+# figures.
 LEFT = {
-    "pipes made larger": """
+    "pipes made larger": (
+        """
         import fcntl
         mib, held = 0, []
         try:
@@ -238,8 +256,10 @@ LEFT = {
                 mib += os.write(held[-1][1], b"x" * (1 << 20)) >> 20
         except PermissionError:
             pass
-    """,
-    "the first sockets": """
+    """
+    ),
+    "the first sockets": (
+        """
         import socket
         held, sent = [socket.socketpair() for _ in range(6)], 0
         for end in (end for pair in held for end in pair):
@@ -251,8 +271,10 @@ LEFT = {
             except BlockingIOError:
                 pass
         mib = sent >> 20
-    """,
-    "shared mappings that are cut": """
+    """
+    ),
+    "shared mappings that are cut": (
+        """
         size = payload << 20
         for _ in range(14):
             start = area(size, SHARED)
@@ -260,7 +282,8 @@ LEFT = {
             libc.munmap(start + 4096, size - 4096)
             time.sleep(0.05)
         mib = 14 * payload
-    """,
+    """
+    ),
 }
 
 
@@ -330,8 +353,12 @@ def test_without_the_filter_the_kernel_answers(bench: Bench) -> None:
     """.replace("\n        ", "\n")
     )
     assert bench.run_weakened(text, UNCONFINED).value == {
-        "bind": "EINVAL", "name": "EINVAL", "handlers": "EINVAL", "half a thread": "EINVAL", "descriptors": "ok",
-    }  # fmt: skip
+        "bind": "EINVAL",
+        "name": "EINVAL",
+        "handlers": "EINVAL",
+        "half a thread": "EINVAL",
+        "descriptors": "ok",
+    }
 
 
 def test_threads_forks_and_spawned_programs_start(bench: Bench) -> None:

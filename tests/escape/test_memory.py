@@ -17,19 +17,22 @@ CAP_MIB = 96
 # The fallback measures from outside: what a program takes between two looks comes on top.
 OVERSHOOT = 2.0
 
-# Each takes its memory as fast as it can, and holds it: the fallback ends it at the next look, and a busy machine may let the watchdog
-# run late. How often it looks is counted in tests/unit/test_watchdog.py.
+# Each takes its memory as fast as it can, and holds it: the fallback ends it at the next look, and a busy machine may
+# let the watchdog run late. How often it looks is counted in tests/unit/test_watchdog.py.
 HOLDING = "import time\ndef hold(): time.sleep(4)\n"
 AT_ONCE = "def hold(): pass\n"
 ATTACKS = {
-    "one process": """
+    "one process": (
+        """
         held = []
         while len(held) < payload:
             held.append(bytearray(b"x") * (1 << 20))
         hold()
         result = len(held)
-    """,
-    "many processes": """
+    """
+    ),
+    "many processes": (
+        """
         import os, time
         each = 12
         for _ in range(payload // each):
@@ -39,8 +42,10 @@ ATTACKS = {
         time.sleep(2)
         hold()
         result = payload
-    """,
-    "many threads": """
+    """
+    ),
+    "many threads": (
+        """
         import threading, time
         held = []
         def take():
@@ -50,16 +55,20 @@ ATTACKS = {
         for thread in threads: thread.start(); thread.join()
         hold()
         result = len(held)
-    """,
-    "shared and anonymous": """
+    """
+    ),
+    "shared and anonymous": (
+        """
         import mmap
         area = mmap.mmap(-1, payload << 20, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
         for page in range(0, payload << 20, 4096):
             area[page] = 1
         hold()
         result = payload
-    """,
-    "shared, one part per process": """
+    """
+    ),
+    "shared, one part per process": (
+        """
         import mmap, os, time
         each = 12
         for _ in range(payload // each):
@@ -72,8 +81,10 @@ ATTACKS = {
         time.sleep(2)
         hold()
         result = payload
-    """,
-    "shared, then out of sight": """
+    """
+    ),
+    "shared, then out of sight": (
+        """
         import mmap
         held = []
         for _ in range(payload // 16):
@@ -84,8 +95,10 @@ ATTACKS = {
             held.append(area)
         hold()
         result = sum(area[0] for area in held) * 16
-    """,
-    "files in memory": """
+    """
+    ),
+    "files in memory": (
+        """
         import os
         held = []
         for _ in range(payload // 8):
@@ -94,8 +107,10 @@ ATTACKS = {
             held.append(file)
         hold()
         result = sum(os.fstat(file).st_size for file in held) >> 20
-    """,
-    "a file in memory, in nobody's hands": """
+    """
+    ),
+    "a file in memory, in nobody's hands": (
+        """
         import array, os, socket
         held = []
         for _ in range(payload // 8):
@@ -107,8 +122,10 @@ ATTACKS = {
             held.append(pair)
         hold()
         result = sum(os.fstat(socket.recv_fds(pair[1], 1, 1)[1][0]).st_size for pair in held) >> 20
-    """,
-    "a child that outgrows its parent": """
+    """
+    ),
+    "a child that outgrows its parent": (
+        """
         import os
         if os.fork() == 0:
             held = bytearray(b"x") * (payload << 20)
@@ -116,13 +133,17 @@ ATTACKS = {
             os._exit(0 if len(held) == payload << 20 else 1)
         status = os.wait()[1]
         result = payload if status == 0 else -1
-    """,
-    "in a result": """
+    """
+    ),
+    "in a result": (
+        """
         result = ["x" * (1 << 20) + str(i) for i in range(payload)]
         hold()
         result = len(result)
-    """,
-    "through a daemon": """
+    """
+    ),
+    "through a daemon": (
+        """
         import os, time
         if os.fork() == 0:
             os.setsid()
@@ -137,7 +158,8 @@ ATTACKS = {
                 hold()
                 result = payload
                 break
-    """,
+    """
+    ),
 }
 ATTACKS = {name: dedent(code) for name, code in ATTACKS.items()}
 

@@ -14,7 +14,7 @@ pytestmark = needs_known_architecture
 FLAGS = {
     "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000, "mount": 0x00020000, "ipc": 0x08000000,
     "uts": 0x04000000, "cgroup": 0x02000000,
-}  # fmt: skip
+}  # fmt: skip # a table
 
 PROBE = program("""
 def clone(flags):

@@ -20,7 +20,7 @@ from tests.escape.bench import HOST_NETWORK, UNCONFINED, Bench, WeakResult, extr
 DENIED_FAMILIES = {
     "AF_VSOCK": 40, "AF_NETLINK": 16, "AF_ALG": 38, "AF_PACKET": 17, "AF_KEY": 15, "AF_BLUETOOTH": 31, "AF_CAN": 29,
     "AF_TIPC": 30, "AF_RXRPC": 33, "AF_XDP": 44, "AF_QIPCRTR": 42, "AF_RDS": 21, "AF_SMC": 43,
-}  # fmt: skip
+}  # fmt: skip # a table
 
 PROBE = program("""
 def reach(family, kind, address):
@@ -72,7 +72,7 @@ SANDBOXED = {
     "dns": "gaierror", "host loopback": "ECONNREFUSED",
     "host loopback, IPv4 in IPv6": "ECONNREFUSED", "abstract": "ECONNREFUSED", "pathname": "ENOENT",
     "interfaces": ["lo"], "routes": 0, "sockets of engines": [], "job channel": "ENOENT",
-}  # fmt: skip
+}  # fmt: skip # a table
 
 
 @dataclass
@@ -111,12 +111,20 @@ def listeners() -> Iterator[Listeners]:
         threads.append(threading.Thread(target=serve, args=(name, server), daemon=True))
         threads[-1].start()
     (directory / "host.sock").chmod(0o777)
-    engines = ["/run/podman/podman.sock", "/var/run/docker.sock", "/run/containerd/containerd.sock",
-               "/run/dbus/system_bus_socket", f"/run/user/{os.getuid()}"]  # fmt: skip
+    engines = [
+        "/run/podman/podman.sock",
+        "/var/run/docker.sock",
+        "/run/containerd/containerd.sock",
+        "/run/dbus/system_bus_socket",
+        f"/run/user/{os.getuid()}",
+    ]
     payload = {
-        "port": servers["loopback"][0].getsockname()[1], "abstract": abstract,
-        "pathname": str(directory / "host.sock"), "engines": engines, "families": DENIED_FAMILIES,
-    }  # fmt: skip
+        "port": servers["loopback"][0].getsockname()[1],
+        "abstract": abstract,
+        "pathname": str(directory / "host.sock"),
+        "engines": engines,
+        "families": DENIED_FAMILIES,
+    }
     yield Listeners(payload, directory, taken)
     for server, _ in servers.values():
         server.shutdown(socket.SHUT_RDWR)

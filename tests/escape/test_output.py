@@ -136,8 +136,11 @@ def on_a_terminal(script: Path, *options: str) -> bytes:
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "sandbox", "run", str(script), *options],
-        stdin=subprocess.DEVNULL, stdout=follower, stderr=follower, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"},
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=follower,
+        env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"},
+    )
     os.close(follower)
     written = b""
     deadline = time.monotonic() + 60
@@ -180,7 +183,9 @@ WAYS = {
     "a warning": "result = {payload_text: float('nan')}",
     "the topic": "output_topic = payload_text\nresult = 1",
     "the exit": "raise SystemExit(payload_text)",
-    "its own traceback": "import os\nos._exit(3) if 0 else exec(compile('1/0', payload_text.replace('\\0', ''), 'exec'))",
+    "its own traceback": (
+        "import os\nos._exit(3) if 0 else exec(compile('1/0', payload_text.replace('\\0', ''), 'exec'))"
+    ),
 }
 
 
@@ -214,9 +219,12 @@ def test_into_a_file_the_same_bytes_arrive_unchanged(tmp_path: Path) -> None:
     script = tmp_path / "attack.py"
     script.write_text("import os\nos.write(1, b'\\x1b[2J')\nresult = 1\n")
     answer = subprocess.run(
-        [sys.executable, "-m", "sandbox", "run", str(script)], capture_output=True, timeout=60, check=True,
+        [sys.executable, "-m", "sandbox", "run", str(script)],
+        capture_output=True,
+        timeout=60,
+        check=True,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert answer.stdout.startswith(b"\x1b[2J")
 
 
@@ -235,9 +243,12 @@ def test_the_command_prints_or_explains_every_result(tmp_path: Path, name: str, 
     script = tmp_path / "attack.py"
     script.write_text(HARD_TO_PRINT[name] + "\n")
     answer = subprocess.run(
-        [sys.executable, "-m", "sandbox", "run", str(script), option], capture_output=True, timeout=60, check=False,
+        [sys.executable, "-m", "sandbox", "run", str(script), option],
+        capture_output=True,
+        timeout=60,
+        check=False,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert answer.returncode in (0, 1), answer.stderr
     assert b"sandbox/cli" not in answer.stderr
     if option == "--json":

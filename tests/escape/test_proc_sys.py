@@ -1,7 +1,7 @@
 """Boundary: nothing of the host is read or changed through /proc and /sys.
 
-The program walks all of both, its own process's directory included, on whatever kernel it is: a file that a newer kernel
-adds is either covered, or unreadable, or a reader must say in `kernel_files.toml` why it is harmless.
+The program walks all of both, its own process's directory included, on whatever kernel it is: a file that a newer
+kernel adds is either covered, or unreadable, or a reader must say in `kernel_files.toml` why it is harmless.
 """
 
 from __future__ import annotations
@@ -94,17 +94,35 @@ result = {
 
 # Masked files are not among them: a mask is /dev/null, which can be opened, and what is written there is gone.
 SINGLE = (
-    "/proc/sysrq-trigger", "/proc/kmsg", "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe",
-    "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory", "/proc/sys/fs/binfmt_misc/register",
-    "/proc/pressure/cpu", "/proc/1/comm", "/proc/1/oom_score_adj", "/proc/self/uid_map", "/proc/self/gid_map",
-    "/proc/self/projid_map", "/proc/self/loginuid", "/proc/self/setgroups", "/proc/self/timerslack_ns", "/proc/self/comm",
-    "/proc/self/attr/current", "/proc/self/mem", "/proc/self/clear_refs",
-    "/sys/kernel/uevent_helper", "/sys/power/state", "/sys/fs/cgroup/cgroup.procs", "/sys/kernel/mm/ksm/run",
-)  # fmt: skip
+    "/proc/sysrq-trigger",
+    "/proc/kmsg",
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/fs/binfmt_misc/register",
+    "/proc/pressure/cpu",
+    "/proc/1/comm",
+    "/proc/1/oom_score_adj",
+    "/proc/self/uid_map",
+    "/proc/self/gid_map",
+    "/proc/self/projid_map",
+    "/proc/self/loginuid",
+    "/proc/self/setgroups",
+    "/proc/self/timerslack_ns",
+    "/proc/self/comm",
+    "/proc/self/attr/current",
+    "/proc/self/mem",
+    "/proc/self/clear_refs",
+    "/sys/kernel/uevent_helper",
+    "/sys/power/state",
+    "/sys/fs/cgroup/cgroup.procs",
+    "/sys/kernel/mm/ksm/run",
+)
 MASKED = (
     *MASKED_BY_PODMAN, *MASKS, "/sys/firmware", "/sys/kernel/vmcoreinfo", "/sys/kernel/boot_params/data", "/sys/block",
     "/sys/class/net", "/sys/module", "/sys/devices/virtual/dmi/id", "/sys/devices/pci0000:00", "/sys/kernel/debug",
-)  # fmt: skip
+)  # fmt: skip # a table
 PAYLOAD = {"single": SINGLE, "masked": MASKED}
 NOTHING = (0, "ENOENT", "EACCES", "EPERM", "EIO")
 
@@ -148,7 +166,8 @@ def test_kernel_files_that_tell_of_the_host_are_empty_or_absent(seen: dict[str, 
 
 def test_of_sys_there_are_processors_and_memory_nodes_alone(seen: dict[str, Any]) -> None:
     assert (seen["sys"], seen["devices"]) == (["devices", "fs"], ["system"])
-    # Version 2 shows the sandbox's own group; version 1 would show those of the host, and a cell's maker is in its group.
+    # Version 2 shows the sandbox's own group; version 1 would show those of the host, and a cell's maker is in its
+    # group.
     assert seen["groups"] == 0 or "/sys/fs/cgroup/cgroup.controllers" in seen["told"]
 
 

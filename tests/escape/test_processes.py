@@ -222,7 +222,8 @@ def test_a_session_of_its_own_does_not_save_a_child(bench: Bench) -> None:
 
 @pytest.mark.host_only  # the runner and the harness do this, wherever they are
 def test_the_priority_of_the_harness_does_not_decide_over_the_timeout(bench: Bench) -> None:
-    # A program may lower the priority of every process of its user, the harness among them, and then keep all cores busy.
+    # A program may lower the priority of every process of its user, the harness among them, and then keep all cores
+    # busy.
     text = """
         import os
         try:

@@ -137,7 +137,7 @@ def saved(script: Path, directory: Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "sandbox", "run", str(script), "--save-files", str(directory), "--quiet"],
         capture_output=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
 
 
 def test_a_planted_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
@@ -211,9 +211,21 @@ def test_names_that_programs_of_the_host_act_upon_get_others_and_that_is_said(tm
         assert f"{name} was saved as saved-".encode() in answer.stderr
     # The control: asked for, they keep their names, and a shell that goes through the directory is told options by one.
     subprocess.run(
-        [sys.executable, "-m", "sandbox", "run", str(tmp_path / "script.py"), "--save-files", str(tmp_path / "own"), "--keep-names"],
-        capture_output=True, timeout=60, check=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "sandbox",
+            "run",
+            str(tmp_path / "script.py"),
+            "--save-files",
+            str(tmp_path / "own"),
+            "--keep-names",
+        ],
+        capture_output=True,
+        timeout=60,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert sorted(os.listdir(tmp_path / "own")) == sorted([*ACTIVE, "data.csv"])
     for directory, listed in (("own", False), ("out", True)):
         shown = subprocess.run(

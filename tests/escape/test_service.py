@@ -54,9 +54,13 @@ def users(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Us
     with tempfile.TemporaryDirectory(prefix="svc-", dir="/tmp") as place:
         there = Path(place)
         users = Users(
-            alice=user(there, 1001, "alice"), bob=user(there, 1002, "bob"), team=user(there, 1003, "dora", "team"),
-            carla=user(there, 1004, "carla"), owner=user(there, OWNER_UID, "owner"), nobody=user(there, 1005, "nobody"),
-        )  # fmt: skip
+            alice=user(there, 1001, "alice"),
+            bob=user(there, 1002, "bob"),
+            team=user(there, 1003, "dora", "team"),
+            carla=user(there, 1004, "carla"),
+            owner=user(there, OWNER_UID, "owner"),
+            nobody=user(there, 1005, "nobody"),
+        )
         places = replace(bench.places, data_dir=tmp_path_factory.mktemp("data"))
         with service_for(list(vars(users).values()), ServiceConfig.model_validate(RULES), places):
             yield users
@@ -93,11 +97,12 @@ def test_who_has_no_right_gets_403_in_words_from_every_route(users: Users, metho
         assert status == 403
         assert answer == {
             "error": {
-                "code": "access_denied", "message": "the user nobody may not use this service",
+                "code": "access_denied",
+                "message": "the user nobody may not use this service",
                 "hint": "its administrator can name nobody, or a group of theirs, in an entry of [[access.runners]]",
                 "facts": {"user": "nobody"},
             }
-        }  # fmt: skip
+        }
 
 
 @pytest.mark.parametrize(
@@ -226,15 +231,31 @@ def test_the_owner_and_a_maintainer_may(users: Users) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"policy": "{}"}, {"policy": "../../../../..{}"}, {"image": "{}"}, {"image": "dir:{}"}, {"image": "oci-archive:{}"},
-        {"image": "docker-archive:{}"}, {"image": "containers-storage:{}"}, {"image": "../..{}"}, {"filename": "{}"},
-        {"requirements": ["{}"]}, {"requirements": ["-r {}"]}, {"requirements": ["-e {}"]}, {"requirements": ["x @ file://{}"]},
-        {"requirements": ["six --find-links {}"]}, {"code": "# /// script\n# dependencies = ['x @ file://{}']\n# ///\nresult = 1"},
-        {"files": {"{}": "YQ=="}}, {"files": {"../..{}": "YQ=="}}, {"preload": ["{}"]}, {"env": {"BASH_ENV": "{}"}}, {"node_id": "{}"},
-        {"topic": "{}"}, {"env": {"{}": "x"}},
+        {"policy": "{}"},
+        {"policy": "../../../../..{}"},
+        {"image": "{}"},
+        {"image": "dir:{}"},
+        {"image": "oci-archive:{}"},
+        {"image": "docker-archive:{}"},
+        {"image": "containers-storage:{}"},
+        {"image": "../..{}"},
+        {"filename": "{}"},
+        {"requirements": ["{}"]},
+        {"requirements": ["-r {}"]},
+        {"requirements": ["-e {}"]},
+        {"requirements": ["x @ file://{}"]},
+        {"requirements": ["six --find-links {}"]},
+        {"code": "# /// script\n# dependencies = ['x @ file://{}']\n# ///\nresult = 1"},
+        {"files": {"{}": "YQ=="}},
+        {"files": {"../..{}": "YQ=="}},
+        {"preload": ["{}"]},
+        {"env": {"BASH_ENV": "{}"}},
+        {"node_id": "{}"},
+        {"topic": "{}"},
+        {"env": {"{}": "x"}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_no_request_makes_the_service_touch_a_path(users: Users, tmp_path: Path, fields: dict[str, Any]) -> None:
     bait = tmp_path / "bait.toml"
     os.mkfifo(bait)  # whoever opens it for reading waits there for ever, and can be seen from here

@@ -122,7 +122,7 @@ SHARED = (
     "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", LIB_DIR, SYSTEM_DEVICES,
     "/proc/self/ns/user", "/proc/self/ns/time",  # of all sandboxes of one user; of the machine
     "an eventfd",  # and what else has the kernel's one anonymous inode
-)  # fmt: skip
+)  # fmt: skip # a table
 
 
 def test_only_the_listed_files_carry_a_lock_from_one_sandbox_to_another(bench: Bench) -> None:
@@ -259,9 +259,10 @@ asked = subprocess.run(["/bin/sh", "-c", "test -t 0 && echo yes"], stdin=slave, 
 result = [status, b"".join(kept).decode().strip(), asked.stdout.strip(), os.ttyname(slave).startswith("/dev/pts/")]
 """
 MORE_TERMINALS = Weakening(
-    name="more terminals", controls=frozenset({"pseudo-terminals"}),
+    name="more terminals",
+    controls=frozenset({"pseudo-terminals"}),
     apply=lambda podman: next(m for m in podman["mounts"] if m["type"] == "devpts")["options"].append("max=40"),
-)  # fmt: skip
+)
 
 
 def test_a_sandbox_that_takes_all_terminals_takes_none_of_another(bench: Bench) -> None:

@@ -21,8 +21,13 @@ ATTACKS = {
     "spinning in C": "x = 7 ** 10 ** 8\n",
     "at exit": "import atexit, time\natexit.register(time.sleep, 3600)\nresult = 1\n",
     "in a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,)).start()\nresult = 1\n",
-    "in a result that never ends": "class Slow(list):\n    def __iter__(self):\n        import time; time.sleep(3600)\nresult = (x for x in Slow())\n",
-    "in a loop of exceptions": "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass\n",
+    "in a result that never ends": (
+        "class Slow(list):\n    def __iter__(self):\n        import time; time.sleep(3600)\nresult = (x for x in"
+        " Slow())\n"
+    ),
+    "in a loop of exceptions": (
+        "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass\n"
+    ),
     "opening a pipe": "import os\nos.mkfifo('/app/p')\nopen('/app/p')\n",
     "in a command": "run_command('while :; do :; done')\n",
     "in a terminal's queue": "import os\nleader, follower = os.openpty()\nos.read(leader, 1)\n",
@@ -94,7 +99,10 @@ def test_half_a_cpu_that_is_used_up_reads_as_timed_out(bench: Bench) -> None:
 def test_cancelling_ends_any_program_within_a_second(bench: Bench) -> None:
     async def cancelled() -> tuple[RunResult, float]:
         cancel = asyncio.Event()
-        text = "import signal\nfor n in range(1, 30):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\nprint('on')\nwhile True: pass"
+        text = (
+            "import signal\nfor n in range(1, 30):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError:"
+            " pass\nprint('on')\nwhile True: pass"
+        )
         moments: list[float] = []
 
         def on_output(kind: str, data: bytes) -> None:

@@ -43,9 +43,22 @@ def own_workspaces(service: Service) -> set[str]:
 def containers() -> dict[str, str]:
     """Return every container of a run of this user: its whole id, and the workspace that it belongs to."""
     listed = subprocess.run(
-        ["podman", "ps", "--all", "--no-trunc", "--filter", f"label={RUN_LABEL}", "--format", f'{{{{.ID}}}} {{{{index .Labels "{OWNER_LABEL}"}}}}'],
-        capture_output=True, text=True, check=True, timeout=60, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            "podman",
+            "ps",
+            "--all",
+            "--no-trunc",
+            "--filter",
+            f"label={RUN_LABEL}",
+            "--format",
+            f'{{{{.ID}}}} {{{{index .Labels "{OWNER_LABEL}"}}}}',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
     return dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
 
 

@@ -52,9 +52,14 @@ METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
 
 
 def wheel(
-    name: str, version: str, files: Mapping[str, str | bytes], *, requires: Sequence[str] = (), tag: str = "py3-none-any",
+    name: str,
+    version: str,
+    files: Mapping[str, str | bytes],
+    *,
+    requires: Sequence[str] = (),
+    tag: str = "py3-none-any",
     deflated: bool = False,
-) -> tuple[str, bytes]:  # fmt: skip
+) -> tuple[str, bytes]:
     """Return the file name and the content of a wheel that has `files`, whatever their paths are."""
     info = f"{name}-{version}.dist-info"
     needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
@@ -79,9 +84,12 @@ def sdist(
     It is its own build backend, unless `requires` and `backend` name another.
     """
     text = PYPROJECT.format(
-        name=name, version=version, requires=json.dumps(list(requires)), backend=backend or "backend",
+        name=name,
+        version=version,
+        requires=json.dumps(list(requires)),
+        backend=backend or "backend",
         path="" if backend else 'backend-path = ["."]',
-    )  # fmt: skip
+    )
     files = {"pyproject.toml": text, "PKG-INFO": METADATA.format(name=name, version=version)}
     if not backend:
         files["backend.py"] = BACKEND.format(name=name, version=version, code=code, module=module)
@@ -129,9 +137,14 @@ class PackageIndex:
             return None
         if as_json:
             rows = [
-                {"filename": name, "url": f"/files/{name}", "hashes": {"sha256": self.hashes[name]}, "size": len(self.files[name])}
+                {
+                    "filename": name,
+                    "url": f"/files/{name}",
+                    "hashes": {"sha256": self.hashes[name]},
+                    "size": len(self.files[name]),
+                }
                 for name in names
-            ]  # fmt: skip
+            ]
             return json.dumps({"meta": {"api-version": "1.0"}, "name": package, "files": rows}).encode()
         links = (
             f'<a href="/files/{html.escape(name)}#sha256={self.hashes[name]}">{html.escape(name)}</a>' for name in names

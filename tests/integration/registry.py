@@ -81,7 +81,7 @@ def container_registry(place: Path) -> Iterator[Registry]:
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     port = free_port()
     configuration = {
         "version": "0.1",

@@ -65,14 +65,22 @@ def served(home: Path, **variables: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="svc-", dir="/tmp") as place:  # the path of a socket is short
         socket = f"{place}/s/service.sock"
         environment = {
-            **os.environ, "XDG_DATA_HOME": str(home / "data"), "SANDBOX_SOCKET__PATH": socket, "SANDBOX_LOG__FORMAT": "json",
-            "SANDBOX_STOP__DRAIN_S": "5", **variables,
-        }  # fmt: skip
+            **os.environ,
+            "XDG_DATA_HOME": str(home / "data"),
+            "SANDBOX_SOCKET__PATH": socket,
+            "SANDBOX_LOG__FORMAT": "json",
+            "SANDBOX_STOP__DRAIN_S": "5",
+            **variables,
+        }
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *COMMAND, "--policy-dir", str(policies), "serve"], env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
+                ["setpriv", "--pdeathsig", "TERM", *COMMAND, "--policy-dir", str(policies), "serve"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         service = Service(process, socket, home, policies)
         try:
             await_health(service)

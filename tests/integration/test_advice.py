@@ -19,7 +19,10 @@ NETWORK = {
     "urllib": "import urllib.request\nurllib.request.urlopen('https://api.test:8443/')",
     "http.client": "import http.client\nhttp.client.HTTPConnection('192.0.2.1', timeout=2).request('GET', '/')",
     "asyncio": "import asyncio\nasyncio.run(asyncio.open_connection('api.test', 443))",
-    "wrapped": "import socket\ntry:\n    socket.getaddrinfo('db.test', 5432)\nexcept OSError as error:\n    raise RuntimeError('no database')",
+    "wrapped": (
+        "import socket\ntry:\n    socket.getaddrinfo('db.test', 5432)\nexcept OSError as error:\n    raise"
+        " RuntimeError('no database')"
+    ),
 }
 
 

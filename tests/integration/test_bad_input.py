@@ -141,8 +141,18 @@ def test_a_runtime_directory_that_others_can_enter_is_refused(script: Path, tmp_
     assert f"chmod 0700 {public}" in answer.stderr
 
 
-COMMANDS = (("doctor",), ("config", "socket"), ("config", "show"), ("policy", "list"), ("env", "list"), ("image", "list"),
-            ("template", "list"), ("template", "run", "simple", "--no-service"), ("uninstall", "--dry-run"), ("serve", "--restart"))  # fmt: skip
+COMMANDS = (
+    ("doctor",),
+    ("config", "socket"),
+    ("config", "show"),
+    ("policy", "list"),
+    ("env", "list"),
+    ("image", "list"),
+    ("template", "list"),
+    ("template", "run", "simple", "--no-service"),
+    ("uninstall", "--dry-run"),
+    ("serve", "--restart"),
+)
 
 
 @pytest.mark.parametrize("named", ["unset", "", "run", "/nonexistent", "/run/user/0", "/"])

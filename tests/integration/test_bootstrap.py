@@ -100,7 +100,7 @@ def in_image(engine: Engine, record: ImageRecord, *command: str) -> str:
         ["podman", "--runtime", engine.info().runtime_path, "run", "--rm", "--network", "none", "--read-only",
          "--cap-drop", "all", "--user", "12345:12345", "--env", "LANG=C.UTF-8", record.id, *command],
         capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
 

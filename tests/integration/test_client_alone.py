@@ -38,9 +38,14 @@ print(json.dumps([*found, sorted(outside), sorted({each.name for each in distrib
 def ran(*command: str | Path, **variables: str) -> str:
     """Run one command in a directory that has nothing of ours, and return what it prints."""
     done = subprocess.run(
-        list(map(str, command)), cwd="/", capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+        list(map(str, command)),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
         env={"PATH": "/usr/bin:/bin", **variables},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

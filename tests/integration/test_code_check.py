@@ -65,8 +65,10 @@ def test_the_answer_is_of_the_sandboxs_own_python_and_nothing_ran(bench: Bench) 
     assert found.python == version
     assert found.problem is None
     assert [(one.module, one.line, one.install) for one in found.missing] == [
-        ("absent_a", 1, "absent_a"), ("harness", 4, "harness"), ("sandbox", 4, "sandbox"),
-    ]  # fmt: skip
+        ("absent_a", 1, "absent_a"),
+        ("harness", 4, "harness"),
+        ("sandbox", 4, "sandbox"),
+    ]
     assert found.imports == ("json", "absent_a", "__main__", "harness", "sandbox")
 
 

@@ -277,10 +277,14 @@ async def proxied(
     names = names or Names(api_test=[["127.0.0.1"]])
     path = tmp_path / "egress.sock"
     proxy = EgressProxy(
-        socket_path=path, peer_uid=os.getuid() if peer_uid is None else peer_uid, resolve=names, on_bytes=on_bytes,
+        socket_path=path,
+        peer_uid=os.getuid() if peer_uid is None else peer_uid,
+        resolve=names,
+        on_bytes=on_bytes,
         allow=Allowlist(tuple(map(parse_rule, rules)), tuple(map(ip_network, addresses))),
-        caps=EgressCaps(**{**CAPS, **caps}), own_addresses=own,
-    )  # fmt: skip
+        caps=EgressCaps(**{**CAPS, **caps}),
+        own_addresses=own,
+    )
     async with proxy:
         yield Bench(proxy, path, names)
     assert not path.exists()
@@ -415,7 +419,10 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 
 @scenario
 async def test_corpus_fronting_inside_tls_is_beyond_what_the_proxy_sees(tmp_path: Path) -> None:
-    """A documented limit: whoever serves an allowed name may serve others under it. The name outside has to be allowed."""
+    """A documented limit: whoever serves an allowed name may serve others under it.
+
+    The name outside has to be allowed.
+    """
     async with (
         Server(http(), context=anonymous(ssl.PROTOCOL_TLS_SERVER)).listening() as server,
         proxied(tmp_path, f"api.test:{server.port}") as bench,
@@ -460,9 +467,24 @@ async def test_corpus_something_other_than_tls_in_a_tunnel(tmp_path: Path, first
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "2130706433", "017700000001", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "127.1", "127.0.1", "0",
-     "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[fe80::1%25lo]", "127.0.0.1.", "localhost"],
-)  # fmt: skip
+    [
+        "127.0.0.1",
+        "2130706433",
+        "017700000001",
+        "0x7f000001",
+        "0x7f.0.0.1",
+        "0177.0.0.1",
+        "127.1",
+        "127.0.1",
+        "0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[fe80::1%25lo]",
+        "127.0.0.1.",
+        "localhost",
+    ],
+)
 @scenario
 async def test_corpus_addresses_in_all_spellings(tmp_path: Path, host: str) -> None:
     async with Server(http()).listening() as server, proxied(tmp_path, f"api.test:{server.port}") as bench:

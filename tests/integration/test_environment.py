@@ -103,9 +103,11 @@ def test_requests_at_once_for_one_environment_build_it_once(desk: Desk, index: P
     places = desk.places
     arguments = [str(path) for path in (places.runtime_dir, places.cache_dir, places.data_dir, desk.top / "policies")]
     running = [
-        subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, *arguments, "greeting"], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_PROCESS, *arguments, "greeting"], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(3)
-    ]  # fmt: skip
+    ]
     answers = [process.communicate(timeout=WAIT_S)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(set(answers)) == 1
@@ -205,9 +207,13 @@ def image_with_pip(desk: Desk, tmp_path: Path) -> Iterator[str]:
         install_program.pack(str(copy), out)
     base = engine.image(f"{REPOSITORY}:latest")
     written = write_image(
-        tmp_path / "image.tar", BaseImage(diff_ids=base.layers, architecture=base.architecture), [("pip", tmp_path / "pip.tree")],
-        name=f"localhost/environment-test:{uuid.uuid4().hex[:8]}", labels={}, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
-    )  # fmt: skip
+        tmp_path / "image.tar",
+        BaseImage(diff_ids=base.layers, architecture=base.architecture),
+        [("pip", tmp_path / "pip.tree")],
+        name=f"localhost/environment-test:{uuid.uuid4().hex[:8]}",
+        labels={},
+        created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    )
     record = add(engine, written)
     yield written.name
     desk.remove_all()
@@ -218,13 +224,18 @@ def test_the_images_own_pip_does_the_same_where_uv_does_not_run(
     desk: Desk, index: PackageIndex, image_with_pip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.add(
-        greeting(requires=["tiny<2"]), wheel("tiny", "1.0", {"tiny.py": "X = 1\n"}), wheel("tiny", "2.0", {"tiny.py": "X = 2\n"}),
+        greeting(requires=["tiny<2"]),
+        wheel("tiny", "1.0", {"tiny.py": "X = 1\n"}),
+        wheel("tiny", "2.0", {"tiny.py": "X = 2\n"}),
         wheel("leaving", "1.0", {"../leaving.py": ""}),
-    )  # fmt: skip
+    )
     with_uv = desk.build("greeting", image=image_with_pip)
     kept = len(desk.kept())
     monkeypatch.setattr(installation, "tools", lambda: ())
-    code = "import greeting, os, tiny\nresult = [greeting.VERSION, tiny.X, os.access('/opt/environment/bin/greet', os.X_OK)]"
+    code = (
+        "import greeting, os, tiny\nresult = [greeting.VERSION, tiny.X, os.access('/opt/environment/bin/greet',"
+        " os.X_OK)]"
+    )
     assert desk.value(code, "greeting>=1", image=image_with_pip) == ["1.0", 1, True]
     with_pip = desk.build("greeting>=1", image=image_with_pip)
     assert versions(with_pip.lock) == versions(with_uv.lock)

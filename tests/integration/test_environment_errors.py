@@ -73,8 +73,12 @@ def test_a_wheel_for_another_python_is_named_with_the_versions_that_have_one(des
 
 def test_wheels_for_other_pythons_are_named_also_beside_a_source_archive(desk: Desk, index: PackageIndex) -> None:
     machine = f"linux_{platform.machine()}"
-    index.add(*tiny("late", "1.0"), sdist("late", "2.0"), *tiny("late", "2.0", tag=f"cp398-cp398-{machine}"),
-              *tiny("late", "2.0", tag=f"cp399-cp399-{machine}"))  # fmt: skip
+    index.add(
+        *tiny("late", "1.0"),
+        sdist("late", "2.0"),
+        *tiny("late", "2.0", tag=f"cp398-cp398-{machine}"),
+        *tiny("late", "2.0", tag=f"cp399-cp399-{machine}"),
+    )
     error = desk.failure("late==2.0")
     assert error.message.startswith("late==2.0 has no wheel for Python 3.")
     assert error.message.endswith("on this machine, only for Python 3.98, 3.99")

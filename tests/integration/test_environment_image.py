@@ -58,9 +58,13 @@ def written(engine: Engine, place: Path, more: bytes = b"") -> WrittenImage:
     directory = place / "image"
     directory.mkdir()
     return write_image(
-        directory / "image.tar", BaseImage(diff_ids=base.layers, architecture=base.architecture), [("greeting", stream)],
-        name=f"localhost/environment-test:{uuid.uuid4().hex[:8]}", labels=LABELS, created=datetime(2020, 1, 1, tzinfo=timezone.utc),
-    )  # fmt: skip
+        directory / "image.tar",
+        BaseImage(diff_ids=base.layers, architecture=base.architecture),
+        [("greeting", stream)],
+        name=f"localhost/environment-test:{uuid.uuid4().hex[:8]}",
+        labels=LABELS,
+        created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    )
 
 
 @pytest.fixture
@@ -117,9 +121,13 @@ def test_an_image_that_differs_from_what_was_written_is_removed(engine: Engine, 
 
 
 def test_an_image_survives_the_way_to_a_registry_and_back(
-    engine: Engine, registry: Registry, image: WrittenImage, added: ImageRecord, tmp_path: Path,
+    engine: Engine,
+    registry: Registry,
+    image: WrittenImage,
+    added: ImageRecord,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(registry.bundle))
     destination = f"{registry.address}/team/environment:1"
     digest = engine.push(added.names[0], destination, work_dir=tmp_path)
@@ -129,8 +137,12 @@ def test_an_image_survives_the_way_to_a_registry_and_back(
         engine.image(added.id)
     subprocess.run(
         ["podman", "pull", "--quiet", f"{registry.address}/team/environment@{digest}"],
-        check=True, capture_output=True, timeout=120, env=registry.environment, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env=registry.environment,
+        stdin=subprocess.DEVNULL,
+    )
     check(engine.image(added.id), image)
 
 

@@ -144,8 +144,11 @@ def test_the_image_of_a_build_that_was_killed_before_its_record_goes_with_the_ne
     arguments = [str(path) for path in (places.runtime_dir, places.cache_dir, places.data_dir, desk.top / "policies")]
     process = subprocess.run(
         [sys.executable, "-c", KILLED_BEFORE_THE_RECORD + IN_A_PROCESS, *arguments, "killed"],
-        stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=False,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
     assert process.returncode == -signal.SIGKILL
     name = image_name(process.stdout.strip())
     # The control: it is there, and no record tells of it.

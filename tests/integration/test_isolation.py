@@ -78,9 +78,12 @@ def test_two_runs_at_once_see_nothing_of_each_other(bench: Bench) -> None:
 
     async def both() -> list[RunResult]:
         runner = bench.runner()
-        return await asyncio.gather(*(
-            runner.run(Run(request=bench.request(PROGRAM, payload=one, secrets={"TOKEN": one["mine"]}))) for one in given
-        ))  # fmt: skip
+        return await asyncio.gather(
+            *(
+                runner.run(Run(request=bench.request(PROGRAM, payload=one, secrets={"TOKEN": one["mine"]})))
+                for one in given
+            )
+        )
 
     results = asyncio.run(both())
     first, second = (value_of(result) for result in results)
@@ -114,7 +117,10 @@ def test_what_a_program_changes_in_python_itself_is_gone_with_it(bench: Bench) -
 def test_many_runs_at_once_all_end_well_and_apart(bench: Bench) -> None:
     async def all_of_them() -> list[RunResult]:
         runner = bench.runner()
-        text = "import os, time\nopen('/app/mine', 'x').write(str(payload))\ntime.sleep(0.3)\nresult = [payload, open('/app/mine').read(), os.getuid()]"
+        text = (
+            "import os, time\nopen('/app/mine', 'x').write(str(payload))\ntime.sleep(0.3)\nresult = [payload,"
+            " open('/app/mine').read(), os.getuid()]"
+        )
         return await asyncio.gather(
             *(runner.run(Run(request=bench.request(text, payload=number))) for number in range(6))
         )

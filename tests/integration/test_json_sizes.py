@@ -46,12 +46,13 @@ CASES: dict[str, tuple[str, bytes | str, str | None]] = {
     "no UTF-8": (WRITES, b'"\xff"', None),
     "more than one value": (WRITES, b'1],["', None),
     "a value": (
-        GIVES, "{'\\ud800': '\\udfff', 'pair': '\\ud83d\\ude00', 'n': [2**60, float('nan'), 10**4_200], 'deep': deep(98)}",
+        GIVES,
+        "{'\\ud800': '\\udfff', 'pair': '\\ud83d\\ude00', 'n': [2**60, float('nan'), 10**4_200], 'deep': deep(98)}",
         f'{{"\ufffd":"\ufffd","pair":"😀","n":[{2**60},null,{10**4_200}],"deep":{NEST}}}',
     ),
     "a value that is too deep": (GIVES, "deep(100)", None),
     "an integer of too many digits": (GIVES, "10**5_000", None),
-}  # fmt: skip
+}
 
 
 class Parts(msgspec.Struct, frozen=True):

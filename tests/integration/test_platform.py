@@ -28,9 +28,11 @@ def test_each_control_is_held_as_the_documentation_says(
     held_by_cgroup = {row["control"] for row in receipt["controls"] if row["mechanism"] == "cgroup"}
     assert (strict == 0) == ({"memory", "cpus", "processes"} <= held_by_cgroup)
     platforms.record(
-        record_property, cgroup=cgroup_of(host_facts), receipt=receipt,
+        record_property,
+        cgroup=cgroup_of(host_facts),
+        receipt=receipt,
         policies={"default": "runs", "strict": "refuses" if strict else "runs"},
-    )  # fmt: skip
+    )
 
 
 def test_a_runtime_that_starts_nothing_is_left_aside(host_facts: HostFacts, record_property: platforms.Record) -> None:
@@ -40,6 +42,9 @@ def test_a_runtime_that_starts_nothing_is_left_aside(host_facts: HostFacts, reco
             continue
         version = subprocess.run([name, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
         platforms.record_useless_runtime(
-            record_property, cgroup=cgroup_of(host_facts), podman=".".join(map(str, host_facts.engine.version)),
-            runtime=f"{name} {platforms.minor(version)}", why="starts nothing",
-        )  # fmt: skip
+            record_property,
+            cgroup=cgroup_of(host_facts),
+            podman=".".join(map(str, host_facts.engine.version)),
+            runtime=f"{name} {platforms.minor(version)}",
+            why="starts nothing",
+        )

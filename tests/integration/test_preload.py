@@ -45,7 +45,10 @@ HARM = {
     "hangs": "import time\ntime.sleep(600)",
     "threads": "import threading, time\nthreading.Thread(target=time.sleep, args=(600,), daemon=True).start()",
     "forks": "import os, time\nif not os.fork():\n    os.setsid()\n    time.sleep(600)",
-    "greedy": "import os\nfor _ in range(8):\n    if not os.fork():\n        kept = bytearray(b'x') * (200 << 20)\n        os.wait()",
+    "greedy": (
+        "import os\nfor _ in range(8):\n    if not os.fork():\n        kept = bytearray(b'x') * (200 << 20)\n       "
+        " os.wait()"
+    ),
     "talks": "import os\nfor fd in range(3, 10):\n    try: os.write(fd, b'R' + bytes(40))\n    except OSError: pass",
     "closes": "import os\nos.closerange(3, 100)",
     "raises": "raise SystemExit('nothing')",

@@ -117,10 +117,28 @@ def test_what_is_exported_is_taken_by_run_lock_and_pip_and_gives_the_same_files(
     files = [line for line in original.splitlines() if "sha256 =" in line]
     assert files == [line for line in (tmp_path / "pylock.toml").read_text().splitlines() if "sha256 =" in line]
     pip = subprocess.run(
-        [sys.executable, "-I", "-m", "pip", "--isolated", "--disable-pip-version-check", "install", "--no-cache-dir", "--index-url", place.index.url,
-         "--require-hashes", "--target", str(tmp_path / "site"), "-r", str(file)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-I",
+            "-m",
+            "pip",
+            "--isolated",
+            "--disable-pip-version-check",
+            "install",
+            "--no-cache-dir",
+            "--index-url",
+            place.index.url,
+            "--require-hashes",
+            "--target",
+            str(tmp_path / "site"),
+            "-r",
+            str(file),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert pip.returncode == 0, pip.stderr
     assert (tmp_path / "site/greeting.py").exists()
 

@@ -54,9 +54,12 @@ def client(service: Service) -> Iterator[Client]:
 
 def test_a_run_gives_its_result_output_files_and_receipt(client: Client) -> None:
     result = client.run(
-        "print('hello')\nlog('working')\nsave_file('a.bin', b'\\x00\\x01')\nresult = {'double': payload['n'] * 2, 't': topic}",
-        payload={"n": 21}, topic="north", policy="small",
-    )  # fmt: skip
+        "print('hello')\nlog('working')\nsave_file('a.bin', b'\\x00\\x01')\nresult = {'double': payload['n'] * 2, 't':"
+        " topic}",
+        payload={"n": 21},
+        topic="north",
+        policy="small",
+    )
     assert (result.outcome, result.value, result.stdout) == ("succeeded", {"double": 42, "t": "north"}, "hello\n")
     assert result.files == {"a.bin": b"\x00\x01"}
     assert client.file(result.run_id, "a.bin") == b"\x00\x01"
@@ -159,9 +162,14 @@ def test_a_payload_is_kept_where_the_policy_asks_for_it_and_nowhere_else(
     (home / "policies" / "kept.toml").write_text('extends = "default"\nhistory.payloads = true\n')
     with served(home) as service, service.client() as client:
         runs = {
-            policy: client.run(
-                "result = 'a result'", payload=[f"payload of {policy}"], secrets={"TOKEN": "a secret"}, policy=policy
-            ).run_id
+            policy: (
+                client.run(
+                    "result = 'a result'",
+                    payload=[f"payload of {policy}"],
+                    secrets={"TOKEN": "a secret"},
+                    policy=policy,
+                ).run_id
+            )
             for policy in ("kept", "default")
         }
         shown = {policy: client.get(f"/v1/runs/{run_id}") for policy, run_id in runs.items()}
@@ -219,9 +227,12 @@ def test_the_second_run_finds_a_sandbox_ready_and_no_trace_of_the_first(client: 
     while warm < 3:
         assert time.monotonic() < deadline, "no run found a sandbox ready"
         left = client.run(leave).value
-        assert {**left, "uid": 0} == {"files": [["left"]] * 3, "module": True, "variable": True, "uid": 0}, (
-            "it is there to be found"
-        )
+        assert {**left, "uid": 0} == {
+            "files": [["left"]] * 3,
+            "module": True,
+            "variable": True,
+            "uid": 0,
+        }, "it is there to be found"
         time.sleep(0.3)
         result = client.run(look)
         assert {**result.value, "uid": 0} == {"files": [[], [], []], "module": False, "variable": False, "uid": 0}
@@ -405,8 +416,14 @@ def test_what_a_caller_may_use_is_listed(client: Client) -> None:
     assert any("sandbox-python" in image["name"] for image in images)
     assert client.doctor()["usable"]
     assert client.environments() == []
-    for found, kind in ((client.policies()[0], ListedPolicy), (small, ShownPolicy), (small["values"][0], PolicyValue),
-                        (client.templates()[0], ListedTemplate), (simple, ShownTemplate), (images[0], ListedImage)):  # fmt: skip
+    for found, kind in (
+        (client.policies()[0], ListedPolicy),
+        (small, ShownPolicy),
+        (small["values"][0], PolicyValue),
+        (client.templates()[0], ListedTemplate),
+        (simple, ShownTemplate),
+        (images[0], ListedImage),
+    ):
         assert set(found) == set(kind.__annotations__)
 
 

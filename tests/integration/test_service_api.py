@@ -94,9 +94,13 @@ document = schemathesis.openapi.from_dict(
 
 @document.parametrize()
 @settings(
-    max_examples=EXAMPLES, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
-    derandomize=True, database=None,
-)  # fmt: skip
+    max_examples=EXAMPLES,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+)
 def test_whatever_is_sent_the_answer_is_as_the_document_says(case: Any, url: str) -> None:
     checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
     if isinstance(case.body, dict) and isinstance(image := case.body.get("image"), str) and image:
@@ -155,9 +159,21 @@ def peak_mib(service: Service) -> int:
         HEALTH + b"A: b\r\n c\r\n\r\n",
         b"GET /v1/health HTTP/3.7\r\n\r\n",
     ],
-    ids=["TLS", "long address", "long header", "many headers", "negative length", "two lengths", "length and chunks", "bad chunk",
-         "HTTP/2", "NUL", "folded header", "HTTP/3.7"],
-)  # fmt: skip
+    ids=[
+        "TLS",
+        "long address",
+        "long header",
+        "many headers",
+        "negative length",
+        "two lengths",
+        "length and chunks",
+        "bad chunk",
+        "HTTP/2",
+        "NUL",
+        "folded header",
+        "HTTP/3.7",
+    ],
+)
 def test_what_is_no_http_is_refused_and_ends_its_connection(service: Service, said: bytes) -> None:
     answers = spoken(service, said + LAST)
     assert [(status, json.loads(body)["error"]["code"]) for status, _, body in answers] == [(400, "invalid_request")]
@@ -198,7 +214,10 @@ def test_other_methods_have_no_route(service: Service, method: bytes) -> None:
 
 @pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])
 def test_nothing_is_upgraded(service: Service, upgrade: bytes) -> None:
-    asked = b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    asked = (
+        b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key:"
+        b" dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    )
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(WAIT_S)
         connection.connect(service.socket)

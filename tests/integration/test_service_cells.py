@@ -65,8 +65,9 @@ def test_messages_of_a_node_share_a_container_and_each_has_a_cell_of_its_own(cli
 
 def test_all_that_a_run_has_works_in_a_cell(client: Client) -> None:
     code = (
-        "import os, subprocess, sys\nprint('out')\nprint('err', file=sys.stderr)\nlog('said')\nsave_file('f', b'\\x00' + read_file('in', binary=True))\n"
-        "result = {'secret': len(os.environ['TOKEN']), 'topic': topic, 'child': subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout}"
+        "import os, subprocess, sys\nprint('out')\nprint('err', file=sys.stderr)\nlog('said')\nsave_file('f', b'\\x00'"
+        " + read_file('in', binary=True))\nresult = {'secret': len(os.environ['TOKEN']), 'topic': topic, 'child':"
+        " subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout}"
     )
     events: list[str] = []
     result = client.run(
@@ -109,7 +110,10 @@ def test_failures_limits_and_cancelling_are_the_same_as_in_a_container(client: C
 
 
 def test_modules_named_ahead_are_there_and_their_state_is_not_shared(client: Client) -> None:
-    code = "import sys\nfound = 'decimal' in sys.modules\nimport decimal\nresult = [found, decimal.getcontext().prec]\ndecimal.getcontext().prec = 5"
+    code = (
+        "import sys\nfound = 'decimal' in sys.modules\nimport decimal\nresult = [found,"
+        " decimal.getcontext().prec]\ndecimal.getcontext().prec = 5"
+    )
     assert [client.run(code, preload=["decimal"], **NODE).value for _ in range(3)] == [[True, 28]] * 3
 
 

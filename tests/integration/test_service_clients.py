@@ -240,8 +240,14 @@ def test_a_shell_is_offered_the_runs_of_the_service(service: Service) -> None:
         run_id = client.run("result = 1").run_id
     for typed, found in (("sandbox logs ", True), (f"sandbox logs {run_id[:4]}", True), ("sandbox stop ", False)):
         words = len(typed.split()) - (not typed.endswith(" "))
-        answer = sandbox(env=environment(
-            SANDBOX_SOCKET=service.socket, _SANDBOX_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(words)))  # fmt: skip
+        answer = sandbox(
+            env=environment(
+                SANDBOX_SOCKET=service.socket,
+                _SANDBOX_COMPLETE="bash_complete",
+                COMP_WORDS=typed,
+                COMP_CWORD=str(words),
+            )
+        )
         assert (answer.returncode, answer.stderr) == (0, "")
         assert (f"plain,{run_id[:12]}" in answer.stdout.split()) == found
 
@@ -264,8 +270,13 @@ def test_the_command_line_says_once_that_the_service_is_of_another_version(tmp_p
 def test_the_measurement_of_cold_runs_asks_no_service(tmp_path: Path) -> None:
     with echoing() as service:
         measured = subprocess.run(
-            [sys.executable, ROOT / "scripts/bench.py", "cold", "--runs", "1", "--json"], env=environment(SANDBOX_SOCKET=service.path),
-            capture_output=True, text=True, timeout=120, check=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, ROOT / "scripts/bench.py", "cold", "--runs", "1", "--json"],
+            env=environment(SANDBOX_SOCKET=service.path),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
         assert service.connections == 0
     assert len(json.loads(measured.stdout)["times_ms"]["sandbox_run"]) == 1

@@ -126,7 +126,7 @@ def test_secrets_and_files_go_both_ways(script: Path, tmp_path: Path, with_servi
     answer = sandbox(
         "run", script, "--secret", "TOKEN", "--file", f"in={tmp_path / 'in'}", "--save-files", tmp_path / "kept",
         env={**with_service, "TOKEN": "four"},
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "4\n", "")
     assert (tmp_path / "kept/out.bin").read_bytes() == b"\xff\x01\x00"
 

@@ -61,7 +61,8 @@ def podman(*words: str) -> str:
 def other_image() -> Iterator[str]:
     """Give an image with the base's files in a layer of its own.
 
-    With another mapping of users, Podman keeps a copy of an image's layers in its storage, and counts it as the image's:
+    With another mapping of users, Podman keeps a copy of an image's layers in its storage, and counts it as the
+    image's:
     the base image must not get one.
     """
     name = "localhost/of-another-mapping:latest"
@@ -81,10 +82,30 @@ def in_container(
 ) -> list[tuple[int, Any]]:
     """Ask from a rootless container of this user that sees a socket's directory; `options` are podman's."""
     done = subprocess.run(
-        ["podman", "--runtime", probe(runtime_dir()).engine.runtime_path, "run", "--rm", "--network", "none", "--volume", f"{directory}:/run/runner", *options, image,
-         "python3", "-c", ASK, "/run/runner/service.sock", json.dumps(requests)],
-        capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            "podman",
+            "--runtime",
+            probe(runtime_dir()).engine.runtime_path,
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--volume",
+            f"{directory}:/run/runner",
+            *options,
+            image,
+            "python3",
+            "-c",
+            ASK,
+            "/run/runner/service.sock",
+            json.dumps(requests),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
     return [(status, body) for status, body in json.loads(done.stdout)]
 
@@ -117,8 +138,15 @@ def test_on_the_second_socket_it_may_run_under_the_policies_named_and_nothing_el
     running, directory = service
     with running.client() as owner:
         own = owner.run("result = 1", policy="small").run_id
-        requests = (run_of("default"), run_of("small"), PRUNE, ("POST", "/v1/maintenance/stop-all", None), RUNS, ("GET", f"/v1/runs/{own}", None),
-                    ("DELETE", f"/v1/runs/{own}", None))  # fmt: skip
+        requests = (
+            run_of("default"),
+            run_of("small"),
+            PRUNE,
+            ("POST", "/v1/maintenance/stop-all", None),
+            RUNS,
+            ("GET", f"/v1/runs/{own}", None),
+            ("DELETE", f"/v1/runs/{own}", None),
+        )
         ran, other, pruned, stopped, listed, shown, ended = in_container(directory, *requests)
         assert (ran[0], ran[1]["result"]) == (200, "ran")
         assert [answer[0] for answer in (other, pruned, stopped)] == [403, 403, 403]

@@ -90,8 +90,9 @@ def test_a_build_tells_its_steps_and_what_it_gave_is_listed_used_and_removed(cli
     assert set(shown) == set(ShownEnvironment.__annotations__)
     assert {**row, "lock": shown["lock"], "egress": shown["egress"]} == shown
     assert {(row["step"], row["host"], row["allowed"]) for row in shown["egress"]} == {
-        ("resolve", "127.0.0.1", True), ("fetch", "127.0.0.1", True),
-    }  # fmt: skip
+        ("resolve", "127.0.0.1", True),
+        ("fetch", "127.0.0.1", True),
+    }
     assert all(set(row) == set(BuildConnections.__annotations__) for row in shown["egress"])
     assert "greeting" in shown["lock"]
     assert client.run(CODE, requirements=["greeting==1.0"], policy="local").value == "hello 1"

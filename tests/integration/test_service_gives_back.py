@@ -20,18 +20,38 @@ from tests.waiting import until
 
 NODES = 40
 MODULES = (
-    "array", "ast", "base64", "bisect", "calendar", "colorsys", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "fractions",
-    "graphlib", "heapq", "html", "json", "math", "statistics", "textwrap",
-)  # fmt: skip
+    "array",
+    "ast",
+    "base64",
+    "bisect",
+    "calendar",
+    "colorsys",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "fractions",
+    "graphlib",
+    "heapq",
+    "html",
+    "json",
+    "math",
+    "statistics",
+    "textwrap",
+)
 POLICIES = 10
 IDLE_S = 15
 MEMORY_MIB = 48
-# A ready sandbox is counted with no less than this of the memory that all may take; it has 4 descriptors, a warm container 8.
+# A ready sandbox is counted with no less than this of the memory that all may take; it has 4 descriptors, a warm
+# container 8.
 SMALLEST_MIB = 6
 EACH_READY, EACH_WARM = 4, 8
 # What one run of its own has open at a time, beside its sandbox: its client's connection, Podman's, the history's.
 AROUND = 24
-# Connections to Podman that stay open for the next call, one of each thread that talks to it, and what the history is read by.
+# Connections to Podman that stay open for the next call, one of each thread that talks to it, and what the history is
+# read by.
 KEPT = 8
 MIB = 1 << 20
 BODY_MIB = 60
@@ -95,8 +115,12 @@ def many_kinds(client: Client) -> int:
 
 def test_descriptors_are_bounded_whatever_kinds_of_runs_there_are_and_go_back(tmp_path: Path) -> None:
     settings = {
-        "POOL__IDLE_S": IDLE_S, "POOL__MEMORY_MIB": MEMORY_MIB, "POOL__WARM_SEEN": 0, "CELLS__IDLE_S": IDLE_S, "CELLS__MEMORY_MIB": MEMORY_MIB,
-    }  # fmt: skip
+        "POOL__IDLE_S": IDLE_S,
+        "POOL__MEMORY_MIB": MEMORY_MIB,
+        "POOL__WARM_SEEN": 0,
+        "CELLS__IDLE_S": IDLE_S,
+        "CELLS__MEMORY_MIB": MEMORY_MIB,
+    }
     with (
         served(tmp_path, **{f"SANDBOX_{key}": str(value) for key, value in settings.items()}) as service,
         service.client() as client,
@@ -106,7 +130,8 @@ def test_descriptors_are_bounded_whatever_kinds_of_runs_there_are_and_go_back(tm
         with Watch(service) as watch:
             kinds = many_kinds(client)
         print(
-            f"descriptors: {before} before, {watch.most} at most with {kinds} kinds (bound: {bound}), {descriptors(service)} right after"
+            f"descriptors: {before} before, {watch.most} at most with {kinds} kinds (bound: {bound}),"
+            f" {descriptors(service)} right after"
         )
         assert kinds == NODES + len(MODULES) + POLICIES
         assert before < watch.most <= bound
@@ -169,17 +194,25 @@ def test_of_twelve_large_bodies_those_that_fit_are_taken_the_others_told_and_the
             grown_mib = rss_mib(service) - before_mib
             until(lambda: rss_mib(service), lambda seen: seen < before_mib + BODY_MIB / 2, within_s=20)
             print(
-                f"memory: {before_mib:.0f} MiB before, {before_mib + grown_mib:.0f} right after, {rss_mib(service):.0f} now"
+                f"memory: {before_mib:.0f} MiB before, {before_mib + grown_mib:.0f} right after,"
+                f" {rss_mib(service):.0f} now"
             )
         assert "Traceback" not in service.log()
 
 
 LARGE = b"x" * (BODY_MIB * MIB)
 REFUSED = {
-    "no JSON": b'{"code": "1", "payload": "%s' % LARGE, "JSON that ends badly": b'{"code": "1", "payload": ["%s",]}' % LARGE, "an unknown field": b'{"code": "1", "pay": "%s"}' % LARGE,
-    "a field that is too long": b'{"code": "1", "topic": "%s"}' % LARGE, "a program that is too long": b'{"code": "%s"}' % LARGE, "a file that is no base64": b'{"code": "1", "files": {"a": "%s!"}}' % LARGE,
-    "a message that is none": b'{"code": "1", "message": "%s"}' % LARGE, "more than the policy takes": b'{"code": "1", "payload": "%s", "message": {"a": "%s"}}' % (LARGE, LARGE[: 10 * MIB]),
-}  # fmt: skip
+    "no JSON": b'{"code": "1", "payload": "%s' % LARGE,
+    "JSON that ends badly": b'{"code": "1", "payload": ["%s",]}' % LARGE,
+    "an unknown field": b'{"code": "1", "pay": "%s"}' % LARGE,
+    "a field that is too long": b'{"code": "1", "topic": "%s"}' % LARGE,
+    "a program that is too long": b'{"code": "%s"}' % LARGE,
+    "a file that is no base64": b'{"code": "1", "files": {"a": "%s!"}}' % LARGE,
+    "a message that is none": b'{"code": "1", "message": "%s"}' % LARGE,
+    "more than the policy takes": (
+        b'{"code": "1", "payload": "%s", "message": {"a": "%s"}}' % (LARGE, LARGE[: 10 * MIB])
+    ),
+}
 
 
 def test_large_bodies_that_are_refused_after_they_came_cost_no_memory_afterwards(tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ from tests.waiting import until
 __all__ = ["client"]  # a fixture
 
 TIMEOUT_S, MEMORY_MIB = 2, 128
-SMALL = f"filesystem.app_mib = 16\nfilesystem.tmp_mib = 16\nfilesystem.shm_mib = 16\nlimits.timeout_s = {TIMEOUT_S}\nlimits.memory_mib = {MEMORY_MIB}\n"
+SMALL = (
+    "filesystem.app_mib = 16\nfilesystem.tmp_mib = 16\nfilesystem.shm_mib = 16\nlimits.timeout_s ="
+    f" {TIMEOUT_S}\nlimits.memory_mib = {MEMORY_MIB}\n"
+)
 LARGE = "limits.timeout_s = 30\nlimits.memory_mib = 512\n"
 HARD = {
     "takes long": ("x = 1\nf'" + "{x}" * 160_000 + "'", "timed_out"),  # Python takes a quarter of a minute for it

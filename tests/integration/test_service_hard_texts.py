@@ -60,12 +60,21 @@ TEXTS: dict[str, Callable[[int], str]] = {
 # Payloads that no policy refuses, large enough to be checked in pieces.
 PAYLOAD_BYTES = 16 * MIB
 PAYLOADS: dict[str, tuple[bytes, bytes, bytes]] = {
-    "quotes": (b'"', rb"\"", b'"'), "empty texts": (b"[", b'"",', b"0]"), "numbers": (b"[", b"1,", b"1]"), "objects": (b"[", b'{"a":1},', b"1]"),
-}  # fmt: skip
+    "quotes": (b'"', rb"\"", b'"'),
+    "empty texts": (b"[", b'"",', b"0]"),
+    "numbers": (b"[", b"1,", b"1]"),
+    "objects": (b"[", b'{"a":1},', b"1]"),
+}
 LIBRARIES: tuple[list[str], ...] = (
-    [], ["six"], ["a" * 190] * 100_000, ["a;" + "(" * 150] * 150, ["a" + "[" * 150 + "]"] * 150, [","] * 100_000, ["six"] * 200,
+    [],
+    ["six"],
+    ["a" * 190] * 100_000,
+    ["a;" + "(" * 150] * 150,
+    ["a" + "[" * 150 + "]"] * 150,
+    [","] * 100_000,
+    ["six"] * 200,
     ['a; python_version<"3" and ' + "(" * 60 + 'os_name=="x"' + ")" * 60] * 150,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +136,7 @@ def requests() -> list[bytes]:
     made = [
         request_of(text, LIBRARIES[number % len(LIBRARIES)], path="/v1/check" if number % 5 == 4 else "/v1/runs")
         for number, text in enumerate(texts)
-    ]  # fmt: skip
+    ]
     made += [with_payload(*parts) for parts in PAYLOADS.values()]
     random.Random(1).shuffle(made)
     return made
@@ -191,7 +200,8 @@ def health_in_a_crowd(service: Service, requests: Sequence[bytes]) -> tuple[floa
     for name, found, took in (("health", health, seen.service), ("a bare server", bare, seen.bare)):
         shown = [*(found[part - 1] for part in (50, 90, 99)), max(took)]
         print(
-            f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}"
+            f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)};"
+            f" {ends}"
         )
     return health[89] - bare[89], max(seen.service) - max(seen.bare)
 
@@ -215,7 +225,8 @@ def test_texts_that_are_hard_to_parse_stop_nobody_and_cost_nothing_afterwards(
     assert held(service) <= fds + 3
     beside_mib = [rss_mib(pid) for pid in parsers(service.process.pid)]
     print(
-        f"memory: {before_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after; processes that parse: {beside_mib}"
+        f"memory: {before_mib:.0f} MiB before, {rss_mib(service.process.pid):.0f} MiB after; processes that parse:"
+        f" {beside_mib}"
     )
     assert rss_mib(service.process.pid) < before_mib + 40
     assert len(beside_mib) <= 2

@@ -54,7 +54,8 @@ def script(tmp_path: Path, text: str) -> str:
 def test_a_detached_run_is_shown_later_as_run_shows_it(service: Service, tmp_path: Path) -> None:
     program = script(
         tmp_path,
-        "import sys\nprint('out')\nprint('err', file=sys.stderr)\nsave_file('a.txt', 'content')\nresult = {'n': payload}",
+        "import sys\nprint('out')\nprint('err', file=sys.stderr)\nsave_file('a.txt', 'content')\nresult = {'n':"
+        " payload}",
     )
     status, run_id, said = command(service, "run", "--detach", "--input", "7", program)
     assert (status, len(run_id.strip()), said) == (0, 32, "")
@@ -133,8 +134,9 @@ def test_the_policy_decides_what_is_kept(tmp_path: Path) -> None:
     with served(tmp_path) as service, service.client() as client:
         outputs = {
             (policy, code): "output" in client.recorded(client.run(f"print(1)\n{code}", policy=policy).run_id)
-            for policy in ("default", "all", "none") for code in ("result = 1", "raise ValueError")
-        }  # fmt: skip
+            for policy in ("default", "all", "none")
+            for code in ("result = 1", "raise ValueError")
+        }
     assert [name for name, kept in outputs.items() if kept] == [
         ("default", "raise ValueError"),
         ("all", "result = 1"),
@@ -163,9 +165,10 @@ def test_results_outlive_the_service_and_a_run_that_it_took_with_it_says_so(tmp_
         service.log("policies read")
         assert client.result(done) is not None, "whatever becomes of policies"
     with (
-        served(tmp_path, SANDBOX_HISTORY__RESULTS_MIB="0") as service, service.client() as client,
+        served(tmp_path, SANDBOX_HISTORY__RESULTS_MIB="0") as service,
+        service.client() as client,
         pytest.raises(NotFound, match="not kept any longer"),
-    ):  # fmt: skip
+    ):
         client.result(done)
 
 

@@ -129,7 +129,7 @@ async def goes_in_the_middle_of_its_answer(number: int, reader: Reader, writer: 
 TROUBLESOME = [
     reads_slowly, goes_before_it_asks, goes_in_the_middle_of_its_request, goes_while_it_waits, goes_while_it_runs,
     goes_in_the_middle_of_its_answer,
-]  # fmt: skip
+]  # fmt: skip # a table
 Behaviour = Callable[[int, Reader, Writer], Awaitable[str]]
 
 
@@ -227,10 +227,12 @@ def health_in_a_crowd(service: Service) -> float:
     for name, found, took in (("health", health, seen.service), ("a bare server", bare, seen.bare)):
         shown = [*(found[part - 1] for part in (50, 90, 99)), max(took)]
         print(
-            f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)}; {ends}"
+            f"{name}: p50, p90, p99, slowest {', '.join(f'{1000 * one:.1f}' for one in shown)} ms of {len(took)};"
+            f" {ends}"
         )
     assert health[49] < HEALTH_S
-    # The rest of the machine is as busy as the service: what a server that does nothing takes meanwhile is not the service's.
+    # The rest of the machine is as busy as the service: what a server that does nothing takes meanwhile is not the
+    # service's.
     assert health[89] < HEALTH_S + bare[89]
     return max(seen.service) - max(seen.bare)
 
@@ -239,7 +241,8 @@ def health_in_a_crowd(service: Service) -> float:
 def test_two_hundred_clients_at_once_get_their_own_results_and_cost_nothing_afterwards(service: Service) -> None:
     asyncio.run(crowd(service, CLIENTS // 2))  # what the allocator keeps of a crowd, it keeps once
     fds, memory_mib = held(service), rss_mib(service.process.pid)
-    # One answer may have met something else on the machine that the bare server did not: in one crowd of a few, none has.
+    # One answer may have met something else on the machine that the bare server did not: in one crowd of a few, none
+    # has.
     slowest = [health_in_a_crowd(service) for _ in range(CROWDS)]
     assert min(slowest) < HEALTH_S, slowest
     assert held(service) <= fds + 3

@@ -41,9 +41,11 @@ ENDS = {
     "too much output": (SAVES + "print('x' * (4 << 20))", {}),
     "too long": (SAVES + "while True: pass", {"timeout_s": 1}),
     "half a file": (
-        SAVES + "import os; log.__self__._channel._socket.send(b'F' + (100).to_bytes(8, 'big') + b'half.txt'); os._exit(0)", {}
+        SAVES
+        + "import os; log.__self__._channel._socket.send(b'F' + (100).to_bytes(8, 'big') + b'half.txt'); os._exit(0)",
+        {},
     ),
-}  # fmt: skip
+}
 SAME = (
     "outcome",
     "explanation",

@@ -98,9 +98,24 @@ def test_the_health_check_of_an_image_never_runs(script: Path, tmp_path: Path) -
         f"FROM {REPOSITORY}:latest\nHEALTHCHECK --interval=1s CMD python3 -c pass\n"
     )
     subprocess.run(
-        ["podman", "build", "--network", "none", "--format", "docker", "--tag", name, "--file", str(tmp_path / "Containerfile"),
-         str(tmp_path)], check=True, capture_output=True, timeout=120, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            "podman",
+            "build",
+            "--network",
+            "none",
+            "--format",
+            "docker",
+            "--tag",
+            name,
+            "--file",
+            str(tmp_path / "Containerfile"),
+            str(tmp_path),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
     try:
         script.write_text("print('ready', flush=True)\nimport time\ntime.sleep(30)\n")
         with running(str(script), "--image", name, stdout=subprocess.PIPE) as process:
@@ -108,8 +123,11 @@ def test_the_health_check_of_an_image_never_runs(script: Path, tmp_path: Path) -
             assert process.stdout.readline() == b"ready\n"
             shown = subprocess.run(
                 ["podman", "inspect", "--format", "{{json .Config.Healthcheck}}", our_containers()[0]],
-                check=True, capture_output=True, text=True, timeout=60,
-            )  # fmt: skip
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=30)
         assert "python3" not in shown.stdout

@@ -13,7 +13,10 @@ import pytest
 from tests.kernel.breaking import CAPS
 
 # Some bombs and one share are enough here.
-FEWER = "not larger and not small and not shared and not places and not threads and not neighbours and not told and not refused and not 1.5 and not many and not child"
+FEWER = (
+    "not larger and not small and not shared and not places and not threads and not neighbours and not told and not"
+    " refused and not 1.5 and not many and not child"
+)
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
@@ -29,8 +32,20 @@ def cases(report: Path) -> Iterator[tuple[str, set[str], bool]]:
 @pytest.mark.parametrize("cap", sorted(CAPS))
 def test_a_cap_left_out_fails_exactly_its_tests(cap: str, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--break={cap}", f"--junit-xml={report}",
-               "-k", FEWER, str(HERE / "test_caps.py"), str(HERE / "test_memory.py")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--break={cap}",
+        f"--junit-xml={report}",
+        "-k",
+        FEWER,
+        str(HERE / "test_caps.py"),
+        str(HERE / "test_memory.py"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=ROOT)
     assert done.returncode == 1, done.stdout[-2000:]
     found = list(cases(report))

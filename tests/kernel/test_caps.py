@@ -30,9 +30,12 @@ class Seen:
 @pytest.fixture(scope="module")
 def name(bench: Bench) -> str:
     return bench.policy_with(
-        limits__memory_mib=128, limits__cpus=0.75, limits__processes=24, limits__timeout_s=20,
+        limits__memory_mib=128,
+        limits__cpus=0.75,
+        limits__processes=24,
+        limits__timeout_s=20,
         enforcement__on_unenforceable="refuse",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +50,11 @@ def seen(bench: Bench, name: str) -> Seen:
 
     def look(group: Group) -> tuple[dict[str, str], int]:
         return {
-            "memory.max": group.tightest("memory.max"), "memory.swap.max": group.tightest("memory.swap.max"),
-            "cpu.max": group.text("cpu.max"), "pids.max": group.tightest("pids.max"),
-        }, int(group.text("memory.peak"))  # fmt: skip
+            "memory.max": group.tightest("memory.max"),
+            "memory.swap.max": group.tightest("memory.swap.max"),
+            "cpu.max": group.text("cpu.max"),
+            "pids.max": group.tightest("pids.max"),
+        }, int(group.text("memory.peak"))
 
     result, (files, peak_bytes) = asyncio.run(observe(bench, program, look, policy=name, payload=HELD_MIB))
     return Seen(policy=bench.policy(name), files=files, peak_bytes=peak_bytes, result=result)
@@ -124,7 +129,8 @@ def test_spinning_processes_use_up_their_share_and_get_no_more(bench: Bench, cpu
 
     _, (share, throttled) = asyncio.run(observe(bench, SPIN, look, policy=policy, payload=spinners))
     assert share <= 1.1 * cpus
-    # A period in which the kernel stopped it is one in which it had all that it may have; in others, somebody else had the processors.
+    # A period in which the kernel stopped it is one in which it had all that it may have; in others, somebody else had
+    # the processors.
     assert throttled > 0
     assert share >= 0.9 * throttled * cpus
 

@@ -29,8 +29,13 @@ def script() -> Path:
 def sandbox(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command as the newcomer."""
     user = pwd.getpwnam(NEWCOMER)
-    environment = [f"XDG_RUNTIME_DIR=/run/user/{user.pw_uid}", f"HOME={user.pw_dir}", f"USER={NEWCOMER}", "LANG=C.UTF-8",
-                   "PATH=/usr/bin:/bin:/usr/sbin:/sbin"]  # fmt: skip
+    environment = [
+        f"XDG_RUNTIME_DIR=/run/user/{user.pw_uid}",
+        f"HOME={user.pw_dir}",
+        f"USER={NEWCOMER}",
+        "LANG=C.UTF-8",
+        "PATH=/usr/bin:/bin:/usr/sbin:/sbin",
+    ]
     return as_root(
         "-u", NEWCOMER, "env", "-i", "-C", "/", *environment, sys.executable, "-m", "sandbox", *map(str, words)
     )
@@ -79,12 +84,16 @@ def test_the_fixes_that_are_named_lead_from_no_session_to_strict(
     fallback = document("run", script)
     assert fallback.get("outcome") == "succeeded", fallback
     assert caps_of(fallback["receipt"]) == {
-        "memory": ("proven", "cgroup"), "cpus": ("fallback", "affinity+rlimit"), "processes": ("proven", "cgroup"),
-    }  # fmt: skip
+        "memory": ("proven", "cgroup"),
+        "cpus": ("fallback", "affinity+rlimit"),
+        "processes": ("proven", "cgroup"),
+    }
     platforms.record(
-        record_property, cgroup="v2, without cpu", receipt=fallback["receipt"],
+        record_property,
+        cgroup="v2, without cpu",
+        receipt=fallback["receipt"],
         policies={"default": "runs", "strict": "refuses"},
-    )  # fmt: skip
+    )
 
     refused = sandbox("run", script, "--policy", "strict", "--json")
     assert refused.returncode == 4, refused.stderr

@@ -20,7 +20,8 @@ BOMBS = {
     "one process": AT_ONCE + ATTACKS["one process"],
     "shared memory": AT_ONCE + ATTACKS["shared and anonymous"],
     "a child whose parent goes on": AT_ONCE + ATTACKS["a child that outgrows its parent"],
-    "many processes": """
+    "many processes": (
+        """
         import os, time
         each = 24
         reading, writing = os.pipe()
@@ -33,22 +34,27 @@ BOMBS = {
         while got < payload // each:
             got += len(os.read(reading, 64))
         result = got * each
-    """,
-    "files in the three places": """
+    """
+    ),
+    "files in the three places": (
+        """
         for place, mib in (("/app", 40), ("/tmp", 40), ("/dev/shm", 10)):
             with open(place + "/filler", "wb") as file:
                 for _ in range(mib):
                     file.write(b"x" * (1 << 20))
         held = bytearray(b"x") * ((payload - 90) << 20)
         result = payload
-    """,
-    "files alone, every process small": """
+    """
+    ),
+    "files alone, every process small": (
+        """
         for place, mib in (("/app", 40), ("/tmp", 40), ("/dev/shm", 13)):
             with open(place + "/filler", "wb") as file:
                 for _ in range(mib):
                     file.write(b"x" * (1 << 20))
         result = payload
-    """,
+    """
+    ),
 }
 NEIGHBOUR = """
     import time
@@ -64,17 +70,25 @@ NEIGHBOUR = """
 @pytest.fixture(scope="module")
 def tight(bench: Bench) -> str:
     return bench.policy_with(
-        limits__memory_mib=CAP_MIB, limits__timeout_s=20, limits__open_files=1024,
-        filesystem__app_mib=41, filesystem__tmp_mib=41, filesystem__shm_mib=14,
-    )  # fmt: skip
+        limits__memory_mib=CAP_MIB,
+        limits__timeout_s=20,
+        limits__open_files=1024,
+        filesystem__app_mib=41,
+        filesystem__tmp_mib=41,
+        filesystem__shm_mib=14,
+    )
 
 
 @pytest.fixture(scope="module")
 def roomy(bench: Bench) -> str:
     return bench.policy_with(
-        limits__memory_mib=512, limits__timeout_s=20, limits__open_files=1024,
-        filesystem__app_mib=41, filesystem__tmp_mib=41, filesystem__shm_mib=14,
-    )  # fmt: skip
+        limits__memory_mib=512,
+        limits__timeout_s=20,
+        limits__open_files=1024,
+        filesystem__app_mib=41,
+        filesystem__tmp_mib=41,
+        filesystem__shm_mib=14,
+    )
 
 
 @pytest.mark.holds("memory")

@@ -67,5 +67,8 @@ def test_both_runtimes_hold_both_policies(runtime: str, bench: Bench, record_pro
     receipt = results["default"].receipt
     assert receipt is not None
     platforms.record(
-        record_property, cgroup="v2, delegated", receipt=to_builtins(receipt), policies={"default": "runs", "strict": "runs"}
-    )  # fmt: skip
+        record_property,
+        cgroup="v2, delegated",
+        receipt=to_builtins(receipt),
+        policies={"default": "runs", "strict": "runs"},
+    )

@@ -36,11 +36,21 @@ def main_process(unit: str) -> str:
 def units(newcomer: pwd.struct_passwd) -> Iterator[None]:
     """Give a .socket unit and its service, which runs as the user of the tests."""
     made = as_root(
-        "systemd-run", f"--unit={UNIT}", "--quiet", "--service-type=notify", f"--uid={os.getuid()}",
+        "systemd-run",
+        f"--unit={UNIT}",
+        "--quiet",
+        "--service-type=notify",
+        f"--uid={os.getuid()}",
         *(f"--setenv={variable}" for variable in ENVIRONMENT),
-        *(f"--socket-property={line}" for line in (f"ListenStream={SOCKET}", "SocketMode=0660", f"SocketUser={os.getuid()}")),
-        sys.executable, "-m", "sandbox", "serve",
-    )  # fmt: skip
+        *(
+            f"--socket-property={line}"
+            for line in (f"ListenStream={SOCKET}", "SocketMode=0660", f"SocketUser={os.getuid()}")
+        ),
+        sys.executable,
+        "-m",
+        "sandbox",
+        "serve",
+    )
     assert made.returncode == 0, made.stderr
     yield
     as_root("systemctl", "stop", f"{UNIT}.socket", f"{UNIT}.service")

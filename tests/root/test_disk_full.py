@@ -1,4 +1,7 @@
-"""A full disk: one clear sentence, the right status, nothing left. Root mounts a full file system in a namespace of its own."""
+"""A full disk: one clear sentence, the right status, nothing left.
+
+Root mounts a full file system in a namespace of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def sandbox_on_full(place: Path, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", options, str(place), SANDBOX, *arguments],
         capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
 
 
 def places() -> dict[str, Path]:
@@ -50,8 +53,8 @@ def test_a_full_disk_is_named_with_the_fix_and_nothing_is_left(name: str, tmp_pa
     assert [path for path in runs.iterdir() if path.is_dir()] == []
 
 
-# A machine within the machine: caches, records, Podman's storage and its processes are of this build alone, and go with it.
-# What is left in the cache, and the images, are printed at the end.
+# A machine within the machine: caches, records, Podman's storage and its processes are of this build alone, and go with
+# it. What is left in the cache, and the images, are printed at the end.
 BUILD = """
 as_user() { setpriv --reuid sandbox --regid sandbox --init-groups env -i HOME="$home" XDG_RUNTIME_DIR="$run" PATH="$PATH" "$@"; }
 own() { mount -t tmpfs -o "size=$1,mode=0700,uid=$user,gid=$group" own "$2"; }
@@ -83,16 +86,24 @@ def built(
         policy.write_text('extends = "default"\nbuild.allow_addresses = ["127.0.0.1"]\n')
         index.add(wheel(package, "1.0", {f"{package}.bin": os.urandom(size_mib << 20)}))
         known = {
-            "user": account.pw_uid, "group": account.pw_gid, "home": account.pw_dir, "cache": places()["cache"],
-            "run": places()["runtime"].parent, "place": directory, "cache_size": cache_size, "storage_size": storage_size,
-            "PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index.url,
-        }  # fmt: skip
+            "user": account.pw_uid,
+            "group": account.pw_gid,
+            "home": account.pw_dir,
+            "cache": places()["cache"],
+            "run": places()["runtime"].parent,
+            "place": directory,
+            "cache_size": cache_size,
+            "storage_size": storage_size,
+            "PATH": os.environ["PATH"],
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": index.url,
+        }
         command = [SANDBOX, "env", "build", "--policy", str(policy), "--with", package]
         answer = subprocess.run(
             ["unshare", "--mount", "sh", "-c", BUILD, "sh", *command],
             capture_output=True, text=True, timeout=180, check=False, stdin=subprocess.DEVNULL,
             env={name: str(value) for name, value in known.items()},
-        )  # fmt: skip
+        )  # fmt: skip # a command line
     return answer.returncode, answer.stdout.splitlines(), answer.stderr
 
 

@@ -1,4 +1,7 @@
-"""Called as root, the command hands itself over to the user `sandbox`. These tests run as root, and start no container as root."""
+"""Called as root, the command hands itself over to the user `sandbox`.
+
+These tests run as root, and start no container as root.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +32,14 @@ def as_root() -> None:
 
 def sandbox(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SANDBOX, *arguments], capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+        [SANDBOX, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
         env={**os.environ, **variables},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -149,11 +157,22 @@ def test_a_socket_that_systemd_opened_is_all_that_the_service_takes_along(meant_
         os.chmod(f"{place}/s", 0o600)
         opened.listen()
         pid = "$$" if meant_for_it else "1"
-        script = f"exec 3<&{opened.fileno()} 9<&{shadow.fileno()}; export LISTEN_FDS=1 LISTEN_PID={pid}; exec {SANDBOX} serve"
+        script = (
+            f"exec 3<&{opened.fileno()} 9<&{shadow.fileno()}; export LISTEN_FDS=1 LISTEN_PID={pid}; exec {SANDBOX}"
+            " serve"
+        )
         service = subprocess.Popen(
-            ["/bin/bash", "-c", script], pass_fds=[opened.fileno(), shadow.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            env={**os.environ, "SANDBOX_SOCKET__PATH": f"{place}/absent/s", "SANDBOX_POOL__MEMORY_MIB": "0", "SANDBOX_CELLS__MEMORY_MIB": "0"},
-        )  # fmt: skip
+            ["/bin/bash", "-c", script],
+            pass_fds=[opened.fileno(), shadow.fileno()],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "SANDBOX_SOCKET__PATH": f"{place}/absent/s",
+                "SANDBOX_POOL__MEMORY_MIB": "0",
+                "SANDBOX_CELLS__MEMORY_MIB": "0",
+            },
+        )
         try:
             if not meant_for_it:
                 assert "absent/s can't be opened" in service.communicate(timeout=60)[1].decode()

@@ -56,20 +56,34 @@ def test_a_file_that_hides_a_library_is_told_so() -> None:
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("data.csv", "--file data.csv;"), ("./data.csv", "--file data.csv;"), ("/app/data.csv", "--file data.csv;"),
+        ("data.csv", "--file data.csv;"),
+        ("./data.csv", "--file data.csv;"),
+        ("/app/data.csv", "--file data.csv;"),
         ("in/data.csv", "--file data.csv=in/data.csv, and the program opens data.csv;"),
         ("/app/in/data.csv", "--file data.csv=in/data.csv, and the program opens data.csv;"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_not_there_is_sent_along(path: str, said: str) -> None:
     assert said in told("FileNotFoundError", f"[Errno 2] No such file or directory: {path!r}")
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/shadow", "/srv/ada/data.csv", "../ada/data.csv", "in/../../data.csv", "/app/../etc/shadow", ".ssh/id_rsa", "ada/.netrc",
-     "data;poweroff", "a data.csv", "$(id).csv", "--json", "a=b"],
-)  # fmt: skip
+    [
+        "/etc/shadow",
+        "/srv/ada/data.csv",
+        "../ada/data.csv",
+        "in/../../data.csv",
+        "/app/../etc/shadow",
+        ".ssh/id_rsa",
+        "ada/.netrc",
+        "data;poweroff",
+        "a data.csv",
+        "$(id).csv",
+        "--json",
+        "a=b",
+    ],
+)
 def test_a_path_that_is_not_plainly_in_the_directory_of_the_command_is_not_recommended(path: str) -> None:
     """The user may not be able to read it, and a program could so ask for what nobody should hand over."""
     said = told("FileNotFoundError", f"[Errno 2] No such file or directory: '{path}'")
@@ -86,7 +100,10 @@ def test_a_path_that_is_not_plainly_in_the_directory_of_the_command_is_not_recom
         ("URLError", f"<urlopen error {DNS}>", ""),
         (
             "ConnectionError",
-            f"HTTPSConnectionPool(host='api.test', port=8443): Max retries exceeded with url: / (Caused by NameResolutionError(\"{DNS}\"))",
+            (
+                "HTTPSConnectionPool(host='api.test', port=8443): Max retries exceeded with url: / (Caused by"
+                f' NameResolutionError("{DNS}"))'
+            ),
             "",
         ),
         ("ConnectError", DNS, ""),

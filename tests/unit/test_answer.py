@@ -40,12 +40,19 @@ def results(draw: Any) -> RunResult:
     )
     output = st.binary() | st.text().map(lambda text: text.encode(errors="replace"))
     return RunResult(
-        run_id="r", outcome=outcome, explanation=draw(st.text()), stdout=draw(output), stderr=lookalike.encode(), logs=tuple(draw(logs)),
-        result_json=value if outcome is Outcome.SUCCEEDED else None, additional_data_json=draw(st.none() | st.just(value)),
+        run_id="r",
+        outcome=outcome,
+        explanation=draw(st.text()),
+        stdout=draw(output),
+        stderr=lookalike.encode(),
+        logs=tuple(draw(logs)),
+        result_json=value if outcome is Outcome.SUCCEEDED else None,
+        additional_data_json=draw(st.none() | st.just(value)),
         files=tuple(SavedFile(name=name, content=draw(st.binary())) for name in names),
-        warnings=tuple(draw(st.lists(st.text(), max_size=2))), durations=Durations(total_ms=1.5),
+        warnings=tuple(draw(st.lists(st.text(), max_size=2))),
+        durations=Durations(total_ms=1.5),
         error=draw(st.none() | st.just(ProgramError(type="E", message=lookalike, traceback=lookalike))),
-    )  # fmt: skip
+    )
 
 
 def streamed(result: RunResult) -> list[bytes]:
@@ -109,10 +116,16 @@ FILE = b'{"event": "file", "name": "a", "size_bytes": 1, "content_base64": "eA==
 @pytest.mark.parametrize(
     ("before", "named"),
     [
-        ([], b'[{"name": "a", "size_bytes": 1}]'), ([FILE], b'[{"name": "b", "size_bytes": 1}]'), ([FILE], b'[{"name": "a", "size_bytes": 2}]'),
-        ([FILE], b'[{"name": "a"}]'), ([FILE], b'[{"name": [], "size_bytes": 1}]'), ([FILE], b"7"), ([FILE], b'["a"]'), ([FILE], b"null"),
+        ([], b'[{"name": "a", "size_bytes": 1}]'),
+        ([FILE], b'[{"name": "b", "size_bytes": 1}]'),
+        ([FILE], b'[{"name": "a", "size_bytes": 2}]'),
+        ([FILE], b'[{"name": "a"}]'),
+        ([FILE], b'[{"name": [], "size_bytes": 1}]'),
+        ([FILE], b"7"),
+        ([FILE], b'["a"]'),
+        ([FILE], b"null"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_an_answer_names_and_that_did_not_come_is_an_error(before: list[bytes], named: bytes) -> None:
     last = b'{"event": "result", "run_id": "r", "outcome": "failed", "files": %s}' % named
     for read in (Told.event, lambda told, line: answer_of_stream(fields_of(line), told)):
@@ -126,10 +139,14 @@ def test_a_file_that_an_answer_names_and_that_did_not_come_is_an_error(before: l
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"event": "file", "content_base64": ""}', b'{"event": "file", "name": []}', b'{"event": "stdout", "text": "\\ud800"}', b'{"event": "log", "text": "x"}',
-        b'{"event": "stdout", "base64": 7}', b'{"event": 7}',
+        b'{"event": "file", "content_base64": ""}',
+        b'{"event": "file", "name": []}',
+        b'{"event": "stdout", "text": "\\ud800"}',
+        b'{"event": "log", "text": "x"}',
+        b'{"event": "stdout", "base64": 7}',
+        b'{"event": 7}',
     ],
-)  # fmt: skip
+)
 def test_an_event_that_is_not_as_it_must_be_is_an_error(line: bytes) -> None:
     told = Told()
     told.event(ACCEPTED)

@@ -99,9 +99,9 @@ def test_updates_alone_are_no_source() -> None:
 
 
 def test_options_of_a_source_are_kept() -> None:
-    (first, *_) = parse_one_line(ONE_LINE)
-    assert first.line() == (
-        "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
+    first, *_ = parse_one_line(ONE_LINE)
+    assert (
+        first.line() == "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]"
         " http://archive.example/debian bookworm main contrib"
     )
 
@@ -230,8 +230,21 @@ def test_the_layer_holds_python_sh_coreutils_and_nothing_to_install_with(layer: 
 def test_the_layer_leaves_out_documents_tests_and_the_build_hosts_configuration(
     layer: dict[str, tarfile.TarInfo],
 ) -> None:
-    unwanted = ("doc", "man", "apt", "dpkg", "resolv", "hostname", "idlelib", "/test", "ensurepip", "sitecustomize",
-                "gone", "EUC", PACKAGES_FILE)  # fmt: skip
+    unwanted = (
+        "doc",
+        "man",
+        "apt",
+        "dpkg",
+        "resolv",
+        "hostname",
+        "idlelib",
+        "/test",
+        "ensurepip",
+        "sitecustomize",
+        "gone",
+        "EUC",
+        PACKAGES_FILE,
+    )
     assert [name for name in layer if any(part in name for part in unwanted)] == []
     assert {"usr/lib/x86_64-linux-gnu/gconv/UTF-16.so", "usr/share/zoneinfo/Europe/Paris"} <= set(layer)
     assert "usr/lib/python3.11/__pycache__/os.cpython-311.pyc" in layer

@@ -128,14 +128,30 @@ def test_the_form_is_the_same_wherever_a_piece_ends_and_whoever_parses(
 @pytest.mark.parametrize(
     ("value", "form"),
     [
-        (b"1", b"1"), (b"-0.5e+10", b"-0.5e+10"), (b"-0", b"-0"), (b'"\\u00e9\xc3\xa9"', b'"\\u00e9\xc3\xa9"'), (b'{"a":[null,true,false]}', None), (b"[]", b"[]"),
-        (b'{"a" : 1 ,\r\n"a":\t2}', b'{"a":1,"a":2}'), (b'"a  b"', b'"a  b"'), (b'"\\" : \\\\" ', b'"\\" : \\\\"'),
-        (b'"\xe2\x80\xa8\xe2\x80\xa9\xc2\x85\x7f\xc2\x9b\xe2\x80\xae"', b'"\\u2028\\u2029\\u0085\\u007f\\u009b\\u202e"'),
-        (b'"\\ud800"', b'"\xef\xbf\xbd"'), (b'"\\uDFFF\\ud83d\\ude00"', b'"\xef\xbf\xbd\\ud83d\\ude00"'), (b'"\\\\ud800"', b'"\\\\ud800"'),
-        (b'{"\\udc00":1}', b'{"\xef\xbf\xbd":1}'), (b"9" * 4300, None), (b"1e308", None), (b"1e-999", None), (b'"\\u0000"', None),
+        (b"1", b"1"),
+        (b"-0.5e+10", b"-0.5e+10"),
+        (b"-0", b"-0"),
+        (b'"\\u00e9\xc3\xa9"', b'"\\u00e9\xc3\xa9"'),
+        (b'{"a":[null,true,false]}', None),
+        (b"[]", b"[]"),
+        (b'{"a" : 1 ,\r\n"a":\t2}', b'{"a":1,"a":2}'),
+        (b'"a  b"', b'"a  b"'),
+        (b'"\\" : \\\\" ', b'"\\" : \\\\"'),
+        (
+            b'"\xe2\x80\xa8\xe2\x80\xa9\xc2\x85\x7f\xc2\x9b\xe2\x80\xae"',
+            b'"\\u2028\\u2029\\u0085\\u007f\\u009b\\u202e"',
+        ),
+        (b'"\\ud800"', b'"\xef\xbf\xbd"'),
+        (b'"\\uDFFF\\ud83d\\ude00"', b'"\xef\xbf\xbd\\ud83d\\ude00"'),
+        (b'"\\\\ud800"', b'"\\\\ud800"'),
+        (b'{"\\udc00":1}', b'{"\xef\xbf\xbd":1}'),
+        (b"9" * 4300, None),
+        (b"1e308", None),
+        (b"1e-999", None),
+        (b'"\\u0000"', None),
         (b"[" * 98 + b"]" * 98, None),
     ],
-)  # fmt: skip
+)
 def test_what_is_json_gets_its_form_however_large(
     monkeypatch: pytest.MonkeyPatch, value: bytes, form: bytes | None, padding: int, at_once: int
 ) -> None:
@@ -151,16 +167,56 @@ def test_what_is_json_gets_its_form_however_large(
     [
         (value, "no JSON")
         for value in (
-            b"NaN", b"Infinity", b"-Infinity", b"01", b"1.", b".5", b"+1", b"'a'", b"{a:1}", b"[1,]", b'"a\nb"', b'"a\tb"', b'"\x00"', b"1]\x00[", b"1 2",
-            b"1\n2", b"tr ue", b'"a" "b"', b'"\\x41"', b"", b"/**/1", b"0x10", b"\xef\xbb\xbf1", b"\xe2\x80\xa81", b"\xc2\x851", b'{"a"}', b"{1:2}", b"[1}", b'"', b"]",
+            b"NaN",
+            b"Infinity",
+            b"-Infinity",
+            b"01",
+            b"1.",
+            b".5",
+            b"+1",
+            b"'a'",
+            b"{a:1}",
+            b"[1,]",
+            b'"a\nb"',
+            b'"a\tb"',
+            b'"\x00"',
+            b"1]\x00[",
+            b"1 2",
+            b"1\n2",
+            b"tr ue",
+            b'"a" "b"',
+            b'"\\x41"',
+            b"",
+            b"/**/1",
+            b"0x10",
+            b"\xef\xbb\xbf1",
+            b"\xe2\x80\xa81",
+            b"\xc2\x851",
+            b'{"a"}',
+            b"{1:2}",
+            b"[1}",
+            b'"',
+            b"]",
         )
-    ] + [
-        (b'"\xff"', "no UTF-8"), (b'"\xed\xa0\x80"', "no UTF-8"), (b'"\xc0\x80"', "no UTF-8"), (b"[" * 5000 + b"]" * 5000, "levels deep"), (b"[" * 100 + b"]" * 100, "levels deep"),
-        (b'{"a":' * 100 + b"1" + b"}" * 100, "levels deep"), (b"9" * 4301, "4300 characters"), (b"-" + b"9" * 4300, "4300 characters"), (b"0." + b"1" * 4300, "4300 characters"),
-        (b"1e999", "1.8e308"), (b"-1E+309", "1.8e308"), (b"1" + b"0" * 309 + b".0", "1.8e308"), (b"[1,1e0000000400]", "1.8e308"),
-        (b"9" * 300 + b"e20", "1.8e308"), (b"9" * 210 + b"E+99", "1.8e308"),
+    ]
+    + [
+        (b'"\xff"', "no UTF-8"),
+        (b'"\xed\xa0\x80"', "no UTF-8"),
+        (b'"\xc0\x80"', "no UTF-8"),
+        (b"[" * 5000 + b"]" * 5000, "levels deep"),
+        (b"[" * 100 + b"]" * 100, "levels deep"),
+        (b'{"a":' * 100 + b"1" + b"}" * 100, "levels deep"),
+        (b"9" * 4301, "4300 characters"),
+        (b"-" + b"9" * 4300, "4300 characters"),
+        (b"0." + b"1" * 4300, "4300 characters"),
+        (b"1e999", "1.8e308"),
+        (b"-1E+309", "1.8e308"),
+        (b"1" + b"0" * 309 + b".0", "1.8e308"),
+        (b"[1,1e0000000400]", "1.8e308"),
+        (b"9" * 300 + b"e20", "1.8e308"),
+        (b"9" * 210 + b"E+99", "1.8e308"),
     ],
-)  # fmt: skip
+)
 def test_what_some_reader_would_not_survive_is_refused_however_large(
     monkeypatch: pytest.MonkeyPatch, value: bytes, why: str, padding: int, at_once: int
 ) -> None:
@@ -195,9 +251,14 @@ def test_what_the_harness_sends_has_its_form_already_but_for_marks_inside_of_str
 
 @pytest.mark.parametrize(
     "text",
-    [b"[" + b"[]," * 4_000_000 + b"[]]", b"[" + b'"" ,' * 3_000_000 + b"1]", b'"' + b"\\ud800" * 2_000_000 + b'"', b" " * 12_000_000 + b"1"],
+    [
+        b"[" + b"[]," * 4_000_000 + b"[]]",
+        b"[" + b'"" ,' * 3_000_000 + b"1]",
+        b'"' + b"\\ud800" * 2_000_000 + b'"',
+        b" " * 12_000_000 + b"1",
+    ],
     ids=["lists", "white space", "halves", "nothing"],
-)  # fmt: skip
+)
 def test_a_compact_large_text_takes_memory_in_proportion(text: bytes) -> None:
     code = (
         "import resource, sys\nfrom sandbox.channel.canonical import canonical\ntext = sys.stdin.buffer.read()\n"

@@ -14,10 +14,15 @@ TEXT = "# ce qu'il faut: déjà\r\nsix==1.17.0\r\n"
 @pytest.mark.parametrize(
     "data",
     [
-        TEXT.encode(), TEXT.encode("utf-8-sig"), TEXT.encode("utf-16"), codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
-        TEXT.encode("utf-32"), b"# -*- coding: latin-1 -*-\n" + TEXT.encode("latin-1"), b"\n# coding=cp1252\n" + TEXT.encode("cp1252"),
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        b"# -*- coding: latin-1 -*-\n" + TEXT.encode("latin-1"),
+        b"\n# coding=cp1252\n" + TEXT.encode("cp1252"),
     ],
-)  # fmt: skip
+)
 def test_a_file_is_read_in_the_encodings_that_pip_reads(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "requirements.txt").write_bytes(data)
     assert read_requirements(str(tmp_path / "requirements.txt")).libraries == ("six==1.17.0",)

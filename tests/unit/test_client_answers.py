@@ -128,7 +128,10 @@ UNREADABLE = {
     "a list": b"[]",
     "null": b"null",
     "an empty object": b"{}",
-    "wrong kinds": b'{"run_id": 1, "outcome": 2, "explanation": 3, "result": 4, "stdout": 5, "stderr": 6, "files": 7, "runs": 8, "removed": []}',
+    "wrong kinds": (
+        b'{"run_id": 1, "outcome": 2, "explanation": 3, "result": 4, "stdout": 5, "stderr": 6, "files": 7, "runs": 8,'
+        b' "removed": []}'
+    ),
     "no UTF-8 in UTF-16": '{"a": 1}'.encode("utf-16"),
 }
 CALLS: dict[str, Callable[[Any], object]] = {
@@ -256,8 +259,14 @@ def test_the_head_and_the_body_of_an_answer_name_the_same_run(client: Any, servi
         client.run("x")
 
 
-@given(answer=st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(lambda data: b"HTTP/1.1 200 OK\r\n" + data), st.binary(max_size=100).map(
-    lambda data: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + data), st.binary(max_size=100).map(said)))  # fmt: skip
+@given(
+    answer=st.one_of(
+        st.binary(max_size=200),
+        st.binary(max_size=100).map(lambda data: b"HTTP/1.1 200 OK\r\n" + data),
+        st.binary(max_size=100).map(lambda data: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + data),
+        st.binary(max_size=100).map(said),
+    )
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_end_in_an_answer_or_a_sandbox_error_and_the_next_call_is_right(
     client: Any, service: Said, answer: bytes
@@ -303,10 +312,15 @@ def test_a_run_is_started_and_its_answer_fetched_when_it_is_there(client: Any, s
     gone = json.dumps({"error": {"code": "not_found", "message": "no longer", "hint": ""}}).encode()
     listed = json.dumps({"files": [{"name": "a.csv", "size_bytes": 3}]}).encode()
     service.answers = [
-        said(going, status=202, Location=f"/v1/runs/{RUN}"), said(going, status=202), said(going, status=202),
-        said(json.dumps(answer_of(RUN, 7)).encode()), said(listed), said(gone, status=404), said(json.dumps(answer_of(OTHER, 7)).encode()),
+        said(going, status=202, Location=f"/v1/runs/{RUN}"),
+        said(going, status=202),
+        said(going, status=202),
+        said(json.dumps(answer_of(RUN, 7)).encode()),
+        said(listed),
+        said(gone, status=404),
+        said(json.dumps(answer_of(OTHER, 7)).encode()),
         said(b'{"openapi": "3.1.0"}'),
-    ]  # fmt: skip
+    ]
     assert client.start("result = 7", payload=1) == RUN
     assert client.result(RUN) is None
     assert client.result(RUN, wait_s=0) is None
@@ -410,7 +424,10 @@ def test_the_client_imports_the_standard_library_alone_and_asyncio_only_when_it_
     import subprocess
     import sys
 
-    code = "import sys; sys.path.insert(0, '.'); import sandbox.client as c; before = set(sys.modules); c.AsyncClient; print(*before); print(*sys.modules)"
+    code = (
+        "import sys; sys.path.insert(0, '.'); import sandbox.client as c; before = set(sys.modules); c.AsyncClient;"
+        " print(*before); print(*sys.modules)"
+    )
     root = os.path.dirname(os.path.dirname(sandbox.__file__))
     ran = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60

@@ -140,11 +140,19 @@ def test_a_problem_names_the_place_and_shows_the_line(
 
 @pytest.mark.parametrize(
     "source",
-    ["(" * 100_000, "-" * 100_000 + "1", "a" + ".b" * 100_000, "1+" * 100_000 + "1", "lambda:" * 50_000 + "1",
-     "x if x else " * 20_000 + "x", "[" * 500_000, "if x:\n pass\n" + "elif x:\n pass\n" * 20_000,
-     "\n".join(" " * depth + "if 1:" for depth in range(150))],
+    [
+        "(" * 100_000,
+        "-" * 100_000 + "1",
+        "a" + ".b" * 100_000,
+        "1+" * 100_000 + "1",
+        "lambda:" * 50_000 + "1",
+        "x if x else " * 20_000 + "x",
+        "[" * 500_000,
+        "if x:\n pass\n" + "elif x:\n pass\n" * 20_000,
+        "\n".join(" " * depth + "if 1:" for depth in range(150)),
+    ],
     ids=lambda source: repr(source[:12]),
-)  # fmt: skip
+)
 def test_code_that_is_nested_too_deeply_is_a_problem_and_no_crash(source: str) -> None:
     assert "too" in problem(source)["message"]
 
@@ -202,7 +210,10 @@ def test_the_warnings_of_compiling_are_not_printed(capfd: pytest.CaptureFixture[
         ("import absent_a.b.c\nfrom absent_a import d", [("absent_a", 1)]),
         ("from absent_a.b import c", [("absent_a", 1)]),
         ("import json\ndef f():\n    import absent_a\n", [("absent_a", 3)]),
-        ("class A:\n    import absent_a\n    async def f(self):\n        from absent_b import c", [("absent_a", 2), ("absent_b", 4)]),
+        (
+            "class A:\n    import absent_a\n    async def f(self):\n        from absent_b import c",
+            [("absent_a", 2), ("absent_b", 4)],
+        ),
         ("for x in y:\n    pass\nelse:\n    import absent_a", [("absent_a", 4)]),
         ("while x:\n    with y:\n        import absent_a", [("absent_a", 3)]),
         ("import absent_b\nreturn 1\nimport absent_a", [("absent_b", 1), ("absent_a", 3)]),
@@ -213,7 +224,7 @@ def test_the_warnings_of_compiling_are_not_printed(capfd: pytest.CaptureFixture[
         ("import os.path, xml.etree.ElementTree, json.nothing_of_that_name", []),
         ("text = 'import absent_a'", []),
     ],
-)  # fmt: skip
+)
 def test_missing_modules_are_named_once_where_they_are_first_needed(
     source: str, expected: list[tuple[str, int]]
 ) -> None:
@@ -245,7 +256,10 @@ def test_an_import_in_a_match_is_found() -> None:
         ("from contextlib import suppress\nwith suppress(ImportError):\n    import absent_a", []),
         ("import contextlib\nwith x, contextlib.suppress(ValueError, ImportError):\n    import absent_a", []),
         ("from contextlib import suppress\nwith suppress(ValueError):\n    import absent_a", ["absent_a"]),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import absent_a\nelse:\n    import absent_b", ["absent_b"]),
+        (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import absent_a\nelse:\n    import absent_b",
+            ["absent_b"],
+        ),
         ("import typing\nif typing.TYPE_CHECKING:\n    import absent_a", []),
         ("from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    import absent_a", ["absent_a"]),
         ("try:\n    import absent_a\nexcept ImportError:\n    pass\nimport absent_a", ["absent_a"]),
@@ -253,9 +267,15 @@ def test_an_import_in_a_match_is_found() -> None:
         ("try:\n    import json\nexcept ImportError:\n    import absent_b", []),
         ("try:\n    import absent_a\nexcept ImportError:\n    import absent_b", ["absent_b"]),
         ("try:\n    import json\nexcept ValueError:\n    import absent_b", ["absent_b"]),
-        ("try:\n    import absent_a\nexcept ImportError:\n    try:\n        import absent_b\n    except ImportError:\n        pass", []),
+        (
+            (
+                "try:\n    import absent_a\nexcept ImportError:\n    try:\n        import absent_b\n    except"
+                " ImportError:\n        pass"
+            ),
+            [],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_program_expects_to_be_absent_is_not_missing(source: str, expected: list[str]) -> None:
     assert [module for module, _ in missing(source)] == expected
 
@@ -298,8 +318,13 @@ def test_any_text_gets_an_answer_of_the_agreed_form(source: str) -> None:
 def setting(**limits: Any) -> Setting:
     chosen = policy().tightened(Tightening(**limits))
     image = AdmittedImage(
-        id="sha256:abc", digest="sha256:abc", name="localhost/i:1", python_path="/usr/bin/python3", python_version=(3, 11), findings=()
-    )  # fmt: skip
+        id="sha256:abc",
+        digest="sha256:abc",
+        name="localhost/i:1",
+        python_path="/usr/bin/python3",
+        python_version=(3, 11),
+        findings=(),
+    )
     return Setting(policy=chosen, seccomp=load_profile("python", directories=policy_directories()), admitted=image)
 
 
@@ -356,11 +381,23 @@ def test_two_halves_of_a_character_stay_what_a_run_would_see() -> None:
 @pytest.mark.parametrize(
     ("module", "install"),
     [
-        ("cv2", "opencv-python-headless"), ("PIL", "pillow"), ("sklearn", "scikit-learn"), ("pandas", "pandas"),
-        ("distutils", None), ("tomllib", None), ("cgi", None), ("winreg", None), ("_private", None), (".", None), (".a.b", None),
-        ("größe", None), ("-x", None), ("a b", None), ("", None),
+        ("cv2", "opencv-python-headless"),
+        ("PIL", "pillow"),
+        ("sklearn", "scikit-learn"),
+        ("pandas", "pandas"),
+        ("distutils", None),
+        ("tomllib", None),
+        ("cgi", None),
+        ("winreg", None),
+        ("_private", None),
+        (".", None),
+        (".a.b", None),
+        ("größe", None),
+        ("-x", None),
+        ("a b", None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_what_to_install_is_the_distribution_or_nothing(module: str, install: str | None) -> None:
     assert distribution_of(module) == install
 
@@ -415,8 +452,15 @@ def test_code_that_no_compiler_survives_within_the_limits_is_the_callers(
 
 @pytest.mark.parametrize(
     "outcome",
-    [Outcome.FAILED, Outcome.NO_RESULT, Outcome.OUTPUT_LIMIT, Outcome.KILLED, Outcome.CANCELLED, Outcome.TOO_MANY_PROCESSES],
-)  # fmt: skip
+    [
+        Outcome.FAILED,
+        Outcome.NO_RESULT,
+        Outcome.OUTPUT_LIMIT,
+        Outcome.KILLED,
+        Outcome.CANCELLED,
+        Outcome.TOO_MANY_PROCESSES,
+    ],
+)
 def test_any_other_end_of_the_sandbox_is_an_error_of_ours(outcome: Outcome) -> None:
     with pytest.raises(Internal, match="without an answer") as caught:
         asked("x", None, outcome=outcome, explanation="why")

@@ -223,18 +223,30 @@ def test_what_else_goes_wrong_while_an_object_is_taken_apart_is_shown() -> None:
 
 
 OPTIONS: dict[str, Any] = {
-    "input_text": None, "timeout": None, "memory": None, "cpus": None, "pids": None, "image": None, "topic": "", "policy": "default",
-    "env": (), "secrets": (),
-}  # fmt: skip
+    "input_text": None,
+    "timeout": None,
+    "memory": None,
+    "cpus": None,
+    "pids": None,
+    "image": None,
+    "topic": "",
+    "policy": "default",
+    "env": (),
+    "secrets": (),
+}
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"timeout": ""}, "--timeout ''"), ({"memory": ""}, "--memory ''"), ({"image": ""}, "--image is empty"),
-        ({"cpus": float("nan")}, "--cpus nan"), ({"cpus": 1e300}, r"--cpus 1e\+300"), ({"pids": 10**30}, "--pids 1000"),
+        ({"timeout": ""}, "--timeout ''"),
+        ({"memory": ""}, "--memory ''"),
+        ({"image": ""}, "--image is empty"),
+        ({"cpus": float("nan")}, "--cpus nan"),
+        ({"cpus": 1e300}, r"--cpus 1e\+300"),
+        ({"pids": 10**30}, "--pids 1000"),
     ],
-)  # fmt: skip
+)
 def test_an_empty_or_impossible_value_of_an_option_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         run.request_fields(run.Inputs("", b"null", {}), "script.py", {**OPTIONS, **given})

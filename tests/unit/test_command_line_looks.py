@@ -46,10 +46,15 @@ def on_a_terminal(*command: str, **variables: str) -> str:
 @pytest.mark.parametrize(
     ("variables", "coloured"),
     [
-        ({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False), ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
-        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False), ({"FORCE_COLOR": "0"}, False),
+        ({}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "0"}, False),
     ],
-)  # fmt: skip
+)
 def test_colours_on_a_terminal_are_as_wanted(variables: dict[str, str], coloured: bool) -> None:
     said = on_a_terminal("policy", "show", "absent", **variables)
     assert "not_found" in said
@@ -98,9 +103,13 @@ def test_the_manual_page_is_roff_that_man_shows_without_a_warning() -> None:
     requests = {line.split()[0] for line in page.read_text().splitlines() if line.startswith((".", "'"))}
     assert requests <= {".TH", ".SH", ".SS", ".TP", ".PP", ".B"}
     shown = subprocess.run(
-        ["man", "--warnings", "--no-hyphenation", "--no-justification", "-l", str(page)], capture_output=True, text=True, timeout=60, check=True,
+        ["man", "--warnings", "--no-hyphenation", "--no-justification", "-l", str(page)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
         env={**os.environ, "MANWIDTH": "100", "LC_ALL": "C.UTF-8", "MAN_KEEP_FORMATTING": ""},
-    )  # fmt: skip
+    )
     assert shown.stderr == ""
     text = re.sub(r".\x08|\x1b\[[0-9;]*m", "", shown.stdout)
     for said in ("sandbox run [OPTIONS] FILE|-|template:NAME", "--no-service", "EXIT STATUS", "SANDBOX_SOCKET", "137"):

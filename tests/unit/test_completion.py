@@ -30,9 +30,20 @@ def offered(typed: str, **variables: str) -> list[str]:
     words = shlex.split(typed)
     at = len(words) if typed.endswith(" ") else len(words) - 1
     answer = subprocess.run(
-        COMMAND, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
-        env={**environment(), "COMP_WORDS": typed, "COMP_CWORD": str(at), "_SANDBOX_COMPLETE": "bash_complete", **variables},
-    )  # fmt: skip
+        COMMAND,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={
+            **environment(),
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(at),
+            "_SANDBOX_COMPLETE": "bash_complete",
+            **variables,
+        },
+    )
     assert answer.stderr == ""
     assert answer.returncode == 0
     return [line.partition(",")[2] for line in answer.stdout.splitlines() if line.startswith("plain,")]
@@ -86,9 +97,19 @@ def test_runs_are_offered_from_the_history_where_no_service_runs(tmp_path: Path,
 
 def test_environments_are_offered_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     record = EnvironmentRecord(
-        id="2b" * 32, image="i", image_id="i", base="b", base_digest="d", lock_hash="l", build_hash="h", packages=(), requirements=("six",),
-        size_bytes=1, created=1.0, last_used=1.0,
-    )  # fmt: skip
+        id="2b" * 32,
+        image="i",
+        image_id="i",
+        base="b",
+        base_digest="d",
+        lock_hash="l",
+        build_hash="h",
+        packages=(),
+        requirements=("six",),
+        size_bytes=1,
+        created=1.0,
+        last_used=1.0,
+    )
     Store(private_directory(tmp_path / "podman-sandbox-runner")).keep(record)
     for command in ("show", "export", "rm", "push"):
         assert offered(f"sandbox env {command} ", XDG_DATA_HOME=str(tmp_path)) == ["2b" * 6]
@@ -149,7 +170,7 @@ def test_bash_completes_with_the_script_that_is_printed(tmp_path: Path) -> None:
     answer = subprocess.run(
         ["bash", "--norc", "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
         env={**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     assert answer.stderr == ""
     first, registered = answer.stdout.splitlines()
     assert first == "strict"

@@ -39,8 +39,13 @@ NAMES = ("one", "two")
 
 def setting(chosen: Policy | None = None) -> Setting:
     image = admission.AdmittedImage(
-        id="sha256:abc", digest="sha256:abc", name=BASE, python_path="/usr/bin/python3", python_version=(3, 11), findings=()
-    )  # fmt: skip
+        id="sha256:abc",
+        digest="sha256:abc",
+        name=BASE,
+        python_path="/usr/bin/python3",
+        python_version=(3, 11),
+        findings=(),
+    )
     seccomp = load_profile("python", directories=policy_directories())
     return Setting(policy=chosen or policy(), seccomp=seccomp, admitted=image)
 

@@ -49,8 +49,13 @@ not followed
 def test_blocks_have_their_marks_and_lines() -> None:
     found = list(blocks_of("page.md", PAGE))
     assert [(block.line, block.language, block.followed) for block in found] == [
-        (4, "sh", True), (10, "sh", False), (16, "python", True), (25, "sh", True), (31, "python", True), (35, "text", False),
-    ]  # fmt: skip
+        (4, "sh", True),
+        (10, "sh", False),
+        (16, "python", True),
+        (25, "sh", True),
+        (31, "python", True),
+        (35, "text", False),
+    ]
     assert found[1].marks == {"not run": "needs a registry"}
     assert found[2].marks == {"save as": "deep/mine.py"}
     assert found[3].marks == {"before": "touch here"}

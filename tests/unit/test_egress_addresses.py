@@ -15,18 +15,51 @@ from sandbox.errors import NotEnforceable
 
 NOTHING = Allowlist(())
 REFUSED = [
-    ("0.0.0.0", "no particular host"), ("0.1.2.3", "no particular host"), ("10.1.2.3", "private"), ("100.64.0.1", "CGNAT"),
-    ("100.127.255.255", "CGNAT"), ("127.0.0.1", "loopback"), ("127.255.255.254", "loopback"), ("169.254.1.1", "link-local"),
-    ("169.254.169.254", "metadata"), ("168.63.129.16", "metadata"), ("172.16.0.1", "private"), ("172.31.255.255", "private"),
-    ("192.0.0.8", "protocols"), ("192.168.0.1", "private"), ("198.18.0.1", "benchmarks"), ("198.19.255.255", "benchmarks"),
-    ("224.0.0.1", "multicast"), ("239.255.255.255", "multicast"), ("240.0.0.1", "reserved"), ("255.255.255.255", "broadcast"),
-    ("::", "no particular host"), ("::1", "loopback"), ("::ffff:8.8.8.8", "IPv4"), ("::ffff:127.0.0.1", "loopback"),
-    ("::7f00:1", "loopback"), ("64:ff9b::7f00:1", "loopback"), ("64:ff9b::808:808", "NAT64"), ("64:ff9b:1::1", "NAT64"),
-    ("2001:0:4136:e378::1", "Teredo|leads to"), ("2002:7f00:1::", "loopback"), ("2002:808:808::1", "6to4"), ("fc00::1", "ULA"),
-    ("fd00:ec2::254", "metadata"), ("fe80::1", "link-local"), ("febf::1", "link-local"), ("fec0::1", "site-local"),
-    ("ff02::1", "multicast"), ("100::1", "not a global"), ("4000::1", "not a global"), ("fe80::1%eth0", "interface"),
-    ("localhost", "not an IP"), ("", "not an IP"), ("127.1", "not an IP"), ("010.0.0.1", "not an IP"),
-]  # fmt: skip
+    ("0.0.0.0", "no particular host"),
+    ("0.1.2.3", "no particular host"),
+    ("10.1.2.3", "private"),
+    ("100.64.0.1", "CGNAT"),
+    ("100.127.255.255", "CGNAT"),
+    ("127.0.0.1", "loopback"),
+    ("127.255.255.254", "loopback"),
+    ("169.254.1.1", "link-local"),
+    ("169.254.169.254", "metadata"),
+    ("168.63.129.16", "metadata"),
+    ("172.16.0.1", "private"),
+    ("172.31.255.255", "private"),
+    ("192.0.0.8", "protocols"),
+    ("192.168.0.1", "private"),
+    ("198.18.0.1", "benchmarks"),
+    ("198.19.255.255", "benchmarks"),
+    ("224.0.0.1", "multicast"),
+    ("239.255.255.255", "multicast"),
+    ("240.0.0.1", "reserved"),
+    ("255.255.255.255", "broadcast"),
+    ("::", "no particular host"),
+    ("::1", "loopback"),
+    ("::ffff:8.8.8.8", "IPv4"),
+    ("::ffff:127.0.0.1", "loopback"),
+    ("::7f00:1", "loopback"),
+    ("64:ff9b::7f00:1", "loopback"),
+    ("64:ff9b::808:808", "NAT64"),
+    ("64:ff9b:1::1", "NAT64"),
+    ("2001:0:4136:e378::1", "Teredo|leads to"),
+    ("2002:7f00:1::", "loopback"),
+    ("2002:808:808::1", "6to4"),
+    ("fc00::1", "ULA"),
+    ("fd00:ec2::254", "metadata"),
+    ("fe80::1", "link-local"),
+    ("febf::1", "link-local"),
+    ("fec0::1", "site-local"),
+    ("ff02::1", "multicast"),
+    ("100::1", "not a global"),
+    ("4000::1", "not a global"),
+    ("fe80::1%eth0", "interface"),
+    ("localhost", "not an IP"),
+    ("", "not an IP"),
+    ("127.1", "not an IP"),
+    ("010.0.0.1", "not an IP"),
+]
 
 
 @pytest.mark.parametrize(("address", "words"), REFUSED)
@@ -38,9 +71,24 @@ def test_addresses_that_are_not_public_are_refused_in_words(address: str, words:
 
 @pytest.mark.parametrize(
     "address",
-    ["8.8.8.8", "100.63.255.255", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.0.1.1", "192.0.2.7", "198.17.0.1",
-     "198.20.0.1", "198.51.100.7", "203.0.113.7", "223.255.255.255", "2606:4700::1111", "2a00::1", "2001:4860::8888"],
-)  # fmt: skip
+    [
+        "8.8.8.8",
+        "100.63.255.255",
+        "100.128.0.1",
+        "172.15.0.1",
+        "172.32.0.1",
+        "192.0.1.1",
+        "192.0.2.7",
+        "198.17.0.1",
+        "198.20.0.1",
+        "198.51.100.7",
+        "203.0.113.7",
+        "223.255.255.255",
+        "2606:4700::1111",
+        "2a00::1",
+        "2001:4860::8888",
+    ],
+)
 def test_public_addresses_may_be_connected_to(address: str) -> None:
     assert NOTHING.address_problem(address) is None
 
@@ -56,8 +104,18 @@ def test_an_exception_opens_its_network_and_no_other() -> None:
 def test_no_exception_opens_cloud_metadata() -> None:
     allow = Allowlist((), addresses=(ip_network("0.0.0.0/0"), ip_network("::/0")))
     assert allow.address_problem("10.0.0.1") is None
-    for address in ("169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "169.254.170.2", "168.63.129.16",
-                    "100.100.100.200", "::ffff:100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"):  # fmt: skip
+    for address in (
+        "169.254.169.254",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "169.254.170.2",
+        "168.63.129.16",
+        "100.100.100.200",
+        "::ffff:100.100.100.200",
+        "192.0.0.192",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+    ):
         assert "metadata" in (allow.address_problem(address) or "")
     for beside in ("100.100.100.201", "192.0.0.193", "fd20:ce::253"):
         assert allow.address_problem(beside) is None

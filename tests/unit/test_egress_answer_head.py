@@ -23,8 +23,9 @@ def test_an_answer_says_that_it_is_the_last() -> None:
 
 @pytest.mark.parametrize("field", [b"Connection: keep-alive", b"connection:Keep-Alive", b"Keep-Alive: timeout=5"])
 def test_what_the_server_says_of_the_connection_does_not_count(field: bytes) -> None:
-    assert passed(b"HTTP/1.0 404 Gone\r\n" + field + b"\r\nX: connection: y\r\n\r\n") == (
-        b"HTTP/1.0 404 Gone\r\nConnection: close\r\nX: connection: y\r\n\r\n"
+    assert (
+        passed(b"HTTP/1.0 404 Gone\r\n" + field + b"\r\nX: connection: y\r\n\r\n")
+        == b"HTTP/1.0 404 Gone\r\nConnection: close\r\nX: connection: y\r\n\r\n"
     )
 
 

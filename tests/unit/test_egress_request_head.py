@@ -10,9 +10,31 @@ from sandbox.egress.request_body import BodyRefused, ChunkedBody, SizedBody, bod
 from sandbox.egress.request_head import HeadRefused, RequestHead, parse_head
 
 pieces = st.sampled_from(
-    [b"GET", b"CONNECT", b" ", b"http://", b"a.test", b":80", b"/", b" HTTP/1.1", b"\r\n", b"\r\n\r\n", b"\n", b"Host: a.test",
-     b"Content-Length: 1", b"Transfer-Encoding: chunked", b"\t", b"\0", b"@", b"[", b"]", b"\xff", b"Connection: host", b":"]
-)  # fmt: skip
+    [
+        b"GET",
+        b"CONNECT",
+        b" ",
+        b"http://",
+        b"a.test",
+        b":80",
+        b"/",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\n",
+        b"Host: a.test",
+        b"Content-Length: 1",
+        b"Transfer-Encoding: chunked",
+        b"\t",
+        b"\0",
+        b"@",
+        b"[",
+        b"]",
+        b"\xff",
+        b"Connection: host",
+        b":",
+    ]
+)
 heads = st.lists(pieces, max_size=12).map(b"".join) | st.binary(max_size=80)
 
 
@@ -43,13 +65,22 @@ def test_the_tunnels_that_clients_ask_for_are_read(data: bytes) -> None:
 
 def test_a_plain_request_becomes_one_in_origin_form_without_what_is_for_the_proxy() -> None:
     asked = plain(
-        "Accept: */*", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic secret", "Connection: keep-alive, X-Mine",
-        "Keep-Alive: 5", "X-Mine: 1", "TE: trailers", "Cookie: a=\xe9", method="DELETE", url="http://A.test:8080/x?y=1",
+        "Accept: */*",
+        "Proxy-Connection: keep-alive",
+        "Proxy-Authorization: Basic secret",
+        "Connection: keep-alive, X-Mine",
+        "Keep-Alive: 5",
+        "X-Mine: 1",
+        "TE: trailers",
+        "Cookie: a=\xe9",
+        method="DELETE",
+        url="http://A.test:8080/x?y=1",
         host="Host: a.TEST:8080",
-    )  # fmt: skip
+    )
     assert (asked.host, asked.port, asked.tunnel) == ("A.test", 8080, False)
-    assert asked.forwarded("a.test") == (
-        b"DELETE /x?y=1 HTTP/1.1\r\nHost: a.test:8080\r\nAccept: */*\r\nCookie: a=\xe9\r\nConnection: close\r\n\r\n"
+    assert (
+        asked.forwarded("a.test")
+        == b"DELETE /x?y=1 HTTP/1.1\r\nHost: a.test:8080\r\nAccept: */*\r\nCookie: a=\xe9\r\nConnection: close\r\n\r\n"
     )
 
 
@@ -182,9 +213,23 @@ def test_a_chunked_body_ends_at_its_last_chunk_however_it_is_cut(step: int) -> N
 
 @pytest.mark.parametrize(
     "data",
-    [b"3\r\nabcX\r\n", b"3\nabc\r\n", b"\r\n", b"-1\r\n", b"0x3\r\nabc", b"3;ext=1\r\nabc\r\n", b"3 \r\nabc\r\n", b"g\r\n",
-     b"0\r\nTrailer: x\r\n\r\n", b"1234567890123456\r\n", b"3\r\r\nabc", b"3\rX", b"+3\r\nabc\r\n", b"3" * 100],
-)  # fmt: skip
+    [
+        b"3\r\nabcX\r\n",
+        b"3\nabc\r\n",
+        b"\r\n",
+        b"-1\r\n",
+        b"0x3\r\nabc",
+        b"3;ext=1\r\nabc\r\n",
+        b"3 \r\nabc\r\n",
+        b"g\r\n",
+        b"0\r\nTrailer: x\r\n\r\n",
+        b"1234567890123456\r\n",
+        b"3\r\r\nabc",
+        b"3\rX",
+        b"+3\r\nabc\r\n",
+        b"3" * 100,
+    ],
+)
 def test_chunks_that_could_be_read_in_two_ways_are_refused(data: bytes) -> None:
     for step in (1, len(data)):
         body = ChunkedBody()

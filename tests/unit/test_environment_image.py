@@ -74,17 +74,19 @@ def configuration(image: WrittenImage) -> Any:
 
 
 ENTRIES = [
-    (Kind.EXECUTABLE, "bin/f2py", b"#!/bin/sh\n"), (Kind.LINK, "bin/f2", b"f2py"), file("numpy/é" + "ü" * 90 + ".py", b"1"),
-    file("numpy/core.so", b"\x7fELF" * 1_000_000), file("empty", b""), (Kind.DIRECTORY, "numpy/void", b""),
-]  # fmt: skip
+    (Kind.EXECUTABLE, "bin/f2py", b"#!/bin/sh\n"),
+    (Kind.LINK, "bin/f2", b"f2py"),
+    file("numpy/é" + "ü" * 90 + ".py", b"1"),
+    file("numpy/core.so", b"\x7fELF" * 1_000_000),
+    file("empty", b""),
+    (Kind.DIRECTORY, "numpy/void", b""),
+]
 
 
 def test_the_layer_has_what_the_trees_have_with_owners_modes_and_times_of_our_own(tmp_path: Path) -> None:
     [layer] = layers_of(image_of([stored(tmp_path / "numpy.tree", *ENTRIES)], tmp_path / "image.tar"))
     found = members(layer)
-    kinds = {
-        name: (member.type, member.mode, member.linkname) for name, member in found.items() if "ü" not in name
-    }  # fmt: skip
+    kinds = {name: (member.type, member.mode, member.linkname) for name, member in found.items() if "ü" not in name}
     assert kinds == {
         "opt": (tarfile.DIRTYPE, 0o755, ""),
         "opt/environment": (tarfile.DIRTYPE, 0o755, ""),
@@ -196,9 +198,12 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
 
 
 LARGE = [
-    file("scipy/a.so", b"s" * (11 << 20)), file("numpy/core.so", b"n" * (9 << 20)), file("six.py", b"small"),
-    file("numpy.libs/blas.so", b"b" * (8 << 20)), (Kind.EXECUTABLE, "bin/f2py", b"#!"),
-]  # fmt: skip
+    file("scipy/a.so", b"s" * (11 << 20)),
+    file("numpy/core.so", b"n" * (9 << 20)),
+    file("six.py", b"small"),
+    file("numpy.libs/blas.so", b"b" * (8 << 20)),
+    (Kind.EXECUTABLE, "bin/f2py", b"#!"),
+]
 
 
 def test_what_is_large_has_a_layer_of_its_own_largest_first(tmp_path: Path) -> None:

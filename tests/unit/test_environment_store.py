@@ -19,10 +19,19 @@ from sandbox.errors import BuildFailed
 DAY_S = 86_400.0
 NOW = 1_000 * DAY_S
 RECORD = EnvironmentRecord(
-    id="a" * 64, image="localhost/sandbox-environment:a", image_id="b" * 64, base="localhost/sandbox-python:latest", base_digest="sha256:0",
-    lock_hash="sha256:1", build_hash="sha256:2", packages=("six==1.0",), requirements=("six",), size_bytes=100,
-    created=NOW - 10 * DAY_S, last_used=NOW - 5 * DAY_S,
-)  # fmt: skip
+    id="a" * 64,
+    image="localhost/sandbox-environment:a",
+    image_id="b" * 64,
+    base="localhost/sandbox-python:latest",
+    base_digest="sha256:0",
+    lock_hash="sha256:1",
+    build_hash="sha256:2",
+    packages=("six==1.0",),
+    requirements=("six",),
+    size_bytes=100,
+    created=NOW - 10 * DAY_S,
+    last_used=NOW - 5 * DAY_S,
+)
 
 
 def aged(name: str, *, used_days: float, built_days: float = 10, size_bytes: int = 100) -> EnvironmentRecord:

@@ -27,8 +27,17 @@ def test_the_documented_variables_are_there() -> None:
     )
     message = {"_msgid": "m1", "req": [1], "payload": {"t": 1}, "topic": "t/1"}
     assert done.result == [
-        {"t": 1}, "t/1", "2024-05-01T10:00:00+00:00", True, "r-1", "n-1", message, True, False, "__main__",
-    ]  # fmt: skip
+        {"t": 1},
+        "t/1",
+        "2024-05-01T10:00:00+00:00",
+        True,
+        "r-1",
+        "n-1",
+        message,
+        True,
+        False,
+        "__main__",
+    ]
 
 
 def test_the_message_can_be_changed_and_returned() -> None:
@@ -76,9 +85,13 @@ def test_a_clean_exit_keeps_the_result(leave: str) -> None:
 
 @pytest.mark.parametrize(
     ("leave", "code", "message"),
-    [("sys.exit(3)", 3, "3"), ("sys.exit('no data')", 1, "no data"), ("sys.exit(True)", 1, "True"),
-     ("sys.exit(-1)", 255, "-1")],
-)  # fmt: skip
+    [
+        ("sys.exit(3)", 3, "3"),
+        ("sys.exit('no data')", 1, "no data"),
+        ("sys.exit(True)", 1, "True"),
+        ("sys.exit(-1)", 255, "-1"),
+    ],
+)
 def test_any_other_exit_is_a_failure_with_its_line(leave: str, code: int, message: str) -> None:
     done = run(f"import sys\nresult = 3\n{leave}")
     assert done.quit.exit_code == code
@@ -202,8 +215,12 @@ def test_logs_carry_level_message_and_time() -> None:
     done = run("log('a')\nlog('b', 'WARNING')\nlog({'c': 1}, 'debug')\nlog('d', level='loud')\nlog('\\ud800')")
     records = [(record.level, record.message) for record in done.logs]
     assert records == [
-        ("info", "a"), ("warning", "b"), ("debug", "{'c': 1}"), ("info", "[loud] d"), ("info", "\\ud800"),
-    ]  # fmt: skip
+        ("info", "a"),
+        ("warning", "b"),
+        ("debug", "{'c': 1}"),
+        ("info", "[loud] d"),
+        ("info", "\\ud800"),
+    ]
     assert all(0 <= record.elapsed_s < 20 for record in done.logs)
     assert done.stdout == b""
 
@@ -441,8 +458,9 @@ def test_the_examples_iot_shape_works_with_the_standard_library() -> None:
     """
     done = run(code, payload=[{"temperature": t} for t in (20.0, 22.0)])
     assert done.result == {
-        "stats": {"mean": 21.0, "std": 1.0, "at": "2024-01-01T00:00:00"}, "statut": "analys\u00e9",
-    }  # fmt: skip
+        "stats": {"mean": 21.0, "std": 1.0, "at": "2024-01-01T00:00:00"},
+        "statut": "analys\u00e9",
+    }
     assert done.meta.output_topic == "iot/analysis/t/1"
 
 
@@ -458,9 +476,25 @@ def test_the_harness_leaves_when_the_runner_says_goodbye() -> None:
 
 FILE = "a line of another file\n" * 30
 NAMES = [
-    "/etc/passwd", "/dev/zero", "/proc/self/environ", "/dev/stdin", "<string>", "<frozen os>", "os.py", "../script.py", "a/b.py", "größe 1.py",
-    "[x].py", "-", ".", "app", "\u202e", "a\nb", "a\0b", "x" * 300,
-]  # fmt: skip
+    "/etc/passwd",
+    "/dev/zero",
+    "/proc/self/environ",
+    "/dev/stdin",
+    "<string>",
+    "<frozen os>",
+    "os.py",
+    "../script.py",
+    "a/b.py",
+    "größe 1.py",
+    "[x].py",
+    "-",
+    ".",
+    "app",
+    "\u202e",
+    "a\nb",
+    "a\0b",
+    "x" * 300,
+]
 FAILS = "def f(number):\n    return 1 / number  # mine\n\nf(0)"
 IN_A_THREAD = FAILS.replace(
     "f(0)",

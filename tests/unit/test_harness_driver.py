@@ -216,8 +216,17 @@ def test_the_harness_loads_only_what_it_needs_to_say_ready(tmp_path: Path) -> No
     listing = "import os, sys; before = set(sys.modules); import harness; print(*sorted(set(sys.modules) - before))"
     # Without the site module, whose start-up files differ between hosts.
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-B", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {listing}",
-         str(tmp_path)],
-        capture_output=True, check=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-B",
+            "-c",
+            f"import sys; sys.path.insert(0, sys.argv[1]); {listing}",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
     assert set(done.stdout.split()) <= {"harness", "__future__", "_socket", "select", "struct", "_struct", "gc"}

@@ -319,8 +319,9 @@ def test_a_refused_fork_is_told_as_too_many_processes() -> None:
 def test_processor_time_beyond_the_limit_ends_with_its_signal() -> None:
     done = run("while True: pass", limits=replace(LIMITS, cpu_s=1))
     assert done.quit.signal == "SIGXCPU"
-    # The limit counts whole ticks of the kernel's clock, also those that a busy machine shared with others; cpu_s counts what
-    # was really used. Source: account_process_tick() in kernel/sched/cputime.c, posix_cpu_timers in kernel/time.
+    # The limit counts whole ticks of the kernel's clock, also those that a busy machine shared with others; cpu_s
+    # counts what was really used. Source: account_process_tick() in kernel/sched/cputime.c, posix_cpu_timers in
+    # kernel/time.
     assert 0.5 <= done.quit.cpu_s < 3
 
 
@@ -404,11 +405,13 @@ def test_a_runner_that_goes_away_before_the_start_lets_the_harness_leave() -> No
         ([encode("J", b"{")], "JSONDecodeError"),
         ([encode("J", b'{"protocol": 2}')], "protocol"),
         ([encode("J", b'{"protocol":1,"parts":[{"kind":"code","size":5}]}'), encode("D")], "expected data"),
-        ([encode("J", b'{"protocol":1,"parts":[{"kind":"code","size":1}]}'), encode("D", b"ab"), encode("G")],
-         "expected the word"),
+        (
+            [encode("J", b'{"protocol":1,"parts":[{"kind":"code","size":1}]}'), encode("D", b"ab"), encode("G")],
+            "expected the word",
+        ),
         ([encode("J", b'{"protocol":1,"parts":[{"kind":"file","name":"../x","size":0}]}')], "input file's name"),
     ],
-)  # fmt: skip
+)
 def test_a_job_that_makes_no_sense_is_refused(frames: list[bytes], words: str) -> None:
     with started_harness() as process:
         for frame in frames:

@@ -144,7 +144,7 @@ def test_bytes_survive_the_way_out_and_in_as_node_buffers(value: bytes) -> None:
         ({True: 1}, {"true": 1}),
         ({dt.date(2024, 1, 1): 1, Colour.RED: 2}, {"2024-01-01": 1, "red": 2}),
     ],
-)  # fmt: skip
+)
 def test_a_value_becomes(value: Any, expected: Any) -> None:
     assert converted(value) == expected
     if not isinstance(value, collections.abc.Iterator):

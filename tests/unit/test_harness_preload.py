@@ -93,8 +93,9 @@ def test_a_preloaded_module_is_there_before_the_first_line(library: Library) -> 
         import tables, parts.two
         result += [tables.DATA, parts.two.VALUE, __import__("sys").modules["__main__"].__file__]
         """,
-        "tables", "parts.two",
-    )  # fmt: skip
+        "tables",
+        "parts.two",
+    )
     assert done.ready.preloaded == ["tables", "parts.two"]
     assert done.ready.unfit is None
     assert done.result == [True, True, False, 7, 2, str(done.app / "script.py")]
@@ -110,9 +111,17 @@ def test_without_a_word_of_it_nothing_is_preloaded(library: Library) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["raise ValueError('no')", "raise SystemExit(3)", "raise KeyboardInterrupt", "import not_there", "1 +", "raise MemoryError",
-     "class Odd(BaseException):\n    def __str__(self): raise self\nraise Odd", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n1/0"],
-)  # fmt: skip
+    [
+        "raise ValueError('no')",
+        "raise SystemExit(3)",
+        "raise KeyboardInterrupt",
+        "import not_there",
+        "1 +",
+        "raise MemoryError",
+        "class Odd(BaseException):\n    def __str__(self): raise self\nraise Odd",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n1/0",
+    ],
+)
 def test_what_a_failing_import_raises_keeps_nothing_from_being_ready(library: Library, text: str) -> None:
     library(good="", bad=text)
     done = run_preloaded("import sys; result = [n in sys.modules for n in ('good', 'bad')]", "bad", "absent", "good")
@@ -208,11 +217,13 @@ def test_a_module_that_keeps_the_streams_the_arguments_or_main_keeps_the_program
 
 @pytest.mark.parametrize(
     "text",
-    ["import threading, time\nthreading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
-     "import subprocess\nsubprocess.Popen(['sleep', '3'])",
-     "import os, time\nif not os.fork():\n    time.sleep(3)\n    os._exit(0)"],
+    [
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(30,), daemon=True).start()",
+        "import subprocess\nsubprocess.Popen(['sleep', '3'])",
+        "import os, time\nif not os.fork():\n    time.sleep(3)\n    os._exit(0)",
+    ],
     ids=["thread", "command", "fork"],
-)  # fmt: skip
+)
 def test_an_import_that_leaves_something_running_is_named(library: Library, text: str) -> None:
     library(good="", leaves=text, never="")
     ready = run_preloaded("result = 1", "good", "leaves", "never").ready

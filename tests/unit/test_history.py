@@ -32,13 +32,39 @@ NOW = 1_000 * DAY_S
 KEEP = Retention(age_s=30 * DAY_S, size_bytes=1 << 30)
 RUN = RunRow(run_id="r", caller=ANN, caller_name="ann", received=NOW)
 FULL = RunRow(
-    run_id="full", caller=ANN, caller_name="ann", received=NOW, state="ended", node_id="n1", policy="default",
-    policy_hash="sha256:0", image="python:3.12-slim", environment="e1", requirements="numpy, pandas>=2",
-    preload="numpy, pandas", code_hash="sha256:1", outcome="failed", explanation="ValueError: no", started=NOW + 1, ended=NOW + 2.5, queue_ms=1.5,
-    environment_ms=2.5, sandbox_ms=3.5, program_ms=4.5, total_ms=12, warm=True, peak_memory_mib=17.25, cpu_s=0.125,
-    payload_bytes=1, payload="[1]", result_bytes=2, output_bytes=3, files_bytes=4,
-    output='{"stdout": "x"}', detached=True,
-)  # fmt: skip
+    run_id="full",
+    caller=ANN,
+    caller_name="ann",
+    received=NOW,
+    state="ended",
+    node_id="n1",
+    policy="default",
+    policy_hash="sha256:0",
+    image="python:3.12-slim",
+    environment="e1",
+    requirements="numpy, pandas>=2",
+    preload="numpy, pandas",
+    code_hash="sha256:1",
+    outcome="failed",
+    explanation="ValueError: no",
+    started=NOW + 1,
+    ended=NOW + 2.5,
+    queue_ms=1.5,
+    environment_ms=2.5,
+    sandbox_ms=3.5,
+    program_ms=4.5,
+    total_ms=12,
+    warm=True,
+    peak_memory_mib=17.25,
+    cpu_s=0.125,
+    payload_bytes=1,
+    payload="[1]",
+    result_bytes=2,
+    output_bytes=3,
+    files_bytes=4,
+    output='{"stdout": "x"}',
+    detached=True,
+)
 
 
 @pytest.fixture
@@ -99,8 +125,12 @@ def test_an_end_needs_no_beginning(path: Path) -> None:
 def test_runs_are_listed_newest_first_by_caller_node_and_outcome(path: Path) -> None:
     with opened(path) as kept:
         for row in (
-            run(0), run(1, node_id="x"), run(2, caller=BEN, node_id="x"), run(3, node_id="x", outcome="failed"), run(4, caller=0)
-        ):  # fmt: skip
+            run(0),
+            run(1, node_id="x"),
+            run(2, caller=BEN, node_id="x"),
+            run(3, node_id="x", outcome="failed"),
+            run(4, caller=0),
+        ):
             kept.ended(row)
         assert ids(kept.list()) == ["r4", "r3", "r2", "r1", "r0"]
         assert ids(kept.list(caller=ANN)) == ["r3", "r1", "r0"]
@@ -229,8 +259,10 @@ def test_runs_that_an_earlier_process_left_open_are_ended_as_killed(path: Path) 
         assert kept.interrupted(NOW + 99) == 2
         assert kept.interrupted(NOW + 100) == 0
         assert [(row.state, row.outcome, row.ended) for row in kept.list()] == [
-            ("ended", "succeeded", None), ("ended", "killed", NOW + 99), ("ended", "killed", NOW + 99)
-        ]  # fmt: skip
+            ("ended", "succeeded", None),
+            ("ended", "killed", NOW + 99),
+            ("ended", "killed", NOW + 99),
+        ]
         killed = kept.get("r0")
         assert killed is not None
         assert "the service ended" in killed.explanation
@@ -447,9 +479,12 @@ def test_a_writer_killed_in_the_middle_leaves_every_run_that_was_written(path: P
 
 def test_what_is_run_often_is_known_by_policy_libraries_and_modules(path: Path) -> None:
     kinds: dict[str, dict[str, object]] = {
-        "often": {"policy": "a", "requirements": "numpy", "preload": "numpy", "environment": "e"}, "seldom": {"policy": "b"},
-        "old": {"policy": "c"}, "refused": {"policy": "d", "sandbox_ms": None}, "next": {"policy": "e"},
-    }  # fmt: skip
+        "often": {"policy": "a", "requirements": "numpy", "preload": "numpy", "environment": "e"},
+        "seldom": {"policy": "b"},
+        "old": {"policy": "c"},
+        "refused": {"policy": "d", "sandbox_ms": None},
+        "next": {"policy": "e"},
+    }
     counts = {"often": 5, "seldom": 2, "old": 9, "refused": 9, "next": 3}
     with opened(path) as kept:
         number = 0
@@ -470,9 +505,10 @@ def test_a_history_of_the_first_version_is_brought_to_this_one(path: Path, monke
         RunHistory(path, KEEP).close()
     with contextlib.closing(sqlite3.connect(path)) as old, old:
         old.execute(
-            "INSERT INTO runs (run_id, caller, caller_name, received, state, node_id, policy, policy_hash, image, environment, requirements,"
-            " code_hash, outcome, explanation, warm, payload_bytes, result_bytes, output_bytes, files_bytes)"
-            " VALUES ('r0', 1001, 'ann', 1, 'ended', '', '', '', '', '', '', '', '', '', 0, 0, 0, 0, 0)"
+            "INSERT INTO runs (run_id, caller, caller_name, received, state, node_id, policy, policy_hash, image,"
+            " environment, requirements, code_hash, outcome, explanation, warm, payload_bytes, result_bytes,"
+            " output_bytes, files_bytes) VALUES ('r0', 1001, 'ann', 1, 'ended', '', '', '', '', '', '', '', '', '', 0,"
+            " 0, 0, 0, 0)"
         )
     with opened(path) as kept:
         found = kept.get("r0")
@@ -548,10 +584,11 @@ def test_what_waits_for_a_disk_that_hangs_is_bounded_in_bytes_too(path: Path, mo
 @pytest.mark.parametrize("end", ["in order", "killed"])
 def test_the_file_can_be_read_when_no_service_is_there(path: Path, end: str) -> None:
     code = (
-        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.service.history.history import RunHistory, Retention\nfrom sandbox.service.history.row import RunRow\n"
-        "kept = RunHistory(Path(sys.argv[1]), Retention(age_s=1e9, size_bytes=1 << 30))\n"
-        "kept.began(RunRow(run_id='r', caller=1, caller_name='ann', received=1.0, state='running'))\nassert kept.flush()\n"
-        "if sys.argv[2] == 'killed': os.kill(os.getpid(), signal.SIGKILL)\nkept.close()\n"
+        "import os, sys, signal\nfrom pathlib import Path\nfrom sandbox.service.history.history import RunHistory,"
+        " Retention\nfrom sandbox.service.history.row import RunRow\nkept = RunHistory(Path(sys.argv[1]),"
+        " Retention(age_s=1e9, size_bytes=1 << 30))\nkept.began(RunRow(run_id='r', caller=1, caller_name='ann',"
+        " received=1.0, state='running'))\nassert kept.flush()\nif sys.argv[2] == 'killed': os.kill(os.getpid(),"
+        " signal.SIGKILL)\nkept.close()\n"
     )
     subprocess.run([sys.executable, "-c", code, path, end], check=end == "in order", timeout=60)
     found = OnDisk(path.parent)

@@ -97,9 +97,15 @@ class Stage:
     async def run(self, run: Run, *, cancel: asyncio.Event) -> RunResult:
         """Play the frames in the place of a run."""
         run.on_progress(Progress(step="image"))
-        setting = cast("Any", SimpleNamespace(
-            policy=self._policy, seccomp=None, admitted=SimpleNamespace(name="base", digest="sha256:0", environment=None, lock_hash=None), egress=None
-        ))  # fmt: skip
+        setting = cast(
+            "Any",
+            SimpleNamespace(
+                policy=self._policy,
+                seccomp=None,
+                admitted=SimpleNamespace(name="base", digest="sha256:0", environment=None, lock_hash=None),
+                egress=None,
+            ),
+        )
 
         @contextlib.asynccontextmanager
         async def source(*_: Any) -> AsyncIterator[Any]:
@@ -113,11 +119,20 @@ class Stage:
     async def _serve(self, ready: threading.Event) -> None:
         limits = AdmissionLimits(running=4, waiting=0, per_caller_running=4, per_caller_waiting=0, wait_s=WAIT_S)
         loaded = SimpleNamespace(policy=self._policy)
-        state = cast("State", SimpleNamespace(
-            config=ServiceConfig(), runner=self, policies=SimpleNamespace(all=lambda: [loaded], get=lambda _: loaded), parser=Parser(), admission=Admission(limits), live=LiveRuns(),
-            metrics=Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0), history=self.history,
-            artefacts=SimpleNamespace(keep=lambda *_: None),
-        ))  # fmt: skip
+        state = cast(
+            "State",
+            SimpleNamespace(
+                config=ServiceConfig(),
+                runner=self,
+                policies=SimpleNamespace(all=lambda: [loaded], get=lambda _: loaded),
+                parser=Parser(),
+                admission=Admission(limits),
+                live=LiveRuns(),
+                metrics=Metrics(Live(running=lambda: 0, waiting=lambda: 0, pool=lambda: ()), started_at=0.0),
+                history=self.history,
+                artefacts=SimpleNamespace(keep=lambda *_: None),
+            ),
+        )
         self._over = asyncio.Event()
         with (
             contextlib.closing(Access(ServiceConfig(), owner_uid=os.getuid())) as access,

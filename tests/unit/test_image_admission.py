@@ -18,9 +18,15 @@ IMAGE_ID = "c0ffee" * 10 + "abcd"
 
 def record(**changes: Any) -> ImageRecord:
     fields: dict[str, Any] = {
-        "id": IMAGE_ID, "digest": "sha256:" + "1" * 64, "names": ("localhost/x:latest",), "size_bytes": 1,
-        "env": ("PATH=/usr/bin",), "labels": {}, "annotations": {}, "architecture": oci_architecture(),
-    }  # fmt: skip
+        "id": IMAGE_ID,
+        "digest": "sha256:" + "1" * 64,
+        "names": ("localhost/x:latest",),
+        "size_bytes": 1,
+        "env": ("PATH=/usr/bin",),
+        "labels": {},
+        "annotations": {},
+        "architecture": oci_architecture(),
+    }
     return ImageRecord(**{**fields, **changes})
 
 
@@ -185,13 +191,23 @@ def stored(cache: Path) -> Path:
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe",
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"[" * 100_000,
+        b"\xff\xfe",
         json.dumps({"schema": 0, "id": IMAGE_ID, "verdict": {}}).encode(),
         json.dumps({"schema": 1, "id": "other", "verdict": {}}).encode(),
-        json.dumps({"schema": 1, "id": IMAGE_ID, "verdict": {"python_path": "", "python_version": None,
-                                                             "refusals": [], "findings": []}}).encode(),
+        json.dumps(
+            {
+                "schema": 1,
+                "id": IMAGE_ID,
+                "verdict": {"python_path": "", "python_version": None, "refusals": [], "findings": []},
+            }
+        ).encode(),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_cache_file_is_ignored_and_rewritten(damage: bytes, tmp_path: Path) -> None:
     images = Images()
     first = admit(engine(images), record(), cache_dir=tmp_path)

@@ -12,8 +12,12 @@ from sandbox.image.files import inspect_filesystem
 from sandbox.image.verdicts import FilesystemVerdict
 
 DIRECTORY, LINK, HARD, CHARACTER, FIFO = (
-    tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE,
-)  # fmt: skip
+    tarfile.DIRTYPE,
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.CHRTYPE,
+    tarfile.FIFOTYPE,
+)
 Entry = tuple[str, bytes, int, str]
 
 
@@ -152,11 +156,16 @@ COMPLETE = tar([*PYTHON, file("x")])
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"not a tar" * 200,
-        COMPLETE[:512], COMPLETE[:700], COMPLETE[:1024], COMPLETE[:1536], COMPLETE[:2048],
+        b"",
+        b"not a tar" * 200,
+        COMPLETE[:512],
+        COMPLETE[:700],
+        COMPLETE[:1024],
+        COMPLETE[:1536],
+        COMPLETE[:2048],
         COMPLETE[:1024] + b"damaged!" * 64 + COMPLETE[1536:],
     ],
-)  # fmt: skip
+)
 def test_a_stream_that_is_no_complete_tar_is_an_error_and_no_admission(data: bytes) -> None:
     with pytest.raises(ImageUnavailable, match="can't be read"):
         inspect_filesystem(chunked(data), path_variable="")

@@ -36,11 +36,32 @@ def test_resolving_twice_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "reference",
     [
-        "", " ", "Python", "docker.io/Python", "FOO/bar", "a b", "a:", "a@sha256:12", "../x", "/x", "x/", "x//y", "-x",
-        "http://example.org/x", "x\n", "x\0", "docker-archive:/etc/passwd", "oci:/tmp/x", "dir:/etc", "a" * 600,
-        "ab" * 32, DIGEST, "x:" + "y" * 129, "x:-y",
+        "",
+        " ",
+        "Python",
+        "docker.io/Python",
+        "FOO/bar",
+        "a b",
+        "a:",
+        "a@sha256:12",
+        "../x",
+        "/x",
+        "x/",
+        "x//y",
+        "-x",
+        "http://example.org/x",
+        "x\n",
+        "x\0",
+        "docker-archive:/etc/passwd",
+        "oci:/tmp/x",
+        "dir:/etc",
+        "a" * 600,
+        "ab" * 32,
+        DIGEST,
+        "x:" + "y" * 129,
+        "x:-y",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_name_is_refused_in_words(reference: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         resolve(reference)

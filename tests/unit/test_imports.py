@@ -41,9 +41,22 @@ def test_modules_are_named_in_full_each_once_and_those_of_the_standard_library_a
 
 @pytest.mark.parametrize(
     "code",
-    ["\0import numpy", "import \udc80", "(" * 5_000, "from __future__ import annotations", "import __main__", "", "import",
-     "# import numpy", "x = 'import numpy'", '"""\nimport numpy\n"""', "important = 1", "from time", "from . import numpy"],
-)  # fmt: skip
+    [
+        "\0import numpy",
+        "import \udc80",
+        "(" * 5_000,
+        "from __future__ import annotations",
+        "import __main__",
+        "",
+        "import",
+        "# import numpy",
+        "x = 'import numpy'",
+        '"""\nimport numpy\n"""',
+        "important = 1",
+        "from time",
+        "from . import numpy",
+    ],
+)
 def test_what_is_no_import_names_nothing(code: str) -> None:
     assert modules_of(code) == ()
 
@@ -68,9 +81,26 @@ def test_only_the_beginning_of_a_text_is_looked_at() -> None:
 
 @pytest.mark.parametrize(
     "hard",
-    [" ", "\n", ";", "from ", "from" + " " * 99, "\nfrom a", "\nimport a,", "import " + "," * 99, "import a.b\n", "'", "'" * 3, "import é,", ";import",
-     "\n\t", "from a" + " " * 99, "f'{", "x = 1\n"],
-)  # fmt: skip
+    [
+        " ",
+        "\n",
+        ";",
+        "from ",
+        "from" + " " * 99,
+        "\nfrom a",
+        "\nimport a,",
+        "import " + "," * 99,
+        "import a.b\n",
+        "'",
+        "'" * 3,
+        "import é,",
+        ";import",
+        "\n\t",
+        "from a" + " " * 99,
+        "f'{",
+        "x = 1\n",
+    ],
+)
 def test_time_is_in_proportion_to_a_text_whatever_it_is(hard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def took_s(size: int) -> float:
         monkeypatch.setattr("sandbox.run.imports.MAX_SCANNED_CHARS", size)
@@ -122,8 +152,14 @@ def test_only_a_few_modules_are_preloaded() -> None:
 
 @pytest.mark.parametrize(
     ("files", "expected"),
-    [([], False), (["data.csv", "py", ".py", "x.pyx", "a.py.txt"], False), (["numpy.py"], True), (["data.csv", "a.pyc"], True),
-     (["a.abi3.so"], True), (["a.so"], True)],
-)  # fmt: skip
+    [
+        ([], False),
+        (["data.csv", "py", ".py", "x.pyx", "a.py.txt"], False),
+        (["numpy.py"], True),
+        (["data.csv", "a.pyc"], True),
+        (["a.abi3.so"], True),
+        (["a.so"], True),
+    ],
+)
 def test_files_that_a_program_could_import_are_told(files: list[str], expected: bool) -> None:
     assert brings_modules(files) is expected

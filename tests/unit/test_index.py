@@ -66,8 +66,11 @@ def test_without_configuration_it_is_the_public_index(home: Path, root: Path) ->
 def test_files_count_in_the_order_that_pip_has(home: Path, root: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     places = [
-        root / "etc/xdg/pip/pip.conf", root / "etc/pip.conf", home / ".pip/pip.conf", home / ".config/pip/pip.conf"
-    ]  # fmt: skip
+        root / "etc/xdg/pip/pip.conf",
+        root / "etc/pip.conf",
+        home / ".pip/pip.conf",
+        home / ".config/pip/pip.conf",
+    ]
     for number, path in enumerate(places):
         write(path, f"[global]\nindex-url = https://{number}.example/simple/\n")
         assert read_index({}, home, root).urls == (f"https://{number}.example/simple",)
@@ -113,8 +116,8 @@ def test_an_empty_value_takes_back_what_an_earlier_file_says_and_a_variable_does
 def test_several_values_stand_on_lines_or_beside_each_other(home: Path, root: Path) -> None:
     write(
         root / "etc/pip.conf",
-        "[global]\nextra-index-url =\n    https://a.example/simple\n    https://b.example:8443/simple https://a.example/simple\n"
-        "trusted-host = a.example\n  b.example:8443\n",
+        "[global]\nextra-index-url =\n    https://a.example/simple\n    https://b.example:8443/simple"
+        " https://a.example/simple\ntrusted-host = a.example\n  b.example:8443\n",
     )
     index = read_index({}, home, root)
     assert index.urls == (PUBLIC, "https://a.example/simple", "https://b.example:8443/simple")
@@ -331,12 +334,20 @@ def files(*urls: str) -> str:
         (files("https://files.example.org/x.whl", "https://files.example.org/y.whl"), JSON, {"files.example.org:443"}),
         (files("http://files.example.org:8080/x.whl", "../../x.whl"), JSON, {"files.example.org:8080"}),
         (files(), f"{JSON}; charset=utf-8", set()),
-        ('<a href="https://a.example/x.whl#sha256=0">x</a><A HREF="//b.example/y">', "text/html", {"a.example:443", "b.example:80"}),
-        ('<base href="https://c.example/"><base href="https://d.example/"><a href="x.whl">', "text/html", {"c.example:443"}),
+        (
+            '<a href="https://a.example/x.whl#sha256=0">x</a><A HREF="//b.example/y">',
+            "text/html",
+            {"a.example:443", "b.example:80"},
+        ),
+        (
+            '<base href="https://c.example/"><base href="https://d.example/"><a href="x.whl">',
+            "text/html",
+            {"c.example:443"},
+        ),
         ('<a href="x.whl"><a href="mailto:x"><a><a href="https://h:port/"><a href="http://[::1/">', "text/html", set()),
         ('<a href="https://e.example/?a=1&amp;b=2">', "application/vnd.pypi.simple.v1+html", {"e.example:443"}),
     ],
-)  # fmt: skip
+)
 def test_the_hosts_of_files_are_found_on_the_page(home: Path, body: str, kind: str, hosts: set[str]) -> None:
     with serving(page(body, kind)) as port:
         assert set(discover_file_hosts(local(port), "x")) == hosts | {f"127.0.0.1:{port}"}
@@ -461,7 +472,7 @@ def authority(tmp_path: Path) -> Path:
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
          "-subj", "/CN=index", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     return certificate
 
 

@@ -35,9 +35,12 @@ from tests.integration.package_index import wheel
 from tests.unit.test_tree import Listing
 
 INDEX: dict[str, Any] = {
-    "urls": ["https://a.test/simple", "https://b.test/simple"], "find_links": ["/run/sandbox/index/0"], "trusted_hosts": ["b.test"],
-    "no_index": False, "credentials": {},
-}  # fmt: skip
+    "urls": ["https://a.test/simple", "https://b.test/simple"],
+    "find_links": ["/run/sandbox/index/0"],
+    "trusted_hosts": ["b.test"],
+    "no_index": False,
+    "credentials": {},
+}
 
 
 def test_it_needs_nothing_but_the_standard_library_of_python_3_8() -> None:
@@ -71,9 +74,14 @@ def test_a_packed_tree_is_what_the_runner_decodes(tmp_path: Path) -> None:
     decoder.feed((tmp_path / "tree").read_bytes())
     decoder.finish()
     assert [(kind, path) for kind, path, _ in found.entries] == [
-        (Kind.DIRECTORY, "bin"), (Kind.EXECUTABLE, "bin/run"), (Kind.DIRECTORY, "package"), (Kind.DIRECTORY, "package/empty"),
-        (Kind.LINK, "package/link.py"), (Kind.FILE, "package/module.py"), (Kind.FILE, "package/shared.so"),
-    ]  # fmt: skip
+        (Kind.DIRECTORY, "bin"),
+        (Kind.EXECUTABLE, "bin/run"),
+        (Kind.DIRECTORY, "package"),
+        (Kind.DIRECTORY, "package/empty"),
+        (Kind.LINK, "package/link.py"),
+        (Kind.FILE, "package/module.py"),
+        (Kind.FILE, "package/shared.so"),
+    ]
     assert found.bodies["package/module.py"] == b"X = 1\n"
     assert found.bodies["package/link.py"] == b"module.py"
     assert found.bodies["package/shared.so"] == large
@@ -113,9 +121,12 @@ def test_byte_code_is_what_python_itself_would_write(tmp_path: Path, mode: int) 
     compile_modules(str(tmp_path))
     ours = Path(importlib.util.cache_from_source(str(module)))
     theirs = py_compile.compile(
-        str(module), str(tmp_path / "theirs.pyc"), "/opt/environment/package/module.py", doraise=True,
+        str(module),
+        str(tmp_path / "theirs.pyc"),
+        "/opt/environment/package/module.py",
+        doraise=True,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )  # fmt: skip
+    )
     assert theirs is not None
     assert ours.read_bytes() == Path(theirs).read_bytes()
     assert ours.stat().st_mode == Path(theirs).stat().st_mode  # a tree says what is executable
@@ -255,11 +266,11 @@ def test_the_index_is_named_in_the_options_of_each_tool() -> None:
     assert index_options(INDEX, pip=True) == [
         "--index-url", "https://a.test/simple", "--extra-index-url=https://b.test/simple",
         "--find-links=/run/sandbox/index/0", "--trusted-host=b.test",
-    ]  # fmt: skip
+    ]  # fmt: skip # a command line
     assert index_options(INDEX, pip=False) == [
         "--index-strategy", "unsafe-best-match", "--default-index", "https://a.test/simple",
         "--index=https://b.test/simple", "--find-links=/run/sandbox/index/0", "--allow-insecure-host=b.test",
-    ]  # fmt: skip
+    ]  # fmt: skip # a command line
     assert index_options({**INDEX, "no_index": True}, pip=True)[0] == "--no-index"
 
 

@@ -36,10 +36,29 @@ AROUND: dict[str, Callable[[int], tuple[bytes, bytes]]] = {
 PARSERS = {"msgspec": AT_ONCE_BYTES, "SQLite": 0}
 # What each check looks for, just within and just beyond what is allowed.
 EDGES = [
-    b'"\\ud800"', b'{"\\udc00":1}', b'["\\ud83d\\ude00", "\\\\ud800"]', b"9" * 4_300, b"9" * 4_301, b"1e308", b"1e309", b"-0." + b"0" * 3_000 + b"e-9",
-    b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1), b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, b'{"a":1 , "a":2\n}', '"\u2028\x85\u202e\x7f"'.encode(),
-    b'"\xff"', b'"\\u0000"', b'"\n"', b"NaN", b"01", b"-", b'"\\x41"', b"1 2", b"'a'", b"[1,]",
-]  # fmt: skip
+    b'"\\ud800"',
+    b'{"\\udc00":1}',
+    b'["\\ud83d\\ude00", "\\\\ud800"]',
+    b"9" * 4_300,
+    b"9" * 4_301,
+    b"1e308",
+    b"1e309",
+    b"-0." + b"0" * 3_000 + b"e-9",
+    b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1),
+    b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
+    b'{"a":1 , "a":2\n}',
+    '"\u2028\x85\u202e\x7f"'.encode(),
+    b'"\xff"',
+    b'"\\u0000"',
+    b'"\n"',
+    b"NaN",
+    b"01",
+    b"-",
+    b'"\\x41"',
+    b"1 2",
+    b"'a'",
+    b"[1,]",
+]
 
 
 def verdict(text: bytes, around: str, size: int) -> tuple[bytes, bool] | str:
@@ -87,10 +106,19 @@ def test_a_text_so_large_that_another_parser_has_it_is_taken_as_a_small_one(text
 
 TEXTS = st.text() | st.text(st.sampled_from('a\ud800\udbff\udc00\udfff\u2028\x7f"\\\n😀'), max_size=6)
 LEAVES = (
-    TEXTS | st.none() | st.booleans() | st.integers() | st.floats() | st.binary(max_size=5) | st.datetimes() | st.decimals()
+    TEXTS
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.binary(max_size=5)
+    | st.datetimes()
+    | st.decimals()
     | st.integers(4_214, 4_400).map(lambda digits: 10**digits)
-    | st.sampled_from([2**53, 2**53 + 1, -(2**53) - 1, 2**13_999, -0.0, 5e-324, 1.7e308, object(), print, 1j, dt.timedelta(1)])
-)  # fmt: skip
+    | st.sampled_from(
+        [2**53, 2**53 + 1, -(2**53) - 1, 2**13_999, -0.0, 5e-324, 1.7e308, object(), print, 1j, dt.timedelta(1)]
+    )
+)
 KEYS = TEXTS | st.integers() | st.none() | st.booleans() | st.floats() | st.tuples(TEXTS) | st.binary(max_size=3)
 VALUES = st.recursive(
     LEAVES,
@@ -113,12 +141,18 @@ BESIDE: dict[str, Callable[[Any, int], tuple[Any, bytes, bytes]]] = {
     "in a list": lambda value, count: ([value, *[0] * count], b"[", b",0" * count + b"]"),
     "in a tuple": lambda value, count: ((value, *[0] * count), b"[", b",0" * count + b"]"),
     "in an object": lambda value, count: (
-        {"v": value, **{f"{n:07}": 0 for n in range(count)}}, b'{"v":', b"".join(b',"%07d":0' % n for n in range(count)) + b"}"
+        {"v": value, **{f"{n:07}": 0 for n in range(count)}},
+        b'{"v":',
+        b"".join(b',"%07d":0' % n for n in range(count)) + b"}",
     ),
     "in a list in a list": lambda value, count: ([[value, *[0] * count]], b"[[", b",0" * count + b"]]"),
     "beside a long text": lambda value, count: ([value, "Q" * count], b"[", b',"' + b"Q" * count + b'"]'),
-    "beside a long list": lambda value, count: ([value, [0.5] * count], b"[", b",[" + b",".join([b"0.5"] * count) + b"]]"),
-}  # fmt: skip
+    "beside a long list": lambda value, count: (
+        [value, [0.5] * count],
+        b"[",
+        b",[" + b",".join([b"0.5"] * count) + b"]]",
+    ),
+}
 COUNTS = (1, BATCH_ITEMS - 1, BATCH_ITEMS, 1_001, CHUNK_BYTES // 2 + 1, 2 * CHUNK_BYTES)
 
 

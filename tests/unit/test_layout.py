@@ -19,20 +19,39 @@ PACKAGE = ROOT / "sandbox"
 SCRIPTS = set((PACKAGE / "templates").glob("*.py")) - {PACKAGE / "templates/__init__.py"}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path not in SCRIPTS)
 PURE = (
-    "errors", "models", "run/outcome", "container/spec", "container/verify", "cell/spec", "cell/verify",
-    "environment/requirements", "environment/lock", "environment/tree", "environment/identity",
-    "egress/addresses", "egress/answer_head", "egress/client_hello", "egress/request_body", "egress/request_head", "egress/rules",
-    "service/history/fair_share", "service/history/row", "service/history/secret_mask", "service/history/told",
-    "service/routes/prefer", "service/webhooks/rules", "host/facts",
-)  # fmt: skip
+    "errors",
+    "models",
+    "run/outcome",
+    "container/spec",
+    "container/verify",
+    "cell/spec",
+    "cell/verify",
+    "environment/requirements",
+    "environment/lock",
+    "environment/tree",
+    "environment/identity",
+    "egress/addresses",
+    "egress/answer_head",
+    "egress/client_hello",
+    "egress/request_body",
+    "egress/request_head",
+    "egress/rules",
+    "service/history/fair_share",
+    "service/history/row",
+    "service/history/secret_mask",
+    "service/history/told",
+    "service/routes/prefer",
+    "service/webhooks/rules",
+    "host/facts",
+)
 IO_MODULES = {
     "asyncio", "fcntl", "glob", "http", "io", "multiprocessing", "os", "requests", "select", "shutil", "signal",
     "socket", "subprocess", "tempfile", "threading", "time", "random", "urllib",
-}  # fmt: skip
+}  # fmt: skip # a table
 IO_CALLS = {
     "open", "print", "input", "read_text", "read_bytes", "write_text", "write_bytes", "exists", "is_file", "is_dir",
     "stat", "lstat", "mkdir", "unlink", "iterdir", "glob", "rglob", "touch", "resolve", "expanduser", "cwd", "home",
-}  # fmt: skip
+}  # fmt: skip # a table
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 VAGUE = re.compile(r"(utils?|helpers?|managers?|misc|common)")
@@ -178,6 +197,19 @@ def test_modules_are_short_enough_to_read() -> None:
         path: len(text.splitlines()) for path, text in texts.items() if "Written by scripts/generate-docs" not in text
     }
     assert [at(path, count, "too long") for path, count in lines.items() if count > MAX_MODULE_LINES] == []
+
+
+def test_what_the_formatter_leaves_alone_has_a_reason() -> None:
+    """Long lines are ruff's to find (E501)."""
+    bare = re.compile(r"# fmt: (skip|off)\s*$")
+    files = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *(ROOT / "scripts").iterdir()]
+    assert [
+        at(path, number, "no reason")
+        for path in files
+        if path.is_file()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if bare.search(line)
+    ] == []
 
 
 def test_functions_are_short_enough_to_read() -> None:

@@ -12,9 +12,12 @@ from sandbox.index.pip_config import Index
 from tests.integration.package_index import package_index, sdist, wheel
 
 FILES = [
-    wheel("Tiny_Lib", "1.0", {}), wheel("Tiny_Lib", "2.0", {}, tag="cp36-cp36m-linux_x86_64"), wheel("Tiny_Lib", "3.0b1", {}),
-    sdist("tiny_lib", "10.0"), sdist("tiny_lib", "9.0"),
-]  # fmt: skip
+    wheel("Tiny_Lib", "1.0", {}),
+    wheel("Tiny_Lib", "2.0", {}, tag="cp36-cp36m-linux_x86_64"),
+    wheel("Tiny_Lib", "3.0b1", {}),
+    sdist("tiny_lib", "10.0"),
+    sdist("tiny_lib", "9.0"),
+]
 
 
 def test_versions_are_those_of_all_files_in_their_order_without_prereleases() -> None:
@@ -33,8 +36,13 @@ def test_versions_are_those_of_all_files_in_their_order_without_prereleases() ->
 
 def test_wheels_tell_for_which_pythons_of_this_machine_and_for_which_systems_they_are() -> None:
     machine = f"linux_{platform.machine()}"
-    tags = [f"cp313-cp313-{machine}", f"cp39-abi3-{machine}", "py2-none-any", "cp38-cp38-win32",
-            f"pp310-pypy310_pp73-{machine}"]  # fmt: skip
+    tags = [
+        f"cp313-cp313-{machine}",
+        f"cp39-abi3-{machine}",
+        "py2-none-any",
+        "cp38-cp38-win32",
+        f"pp310-pypy310_pp73-{machine}",
+    ]
     with package_index() as index:
         index.add(*(wheel("many", "1.0", {}, tag=tag) for tag in tags))
         found = listing_of(Index(urls=(index.url,)), "many")

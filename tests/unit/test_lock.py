@@ -25,7 +25,10 @@ FILES = "https://files.example.org/packages"
 
 
 def wheel(name: str, *, sha256: str = A, extra: str = "") -> str:
-    return f'{{ url = "{FILES}/{name}", upload-time = 2025-11-03T09:25:25.5Z, size = 7, hashes = {{ sha256 = "{sha256}" }}{extra} }}'
+    return (
+        f'{{ url = "{FILES}/{name}", upload-time = 2025-11-03T09:25:25.5Z, size = 7, hashes = {{ sha256 = "{sha256}"'
+        f" }}{extra} }}"
+    )
 
 
 def package(name: str, version: str, *wheels: str, sdist: str = "") -> str:
@@ -73,10 +76,13 @@ def test_the_most_specific_wheel_that_runs_is_chosen() -> None:
         "x-1.0-2-cp311-cp311-manylinux_2_28_x86_64.whl",
     ]
     others = [
-        "x-1.0-cp311-cp311-manylinux_2_39_x86_64.whl", "x-1.0-cp312-cp312-manylinux_2_17_x86_64.whl",
-        "x-1.0-cp311-cp311-win_amd64.whl", "x-1.0-cp311-cp311-manylinux_2_17_aarch64.whl",
-        "x-1.0-cp311-cp311-musllinux_1_2_x86_64.whl", "x-1.0-cp311-cp311t-manylinux_2_17_x86_64.whl",
-    ]  # fmt: skip
+        "x-1.0-cp311-cp311-manylinux_2_39_x86_64.whl",
+        "x-1.0-cp312-cp312-manylinux_2_17_x86_64.whl",
+        "x-1.0-cp311-cp311-win_amd64.whl",
+        "x-1.0-cp311-cp311-manylinux_2_17_aarch64.whl",
+        "x-1.0-cp311-cp311-musllinux_1_2_x86_64.whl",
+        "x-1.0-cp311-cp311t-manylinux_2_17_x86_64.whl",
+    ]
     for end in range(len(names), 0, -1):
         lock = locked(package("x", "1.0", *map(wheel, (*others, *names[:end]))))
         assert lock.packages[0].file.name == names[end - 1]
@@ -118,14 +124,23 @@ def test_tags_of_this_machine_are_those_of_pip() -> None:
 @pytest.mark.parametrize(
     ("entry", "reason", "hint"),
     [
-        (package("x", "1.0", wheel("x-1.0-cp39-cp39-manylinux2014_x86_64.whl"), wheel("x-1.0-cp310-cp310-win32.whl")),
-         r"package x 1\.0 has no wheel for Python 3\.11, only for Python 3\.9, 3\.10 \(", "image"),
-        (package("x", "1.0", wheel("x-1.0-cp311-cp311-win_amd64.whl")), r"for this machine, only for win_amd64 \(", "image"),
+        (
+            package(
+                "x", "1.0", wheel("x-1.0-cp39-cp39-manylinux2014_x86_64.whl"), wheel("x-1.0-cp310-cp310-win32.whl")
+            ),
+            r"package x 1\.0 has no wheel for Python 3\.11, only for Python 3\.9, 3\.10 \(",
+            "image",
+        ),
+        (
+            package("x", "1.0", wheel("x-1.0-cp311-cp311-win_amd64.whl")),
+            r"for this machine, only for win_amd64 \(",
+            "image",
+        ),
         (package("x", "1.0", wheel("x-1.0-py3-none-macosx_11_0_arm64.whl")), "for this machine", "image"),
         (package("x", "1.0", sdist="x-1.0.tar.gz"), "package x 1.0 has only a source archive", "allow_sdists"),
         (package("x", "1.0"), "package x 1.0 has no file", ""),
     ],
-)  # fmt: skip
+)
 def test_a_package_without_a_fitting_file_is_named(entry: str, reason: str, hint: str) -> None:
     with pytest.raises(BuildFailed, match=reason) as caught:
         locked(NUMPY, entry)
@@ -173,18 +188,20 @@ def edited(old: str, new: str) -> str:
         edited("size = 7", "size = true"),
         edited("{ url", '{ name = "six-1.17.0-py3-none-any.whl", url'),
         edited("{ url", '{ name = "six-1.17.0-py2.py3-none-any.whl/x", url'),
-        edited("py2.py3-none-any", ".".join(f"p{n}" for n in range(9)) + "-" + ".".join(f"a{n}" for n in range(9)) + "-any"),
+        edited(
+            "py2.py3-none-any", ".".join(f"p{n}" for n in range(9)) + "-" + ".".join(f"a{n}" for n in range(9)) + "-any"
+        ),
         SIX + 'vcs = { type = "git", url = "https://example.org/x", commit-id = "0" }\n',
         SIX + 'archive = { path = "/etc/passwd", hashes = {} }\n',
         SIX + 'directory = { path = "/etc" }\n',
         SIX + SIX,
         package("six", "1.17.0", "7"),
         '[[packages]]\nname = "six"\nversion = "1.17.0"\nwheels = 7\n',
-        '[[packages]]\nname = 7\n',
+        "[[packages]]\nname = 7\n",
         "packages = 7\n",
         "packages = [7]\n",
     ],
-)  # fmt: skip
+)
 def test_a_hostile_resolution_is_refused(entry: str) -> None:
     with pytest.raises(BuildFailed) as caught:
         locked(entry, requirements=())
@@ -205,11 +222,20 @@ def test_the_control_of_the_hostile_ones_is_accepted() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"", b"\xff", b"x", b'lock-version = "2.0"', b"\0", b"x = " + b"[" * 15_000, b"a" + b".a" * 7_000 + b" = 1",
-        b'x = """\n' + b"a" + b".a" * 100 + b'"""', b"x = '''\n'''", b"x = 1" * 5_000_000, b"x = " + b"9" * 16_000,
+        b"",
+        b"\xff",
+        b"x",
+        b'lock-version = "2.0"',
+        b"\0",
+        b"x = " + b"[" * 15_000,
+        b"a" + b".a" * 7_000 + b" = 1",
+        b'x = """\n' + b"a" + b".a" * 100 + b'"""',
+        b"x = '''\n'''",
+        b"x = 1" * 5_000_000,
+        b"x = " + b"9" * 16_000,
         b'lock-version = "1.0"\n' + b'[[packages]]\nname = "x"\n' * 1_001,
     ],
-)  # fmt: skip
+)
 def test_text_that_is_no_resolution_is_refused_at_once(text: bytes) -> None:
     with pytest.raises(BuildFailed):
         from_pylock(text, tags=TAGS, requirements=(), allow_sdists=False)
@@ -564,10 +590,31 @@ def pip_installs(lock: Lock, wheels: Path, target: Path) -> subprocess.Completed
     listed = target.with_suffix(".txt")
     listed.write_text(lock.as_requirements_txt())
     return subprocess.run(
-        [sys.executable, "-I", "-m", "pip", "--isolated", "--disable-pip-version-check", "install", "--no-index", "--no-deps",
-         "--require-hashes", "--no-cache-dir", "--find-links", str(wheels), "--target", str(target), "-r", str(listed)],
-        capture_output=True, text=True, timeout=120, check=False, env={"PIP_CONFIG_FILE": "/dev/null", "HOME": str(target.parent)},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-I",
+            "-m",
+            "pip",
+            "--isolated",
+            "--disable-pip-version-check",
+            "install",
+            "--no-index",
+            "--no-deps",
+            "--require-hashes",
+            "--no-cache-dir",
+            "--find-links",
+            str(wheels),
+            "--target",
+            str(target),
+            "-r",
+            str(listed),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PIP_CONFIG_FILE": "/dev/null", "HOME": str(target.parent)},
+    )
 
 
 def test_pip_installs_what_the_lock_says_and_nothing_else(tmp_path: Path) -> None:

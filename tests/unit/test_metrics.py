@@ -43,17 +43,32 @@ def labels_of(counted: Metrics, name: str, label: str) -> dict[str, float]:
 def ended(outcome: Outcome = Outcome.SUCCEEDED, *, began: bool = True, **fields: Any) -> RunResult:
     durations = fields.pop("durations", Durations())
     receipt = Receipt(
-        run_id="r", started_at="", policy="p", policy_hash="", image="", image_digest="", code_hash="", payload_hash="", engine="",
-        runtime="", kernel="", controls=(), outcome=outcome, durations=durations,
-    )  # fmt: skip
-    return RunResult(
-        run_id="r", outcome=outcome, durations=durations, receipt=receipt if began else None, **fields
-    )  # fmt: skip
+        run_id="r",
+        started_at="",
+        policy="p",
+        policy_hash="",
+        image="",
+        image_digest="",
+        code_hash="",
+        payload_hash="",
+        engine="",
+        runtime="",
+        kernel="",
+        controls=(),
+        outcome=outcome,
+        durations=durations,
+    )
+    return RunResult(run_id="r", outcome=outcome, durations=durations, receipt=receipt if began else None, **fields)
 
 
 def test_runs_are_counted_by_policy_and_outcome() -> None:
     counted = metrics()
-    for policy, outcome in [("a", Outcome.SUCCEEDED), ("a", Outcome.SUCCEEDED), ("b", Outcome.SUCCEEDED), ("a", Outcome.FAILED)]:  # fmt: skip
+    for policy, outcome in [
+        ("a", Outcome.SUCCEEDED),
+        ("a", Outcome.SUCCEEDED),
+        ("b", Outcome.SUCCEEDED),
+        ("a", Outcome.FAILED),
+    ]:
         counted.run_ended(policy, ended(outcome))
     assert value(counted, "sandbox_runs_total", policy="a", outcome="succeeded") == 2
     assert value(counted, "sandbox_runs_total", policy="b", outcome="succeeded") == 1
@@ -94,10 +109,14 @@ def test_a_run_that_never_had_a_sandbox_is_counted_but_not_timed() -> None:
 def test_connections_and_their_bytes_are_counted_by_verdict_and_direction() -> None:
     counted = metrics()
     counted.run_ended(
-        "p", ended(egress=(
-            EgressRecord(host="a", port=1, allowed=True, bytes_up=10, bytes_down=200), EgressRecord(host="b", port=2, allowed=False),
-        ))
-    )  # fmt: skip
+        "p",
+        ended(
+            egress=(
+                EgressRecord(host="a", port=1, allowed=True, bytes_up=10, bytes_down=200),
+                EgressRecord(host="b", port=2, allowed=False),
+            )
+        ),
+    )
     assert labels_of(counted, "sandbox_egress_connections_total", "verdict") == {"allowed": 1, "refused": 1}
     assert labels_of(counted, "sandbox_egress_bytes_total", "direction") == {"up": 10, "down": 200}
 

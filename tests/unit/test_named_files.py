@@ -87,5 +87,8 @@ def test_what_is_not_there_is_found() -> None:
     files = set(map(str, written()))
     text = "see tests/unit/test_gone.py, `sandbox.gone`, sandbox.models.Gone and docs/gone.md; not NAME.json or a*.py"
     assert missing(text, files) == ["docs/gone.md", "sandbox.gone", "sandbox.models.Gone", "tests/unit/test_gone.py"]
-    text = "see tests/unit/test_named_files.py, docs/service.md, `sandbox.models.Outcome`, `tests.waiting` and scripts/test"
+    text = (
+        "see tests/unit/test_named_files.py, docs/service.md, `sandbox.models.Outcome`, `tests.waiting` and"
+        " scripts/test"
+    )
     assert missing(text, files) == []

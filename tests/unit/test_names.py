@@ -14,7 +14,7 @@ SHARED: dict[str, tuple[set[str], str]] = {
     "Answer": ({"cli/answer", "client/reading"}, "what a command shows of a run, and what the service sent"),
     "Asked": ({"runner", "service/intake/asked"}, "what a request comes down to, before and after policy"),
     "Body": ({"egress/request_body", "service/intake/reading"}, "the body of a request, to be sent on or to be read"),
-}  # fmt: skip
+}
 
 
 def classes(package: Path) -> dict[str, set[str]]:

@@ -32,8 +32,15 @@ def usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def variants(tmp_path: Path) -> dict[str, str | None]:
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").touch()
-    return {"unset": None, "empty": "", "relative": "run", "absent": str(tmp_path / "absent"), "file": str(tmp_path / "file"),
-            "link": str(tmp_path / "link"), "of another user": "/" if os.getuid() else "/nonexistent"}  # fmt: skip
+    return {
+        "unset": None,
+        "empty": "",
+        "relative": "run",
+        "absent": str(tmp_path / "absent"),
+        "file": str(tmp_path / "file"),
+        "link": str(tmp_path / "link"),
+        "of another user": "/" if os.getuid() else "/nonexistent",
+    }
 
 
 def test_whatever_is_no_runtime_directory_of_this_user_counts_as_none(

@@ -16,13 +16,14 @@ from tests import platforms
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/platforms"
 RECEIPT: dict[str, Any] = {
-    "engine": "podman 5.4.2", "runtime": "crun version 1.21",
+    "engine": "podman 5.4.2",
+    "runtime": "crun version 1.21",
     "controls": [
         {"control": "memory", "status": "proven", "mechanism": "cgroup"},
         {"control": "cpus", "status": "fallback", "mechanism": "affinity+rlimit"},
         {"control": "seccomp", "status": "proven", "mechanism": "seccomp filter"},
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -101,8 +102,9 @@ def test_two_tests_that_disagree_about_one_host_are_told(tree: Path) -> None:
 
 def test_the_summary_counts_and_names_fallbacks(tree: Path) -> None:
     report(tree, "kernel")
-    assert call(tree, "--summary").stdout == (
-        "cgroup v2, delegated; Podman 5.4, crun 1.21: 2 controls proven, by fallback cpus\n"
+    assert (
+        call(tree, "--summary").stdout
+        == "cgroup v2, delegated; Podman 5.4, crun 1.21: 2 controls proven, by fallback cpus\n"
     )
 
 

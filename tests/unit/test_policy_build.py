@@ -150,9 +150,7 @@ def test_installing_takes_the_larger_of_download_and_installed(tmp_path: Path) -
 
 
 def test_installing_has_no_network_no_variables_and_no_secrets_whatever_the_run_has(tmp_path: Path) -> None:
-    policy = load(
-        tmp_path, 'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n'
-    )  # fmt: skip
+    policy = load(tmp_path, 'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n')
     installing = policy.build_policy()
     assert (installing.network.mode, installing.network.allow) == ("none", ())
     policy.env_allowed("TOKEN")
@@ -180,7 +178,8 @@ def test_files_may_be_executed_only_where_source_archives_are_built(tmp_path: Pa
 def test_default_lets_a_policy_for_large_libraries_extend_it(tmp_path: Path) -> None:
     policy = load(
         tmp_path,
-        'extends = "default"\n[build]\ninstalled_mib = 16384\nmemory_mib = 32768\ndownload_mib = 16384\ntimeout_s = 3600',
+        'extends = "default"\n[build]\ninstalled_mib = 16384\nmemory_mib = 32768\ndownload_mib = 16384\ntimeout_s ='
+        " 3600",
     )
     assert policy.build_policy().filesystem.app_mib == 16384
 

@@ -112,8 +112,14 @@ def test_untrusted_file_is_refused(policies: Directories) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[limits]\nmemory_mib = "512m"', 't:2: limits.memory_mib is "512m", but it must be a whole number of MiB from 32'),
-        ("[limits]\n\nmemory_mib = 5", "t:3: limits.memory_mib is 5, but it must be a whole number of MiB from 32 to 1048576"),
+        (
+            '[limits]\nmemory_mib = "512m"',
+            't:2: limits.memory_mib is "512m", but it must be a whole number of MiB from 32',
+        ),
+        (
+            "[limits]\n\nmemory_mib = 5",
+            "t:3: limits.memory_mib is 5, but it must be a whole number of MiB from 32 to 1048576",
+        ),
         ("limits.memory_mib = 512.0", "t:1: limits.memory_mib is 512.0, but it must be a whole number"),
         ("limits.memory_mib = true", "t:1: limits.memory_mib is true, but it must be a whole number"),
         ("limits.timeout_s = 0", "t:1: limits.timeout_s is 0, but it must be a number of seconds from 0.1 to 86400"),
@@ -135,7 +141,7 @@ def test_untrusted_file_is_refused(policies: Directories) -> None:
         ("name = 'x'", "t:1: there is no key name"),
         ("seccomp_sha256 = 'x'", "t:1: there is no key seccomp_sha256"),
     ],
-)  # fmt: skip
+)
 def test_wrong_value_names_line_key_and_what_is_allowed(policies: Directories, text: str, message: str) -> None:
     assert message in policies.refused(text).message
 

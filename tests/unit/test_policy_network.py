@@ -55,12 +55,27 @@ def test_exact_hosts_with_a_port_are_taken(tmp_path: Path, rule: str) -> None:
 @pytest.mark.parametrize(
     "rule",
     [
-        "", "api.example.com", "*", "*.example.com:443", "*:443", "api.example.com:*", "https://api.example.com:443",
-        "api.example.com:443/path", "api.example.com:0", "api.example.com:65536", "user@api.example.com:443",
-        "api.example.com:443@evil.example", "0x7f000001:80", "2130706433:80", "127.1:80", "a b:443", "@index",
-        "api.example.com:443\\n", "api.example.com:443\\u0000",
+        "",
+        "api.example.com",
+        "*",
+        "*.example.com:443",
+        "*:443",
+        "api.example.com:*",
+        "https://api.example.com:443",
+        "api.example.com:443/path",
+        "api.example.com:0",
+        "api.example.com:65536",
+        "user@api.example.com:443",
+        "api.example.com:443@evil.example",
+        "0x7f000001:80",
+        "2130706433:80",
+        "127.1:80",
+        "a b:443",
+        "@index",
+        "api.example.com:443\\n",
+        "api.example.com:443\\u0000",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_exact_host_and_port_is_refused(tmp_path: Path, rule: str) -> None:
     error = refused(tmp_path, f'network.mode = "allowlist"\nnetwork.allow = ["{rule}"]')
     assert ":2: entry 1 of network.allow is " in error.message
@@ -83,9 +98,21 @@ def test_addresses_are_kept_as_networks(tmp_path: Path, text: str, network: str)
 
 @pytest.mark.parametrize(
     "text",
-    ["", "*", "localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.1", "010.0.0.1", "fe80::1%eth0", "167772161",
-     "10.0.0.0/8 ", "::/129"],
-)  # fmt: skip
+    [
+        "",
+        "*",
+        "localhost",
+        "10.0.0.1/8",
+        "10.0.0.0/33",
+        "10.0.0.0/255.0.0.0",
+        "10.1",
+        "010.0.0.1",
+        "fe80::1%eth0",
+        "167772161",
+        "10.0.0.0/8 ",
+        "::/129",
+    ],
+)
 def test_what_is_no_network_is_refused(tmp_path: Path, text: str) -> None:
     error = refused(tmp_path, f'network.allow_addresses = ["{text}"]')
     assert ", but it must be an IP address or a network such as" in error.message

@@ -79,11 +79,19 @@ ACCEPTED = '{"event": "accepted", "run_id": "a"}'
 @pytest.mark.parametrize(
     "said",
     [
-        (ACCEPTED, '{"event": "accepted", "run_id": "b"}'), ('{"event": "accepted"}',), (ACCEPTED, '{"event": "progress", "step": 1, "more": 2}'),
-        (ACCEPTED, '{"event": "stdout"}'), (ACCEPTED, '{"event": "stdout", "base64": "?"}'), (ACCEPTED, '{"event": "log"}'), (ACCEPTED, '{"event": "error", "error": 7}'),
-        ('{"event": "result"}',), (ACCEPTED, '{"event": "result", "run_id": "b"}'), (ACCEPTED, "[]"), (ACCEPTED, '{"event": "stdout", "text": ' + "[" * 50_000),
+        (ACCEPTED, '{"event": "accepted", "run_id": "b"}'),
+        ('{"event": "accepted"}',),
+        (ACCEPTED, '{"event": "progress", "step": 1, "more": 2}'),
+        (ACCEPTED, '{"event": "stdout"}'),
+        (ACCEPTED, '{"event": "stdout", "base64": "?"}'),
+        (ACCEPTED, '{"event": "log"}'),
+        (ACCEPTED, '{"event": "error", "error": 7}'),
+        ('{"event": "result"}',),
+        (ACCEPTED, '{"event": "result", "run_id": "b"}'),
+        (ACCEPTED, "[]"),
+        (ACCEPTED, '{"event": "stdout", "text": ' + "[" * 50_000),
     ],
-)  # fmt: skip
+)
 def test_a_stream_that_is_not_as_it_must_be_is_an_error_in_words(said: tuple[str, ...]) -> None:
     with pytest.raises(Internal, match=r"answer|event"):
         Going(Saying(*said)).follow(b"", Output(as_json=False, quiet=True))

@@ -76,12 +76,22 @@ def test_two_names_in_one_entry_are_told_how_to_be_two() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        "evil @ https://example.org/evil-1.0-py3-none-any.whl", "https://example.org/evil.whl", "./evil", "../evil", ".",
-        "/tmp/evil", "~/evil", "evil-1.0-py3-none-any.whl", "evil-1.0.tar.gz", "git+https://example.org/evil.git",
-        "git+ssh://git@example.org/evil", "evil @ git+https://example.org/evil", "evil @ file:///tmp/evil",
+        "evil @ https://example.org/evil-1.0-py3-none-any.whl",
+        "https://example.org/evil.whl",
+        "./evil",
+        "../evil",
+        ".",
+        "/tmp/evil",
+        "~/evil",
+        "evil-1.0-py3-none-any.whl",
+        "evil-1.0.tar.gz",
+        "git+https://example.org/evil.git",
+        "git+ssh://git@example.org/evil",
+        "evil @ git+https://example.org/evil",
+        "evil @ file:///tmp/evil",
         "evil@https://example.org/evil.zip",
     ],
-)  # fmt: skip
+)
 def test_what_would_go_around_the_index_is_refused(entry: str) -> None:
     for parse in (parse_libraries, parse_requirements_txt):
         with pytest.raises(InvalidRequest, match="is an address or a path") as caught:
@@ -99,8 +109,20 @@ def test_a_password_in_an_address_is_not_repeated(entry: str) -> None:
 
 @pytest.mark.parametrize(
     "entry",
-    ["<2", "pandas>=", "pandas>=1.x.y", "pandas; bogus", "[extra]", "-", "pandas[", "a;b", "p\u0430ndas", "pandas\u202e", "a==1=="],
-)  # fmt: skip
+    [
+        "<2",
+        "pandas>=",
+        "pandas>=1.x.y",
+        "pandas; bogus",
+        "[extra]",
+        "-",
+        "pandas[",
+        "a;b",
+        "p\u0430ndas",
+        "pandas\u202e",
+        "a==1==",
+    ],
+)
 def test_what_is_no_requirement_is_refused_in_words(entry: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_libraries(entry)
@@ -129,11 +151,16 @@ def test_size_and_number_are_bounded() -> None:
 
 
 def test_a_field_takes_the_hashes_of_a_file() -> None:
-    lines = f"numpy==1.26.4 --hash=sha256:{B} --hash=sha256:{A.upper()}, six\ntomli==2.0.1; python_version < '3.11' --hash=sha256:{A}"
+    lines = (
+        f"numpy==1.26.4 --hash=sha256:{B} --hash=sha256:{A.upper()}, six\ntomli==2.0.1; python_version < '3.11'"
+        f" --hash=sha256:{A}"
+    )
     once = parse_libraries(lines)
     assert once == (
-        f"numpy==1.26.4 --hash=sha256:{A} --hash=sha256:{B}", "six", f'tomli==2.0.1; python_version < "3.11" --hash=sha256:{A}',
-    )  # fmt: skip
+        f"numpy==1.26.4 --hash=sha256:{A} --hash=sha256:{B}",
+        "six",
+        f'tomli==2.0.1; python_version < "3.11" --hash=sha256:{A}',
+    )
     assert parse_libraries("\n".join(once)) == parse_requirements_txt("\n".join(once)) == once
 
 
@@ -320,8 +347,9 @@ def test_a_python_that_some_patch_level_of_the_image_s_meets_is_taken(required: 
 def test_a_python_that_the_image_does_not_have_is_refused_with_both_versions_and_what_to_do(required: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check_python(required, (3, 11), "localhost/python:1")
-    assert caught.value.message == (
-        f"Python {required} is needed (requires-python), and the image localhost/python:1 has Python 3.11"
+    assert (
+        caught.value.message
+        == f"Python {required} is needed (requires-python), and the image localhost/python:1 has Python 3.11"
     )
     assert "--image" in caught.value.hint
 

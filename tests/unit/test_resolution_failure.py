@@ -22,10 +22,15 @@ POLICY = factory.policy()
 UV = "error: No solution found when resolving dependencies\n  cause: "
 LINUX = f"linux_{platform.machine()}"
 PUBLISHED = {
-    "tiny": ["1.0-py3-none-any", "2.0-py3-none-any"], "pandas": ["3.0-py3-none-any"], "scikit-learn": ["1.0-py3-none-any"],
-    "old": ["0.9-py3-none-any", f"1.0-cp39-cp39-{LINUX}"], "mac": ["1.0-py3-none-macosx_11_0_arm64"], "source": ["1.0"],
-    "sklearn": ["0.0"], "new": [f"1.0-cp311-cp311-{LINUX}", f"2.0-cp312-cp312-{LINUX}", f"2.0-cp313-cp313-{LINUX}", "2.0"],
-}  # fmt: skip
+    "tiny": ["1.0-py3-none-any", "2.0-py3-none-any"],
+    "pandas": ["3.0-py3-none-any"],
+    "scikit-learn": ["1.0-py3-none-any"],
+    "old": ["0.9-py3-none-any", f"1.0-cp39-cp39-{LINUX}"],
+    "mac": ["1.0-py3-none-macosx_11_0_arm64"],
+    "source": ["1.0"],
+    "sklearn": ["0.0"],
+    "new": [f"1.0-cp311-cp311-{LINUX}", f"2.0-cp312-cp312-{LINUX}", f"2.0-cp313-cp313-{LINUX}", "2.0"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -42,72 +47,185 @@ def index(monkeypatch: pytest.MonkeyPatch) -> None:
 def told(text: str, step: str = "resolve", refused: Sequence[str] = ()) -> BuildFailed:
     return explained(
         StepFailure(
-            text=text, step=step, subject=["tiny", "wants"], refused=refused,
-            index=Index(urls=("https://index.test/simple",), certificate=Path("/etc/bundle.crt")), policy=POLICY, python=(3, 11),
+            text=text,
+            step=step,
+            subject=["tiny", "wants"],
+            refused=refused,
+            index=Index(urls=("https://index.test/simple",), certificate=Path("/etc/bundle.crt")),
+            policy=POLICY,
+            python=(3, 11),
         )
-    )  # fmt: skip
+    )
 
 
 SENTENCES = [
     # ---- uv
-    (f"{UV}Because panda was not found in the package registry and you require panda, we can conclude …",
-     "the package index knows no package named panda", "did you mean pandas?"),
-    (f"{UV}Because lost.thing was not found in the package registry and all versions of wants depend on lost.thing, we …",
-     "the package index knows no package named lost.thing, which wants requires", "check its spelling"),
-    (f"{UV}Because only tiny<=2.0 is available and you require tiny>=9, we can conclude …",
-     "no version of tiny satisfies tiny>=9", "the newest versions are 1.0, 2.0"),
-    (f"{UV}Because there is no version of tiny==3.7 and you require tiny==3.7, we can conclude …",
-     "no version of tiny satisfies tiny==3.7", "the newest versions are 1.0, 2.0"),
-    (f"{UV}Because only the following versions of tiny are available:\n      tiny<=1\n      tiny>=2\n  and you require tiny>1,<2, we …",
-     "no version of tiny satisfies tiny>1,<2", "the newest versions are 1.0, 2.0"),
-    (f"{UV}Because only tiny<=2.0 is available and all versions of wants depend on tiny>=9, we can conclude …",
-     "no version of tiny satisfies tiny>=9, which wants requires", "the newest versions are 1.0, 2.0"),
-    (f"{UV}Because old==1.0 has no wheels with a matching Python ABI tag (e.g., `cp311`) and you require old==1.0, we …\n"
-     "hint: You require CPython 3.11 (`cp311`), but we only found wheels for `old` (v1.0) with the following Python ABI tag: `cp39`",
-     "old==1.0 has no wheel for Python 3.11 on this machine, only for Python 3.9", "ask for a version that has one: 0.9; or "),
-    (f"{UV}Because mac==1.0 has no wheels with a matching platform tag (e.g., `manylinux_2_36_x86_64`) and only mac==1.0 …\n"
-     "hint: Wheels are available for `mac` (v1.0) on the following platform: `macosx_11_0_arm64`",
-     "mac==1.0 has no wheel for Python 3.11 on this machine, only for macosx_11_0_arm64", "build.allow_sdists = true"),
-    (f"{UV}Because source==1.0 has no usable wheels and only source==1.0 is available, we can conclude …\n"
-     "hint: Wheels are required for `source` because building from source is disabled for all packages",
-     "source==1.0 has no wheel, only a source archive, whose build would run its code", "build.allow_sdists = true"),
-    (f"{UV}Because new==2.0 has no usable wheels and you require new==2.0, we can conclude …\n"
-     "hint: Wheels are required for `new` because building from source is disabled for all packages",
-     "new==2.0 has no wheel for Python 3.11 on this machine, only for Python 3.12, 3.13", "ask for a version that has one: 1.0; or "),
-    (f"{UV}Because there is no version of new==9 and you require new==9, we can conclude …",
-     "no version of new satisfies new==9", "the newest versions that Python 3.11 can use are 1.0"),
-    (f"{UV}Because all versions of sklearn have no usable wheels and you require sklearn, we can conclude …",
-     "sklearn has no wheel, only a source archive", "did you mean scikit-learn? That is what has the module sklearn"),
-    (f"{UV}Because all versions of dep depend on tiny<2 and you require dep, we can conclude that you require tiny<2.\n"
-     "         And because you require tiny==2.0, we can conclude …",
-     "these requirements can't be met together: Because all versions of dep depend on tiny<2 and you require dep", "loosen"),
-    (f"{UV}Because odd==1.0 has an invalid package format and only odd==1.0 …\nhint: The structure of `odd` (v1.0) was invalid:\n"
-     "  Failed to read from zip file",
-     "odd==1.0 is broken: it has an invalid package format: Failed to read from zip file", "another version"),
-    ("error: Failed to fetch: `https://user:hunter2@index.test/simple/tiny/`\n  cause: Request failed after 3 retries\n"
-     "  cause: dns error\n", "the package index can't be reached: error: Failed to fetch", "pip config list"),
-    ("error: Failed to fetch: `https://index.test/simple/tiny/`\n  cause: invalid peer certificate: UnknownIssuer",
-     "the package index could not prove who it is: its certificate is not trusted by /etc/bundle.crt", "PIP_CERT"),
+    (
+        f"{UV}Because panda was not found in the package registry and you require panda, we can conclude …",
+        "the package index knows no package named panda",
+        "did you mean pandas?",
+    ),
+    (
+        (
+            f"{UV}Because lost.thing was not found in the package registry and all versions of wants depend on"
+            " lost.thing, we …"
+        ),
+        "the package index knows no package named lost.thing, which wants requires",
+        "check its spelling",
+    ),
+    (
+        f"{UV}Because only tiny<=2.0 is available and you require tiny>=9, we can conclude …",
+        "no version of tiny satisfies tiny>=9",
+        "the newest versions are 1.0, 2.0",
+    ),
+    (
+        f"{UV}Because there is no version of tiny==3.7 and you require tiny==3.7, we can conclude …",
+        "no version of tiny satisfies tiny==3.7",
+        "the newest versions are 1.0, 2.0",
+    ),
+    (
+        (
+            f"{UV}Because only the following versions of tiny are available:\n      tiny<=1\n      tiny>=2\n  and you"
+            " require tiny>1,<2, we …"
+        ),
+        "no version of tiny satisfies tiny>1,<2",
+        "the newest versions are 1.0, 2.0",
+    ),
+    (
+        f"{UV}Because only tiny<=2.0 is available and all versions of wants depend on tiny>=9, we can conclude …",
+        "no version of tiny satisfies tiny>=9, which wants requires",
+        "the newest versions are 1.0, 2.0",
+    ),
+    (
+        (
+            f"{UV}Because old==1.0 has no wheels with a matching Python ABI tag (e.g., `cp311`) and you require"
+            " old==1.0, we …\nhint: You require CPython 3.11 (`cp311`), but we only found wheels for `old` (v1.0) with"
+            " the following Python ABI tag: `cp39`"
+        ),
+        "old==1.0 has no wheel for Python 3.11 on this machine, only for Python 3.9",
+        "ask for a version that has one: 0.9; or ",
+    ),
+    (
+        (
+            f"{UV}Because mac==1.0 has no wheels with a matching platform tag (e.g., `manylinux_2_36_x86_64`) and only"
+            " mac==1.0 …\nhint: Wheels are available for `mac` (v1.0) on the following platform: `macosx_11_0_arm64`"
+        ),
+        "mac==1.0 has no wheel for Python 3.11 on this machine, only for macosx_11_0_arm64",
+        "build.allow_sdists = true",
+    ),
+    (
+        (
+            f"{UV}Because source==1.0 has no usable wheels and only source==1.0 is available, we can conclude …\n"
+            "hint: Wheels are required for `source` because building from source is disabled for all packages"
+        ),
+        "source==1.0 has no wheel, only a source archive, whose build would run its code",
+        "build.allow_sdists = true",
+    ),
+    (
+        (
+            f"{UV}Because new==2.0 has no usable wheels and you require new==2.0, we can conclude …\n"
+            "hint: Wheels are required for `new` because building from source is disabled for all packages"
+        ),
+        "new==2.0 has no wheel for Python 3.11 on this machine, only for Python 3.12, 3.13",
+        "ask for a version that has one: 1.0; or ",
+    ),
+    (
+        f"{UV}Because there is no version of new==9 and you require new==9, we can conclude …",
+        "no version of new satisfies new==9",
+        "the newest versions that Python 3.11 can use are 1.0",
+    ),
+    (
+        f"{UV}Because all versions of sklearn have no usable wheels and you require sklearn, we can conclude …",
+        "sklearn has no wheel, only a source archive",
+        "did you mean scikit-learn? That is what has the module sklearn",
+    ),
+    (
+        (
+            f"{UV}Because all versions of dep depend on tiny<2 and you require dep, we can conclude that you require"
+            " tiny<2.\n         And because you require tiny==2.0, we can conclude …"
+        ),
+        "these requirements can't be met together: Because all versions of dep depend on tiny<2 and you require dep",
+        "loosen",
+    ),
+    (
+        (
+            f"{UV}Because odd==1.0 has an invalid package format and only odd==1.0 …\nhint: The structure of `odd`"
+            " (v1.0) was invalid:\n  Failed to read from zip file"
+        ),
+        "odd==1.0 is broken: it has an invalid package format: Failed to read from zip file",
+        "another version",
+    ),
+    (
+        (
+            "error: Failed to fetch: `https://user:hunter2@index.test/simple/tiny/`\n  cause: Request failed after 3"
+            " retries\n  cause: dns error\n"
+        ),
+        "the package index can't be reached: error: Failed to fetch",
+        "pip config list",
+    ),
+    (
+        "error: Failed to fetch: `https://index.test/simple/tiny/`\n  cause: invalid peer certificate: UnknownIssuer",
+        "the package index could not prove who it is: its certificate is not trusted by /etc/bundle.crt",
+        "PIP_CERT",
+    ),
     # ---- pip
-    ("ERROR: Could not find a version that satisfies the requirement panda (from versions: none)\n"
-     "ERROR: No matching distribution found for panda", "the package index knows no package named panda", "did you mean pandas?"),
-    ("ERROR: Could not find a version that satisfies the requirement old (from versions: none)\n"
-     "ERROR: No matching distribution found for old", "old has no wheel for Python 3.11 on this machine", "has one: 0.9"),
-    ("ERROR: Could not find a version that satisfies the requirement tiny>=9 (from versions: 1.0, 2.0)\n"
-     "ERROR: No matching distribution found for tiny>=9", "no version of tiny satisfies tiny>=9", "are 1.0, 2.0"),
-    ("WARNING: Retrying (Retry(total=0, …)) after connection broken by 'NewConnectionError(…)': /simple/tiny/\n"
-     "ERROR: Could not find a version that satisfies the requirement tiny (from versions: none)",
-     "the package index can't be reached: ", "pip config list"),
-    ("The conflict is caused by:\n    The user requested tiny==1.0\n    The user requested tiny==2.0\n\nTo fix this you could try to:\n"
-     "1. loosen\n\nERROR: Cannot install tiny==1.0 and tiny==2.0 because these package versions have conflicting dependencies.",
-     "these requirements can't be met together: The user requested tiny==1.0 The user requested tiny==2.0", "loosen"),
-    ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you …\n    tiny==1.0 from http://index.test/tiny.whl:\n"
-     "        Expected sha256 00\n", "the file of tiny has another hash", "correct the hashes"),
-    ("      RuntimeError: no compiler here\n      [end of output]\n\nerror: metadata-generation-failed\n",
-     "the source archive tiny, wants can't be built: RuntimeError: no compiler here", "has a wheel"),
+    (
+        (
+            "ERROR: Could not find a version that satisfies the requirement panda (from versions: none)\n"
+            "ERROR: No matching distribution found for panda"
+        ),
+        "the package index knows no package named panda",
+        "did you mean pandas?",
+    ),
+    (
+        (
+            "ERROR: Could not find a version that satisfies the requirement old (from versions: none)\n"
+            "ERROR: No matching distribution found for old"
+        ),
+        "old has no wheel for Python 3.11 on this machine",
+        "has one: 0.9",
+    ),
+    (
+        (
+            "ERROR: Could not find a version that satisfies the requirement tiny>=9 (from versions: 1.0, 2.0)\n"
+            "ERROR: No matching distribution found for tiny>=9"
+        ),
+        "no version of tiny satisfies tiny>=9",
+        "are 1.0, 2.0",
+    ),
+    (
+        (
+            "WARNING: Retrying (Retry(total=0, …)) after connection broken by 'NewConnectionError(…)': /simple/tiny/\n"
+            "ERROR: Could not find a version that satisfies the requirement tiny (from versions: none)"
+        ),
+        "the package index can't be reached: ",
+        "pip config list",
+    ),
+    (
+        (
+            "The conflict is caused by:\n    The user requested tiny==1.0\n    The user requested tiny==2.0\n\nTo fix"
+            " this you could try to:\n1. loosen\n\nERROR: Cannot install tiny==1.0 and tiny==2.0 because these package"
+            " versions have conflicting dependencies."
+        ),
+        "these requirements can't be met together: The user requested tiny==1.0 The user requested tiny==2.0",
+        "loosen",
+    ),
+    (
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you …\n    tiny==1.0 from"
+            " http://index.test/tiny.whl:\n        Expected sha256 00\n"
+        ),
+        "the file of tiny has another hash",
+        "correct the hashes",
+    ),
+    (
+        "      RuntimeError: no compiler here\n      [end of output]\n\nerror: metadata-generation-failed\n",
+        "the source archive tiny, wants can't be built: RuntimeError: no compiler here",
+        "has a wheel",
+    ),
     ("/usr/bin/python3: No module named pip", "this image can install nothing", "use an image with pip"),
     ("no such option: --report", "this image can install nothing", "use an image with pip"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), SENTENCES)
@@ -121,19 +239,53 @@ def test_each_failure_is_one_sentence_with_what_to_do(text: str, message: str, h
 
 
 STEPS = [
-    ("install", "bomb 1.0: error: Failed to download `bomb==1.0`\n  cause: failed to write: No space left on device (os error 28)",
-     f"bomb 1.0 does not fit into the {POLICY.build.installed_mib} MiB that a build may fill"),
-    ("fetch", "big-1.0-py3-none-any.whl: [Errno 28] No space left on device", "big-1.0-py3-none-any.whl does not fit into the "),
-    ("install", "esc 1.0: its file '../x.py' leads out of it", "esc 1.0 is broken or hostile: its file '../x.py' leads out of it"),
-    ("install", "cut 1.0: its archive is no wheel: File is not a zip file", "cut 1.0 is broken or hostile: its archive is no wheel"),
-    ("fetch", "gone-1.0-py3-none-any.whl: the index answered 404 Not Found",
-     "the package index does not give gone-1.0-py3-none-any.whl: 404 Not Found"),
-    ("fetch", "down-1.0-py3-none-any.whl: <urlopen error [Errno 111] Connection refused>",
-     "the package index can't be reached: <urlopen error"),
-    ("fetch", "fails-1.0.tar.gz: its build failed\nRuntimeError: no compiler here\nerror: Failed to build `/app/fails-1.0.tar.gz`",
-     "the source archive fails-1.0.tar.gz can't be built: RuntimeError: no compiler here"),
-    ("install", "odd 1.0: something that nobody has seen before", "installing odd 1.0 failed: something that nobody has seen before"),
-]  # fmt: skip
+    (
+        "install",
+        (
+            "bomb 1.0: error: Failed to download `bomb==1.0`\n  cause: failed to write: No space left on device (os"
+            " error 28)"
+        ),
+        f"bomb 1.0 does not fit into the {POLICY.build.installed_mib} MiB that a build may fill",
+    ),
+    (
+        "fetch",
+        "big-1.0-py3-none-any.whl: [Errno 28] No space left on device",
+        "big-1.0-py3-none-any.whl does not fit into the ",
+    ),
+    (
+        "install",
+        "esc 1.0: its file '../x.py' leads out of it",
+        "esc 1.0 is broken or hostile: its file '../x.py' leads out of it",
+    ),
+    (
+        "install",
+        "cut 1.0: its archive is no wheel: File is not a zip file",
+        "cut 1.0 is broken or hostile: its archive is no wheel",
+    ),
+    (
+        "fetch",
+        "gone-1.0-py3-none-any.whl: the index answered 404 Not Found",
+        "the package index does not give gone-1.0-py3-none-any.whl: 404 Not Found",
+    ),
+    (
+        "fetch",
+        "down-1.0-py3-none-any.whl: <urlopen error [Errno 111] Connection refused>",
+        "the package index can't be reached: <urlopen error",
+    ),
+    (
+        "fetch",
+        (
+            "fails-1.0.tar.gz: its build failed\nRuntimeError: no compiler here\nerror: Failed to build"
+            " `/app/fails-1.0.tar.gz`"
+        ),
+        "the source archive fails-1.0.tar.gz can't be built: RuntimeError: no compiler here",
+    ),
+    (
+        "install",
+        "odd 1.0: something that nobody has seen before",
+        "installing odd 1.0 failed: something that nobody has seen before",
+    ),
+]
 
 
 @pytest.mark.parametrize(("step", "text", "message"), STEPS)
@@ -168,9 +320,26 @@ def test_only_the_last_lines_go_along() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["x", "x ", "x.", "\n", " \n", "a==a", "only a and ", "only a that a depends on b ", "a[a", "http://", "http://a", "available for ",
-     "Failed to build ", "DO NOT MATCH THE HASHES\n", "No solution found cause: \n", "Error", "a-1.tar.gz: its build "],
-)  # fmt: skip
+    [
+        "x",
+        "x ",
+        "x.",
+        "\n",
+        " \n",
+        "a==a",
+        "only a and ",
+        "only a that a depends on b ",
+        "a[a",
+        "http://",
+        "http://a",
+        "available for ",
+        "Failed to build ",
+        "DO NOT MATCH THE HASHES\n",
+        "No solution found cause: \n",
+        "Error",
+        "a-1.tar.gz: its build ",
+    ],
+)
 def test_a_hostile_text_is_explained_in_a_bounded_time(piece: str) -> None:
     began = time.process_time()
     error = told(piece * (16_000_000 // len(piece)))
@@ -180,8 +349,14 @@ def test_a_hostile_text_is_explained_in_a_bounded_time(piece: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("cv2", "opencv-python-headless"), ("sklearn", "scikit-learn"), ("Pandsa", "pandas"), ("PIL", "pillow"), ("qqqq", None)],
-)  # fmt: skip
+    [
+        ("cv2", "opencv-python-headless"),
+        ("sklearn", "scikit-learn"),
+        ("Pandsa", "pandas"),
+        ("PIL", "pillow"),
+        ("qqqq", None),
+    ],
+)
 def test_the_nearest_name_is_one_that_the_index_has(name: str, near: str | None) -> None:
     assert nearest(name, known=lambda _: True) == near
     assert nearest(name, known=lambda _: False) is None
@@ -195,13 +370,20 @@ def test_many_libraries_are_named_by_the_first_few() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "x Because six was not found in the package registry and you require six, we can conclude that your requirements are "
-        "unsatisfiable.\nhint: An index URL (http://index.test/simple) could not be queried due to a lack of valid authentication "
-        "credentials (401 Unauthorized).",
-        "x six was not found in the package registry\nhint: An index URL (http://index.test/simple) returned a 403 Forbidden error.",
+        (
+            "x Because six was not found in the package registry and you require six, we can conclude that your"
+            " requirements are unsatisfiable.\nhint: An index URL (http://index.test/simple) could not be queried due"
+            " to a lack of valid authentication credentials (401 Unauthorized)."
+        ),
+        (
+            "x six was not found in the package registry\nhint: An index URL (http://index.test/simple) returned a 403"
+            " Forbidden error."
+        ),
         "ERROR: HTTP error 401 while getting http://index.test/six",
-        "WARNING: 401 Error, Credentials not correct for http://index.test/simple/six/\n"
-        "ERROR: Could not find a version that satisfies the requirement six (from versions: none)",
+        (
+            "WARNING: 401 Error, Credentials not correct for http://index.test/simple/six/\n"
+            "ERROR: Could not find a version that satisfies the requirement six (from versions: none)"
+        ),
     ],
 )
 def test_an_index_that_wants_a_login_is_not_a_matter_of_spelling(text: str) -> None:

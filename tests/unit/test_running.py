@@ -16,7 +16,10 @@ PYTHON = f"{PREFIX}/bin/python"
     ("words", "arguments"),
     [
         ([PYTHON, "-I", "-m", "sandbox", "serve"], ("serve",)),
-        ([PYTHON, "-I", "-m", "sandbox", "--policy-dir", "/p", "serve", "--config", "/c"], ("--policy-dir", "/p", "serve", "--config", "/c")),
+        (
+            [PYTHON, "-I", "-m", "sandbox", "--policy-dir", "/p", "serve", "--config", "/c"],
+            ("--policy-dir", "/p", "serve", "--config", "/c"),
+        ),
         ([PYTHON, f"{PREFIX}/bin/sandbox", "serve"], ("serve",)),
         ([PYTHON, "-I", "-m", "sandbox", "serve", "--restart"], None),
         ([PYTHON, "-I", "-m", "sandbox", "run", "script.py"], None),
@@ -25,7 +28,7 @@ PYTHON = f"{PREFIX}/bin/python"
         (["/opt/podman-sandbox-runner-of-others/bin/python", "-m", "sandbox", "serve"], None),
         ([], None),
     ],
-)  # fmt: skip
+)
 def test_a_service_is_known_by_its_command_line(words: list[str], arguments: tuple[str, ...] | None) -> None:
     assert running.serve_arguments(words, f"{PREFIX}/bin/") == arguments
 

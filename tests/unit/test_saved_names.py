@@ -14,9 +14,23 @@ from sandbox.inside.harness.text import name_problem
 
 @pytest.mark.parametrize(
     "name",
-    ["chart.png", "data.csv", "2026-11-28 report (final).pdf", "model.pkl", "a.tar.gz", "donne\u0301es.csv", "donn\u00e9es.csv", "報告.xlsx", "x_1+2=3,4@5.json",
-     "page.html", "weights.h5", "Con text.txt", "हिन्दी.txt", "a.b.c.parquet"],
-)  # fmt: skip
+    [
+        "chart.png",
+        "data.csv",
+        "2026-11-28 report (final).pdf",
+        "model.pkl",
+        "a.tar.gz",
+        "donne\u0301es.csv",
+        "donn\u00e9es.csv",
+        "報告.xlsx",
+        "x_1+2=3,4@5.json",
+        "page.html",
+        "weights.h5",
+        "Con text.txt",
+        "हिन्दी.txt",
+        "a.b.c.parquet",
+    ],
+)
 def test_names_of_data_are_kept(name: str) -> None:
     assert kept_names([name]) == [(name, "")]
 
@@ -24,17 +38,46 @@ def test_names_of_data_are_kept(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        (".bashrc", "begins with"), (".profile", "begins with"), ("-rf", "begins with"), ("--help", "begins with"), (" x.txt", "begins with"),
-        ("~.txt", "begins with"), ("_x.csv", "begins with"), ("a*.csv", "character"), ("a?.csv", "character"), ("[a].csv", "begins with"),
-        ("a$(id).csv", "character"), ("a;b.csv", "character"), ("a`b.csv", "character"), ("a\\b.csv", "character"), ("a:b.csv", "character"),
-        ("a\u202etxt.csv", "character"), ("a\u200b.csv", "character"), ("a\n.csv", "character"), ("a\u00a0b.csv", "character"),
-        ("Makefile", "no file type"), ("authorized_keys", "no file type"), ("CON", "no file type"), ("x.csv.", "no file type"),
-        ("x.csv ", "no file type"), ("sitecustomize.py", "programs act"), ("conftest.py", "programs act"), ("json.PY", "programs act"),
-        ("desktop.ini", "programs act"), ("x.desktop", "programs act"), ("autorun.inf", "programs act"), ("x.pth", "programs act"),
-        ("x.so", "programs act"), ("package.json", "programs act"), ("Docker-Compose.yml", "programs act"), ("x.LNK", "programs act"),
-        ("CON.txt", "device"), ("nul.tar.gz", "device"), ("com1 .csv", "device"),
+        (".bashrc", "begins with"),
+        (".profile", "begins with"),
+        ("-rf", "begins with"),
+        ("--help", "begins with"),
+        (" x.txt", "begins with"),
+        ("~.txt", "begins with"),
+        ("_x.csv", "begins with"),
+        ("a*.csv", "character"),
+        ("a?.csv", "character"),
+        ("[a].csv", "begins with"),
+        ("a$(id).csv", "character"),
+        ("a;b.csv", "character"),
+        ("a`b.csv", "character"),
+        ("a\\b.csv", "character"),
+        ("a:b.csv", "character"),
+        ("a\u202etxt.csv", "character"),
+        ("a\u200b.csv", "character"),
+        ("a\n.csv", "character"),
+        ("a\u00a0b.csv", "character"),
+        ("Makefile", "no file type"),
+        ("authorized_keys", "no file type"),
+        ("CON", "no file type"),
+        ("x.csv.", "no file type"),
+        ("x.csv ", "no file type"),
+        ("sitecustomize.py", "programs act"),
+        ("conftest.py", "programs act"),
+        ("json.PY", "programs act"),
+        ("desktop.ini", "programs act"),
+        ("x.desktop", "programs act"),
+        ("autorun.inf", "programs act"),
+        ("x.pth", "programs act"),
+        ("x.so", "programs act"),
+        ("package.json", "programs act"),
+        ("Docker-Compose.yml", "programs act"),
+        ("x.LNK", "programs act"),
+        ("CON.txt", "device"),
+        ("nul.tar.gz", "device"),
+        ("com1 .csv", "device"),
     ],
-)  # fmt: skip
+)
 def test_names_that_programs_act_upon_are_not(name: str, why: str) -> None:
     [kept] = kept_names([name])
     assert why in kept.why

@@ -44,10 +44,13 @@ def answer(document: dict[str, Any], name: str, *arguments: int) -> str:
     """Evaluate the profile as the kernel does: 64-bit comparisons, and the default when no rule applies."""
     for rule in rules(document, name):
         if all(
-            arguments[c["index"]] & c["value"] == c.get("valueTwo", 0) if c["op"] == seccomp.MASKED_EQ
-            else arguments[c["index"]] == c["value"]
+            (
+                arguments[c["index"]] & c["value"] == c.get("valueTwo", 0)
+                if c["op"] == seccomp.MASKED_EQ
+                else arguments[c["index"]] == c["value"]
+            )
             for c in rule.get("args", [])
-        ):  # fmt: skip
+        ):
             return {ALLOW: "allow", ERRNO: str(rule.get("errnoRet"))}[rule["action"]]
     return str(document["defaultErrnoRet"])
 
@@ -87,11 +90,21 @@ CLOEXEC_NONBLOCK = 0o2004000
 @pytest.mark.parametrize(
     ("family", "kind", "protocol", "expected"),
     [
-        (1, 1, 0, "allow"), (1, 5, 0, "allow"), (2, 1, 0, "allow"), (2, 1, 6, "allow"), (10, 2, 17, "allow"),
-        (2, 1, 132, "38"), (2, 5, 0, "38"), (2, 6, 0, "38"), (2, 3, 1, "38"), (2, 2, 1, "38"), (2, 2, 136, "38"),
-        (10, 1, 262, "38"), (2, 1, HIGH_BIT | 6, "38"),
+        (1, 1, 0, "allow"),
+        (1, 5, 0, "allow"),
+        (2, 1, 0, "allow"),
+        (2, 1, 6, "allow"),
+        (10, 2, 17, "allow"),
+        (2, 1, 132, "38"),
+        (2, 5, 0, "38"),
+        (2, 6, 0, "38"),
+        (2, 3, 1, "38"),
+        (2, 2, 1, "38"),
+        (2, 2, 136, "38"),
+        (10, 1, 262, "38"),
+        (2, 1, HIGH_BIT | 6, "38"),
     ],
-)  # fmt: skip
+)
 def test_internet_sockets_are_tcp_and_udp(
     document: dict[str, Any], family: int, kind: int, protocol: int, expected: str
 ) -> None:
@@ -110,14 +123,23 @@ def test_clone_with_any_namespace_flag_looks_missing(document: dict[str, Any], f
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
-        ("ioctl", (0, 0x5401), "allow"), ("ioctl", (0, 0x5412), "38"), ("ioctl", (0, 0x541C), "38"),
+        ("ioctl", (0, 0x5401), "allow"),
+        ("ioctl", (0, 0x5412), "38"),
+        ("ioctl", (0, 0x541C), "38"),
         ("ioctl", (0, 0x5412 | HIGH_BIT), "38"),
-        ("personality", (0xFFFFFFFF,), "allow"), ("personality", (0x40000,), "38"),
-        ("prctl", (15,), "allow"), ("prctl", (22,), "38"), ("prctl", (24,), "38"),
-        ("prlimit64", (0, 7, 1), "allow"), ("prlimit64", (1, 7, 0), "allow"), ("prlimit64", (1, 7, 1), "38"),
-        ("mknodat", (0, 0, 0o010644), "allow"), ("mknodat", (0, 0, 0o020644), "38"), ("mknodat", (0, 0, 0o060644), "38"),
+        ("personality", (0xFFFFFFFF,), "allow"),
+        ("personality", (0x40000,), "38"),
+        ("prctl", (15,), "allow"),
+        ("prctl", (22,), "38"),
+        ("prctl", (24,), "38"),
+        ("prlimit64", (0, 7, 1), "allow"),
+        ("prlimit64", (1, 7, 0), "allow"),
+        ("prlimit64", (1, 7, 1), "38"),
+        ("mknodat", (0, 0, 0o010644), "allow"),
+        ("mknodat", (0, 0, 0o020644), "38"),
+        ("mknodat", (0, 0, 0o060644), "38"),
     ],
-)  # fmt: skip
+)
 def test_calls_with_arguments(document: dict[str, Any], name: str, arguments: tuple[int, ...], expected: str) -> None:
     assert answer(document, name, *arguments) == expected
 
@@ -201,16 +223,34 @@ def test_profile_that_others_can_write_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["socket"]', "socket must not be allowed without"),
+        (
+            '[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["socket"]',
+            "socket must not be allowed without",
+        ),
         ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["mount"]', "mount must not be allowed"),
-        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nwhen = ["arg0 != 1"]', ":6: 'arg0 != 1' is not"),
-        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nreason = "x"', ":6: there is no key groups.a.reason"),
-        ('[groups]\na = 1', r"groups.a is 1, but it must be a section, \[groups.a\]"),
-        ('[groups.a]\naction = "log"\nwhy = "a good reason"\nnames = ["read"]', r':3: groups.a.action is "log", but it must be "allow" or "EPERM"'),
-        ('[groups.a]\naction = "allow"\nnames = ["read"]', r":2: groups.a lacks why, which must be a text of at least 10 characters"),
-        ('[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nextra = 1', r":6: there is no key groups.a.extra"),
+        (
+            '[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nwhen = ["arg0 != 1"]',
+            ":6: 'arg0 != 1' is not",
+        ),
+        (
+            '[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nreason = "x"',
+            ":6: there is no key groups.a.reason",
+        ),
+        ("[groups]\na = 1", r"groups.a is 1, but it must be a section, \[groups.a\]"),
+        (
+            '[groups.a]\naction = "log"\nwhy = "a good reason"\nnames = ["read"]',
+            r':3: groups.a.action is "log", but it must be "allow" or "EPERM"',
+        ),
+        (
+            '[groups.a]\naction = "allow"\nnames = ["read"]',
+            r":2: groups.a lacks why, which must be a text of at least 10 characters",
+        ),
+        (
+            '[groups.a]\naction = "allow"\nwhy = "a good reason"\nnames = ["read"]\nextra = 1',
+            r":6: there is no key groups.a.extra",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistake_in_the_list_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "list.toml"
     path.write_text('description = "x"\n' + text)
@@ -287,13 +327,16 @@ def test_lint_finds_a_weak_document(document: dict[str, Any], change: dict[str, 
         (allow("socket", eq(1, 1)), "socket is allowed with arguments"),
         (allow("socket", eq(0, 3, "SCMP_CMP_MASKED_EQ", valueTwo=1)), "socket is allowed with arguments"),
         (allow("clone", eq(0, 0x10000000, "SCMP_CMP_MASKED_EQ", valueTwo=0)), "clone is allowed with arguments"),
-        (allow("clone", eq(0, 0x7E020000, "SCMP_CMP_MASKED_EQ", valueTwo=0x10000000)), "clone is allowed with arguments"),
+        (
+            allow("clone", eq(0, 0x7E020000, "SCMP_CMP_MASKED_EQ", valueTwo=0x10000000)),
+            "clone is allowed with arguments",
+        ),
         (allow("ioctl", eq(1, 0x5412)), "ioctl is allowed with arguments"),
         (allow("ioctl", eq(0, 1)), "ioctl is allowed with arguments"),
         (allow("personality", eq(0, 0x40000)), "personality is allowed with arguments"),
         (allow("mknod", eq(1, 0o020000)), "mknod is allowed with arguments"),
     ],
-)  # fmt: skip
+)
 def test_lint_finds_a_weak_rule(document: dict[str, Any], rule: dict[str, Any], finding: str) -> None:
     assert any(finding in found for found in lint(with_rule(copy.deepcopy(document), **rule)))
 

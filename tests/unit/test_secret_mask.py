@@ -19,22 +19,40 @@ from sandbox.service.history.secret_mask import MARK, MAX_CHARS, MAX_FORMS, PIEC
 from sandbox.service.history.told import told
 
 FORMS: dict[str, Callable[[str], str]] = {
-    "as it is": str, "repr": repr, "ascii": ascii, "bytes": lambda text: repr(text.encode()), "json": json.dumps,
-    "json in utf-8": lambda text: json.dumps(text, ensure_ascii=False), "json in json": lambda text: json.dumps(json.dumps({"k": text})),
-    "json in repr": lambda text: repr(json.dumps([text])), "repr of a dict": lambda text: repr({"it's": text, 'a"': text}),
-    "repr in a message": lambda text: repr(f"it's \"{text}\""),
-    "url": quote, "url, whole": lambda text: quote(text, safe=""), "form": quote_plus, "url in lower case": lambda text: quote(text, safe="").lower(),
-    "html": html.escape, "hex": lambda text: text.encode().hex(),
-    "base64": lambda text: base64.b64encode(text.encode()).decode(), "base64url": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "as it is": str,
+    "repr": repr,
+    "ascii": ascii,
+    "bytes": lambda text: repr(text.encode()),
+    "json": json.dumps,
+    "json in utf-8": lambda text: json.dumps(text, ensure_ascii=False),
+    "json in json": lambda text: json.dumps(json.dumps({"k": text})),
+    "json in repr": lambda text: repr(json.dumps([text])),
+    "repr of a dict": lambda text: repr({"it's": text, 'a"': text}),
+    "repr in a message": lambda text: repr(f'it\'s "{text}"'),
+    "url": quote,
+    "url, whole": lambda text: quote(text, safe=""),
+    "form": quote_plus,
+    "url in lower case": lambda text: quote(text, safe="").lower(),
+    "html": html.escape,
+    "hex": lambda text: text.encode().hex(),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64url": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
     "basic auth": lambda text: base64.b64encode(f"user:{text}".encode()).decode(),
     "base64 of more": lambda text: base64.b64encode(f"ab{text}, and more".encode()).decode(),
     "base64 in lines": lambda text: base64.encodebytes(f"u{text}".encode()).decode(),
     "base64 in lines, as bytes": lambda text: repr(base64.encodebytes(f"user{text}".encode())),
-}  # fmt: skip
+}
 SECRETS = [
-    "hunter2-hunter2", "pä$$w/rd=&+ \"x\" 'y' \\z", "line one of it\nline two of it\n\ttab", "日本語のパスワード", "a<b>&'\"", "=" * 9, "-----KEY\n" + "QUJD" * 40 + "\n---",
-    "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(40)), "".join(f"{n} 'é\\\"" for n in range(400)),
-]  # fmt: skip
+    "hunter2-hunter2",
+    "pä$$w/rd=&+ \"x\" 'y' \\z",
+    "line one of it\nline two of it\n\ttab",
+    "日本語のパスワード",
+    "a<b>&'\"",
+    "=" * 9,
+    "-----KEY\n" + "QUJD" * 40 + "\n---",
+    "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(40)),
+    "".join(f"{n} 'é\\\"" for n in range(400)),
+]
 
 
 @pytest.mark.parametrize("secret", SECRETS)

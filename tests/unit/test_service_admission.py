@@ -22,9 +22,12 @@ def limits(
     *, running: int = 1, waiting: int = 100, caller_running: int = 100, caller_waiting: int = 100, wait_s: float = 3600
 ) -> AdmissionLimits:
     return AdmissionLimits(
-        running=running, waiting=waiting, per_caller_running=caller_running, per_caller_waiting=caller_waiting,
+        running=running,
+        waiting=waiting,
+        per_caller_running=caller_running,
+        per_caller_waiting=caller_waiting,
         wait_s=wait_s,
-    )  # fmt: skip
+    )
 
 
 class Clock:
@@ -395,8 +398,8 @@ def test_an_admission_that_nobody_uses_is_empty() -> None:
     play(limits(), scene)
 
 
-# What a generated schedule does: a caller's node sends a run; the n-th of those that hold a slot ends; the n-th of those
-# that wait is cancelled; both in the same moment; the queue comes to rest.
+# What a generated schedule does: a caller's node sends a run; the n-th of those that hold a slot ends; the n-th of
+# those that wait is cancelled; both in the same moment; the queue comes to rest.
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("send"), st.integers(0, 2), st.integers(0, 2)),
@@ -405,9 +408,12 @@ STEPS = st.lists(
     max_size=60,
 )
 LIMITS = st.builds(
-    limits, running=st.integers(1, 4), waiting=st.integers(0, 12), caller_running=st.integers(1, 4),
+    limits,
+    running=st.integers(1, 4),
+    waiting=st.integers(0, 12),
+    caller_running=st.integers(1, 4),
     caller_waiting=st.integers(0, 8),
-)  # fmt: skip
+)
 
 
 class Observed(Crowd):

@@ -96,8 +96,34 @@ def test_a_payload_is_taken_byte_for_byte() -> None:
 
 # ---- whatever a field says, the answer is a mistake in words
 
-NUMBERS = ["9" * 20, "9" * 30, "9" * 400, "9" * 5_000, "-1", "0", "-0", "18446744073709551616", "-9223372036854775809", "1e308", "1e309", "1e-320", "1e-400",
-           "-1e308", "0.1", "1.0", "NaN", "Infinity", '"1"', '"999999999999999999999"', "true", "[]", "{}", "9007199254740993", "0x10", "01"]  # fmt: skip
+NUMBERS = [
+    "9" * 20,
+    "9" * 30,
+    "9" * 400,
+    "9" * 5_000,
+    "-1",
+    "0",
+    "-0",
+    "18446744073709551616",
+    "-9223372036854775809",
+    "1e308",
+    "1e309",
+    "1e-320",
+    "1e-400",
+    "-1e308",
+    "0.1",
+    "1.0",
+    "NaN",
+    "Infinity",
+    '"1"',
+    '"999999999999999999999"',
+    "true",
+    "[]",
+    "{}",
+    "9007199254740993",
+    "0x10",
+    "01",
+]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -124,8 +150,11 @@ def test_every_number_of_an_address_is_bounded(number: str) -> None:
         listed_at_most(number)
 
 
-SMALL = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
-                     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=5)  # fmt: skip
+SMALL = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5,
+)
 
 
 @given(st.sampled_from([*RunBody.__struct_fields__, "unknown", ""]), SMALL)
@@ -139,11 +168,22 @@ def test_whatever_a_field_has_the_mistake_is_in_words(name: str, value: Any) -> 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"image": ""}, {"filename": ""}, {"policy": ""}, {"preload": [""]}, {"preload": ["json"] * 100_000}, {"preload": ["json"] * 33}, {"filename": "x" * (1 << 20)},
-        {"requirements": [""] * (MAX_TEXTS + 1)}, {"requirements": ["x" * (2 << 20)]}, {"env": {f"A{number}": "" for number in range(MAX_TEXTS)}},
-        {"files": {f"a{number}": "" for number in range(2 * MAX_TEXTS)}}, {"topic": "x" * 500_000}, {"node_id": "x" * 513}, {"unknown": 1},
+        {"image": ""},
+        {"filename": ""},
+        {"policy": ""},
+        {"preload": [""]},
+        {"preload": ["json"] * 100_000},
+        {"preload": ["json"] * 33},
+        {"filename": "x" * (1 << 20)},
+        {"requirements": [""] * (MAX_TEXTS + 1)},
+        {"requirements": ["x" * (2 << 20)]},
+        {"env": {f"A{number}": "" for number in range(MAX_TEXTS)}},
+        {"files": {f"a{number}": "" for number in range(2 * MAX_TEXTS)}},
+        {"topic": "x" * 500_000},
+        {"node_id": "x" * 513},
+        {"unknown": 1},
     ],
-)  # fmt: skip
+)
 def test_empty_names_and_endless_lists_are_refused_before_anything_is_made_of_them(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         wanted(json.dumps({"code": "1", **fields}).encode())

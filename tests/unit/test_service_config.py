@@ -174,14 +174,22 @@ def test_variable_may_hold_tables(file: Path) -> None:
     [
         ("SANDBOX_QUEUE__RUNING", "4", "overrides no key of the service; did you mean SANDBOX_QUEUE__RUNNING?"),
         ("SANDBOX_queue__running", "4", "did you mean SANDBOX_QUEUE__RUNNING?"),
-        ("SANDBOX_QUEUE__RUNNING", "many", '$SANDBOX_QUEUE__RUNNING: queue.running is "many", but it must be a whole number'),
+        (
+            "SANDBOX_QUEUE__RUNNING",
+            "many",
+            '$SANDBOX_QUEUE__RUNNING: queue.running is "many", but it must be a whole number',
+        ),
         ("SANDBOX_QUEUE__RUNNING", "", '$SANDBOX_QUEUE__RUNNING: queue.running is "", but it must be a whole number'),
         ("SANDBOX_QUEUE__RUNNING", "4\nwaiting = 5", 'queue.running is "4\\nwaiting = 5", but it must be'),
         ("SANDBOX_QUEUE__RUNNING", "[" * 100_000, "queue.running is "),
         ("SANDBOX_SOCKET__PATH", "/a\udcff", "SANDBOX_SOCKET__PATH is not UTF-8 text"),
-        ("SANDBOX_ACCESS__RUNNERS", '[{user = ["bob"]}]', "$SANDBOX_ACCESS__RUNNERS: there is no key user in entry 1 of access.runners; did you mean users?"),
+        (
+            "SANDBOX_ACCESS__RUNNERS",
+            '[{user = ["bob"]}]',
+            "$SANDBOX_ACCESS__RUNNERS: there is no key user in entry 1 of access.runners; did you mean users?",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_variable_is_named(file: Path, name: str, text: str, message: str) -> None:
     assert any(message in mistake for mistake in mistakes(file, "", {name: text}))
 
@@ -235,25 +243,43 @@ def test_variable_can_not_mend_a_section_that_is_none(file: Path) -> None:
         ('socket.path = "service.sock"', "but it must be an absolute path of at most 107 bytes"),
         (f'socket.path = "/{"x" * MAX_PATH_BYTES}"', "but it must be an absolute path of at most 107 bytes"),
         ('socket.path = "/a\\u0000b"', "but it must be an absolute path of at most 107 bytes"),
-        ('socket.mode = "0666"', 'f:1: socket.mode is "0666", but it must be "0600" or, for the members of the group, "0660"'),
+        (
+            'socket.mode = "0666"',
+            'f:1: socket.mode is "0666", but it must be "0600" or, for the members of the group, "0660"',
+        ),
         ('socket.mode = "0601"', "nobody else may reach the socket"),
         ('socket.mode = "0060"', "nobody else may reach the socket"),
         ("socket.mode = 0o660", "f:1: socket.mode is 432, but it must be a text such as"),
         ('[socket]\nmode = "0660"', 'f:2: socket.mode is "0660" and lets a group in, but socket.group names none'),
-        ('socket.group = ""', "socket.group is \"\", but it must be a group's name"),
+        ('socket.group = ""', 'socket.group is "", but it must be a group\'s name'),
         ('access.maintainers = "alice"', 'access.maintainers is "alice", but it must be a list of users'),
         ('access.maintainers = ["a", 5]', "f:1: entry 2 of access.maintainers is 5, but it must be a text"),
         ('access.maintainers = ["a, b"]', 'entry 1 of access.maintainers is "a, b", but it must be a user'),
         ('access.runners = ["alice"]', 'f:1: entry 1 of access.runners is "alice", but it must be a table'),
-        ('[[access.runners]]\nusers = ["a"]', "f:1: entry 1 of access.runners lacks policies, which must be a list of names"),
-        ('[[access.runners]]\nusers = []\npolicies = ["*"]', "f:2: users in entry 1 of access.runners is [], but it must be a list of users"),
-        (RUNNER + 'max_running = "2"', 'f:4: max_running in entry 1 of access.runners is "2", but it must be a whole number of runs from 1'),
-        (RUNNER + '[[access.runners]]\nusers = ["b"]\npolicies = ["../x"]', 'f:6: entry 1 of policies in entry 2 of access.runners is "../x", but it must be'),
-        ('[[pool.warm]]\npolicy = "./a.toml"', 'f:2: policy in entry 1 of pool.warm is "./a.toml", but it must be the name of a policy'),
+        (
+            '[[access.runners]]\nusers = ["a"]',
+            "f:1: entry 1 of access.runners lacks policies, which must be a list of names",
+        ),
+        (
+            '[[access.runners]]\nusers = []\npolicies = ["*"]',
+            "f:2: users in entry 1 of access.runners is [], but it must be a list of users",
+        ),
+        (
+            RUNNER + 'max_running = "2"',
+            'f:4: max_running in entry 1 of access.runners is "2", but it must be a whole number of runs from 1',
+        ),
+        (
+            RUNNER + '[[access.runners]]\nusers = ["b"]\npolicies = ["../x"]',
+            'f:6: entry 1 of policies in entry 2 of access.runners is "../x", but it must be',
+        ),
+        (
+            '[[pool.warm]]\npolicy = "./a.toml"',
+            'f:2: policy in entry 1 of pool.warm is "./a.toml", but it must be the name of a policy',
+        ),
         ('[[pool.warm]]\npolicy = "default"\npreload = ["os; evil"]', "must be the name of a module"),
         ("queue.waiting = " + "[" * 300 + "]" * 300, "f:1: "),
     ],
-)  # fmt: skip
+)
 def test_wrong_value_names_place_key_and_what_is_allowed(file: Path, text: str, message: str) -> None:
     assert message in mistakes(file, text)[0]
 

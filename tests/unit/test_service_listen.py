@@ -216,8 +216,8 @@ def test_socket_of_a_dead_service_is_replaced(path: Path, opened: Open) -> None:
 def test_socket_of_a_killed_service_is_replaced(path: Path, opened: Open) -> None:
     path.parent.mkdir(mode=0o700)
     code = (
-        "import signal, sys; from sandbox.service.config.model import Socket; from sandbox.service.door.listen import open_socket\n"
-        "listener = open_socket(Socket(path=sys.argv[1])); print(flush=True); signal.pause()"
+        "import signal, sys; from sandbox.service.config.model import Socket; from sandbox.service.door.listen import"
+        " open_socket\nlistener = open_socket(Socket(path=sys.argv[1])); print(flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as service:
         assert service.stdout is not None
@@ -275,8 +275,8 @@ def test_what_is_no_socket_is_never_removed(place: Path, path: Path, opened: Ope
 
 
 def test_of_several_starts_at_once_one_replaces_the_stale_socket(path: Path) -> None:
-    # Eight processes begin at the same moment, and each hesitates before it removes the old socket. "1" is from one that
-    # serves, "0" from one that was refused.
+    # Eight processes begin at the same moment, and each hesitates before it removes the old socket. "1" is from one
+    # that serves, "0" from one that was refused.
     code = (
         "import os, sys, time; from sandbox.errors import SandboxError\n"
         "from sandbox.service.config.model import Socket; from sandbox.service.door.listen import open_socket\n"

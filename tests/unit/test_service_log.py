@@ -61,9 +61,15 @@ def test_the_end_of_a_run_is_one_line_with_a_field_for_each_fact() -> None:
     found = json.loads(line)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
-        "level": "info", "logger": "sandbox.service", "message": "run a1 of alice under small: succeeded after 250 ms",
-        "run_id": "a1", "caller": "alice", "policy": "small", "outcome": "succeeded", "duration_ms": 250.0,
-    }  # fmt: skip
+        "level": "info",
+        "logger": "sandbox.service",
+        "message": "run a1 of alice under small: succeeded after 250 ms",
+        "run_id": "a1",
+        "caller": "alice",
+        "policy": "small",
+        "outcome": "succeeded",
+        "duration_ms": 250.0,
+    }
 
 
 def test_on_a_terminal_it_is_a_sentence() -> None:

@@ -88,8 +88,11 @@ def pid_of(process: ParserProcess) -> int:
 
 # ---- the same answer
 
-VALUES = st.recursive(st.one_of(st.none(), st.integers(-9, 99_999), st.text(max_size=12)), lambda inner: st.one_of(
-    st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)), max_leaves=8)  # fmt: skip
+VALUES = st.recursive(
+    st.one_of(st.none(), st.integers(-9, 99_999), st.text(max_size=12)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    max_leaves=8,
+)
 FIELDS = st.lists(
     st.tuples(
         st.sampled_from(
@@ -128,13 +131,32 @@ def test_what_the_process_makes_of_a_body_is_what_is_made_of_it_at_once(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"payload": "x" * (3 * LARGE), "message": {"m": ["é"] * LARGE}, "files": {"a": "YWJj" * LARGE, "b": "", "c": "YQ=="}},
+        {
+            "payload": "x" * (3 * LARGE),
+            "message": {"m": ["é"] * LARGE},
+            "files": {"a": "YWJj" * LARGE, "b": "", "c": "YQ=="},
+        },
         {"payload": [{"a": None}] * 200_000, "env": {"LANG": "x" * 900_000}, "secrets": {"A": "b"}},
-        {"code": "# /// script\n# dependencies = ['six']\n# ///", "topic": "t" * 60_000, "limits": {"timeout_s": 0.5}, "wait_for_end": True},
-        {"requirements": ["six", "tiny<2"], "preload": ["json"], "image": "i", "node_id": "n", "notify": {"url": "http://a/"}},
-        {"code": "x" * (1 << 20)}, {"code": "x" * (9 << 20)}, {"policy": "no such"}, {"payload": ["[" * 70_000]}, {"message": []},
+        {
+            "code": "# /// script\n# dependencies = ['six']\n# ///",
+            "topic": "t" * 60_000,
+            "limits": {"timeout_s": 0.5},
+            "wait_for_end": True,
+        },
+        {
+            "requirements": ["six", "tiny<2"],
+            "preload": ["json"],
+            "image": "i",
+            "node_id": "n",
+            "notify": {"url": "http://a/"},
+        },
+        {"code": "x" * (1 << 20)},
+        {"code": "x" * (9 << 20)},
+        {"policy": "no such"},
+        {"payload": ["[" * 70_000]},
+        {"message": []},
     ],
-)  # fmt: skip
+)
 def test_however_large_a_body_is_and_whatever_it_has(process: ParserProcess, fields: dict[str, Any]) -> None:
     body = json.dumps({"code": "1", **fields}).encode()
     assert found(process, body) == at_once(body)

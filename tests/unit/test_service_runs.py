@@ -113,9 +113,13 @@ class Scene:
         self.runner = Pretended()
         self.ended: list[Any] = []
         self.history = SimpleNamespace(
-            began=lambda row: None, ended=self.ended.append, flush=lambda timeout_s: True,
-            get=lambda run_id, caller: next((row for row in self.ended if row.run_id == run_id and caller in (None, row.caller)), None),
-        )  # fmt: skip
+            began=lambda row: None,
+            ended=self.ended.append,
+            flush=lambda timeout_s: True,
+            get=lambda run_id, caller: next(
+                (row for row in self.ended if row.run_id == run_id and caller in (None, row.caller)), None
+            ),
+        )
         self.stranger = False  # whether requests come from another user, who may run, too
         self.keep_files = asyncio.Event()
         self.clients: list[asyncio.StreamWriter] = []
@@ -128,12 +132,22 @@ class Scene:
         def keep(run_id: str, owner: int, files: Any) -> None:
             asyncio.run_coroutine_threadsafe(cast("Any", self.keep_files.wait()), loop).result(WAIT_S)
 
-        self.state = cast("State", SimpleNamespace(
-            config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)), runner=self.runner,
-            policies=SimpleNamespace(all=lambda: [LOADED], get=lambda name: LOADED), parser=Parser(), admission=Admission(limits), live=LiveRuns(), metrics=self.metrics,
-            history=self.history, artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
-            results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)), webhooks=WebhookSender(()),
-        ))  # fmt: skip
+        self.state = cast(
+            "State",
+            SimpleNamespace(
+                config=ServiceConfig(queue=Queue(running=running, bodies_mib=budget_mib)),
+                runner=self.runner,
+                policies=SimpleNamespace(all=lambda: [LOADED], get=lambda name: LOADED),
+                parser=Parser(),
+                admission=Admission(limits),
+                live=LiveRuns(),
+                metrics=self.metrics,
+                history=self.history,
+                artefacts=SimpleNamespace(keep=keep, list=lambda *_: ()),
+                results=Results(Keeping(Path(path).with_name("results"), max_bytes=results_mib << 20, age_s=1_000)),
+                webhooks=WebhookSender(()),
+            ),
+        )
 
     async def ask(
         self, code: str, *, accept: str = "application/json", **more: Any
@@ -194,8 +208,9 @@ def play(
         here = Scene(str(tmp_path / "s"), running=running, waiting=waiting, budget_mib=budget_mib)
         with (
             contextlib.closing(Access(CONFIG, owner_uid=-1, names=here.name, clock=CLOCK)) as access,
-            contextlib.closing(here.state.parser), socket.socket(socket.AF_UNIX) as opened,
-        ):  # fmt: skip
+            contextlib.closing(here.state.parser),
+            socket.socket(socket.AF_UNIX) as opened,
+        ):
             opened.bind(here.path)
             async with accepting(application(here.state, access), opened):
                 await act(here)

@@ -19,7 +19,8 @@ def test_what_is_made_ready_has_the_hashes_that_its_environment_was_asked_for_wi
     ]
     state: Any = SimpleNamespace(
         runner=SimpleNamespace(environments=lambda: SimpleNamespace(store=SimpleNamespace(record=records.get))),
-        history=SimpleNamespace(often=lambda *_, **__: kinds), config=SimpleNamespace(pool=SimpleNamespace(warm_seen=9)),
+        history=SimpleNamespace(often=lambda *_, **__: kinds),
+        config=SimpleNamespace(pool=SimpleNamespace(warm_seen=9)),
         policies=SimpleNamespace(names=lambda: ["default"]),
-    )  # fmt: skip
+    )
     assert seen_often(cast("Any", state)) == [("default", HASHED, ("six",)), ("default", (), ())]

@@ -44,8 +44,11 @@ def test_handed_over_descriptors_are_found_and_not_passed_on() -> None:
     with socket.socket(socket.AF_UNIX) as handed:
         done = subprocess.run(
             [sys.executable, "-c", code, str(handed.fileno())],
-            pass_fds=[handed.fileno()], capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            pass_fds=[handed.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert done.stdout == "[3, 4] {'HOME': '/'} False False\n", done.stderr
 
 
@@ -88,7 +91,7 @@ def test_socket_of_systemd_is_served_and_stays(place: Path) -> None:
     activator = subprocess.Popen(
         ["systemd-socket-activate", "-l", str(path), "-E", "PATH", "-E", "HOME", sys.executable, "-c", code],
         umask=0o077, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    )  # fmt: skip # a command line
     with activator, socket.socket(socket.AF_UNIX) as client:
         try:
             client.settimeout(30)

@@ -39,8 +39,17 @@ def free_names(code: str) -> set[str]:
 
 def test_there_is_one_for_each_purpose() -> None:
     assert templates.names() == [
-        "api", "commands", "environment", "files", "iot", "iot-pandas", "json", "ml", "simple", "vision",
-    ]  # fmt: skip
+        "api",
+        "commands",
+        "environment",
+        "files",
+        "iot",
+        "iot-pandas",
+        "json",
+        "ml",
+        "simple",
+        "vision",
+    ]
 
 
 def test_every_script_has_data_and_every_data_file_a_script() -> None:

@@ -31,22 +31,37 @@ POLICY = Side(
     load=lambda path: load_policy(str(path), directories=[path.parent]),
     hint=POLICY_HINT,
     words={
-        "section": "limits", "whole": "memory_mib", "whole_range": "MiB from 32 to 1048576", "near": "memory_mb",
-        "number": "limits.timeout_s", "number_range": "seconds from 0.1 to 86400",
-        "choice": "images.pull", "choices": '"missing" or "never"', "flag": "build.allow_pth",
-        "list": "secrets.allow", "list_is": 'a list of texts, such as ["A", "B"]', "sections": "limitz",
+        "section": "limits",
+        "whole": "memory_mib",
+        "whole_range": "MiB from 32 to 1048576",
+        "near": "memory_mb",
+        "number": "limits.timeout_s",
+        "number_range": "seconds from 0.1 to 86400",
+        "choice": "images.pull",
+        "choices": '"missing" or "never"',
+        "flag": "build.allow_pth",
+        "list": "secrets.allow",
+        "list_is": 'a list of texts, such as ["A", "B"]',
+        "sections": "limitz",
     },
-)  # fmt: skip
+)
 SERVICE = Side(
     load=lambda path: load_config(path, {}),
     hint=SERVICE_HINT,
     words={
-        "section": "pool", "whole": "memory_mib", "whole_range": "MiB from 0 to 1048576", "near": "memory_mb",
-        "number": "stop.drain_s", "number_range": "seconds from 0 to 31536000",
-        "choice": "log.format", "choices": '"auto", "human" or "json"',
-        "list": "access.maintainers", "list_is": 'a list of users and "@group"', "sections": "pooll",
+        "section": "pool",
+        "whole": "memory_mib",
+        "whole_range": "MiB from 0 to 1048576",
+        "near": "memory_mb",
+        "number": "stop.drain_s",
+        "number_range": "seconds from 0 to 31536000",
+        "choice": "log.format",
+        "choices": '"auto", "human" or "json"',
+        "list": "access.maintainers",
+        "list_is": 'a list of users and "@group"',
+        "sections": "pooll",
     },
-)  # fmt: skip
+)
 
 # The text of a file with {words}, and what is said of it.
 MISTAKES = [
@@ -138,12 +153,18 @@ def test_no_other_module_turns_errors_of_a_file_s_model_into_words() -> None:
     ("text", "line"),
     [
         ("a = [\n1,\n[2,\n3]]", {"a": 1, "a.0": 2, "a.1": 3, "a.1.1": 4}),
-        ("[[a]]\nb = 1\n[[a]]\nb = 2\n[a.c]\nd = 1", {"a": 1, "a.0.b": 2, "a.1": 3, "a.1.b": 4, "a.1.c": 5, "a.1.c.d": 6}),
-        ("[[a]]\n[[a.b]]\n[[a.b]]\nc = 1\n[[a]]\n[[a.b]]\nc = 2", {"a.0.b.1": 3, "a.0.b.1.c": 4, "a.1.b.0": 6, "a.1.b.0.c": 7}),
+        (
+            "[[a]]\nb = 1\n[[a]]\nb = 2\n[a.c]\nd = 1",
+            {"a": 1, "a.0.b": 2, "a.1": 3, "a.1.b": 4, "a.1.c": 5, "a.1.c.d": 6},
+        ),
+        (
+            "[[a]]\n[[a.b]]\n[[a.b]]\nc = 1\n[[a]]\n[[a.b]]\nc = 2",
+            {"a.0.b.1": 3, "a.0.b.1.c": 4, "a.1.b.0": 6, "a.1.b.0.c": 7},
+        ),
         ("a = [{b = 1},\n{b = 2}]", {"a.0.b": 1, "a.1.b": 2}),
         ("[[a.b]]\nc = 1\n[[a.b]]\nc.d = 2", {"a": 1, "a.b": 1, "a.b.0.c": 2, "a.b.1.c.d": 4}),
     ],
-)  # fmt: skip
+)
 def test_entries_of_lists_have_lines_of_their_own(tmp_path: Path, text: str, line: dict[str, int]) -> None:
     (tmp_path / "f.toml").write_text(text)
     found = read_toml(tmp_path / "f.toml", what="list")

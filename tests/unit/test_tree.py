@@ -77,7 +77,7 @@ def raw_header(kind: int, path: bytes, size: int) -> bytes:
 GOOD = [
     directory("pandas"), file("pandas/__init__.py", b"import numpy\n"), (Kind.EXECUTABLE, "bin/f2py", b"#!/bin/sh\n"),
     link("pandas/lib.so", "../pandas.libs/lib.so.1"), file("pandas.libs/lib.so.1", b"\x7fELF"), file("empty", b""),
-]  # fmt: skip
+]  # fmt: skip # a table
 
 
 def test_a_good_tree_comes_out_as_it_went_in() -> None:
@@ -128,12 +128,24 @@ def test_a_changed_byte_is_refused_or_changes_a_body_or_a_name_but_never_what_ma
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("/etc/passwd", "straight"), ("../evil", "straight"), ("a/../../evil", "straight"), ("a//b", "straight"),
-        ("./a", "straight"), ("a/", "straight"), ("a/.", "straight"), ("a\nb", "printed"), ("a\0b", "printed"),
-        ("a\x1b[2Jb", "printed"), ("a\u202eb", "printed"), ("a" * 256, "255 bytes"), ("é" * 128, "255 bytes"),
-        ("/".join("a" * 41), "40 directories"), (".wh.numpy", "delete"), ("pandas/.wh..wh..opq", "delete"),
+        ("/etc/passwd", "straight"),
+        ("../evil", "straight"),
+        ("a/../../evil", "straight"),
+        ("a//b", "straight"),
+        ("./a", "straight"),
+        ("a/", "straight"),
+        ("a/.", "straight"),
+        ("a\nb", "printed"),
+        ("a\0b", "printed"),
+        ("a\x1b[2Jb", "printed"),
+        ("a\u202eb", "printed"),
+        ("a" * 256, "255 bytes"),
+        ("é" * 128, "255 bytes"),
+        ("/".join("a" * 41), "40 directories"),
+        (".wh.numpy", "delete"),
+        ("pandas/.wh..wh..opq", "delete"),
     ],
-)  # fmt: skip
+)
 def test_a_path_that_could_lead_elsewhere_is_refused_and_named_harmlessly(path: str, why: str) -> None:
     error = refusal(file(path))
     assert why in error.message
@@ -173,7 +185,7 @@ def test_there_are_no_other_kinds_such_as_devices(number: int) -> None:
         [file("a/b"), file("a")],
         [file("a/b"), link("a", "c"), file("c")],
     ],
-)  # fmt: skip
+)
 def test_a_second_entry_of_the_same_path_is_refused(entries: list[Entry]) -> None:
     assert "'a' comes twice" in refusal(*entries).message
 
@@ -195,12 +207,22 @@ def test_nothing_lies_below_a_file_or_a_link_whichever_comes_first(above: Entry,
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        ("/etc/passwd", "straight"), ("../x", "leaves"), ("../../sub/x", "leaves"), ("sub/../../x", "leaves"),
-        ("sub//x", "straight"), ("./x", "straight"), ("absent", "not in the tree"), ("sub/absent/../x", "not in the tree"),
-        ("other", "another link"), ("other/../x", "another link"), ("dirlink/x", "another link"), ("me", "another link"),
-        ("x/../x", "through a file"), ("x\n", "straight"),
+        ("/etc/passwd", "straight"),
+        ("../x", "leaves"),
+        ("../../sub/x", "leaves"),
+        ("sub/../../x", "leaves"),
+        ("sub//x", "straight"),
+        ("./x", "straight"),
+        ("absent", "not in the tree"),
+        ("sub/absent/../x", "not in the tree"),
+        ("other", "another link"),
+        ("other/../x", "another link"),
+        ("dirlink/x", "another link"),
+        ("me", "another link"),
+        ("x/../x", "through a file"),
+        ("x\n", "straight"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("first", [True, False])
 def test_a_link_leads_straight_to_something_in_the_tree(target: str, why: str, first: bool) -> None:
     rest = [file("x"), file("sub/x"), link("other", "x"), link("dirlink", "sub")]
@@ -279,7 +301,7 @@ EXECUTED = [
     b"import os; os.system('x')", b"import\tos", b"# comment\nimport os", b"/dir\r\nimport os", b"a\rimport os",
     b"\xef\xbb\xbfimport os", b"a\x0bimport os", b"a\x0cimport os", b"a\x1cimport os", b"a\xc2\x85import os",
     b"a\x85import os", b"a\xe2\x80\xa8import os", b"\n\n\nimport os",
-]  # fmt: skip
+]  # fmt: skip # a table
 
 
 @pytest.mark.parametrize("body", EXECUTED)
@@ -293,9 +315,23 @@ def test_pth_files_with_code_are_refused_unless_the_policy_allows_them(body: byt
 
 
 PIECES = [
-    b"import sys; sys.ran_by_pth = 1", b"import\tsys; sys.ran_by_pth = 1", b"#", b" ", b"x", b"\n", b"\r", b"\r\n", b"\x0b",
-    b"\x0c", b"\x1c", b"\x85", b"\xc2\x85", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\0",
-]  # fmt: skip
+    b"import sys; sys.ran_by_pth = 1",
+    b"import\tsys; sys.ran_by_pth = 1",
+    b"#",
+    b" ",
+    b"x",
+    b"\n",
+    b"\r",
+    b"\r\n",
+    b"\x0b",
+    b"\x0c",
+    b"\x1c",
+    b"\x85",
+    b"\xc2\x85",
+    b"\xe2\x80\xa8",
+    b"\xef\xbb\xbf",
+    b"\0",
+]
 
 
 @given(body=st.lists(st.sampled_from(PIECES), max_size=5).map(b"".join))
@@ -316,10 +352,14 @@ def test_whatever_this_python_executes_of_a_pth_file_is_refused(body: bytes) -> 
 @pytest.mark.parametrize(
     "entry",
     [
-        file("good.pth", b"# import os\nsubdirectory\n"), file("good.pth", b"important\n"), file("good.pth", b""),
-        file("package/evil.pth", b"import os"), file("evil.pth.txt", b"import os"), directory("empty.pth"),
+        file("good.pth", b"# import os\nsubdirectory\n"),
+        file("good.pth", b"important\n"),
+        file("good.pth", b""),
+        file("package/evil.pth", b"import os"),
+        file("evil.pth.txt", b"import os"),
+        directory("empty.pth"),
     ],
-)  # fmt: skip
+)
 def test_what_python_does_not_execute_is_taken(entry: Entry) -> None:
     decode(stream(entry))
 

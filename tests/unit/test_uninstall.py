@@ -55,8 +55,18 @@ def test_a_users_installation_goes_and_everything_else_stays(home: Path) -> None
     assert {path.name for path in home.glob("usr-local-share/**/*") if path.is_file()} == {"of-others"}
     shutil.rmtree(home / "usr-local-share")
     left = sorted(str(path.relative_to(home)) for path in home.rglob("*"))
-    assert left == [".cache", ".cache/other", ".config", ".config/other", ".local", ".local/bin", ".local/share",
-                    ".local/share/other", "run", "run/other"]  # fmt: skip
+    assert left == [
+        ".cache",
+        ".cache/other",
+        ".config",
+        ".config/other",
+        ".local",
+        ".local/bin",
+        ".local/share",
+        ".local/share/other",
+        "run",
+        "run/other",
+    ]
     status, said = called("--yes")
     assert (status, said.splitlines()[0]) == (0, "There is nothing to remove.")
 

@@ -160,10 +160,15 @@ def reported(directory: Path) -> list[str | None]:
 
 
 def test_the_reports_of_both_users_come_home_as_one(tmp_path: Path) -> None:
-    data = results_of(**{
-        "tester/junit.xml": report("one", "two"), "tester/status": b"0\n", "colleague/junit.xml": report("three"),
-        "colleague/status": b"0\n", "journal.txt": b"quiet",
-    })  # fmt: skip
+    data = results_of(
+        **{
+            "tester/junit.xml": report("one", "two"),
+            "tester/status": b"0\n",
+            "colleague/junit.xml": report("three"),
+            "colleague/status": b"0\n",
+            "journal.txt": b"quiet",
+        }
+    )
     assert results.unpack(data, tmp_path, ["tester", "colleague"]) == 0
     assert reported(tmp_path) == ["one", "two", "three"]
     assert (tmp_path / "journal.txt").read_bytes() == b"quiet"
@@ -189,9 +194,15 @@ def test_a_report_that_was_cut_off_is_no_result(tmp_path: Path) -> None:
 
 def test_only_the_known_files_of_the_results_are_written(tmp_path: Path) -> None:
     directory = tmp_path / "results"
-    data = results_of(**{
-        "tester/status": b"1\n", "tester/junit.xml": report("one"), "../evil": b"x", "/tmp/evil": b"x", "newcomer/status": b"0",
-    })  # fmt: skip
+    data = results_of(
+        **{
+            "tester/status": b"1\n",
+            "tester/junit.xml": report("one"),
+            "../evil": b"x",
+            "/tmp/evil": b"x",
+            "newcomer/status": b"0",
+        }
+    )
     assert results.unpack(data, directory, ["tester"]) == 1
     assert sorted(path.name for path in directory.iterdir()) == ["kernel.xml"]
     assert not (tmp_path / "evil").exists()

@@ -90,7 +90,10 @@ def test_a_shared_mapping_counts_once_for_all_its_users() -> None:
 
 
 def test_threads_count_as_tasks() -> None:
-    code = "import threading, time\nfor _ in range(5):\n    threading.Thread(target=time.sleep, args=(30,), daemon=True).start()"
+    code = (
+        "import threading, time\nfor _ in range(5):\n    threading.Thread(target=time.sleep, args=(30,),"
+        " daemon=True).start()"
+    )
     with program(code) as pid:
         assert measure(pid, places=(), cap_bytes=1 << 40).tasks == 6
 
@@ -108,11 +111,18 @@ def test_the_watchdog_kills_past_the_cap_and_remembers_the_peak() -> None:
 @pytest.mark.parametrize(
     ("took_ms", "left_mib", "pause_ms"),
     [
-        (0.0, 1024, 20), (1.0, 1024, 20), (2.0, 1024, 20),  # cheap: as often as ever
-        (5.0, 1024, 50), (50.0, 1024, 100),  # slow to measure: a tenth of one core, up to a bound
-        (50.0, 160, 39.0625), (50.0, 96, 23.4375), (50.0, 1, 20), (50.0, 0, 20),  # and no longer than filling the rest takes
+        (0.0, 1024, 20),
+        (1.0, 1024, 20),
+        (2.0, 1024, 20),  # cheap: as often as ever
+        (5.0, 1024, 50),
+        (50.0, 1024, 100),  # slow to measure: a tenth of one core, up to a bound
+        # and no longer than filling the rest takes
+        (50.0, 160, 39.0625),
+        (50.0, 96, 23.4375),
+        (50.0, 1, 20),
+        (50.0, 0, 20),
     ],
-)  # fmt: skip
+)
 def test_what_is_cheap_to_measure_or_near_its_cap_is_looked_at_most_often(
     took_ms: float, left_mib: int, pause_ms: float
 ) -> None:

@@ -31,10 +31,10 @@ READY = ("R", b'{"protocol":1,"python":[3,11,2],"implementation":"cpython"}')
 START = ("S", b"")
 QUIT: dict[str, Any] = {
     "exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cpu_s": 0.1, "wall_s": 0.1,
-}  # fmt: skip
+}  # fmt: skip # a table
 ERROR: dict[str, Any] = {
     "type": "ValueError", "message": "m", "line": 1, "column": None, "traceback": "t", "cause": None,
-}  # fmt: skip
+}  # fmt: skip # a table
 
 
 def text(value: Any) -> bytes:
@@ -115,10 +115,22 @@ def test_a_violation_is_an_internal_error_with_no_code_of_its_own() -> None:
 
 def test_a_complete_run_is_collected() -> None:
     collector = collected(
-        ("O", b"out"), ("E", b"err"), log("hello", "warning"), file("a", 4), ("f", b"ab"), ("O", b"put"),
-        ("f", b"cd"), file("empty", 0), file("a", 1), ("f", b"z"), ("V", b'{"x"'), ("V", b":1}"), ("A", b"[2]"),
-        ("M", text({"output_topic": "t", "warnings": ["w"]})), ("Q", text(QUIT)),
-    )  # fmt: skip
+        ("O", b"out"),
+        ("E", b"err"),
+        log("hello", "warning"),
+        file("a", 4),
+        ("f", b"ab"),
+        ("O", b"put"),
+        ("f", b"cd"),
+        file("empty", 0),
+        file("a", 1),
+        ("f", b"z"),
+        ("V", b'{"x"'),
+        ("V", b":1}"),
+        ("A", b"[2]"),
+        ("M", text({"output_topic": "t", "warnings": ["w"]})),
+        ("Q", text(QUIT)),
+    )
     assert (collector.stdout, collector.stderr) == (b"output", b"err")
     assert collector.logs == [LogRecord(level="warning", message="hello", elapsed_s=0.5)]
     assert {f.name: f.content for f in collector.files} == {"a": b"z", "empty": b""}
@@ -297,10 +309,18 @@ def test_a_file_announced_but_never_sent_costs_nothing_and_does_not_appear() -> 
 
 def job(**fields: Any) -> list[bytes]:
     base: dict[str, Any] = {
-        "run_id": "r", "node_id": "n", "topic": "t", "timestamp": "2024-01-01T00:00:00+00:00",
-        "filename": "script.py", "env": {}, "limits": LIMITS, "code": b"result = 1", "payload_json": b"null",
-        "message_json": b"{}", "files": {},
-    }  # fmt: skip
+        "run_id": "r",
+        "node_id": "n",
+        "topic": "t",
+        "timestamp": "2024-01-01T00:00:00+00:00",
+        "filename": "script.py",
+        "env": {},
+        "limits": LIMITS,
+        "code": b"result = 1",
+        "payload_json": b"null",
+        "message_json": b"{}",
+        "files": {},
+    }
     return separate(job_frames(**{**base, **fields}))
 
 
@@ -311,9 +331,12 @@ def test_a_job_is_a_header_the_parts_in_order_and_the_word_to_go() -> None:
     assert kinds == [b"J", *[b"D"] * (len(frames) - 2), b"G"]
     header = json.loads(frames[0][5:])
     assert header["parts"] == [
-        {"kind": "code", "size": 10}, {"kind": "payload", "size": len(payload)}, {"kind": "message", "size": 2},
-        {"kind": "file", "name": "a.txt", "size": 6}, {"kind": "file", "name": "empty", "size": 0},
-    ]  # fmt: skip
+        {"kind": "code", "size": 10},
+        {"kind": "payload", "size": len(payload)},
+        {"kind": "message", "size": 2},
+        {"kind": "file", "name": "a.txt", "size": 6},
+        {"kind": "file", "name": "empty", "size": 0},
+    ]
     assert (header["protocol"], header["env"]) == (1, {"K": "v"})
     assert header["limits"]["output_bytes"] == LIMITS.output_bytes
     assert b"".join(frame[5:] for frame in frames[1:-1]) == b"result = 1" + payload + b"{}" + b"file a"
@@ -334,9 +357,18 @@ def test_a_large_payload_is_copied_one_chunk_at_a_time() -> None:
     payload = b"x" * 50_000_000
     tracemalloc.start()
     for _ in job_frames(
-        run_id="r", node_id="n", topic="t", timestamp="", filename="s.py", env={}, limits=LIMITS, code=b"",
-        payload_json=payload, message_json=b"{}", files={},
-    ):  # fmt: skip
+        run_id="r",
+        node_id="n",
+        topic="t",
+        timestamp="",
+        filename="s.py",
+        env={},
+        limits=LIMITS,
+        code=b"",
+        payload_json=payload,
+        message_json=b"{}",
+        files={},
+    ):
         continue
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -370,9 +402,19 @@ def test_modules_to_preload_are_named_in_one_frame() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"preloaded": ["a"] * 33}, {"preloaded": ["a" * 101]}, {"preloaded": ["a\n"]}, {"preloaded": ["\u001b[2J"]}, {"preloaded": "a"},
-     {"preloaded": [1]}, {"preloaded": None}, {"unfit": "a b"}, {"unfit": 1}, {"threads": 1}],
-)  # fmt: skip
+    [
+        {"preloaded": ["a"] * 33},
+        {"preloaded": ["a" * 101]},
+        {"preloaded": ["a\n"]},
+        {"preloaded": ["\u001b[2J"]},
+        {"preloaded": "a"},
+        {"preloaded": [1]},
+        {"preloaded": None},
+        {"unfit": "a b"},
+        {"unfit": 1},
+        {"threads": 1},
+    ],
+)
 def test_what_the_sandbox_says_of_preloading_is_checked(fields: dict[str, Any]) -> None:
     said = {**json.loads(READY[1]), **fields}
     with pytest.raises(ProtocolViolation):

@@ -1,4 +1,7 @@
-"""Streams of frames as an attacker would build them: almost right, cut anywhere. Nothing but a violation may come of them."""
+"""Streams of frames as an attacker would build them: almost right, cut anywhere.
+
+Nothing but a violation may come of them.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,32 @@ QUIT = {"exit_code": 0, "signal": None, "ended": "exited", "max_rss_kib": 1, "cp
 FAILURE = {"type": "ValueError", "message": "no", "traceback": "", "line": 1, "cause": "memory"}
 
 NASTY = st.sampled_from(
-    [b"", b"null", b"[" * 20_000, b"{" * 4_000, b'"\\ud800"', b"\xff\xfe", b"1" * 5_000, b"-0", b"1e999", b"NaN", b'{"a":1,"a":2}',
-     b'"' + b"a" * 60_000 + b'"', b"\x00", b'{"name": "../x", "size": 1}', b'{"name": "a", "size": -1}', b'{"name": "a", "size": 1e99}',
-     b'{"name": "a", "size": %d}' % (1 << 80), b'{"level": "info", "message": "\\u001b[2J"}']
-)  # fmt: skip
+    [
+        b"",
+        b"null",
+        b"[" * 20_000,
+        b"{" * 4_000,
+        b'"\\ud800"',
+        b"\xff\xfe",
+        b"1" * 5_000,
+        b"-0",
+        b"1e999",
+        b"NaN",
+        b'{"a":1,"a":2}',
+        b'"' + b"a" * 60_000 + b'"',
+        b"\x00",
+        b'{"name": "../x", "size": 1}',
+        b'{"name": "a", "size": -1}',
+        b'{"name": "a", "size": 1e99}',
+        b'{"name": "a", "size": %d}' % (1 << 80),
+        b'{"level": "info", "message": "\\u001b[2J"}',
+    ]
+)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
 
 
 @st.composite
@@ -46,11 +67,19 @@ def bent(draw: Any, fields: dict[str, Any]) -> bytes:
 
 
 BODIES = {
-    "R": bent(READY), "S": st.just(b""), "O": st.binary(min_size=1, max_size=200), "E": st.binary(min_size=1, max_size=200),
-    "L": bent({"level": "info", "message": "m"}), "F": bent({"name": "a.txt", "size": 40}), "f": st.binary(min_size=1, max_size=40),
-    "V": st.sampled_from([b"1", b"[1,", b"2]", b'"a"', b"{}"]), "A": st.sampled_from([b"{", b"}", b"[]"]),
-    "M": bent({"output_topic": "t", "warnings": []}), "X": bent(FAILURE), "Q": bent(QUIT),
-}  # fmt: skip
+    "R": bent(READY),
+    "S": st.just(b""),
+    "O": st.binary(min_size=1, max_size=200),
+    "E": st.binary(min_size=1, max_size=200),
+    "L": bent({"level": "info", "message": "m"}),
+    "F": bent({"name": "a.txt", "size": 40}),
+    "f": st.binary(min_size=1, max_size=40),
+    "V": st.sampled_from([b"1", b"[1,", b"2]", b'"a"', b"{}"]),
+    "A": st.sampled_from([b"{", b"}", b"[]"]),
+    "M": bent({"output_topic": "t", "warnings": []}),
+    "X": bent(FAILURE),
+    "Q": bent(QUIT),
+}
 
 
 @st.composite
@@ -91,9 +120,11 @@ def fed(stream: bytes, pieces: list[int], *, sinks: bool) -> tuple[Collector, by
     """Read a stream that comes in these pieces, as a run does; return what was collected."""
     seen = bytearray()
     collector = Collector(
-        LIMITS, on_output=lambda _, data: seen.extend(data), on_log=lambda record: seen.extend(record.message.encode()[:1]),
+        LIMITS,
+        on_output=lambda _, data: seen.extend(data),
+        on_log=lambda record: seen.extend(record.message.encode()[:1]),
         open_file=(lambda _, size: Counting(size)) if sinks else None,
-    )  # fmt: skip
+    )
 
     async def read() -> None:
         reader = asyncio.StreamReader()
@@ -140,8 +171,15 @@ def test_no_stream_hangs_crashes_or_grows_past_the_caps(stream: bytes, pieces: l
 
 @pytest.mark.parametrize("kind", FROM_HARNESS)
 def test_frames_of_one_kind_without_end_take_no_memory_past_the_caps(kind: str) -> None:
-    body = {"L": b'{"level": "info", "message": "m"}', "M": b"{}", "X": json.dumps(FAILURE).encode(), "S": b"",
-            "F": b'{"name": "a", "size": 0}', "R": json.dumps(READY).encode(), "Q": json.dumps(QUIT).encode()}.get(kind, b"1" * MAX_BODY_BYTES)  # fmt: skip
+    body = {
+        "L": b'{"level": "info", "message": "m"}',
+        "M": b"{}",
+        "X": json.dumps(FAILURE).encode(),
+        "S": b"",
+        "F": b'{"name": "a", "size": 0}',
+        "R": json.dumps(READY).encode(),
+        "Q": json.dumps(QUIT).encode(),
+    }.get(kind, b"1" * MAX_BODY_BYTES)
     stream = GOOD_START + encode(kind, body) * (200 if len(body) < 10_000 else 8)
     tracemalloc.start()
     collector, seen = fed(stream, [], sinks=False)

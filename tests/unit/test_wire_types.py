@@ -35,7 +35,10 @@ from tests.unit.test_service_events import told
 ROOT = Path(__file__).parents[2]
 GENERATOR = runpy.run_path(str(ROOT / "scripts/generate-docs"))
 NODE = Path(sys.executable).with_name("node")
-PARSE = "const text = require('fs').readFileSync(0, 'utf8'); process.stdout.write(require('module').stripTypeScriptTypes(text))"
+PARSE = (
+    "const text = require('fs').readFileSync(0, 'utf8');"
+    " process.stdout.write(require('module').stripTypeScriptTypes(text))"
+)
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -1,4 +1,7 @@
-"""`python -m tests.vm`: what `scripts/vm-test` calls as the unprivileged user. Exit status 0, 1 (tests failed), 2 (no results)."""
+"""`python -m tests.vm`: what `scripts/vm-test` calls as the unprivileged user.
+
+Exit status 0, 1 (tests failed), 2 (no results).
+"""
 
 from __future__ import annotations
 

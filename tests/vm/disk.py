@@ -42,7 +42,7 @@ PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "dbus-user-session", "udev", "kmod", "procps", "iproute2", "sudo", "e2fsprogs",
     "podman", "crun", "runc", "uidmap", "passt", "fuse-overlayfs", "netavark", "catatonit", "libseccomp2",
     "mmdebstrap", "python3", "python3-venv", "ca-certificates",
-)  # fmt: skip
+)  # fmt: skip # a table
 # The installer's manual pages and the like; half of the unpacking time under emulation is files that nobody reads.
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
 KERNELS = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
@@ -112,7 +112,8 @@ def digest(path: Path) -> str:
                     raise
                 return found.hexdigest()
             end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
-            # By pieces that begin at multiples of their size, and are not empty: where holes are is up to the file system.
+            # By pieces that begin at multiples of their size, and are not empty: where holes are is up to the file
+            # system.
             for place in range(begin - begin % PIECE, end, PIECE):
                 piece = os.pread(file.fileno(), PIECE, place)
                 if piece.strip(b"\0"):
@@ -142,22 +143,30 @@ def build(cache: Path, wheels: Path, progress: Callable[[str], None]) -> Disk:
     if platform.machine() not in KERNELS:
         raise BuildFailed(f"there is no virtual machine for {platform.machine()}", hint="use amd64 or arm64")
     if os_release().get("ID") != "debian":
-        raise BuildFailed("the virtual machine is built from Debian's packages, and this host has other sources",
-                          hint="run the tests without it: scripts/test --no-vm")  # fmt: skip
+        raise BuildFailed(
+            "the virtual machine is built from Debian's packages, and this host has other sources",
+            hint="run the tests without it: scripts/test --no-vm",
+        )
     with mmdebstrap.scratch_directories(WHAT, cache, needed_mib=NEEDED_MIB) as (scratch, chroots):
         inputs, packages, made = scratch / "inputs.tar", scratch / "packages.tar", scratch / "made"
         made.mkdir()
         pack(inputs, wheels)
         progress(f"fetching and unpacking Debian {SUITE}, with Podman and systemd")
         mmdebstrap.unpack(
-            packages, what=WHAT, suite=SUITE, packages=(KERNELS[platform.machine()], *PACKAGES), chroots=chroots, progress=progress,
+            packages,
+            what=WHAT,
+            suite=SUITE,
+            packages=(KERNELS[platform.machine()], *PACKAGES),
+            chroots=chroots,
+            progress=progress,
             options=[
-                "--variant=minbase", *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
+                "--variant=minbase",
+                *(f"--dpkgopt=path-exclude={path}" for path in LEFT_OUT),
                 # The namespace's root is another user here, so files come in through mmdebstrap itself.
                 f"--customize-hook=tar-in {inputs} /",
                 '--customize-hook=env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 chroot "$1" sh /prepare.sh',
             ],
-        )  # fmt: skip
+        )
         take_kernel(packages, made)
         progress("writing the disk")
         write_ext4(packages, scratch / "root", made / "disk.img")
@@ -209,9 +218,14 @@ def write_ext4(packages: Path, root: Path, image: Path) -> None:
     )
     command = ["podman", "unshare", "sh", "-c", script, "sh", str(packages), str(root), str(image)]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd="/",
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
         start_new_session=True,
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             _, complaints = process.communicate(timeout=600)
         except BaseException as error:

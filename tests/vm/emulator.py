@@ -35,8 +35,8 @@ KERNEL_ARGUMENTS = (
 class Architecture:
     """How QEMU emulates one processor family. `console` is the kernel's name of the first serial port.
 
-    `cpu` is what is emulated best: wide vector instructions, which libraries use wherever they find them, cost more than
-    they save.
+    `cpu` is what is emulated best: wide vector instructions, which libraries use wherever they find them, cost more
+    than they save.
     """
 
     program: str
@@ -52,7 +52,8 @@ ARCHITECTURES = {
 
 
 # An emulated machine takes all processors for ten minutes: whatever else wants them goes first. Where the kernel groups
-# processes by session (sched(7), autogroup), a nice value counts within the group only, and the group has one of its own.
+# processes by session (sched(7), autogroup), a nice value counts within the group only, and the group has one of its
+# own.
 LAST = ("sh", "-c", '{ echo 10 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 10 ionice -c 3 "$@"', "sh")
 
 
@@ -77,17 +78,48 @@ def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator:
         ports += ["-device", "virtserialport,chardev=progress,name=progress"]
     return [
         # QEMU must not outlive us, however we end.
-        "setpriv", "--pdeathsig", "KILL", "--", *(LAST if accelerator == "tcg" and not shell else ()),
-        kind.program, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
-        "-machine", kind.machine, "-m", str(MEMORY_MIB), "-smp", str(min(4, max(2, len(os.sched_getaffinity(0))))),
-        *(["-accel", "kvm", "-cpu", "host"] if accelerator == "kvm" else ["-accel", "tcg,thread=multi", "-cpu", kind.cpu]),
-        "-kernel", str(disk.kernel), "-initrd", str(disk.initrd),
-        "-append", f"{KERNEL_ARGUMENTS} console={kind.console}" + (" systemd.mask=job.service" if shell else ""),
-        "-drive", f"file={disk.image},format=raw,if=virtio,snapshot=on,cache=unsafe",
-        "-drive", f"file={job},format=raw,if=virtio,readonly=on",
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "--",
+        *(LAST if accelerator == "tcg" and not shell else ()),
+        kind.program,
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+        "-display",
+        "none",
+        "-nic",
+        "none",
+        "-machine",
+        kind.machine,
+        "-m",
+        str(MEMORY_MIB),
+        "-smp",
+        str(min(4, max(2, len(os.sched_getaffinity(0))))),
+        *(
+            ["-accel", "kvm", "-cpu", "host"]
+            if accelerator == "kvm"
+            else ["-accel", "tcg,thread=multi", "-cpu", kind.cpu]
+        ),
+        "-kernel",
+        str(disk.kernel),
+        "-initrd",
+        str(disk.initrd),
+        "-append",
+        f"{KERNEL_ARGUMENTS} console={kind.console}" + (" systemd.mask=job.service" if shell else ""),
+        "-drive",
+        f"file={disk.image},format=raw,if=virtio,snapshot=on,cache=unsafe",
+        "-drive",
+        f"file={job},format=raw,if=virtio,readonly=on",
         *(["-drive", f"file={images},format=raw,if=virtio,snapshot=on,cache=unsafe"] if images.exists() else []),
-        "-device", "virtio-rng-pci", "-device", "virtio-serial", *serial, *ports,
-    ]  # fmt: skip
+        "-device",
+        "virtio-rng-pci",
+        "-device",
+        "virtio-serial",
+        *serial,
+        *ports,
+    ]
 
 
 def lines(process: subprocess.Popen[bytes], deadline: Callable[[], float]) -> Iterator[str]:
@@ -136,9 +168,12 @@ def boot(
 
     process = subprocess.Popen(
         command(disk, job, results, console, accelerator=accelerator, shell=False),
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(scratch)}, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(scratch)},
+        start_new_session=True,
+    )
     last = ""
     try:
         for line in lines(process, deadline):

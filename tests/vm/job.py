@@ -26,8 +26,9 @@ LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".h
 def sessions(arguments: list[str]) -> dict[str, list[str]]:
     """Return what pytest is told, for each user of the machine who has something to do.
 
-    `tester`, whom sudo asks for no password, gets the kernel tier and `colleague` the other tests. They work at the same
-    time: each has a Podman of its own, so that neither finds what the other has left, and one alone keeps one processor busy.
+    `tester`, whom sudo asks for no password, gets the kernel tier and `colleague` the other tests. They work at the
+    same time: each has a Podman of its own, so that neither finds what the other has left, and one alone keeps one
+    processor busy.
     """
     paths = [argument for argument in arguments if argument.startswith("tests/")]
     options = [argument for argument in arguments if argument not in paths]

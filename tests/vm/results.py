@@ -1,4 +1,7 @@
-"""What comes out of the machine: a report and an exit status of each user's tests, and the journal. None of it is trusted."""
+"""What comes out of the machine: a report and an exit status of each user's tests, and the journal.
+
+None of it is trusted.
+"""
 
 from __future__ import annotations
 

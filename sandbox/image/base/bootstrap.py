@@ -26,9 +26,12 @@ NEEDED_MIB = 600
 # Says what an image was made by: one of another recipe is built again.
 RECIPE = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:12]
 _LEFT_OUT_PATHS = (
-    "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*",
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
     "/usr/share/lintian/*",
-)  # fmt: skip
+)
 
 # Runs on the image's own Python. Each file is compiled in a fresh fork of one process: what marshal writes
 # depends on the objects that happen to be alive, and this way they are the same whatever came before.

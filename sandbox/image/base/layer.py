@@ -26,7 +26,7 @@ LABEL_PREFIX = "podman-sandbox-runner"
 # Parts of the standard library that a program without a terminal, a screen or pip has no use for.
 UNUSED_MODULES = (
     "__phello__", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtledemo",
-)  # fmt: skip
+)  # fmt: skip # a table
 
 _COREUTILS = """
     [ arch b2sum base32 base64 basename basenc cat chgrp chmod chown cksum comm cp csplit cut date dd df
@@ -58,7 +58,7 @@ _LEFT_OUT = re.compile(
 _DIRECTORIES = {
     "app": 0o1777, "dev": 0o755, "etc": 0o755, "proc": 0o555, "run": 0o755, "run/sandbox": 0o755,
     "run/sandbox/job": 0o755, "run/sandbox/lib": 0o755, "sys": 0o555, "tmp": 0o1777, "usr/local/bin": 0o755,
-}  # fmt: skip
+}  # fmt: skip # a table
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",

@@ -31,28 +31,47 @@ PREFIX = "sandbox-bootstrap-"
 LEFTOVER_AGE_S = 3_600.0
 
 _CAUSES: tuple[tuple[str, str, str], ...] = (
-    (r"subuid|subgid|newuidmap|newgidmap",
-     "the user has no range of subordinate user ids",
-     "as root: apt-get install uidmap; `sandbox doctor` has the command that adds a range"),
-    (r"No space left|not enough free space|E: Write error", "the disk is full",
-     "free some space in the work directory and in /tmp"),
-    (r"NO_PUBKEY|not signed|signatures couldn't be verified|EXPKEYSIG",
-     "the signature of an apt source can't be verified",
-     "install the archive's keyring (debian-archive-keyring or ubuntu-keyring), then try again"),
-    (r"ertificate verification|ertificate is|SSL connection|TLS|system certificates",
-     "the certificate of an apt source is not trusted",
-     "add the issuer's certificate with update-ca-certificates, then try again"),
-    (r"does not have a Release file|404 +Not Found|cannot find.*suite",
-     "an apt source does not have this suite",
-     "name a suite that the host's apt sources carry: sandbox image bootstrap --suite NAME"),
-    (r"Could not (resolve|connect)|Unable to connect|Failed to fetch|Connection (refused|timed out|failed)",
-     "an apt source can't be reached", "make `apt-get update` work on this host first, then try again"),
-    (r"unshare|Operation not permitted|user namespace",
-     "the host does not allow user namespaces to ordinary users",
-     "as root: sysctl -w user.max_user_namespaces=15000; on Debian also kernel.unprivileged_userns_clone=1"),
-    (r"Unable to locate package", "a package is not in the apt sources of this suite",
-     "name another suite: sandbox image bootstrap --suite NAME"),
-)  # fmt: skip
+    (
+        r"subuid|subgid|newuidmap|newgidmap",
+        "the user has no range of subordinate user ids",
+        "as root: apt-get install uidmap; `sandbox doctor` has the command that adds a range",
+    ),
+    (
+        r"No space left|not enough free space|E: Write error",
+        "the disk is full",
+        "free some space in the work directory and in /tmp",
+    ),
+    (
+        r"NO_PUBKEY|not signed|signatures couldn't be verified|EXPKEYSIG",
+        "the signature of an apt source can't be verified",
+        "install the archive's keyring (debian-archive-keyring or ubuntu-keyring), then try again",
+    ),
+    (
+        r"ertificate verification|ertificate is|SSL connection|TLS|system certificates",
+        "the certificate of an apt source is not trusted",
+        "add the issuer's certificate with update-ca-certificates, then try again",
+    ),
+    (
+        r"does not have a Release file|404 +Not Found|cannot find.*suite",
+        "an apt source does not have this suite",
+        "name a suite that the host's apt sources carry: sandbox image bootstrap --suite NAME",
+    ),
+    (
+        r"Could not (resolve|connect)|Unable to connect|Failed to fetch|Connection (refused|timed out|failed)",
+        "an apt source can't be reached",
+        "make `apt-get update` work on this host first, then try again",
+    ),
+    (
+        r"unshare|Operation not permitted|user namespace",
+        "the host does not allow user namespaces to ordinary users",
+        "as root: sysctl -w user.max_user_namespaces=15000; on Debian also kernel.unprivileged_userns_clone=1",
+    ),
+    (
+        r"Unable to locate package",
+        "a package is not in the apt sources of this suite",
+        "name another suite: sandbox image bootstrap --suite NAME",
+    ),
+)
 
 
 def unpack(
@@ -93,7 +112,7 @@ def unpack(
         program, f"--mode={mode}", "--format=tar", f"--include={','.join(packages)}",
         *(f"--aptopt={option}" for option in apt_options()), *options,
         suite, str(target), str(source_list),
-    ]  # fmt: skip
+    ]  # fmt: skip # a command line
     status, lines = _run(command, _environment(chroots), progress)
     if status != 0:
         raise _failure(what, lines)
@@ -129,9 +148,16 @@ def _run(command: Sequence[str], environment: dict[str, str], progress: Callable
     """Run mmdebstrap; return its status and the last lines it wrote."""
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, errors="replace", cwd="/", start_new_session=True,
-    ) as process:  # fmt: skip
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        cwd="/",
+        start_new_session=True,
+    ) as process:
         timer = threading.Timer(TIMEOUT_S, _end, [process])
         timer.start()
         try:
@@ -234,5 +260,5 @@ def _remove(directory: Path) -> None:
             subprocess.run(
                 ["mmdebstrap", "--unshare-helper", "rm", "-rf", "--", str(name)],
                 capture_output=True, check=False, cwd="/",
-            )  # fmt: skip
+            )  # fmt: skip # a command line
         shutil.rmtree(directory, ignore_errors=True)

@@ -1,9 +1,9 @@
 """Process 1 inside the sandbox: receives one job, runs it in a child, streams what it does.
 
-It imports the standard library alone (Python 3.8+) and, of ours, nothing but the modules of this package. No module imports
-another in a circle: `sandbox.container.harness_files` joins them into one file, in the order of their imports, because one file starts
-fastest. So a name at the top of a module is its own in the whole package. That file is bind-mounted into images that know
-nothing of us and started with::
+It imports the standard library alone (Python 3.8+) and, of ours, nothing but the modules of this package. No module
+imports another in a circle: `sandbox.container.harness_files` joins them into one file, in the order of their imports,
+because one file starts fastest. So a name at the top of a module is its own in the whole package. That file is
+bind-mounted into images that know nothing of us and started with::
 
     python3 -s -B -c "import sys; sys.path[0] = '/run/sandbox/lib'; import harness; harness.main(...)"
 
@@ -23,6 +23,6 @@ and at most 64 KiB:
 
 Read it along the path of a job: `main` connects and prepares (`preload`, `cells`), `serving` takes the job over a
 `connection`, `child` forks the process that `program` runs it in, `supervisor` watches that. What they stand on:
-`compiling`, `values`, `json_text`, `failures`, `program_functions`, `channel`, `sources`, `process`, `relay`; below those `text`,
-`limits` and `directory`. The host uses `compiling`, `text`, `values` and `json_text` as a library.
+`compiling`, `values`, `json_text`, `failures`, `program_functions`, `channel`, `sources`, `process`, `relay`; below
+those `text`, `limits` and `directory`. The host uses `compiling`, `text`, `values` and `json_text` as a library.
 """

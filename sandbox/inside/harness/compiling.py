@@ -18,9 +18,9 @@ CO_COROUTINE = 0x80
 def compile_program(source: str, filename: str) -> CodeType:
     """Compile a user's program in which top-level `return` and `await` work.
 
-    Line numbers stay the user's own. `execute` runs the code that this gives. Raises SyntaxError, and
-    nothing else, for text that is no program. `filename` is only what errors and tracebacks call it: to show a line of a
-    program that does not compile, Python opens the file of the name that it was given, whatever that is.
+    Line numbers stay the user's own. `execute` runs the code that this gives. Raises SyntaxError, and nothing else, for
+    text that is no program. `filename` is only what errors and tracebacks call it: to show a line of a program that
+    does not compile, Python opens the file of the name that it was given, whatever that is.
     """
     import _imp
     import warnings
@@ -39,7 +39,8 @@ def compile_program(source: str, filename: str) -> CodeType:
             kind, problem, place = type(error), error.msg, _place(error, source)
     if problem:
         raise kind(problem, (filename, *place))
-    _imp._fix_co_filename(code, filename)  # type: ignore[attr-defined] # as importlib does with a cached module that was moved
+    # as importlib does with a cached module that was moved
+    _imp._fix_co_filename(code, filename)  # type: ignore[attr-defined]
     for warning in given:
         warnings.warn_explicit(warning.message, warning.category, filename, warning.lineno)
     return code

@@ -165,7 +165,10 @@ def write_at_once(path: str, text: str) -> None:
 
 
 def close_project_ids() -> None:
-    """Where /proc can be written, write the one map of the user namespace that anyone may write, once. It is read back."""
+    """Where /proc can be written, write the one map of the user namespace that anyone may write, once.
+
+    It is read back.
+    """
     try:  # noqa: SIM105 - an import more
         write_at_once("/proc/self/projid_map", "0 0 1")
     except OSError:

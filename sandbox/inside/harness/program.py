@@ -202,7 +202,10 @@ class Program:
 
 
 def _files_below(top: str, given: set[str]) -> Iterator[str]:
-    """Yield the files below `top` that may be meant for somebody, among the first that are there. No link is followed."""
+    """Yield the files below `top` that may be meant for somebody, among the first that are there.
+
+    No link is followed.
+    """
     looked = 0
     directories = [""]
     while directories:

@@ -142,7 +142,8 @@ class Restricted(Strict):
 
     path: Annotated[str | None, AfterValidator(restricted_path)] = _key(
         None,
-        "The second socket. Without this key there is none. It has a directory of its own, which may be mounted into a container.",
+        "The second socket. Without this key there is none. It has a directory of its own, which may be mounted into a"
+        " container.",
         "an absolute path",
     )
     group: Annotated[str | None, AfterValidator(group_value)] = _key(
@@ -184,8 +185,8 @@ class Queue(Strict):
     )
     bodies_mib: int = _mib(
         512,
-        "Bodies of requests that wait or run, and answers that were not read yet, in MiB together. One caller alone may hold half. "
-        "More are refused at once, except from a caller that holds nothing.",
+        "Bodies of requests that wait or run, and answers that were not read yet, in MiB together. One caller alone may"
+        " hold half. More are refused at once, except from a caller that holds nothing.",
         low=1,
     )
 
@@ -222,12 +223,15 @@ class Pool(Strict):
     )
     idle_s: float = _seconds(300.0, "A ready sandbox is removed if nobody needed it for this many seconds.", low=1)
     starters: int = _count(
-        _cores, "Sandboxes that may be starting ahead of need at the same time, if runs come that fast.",
-        "sandboxes", low=1,
-    )  # fmt: skip
+        _cores,
+        "Sandboxes that may be starting ahead of need at the same time, if runs come that fast.",
+        "sandboxes",
+        low=1,
+    )
     warm_seen: int = _count(
         2,
-        "How many kinds of sandboxes are made ready when the service starts: those that were requested most often in the last week.",
+        "How many kinds of sandboxes are made ready when the service starts: those that were requested most often in"
+        " the last week.",
         "kinds",
     )
     warm: tuple[Warm, ...] = _key(
@@ -252,19 +256,24 @@ class History(Strict):
 
     directory: Annotated[str, AfterValidator(directory_value)] = _key(
         lambda: str(usual_data_dir()),
-        "Where the history, saved files and results are kept. Only one service may use it; a second one of the same user needs another.",
+        "Where the history, saved files and results are kept. Only one service may use it; a second one of the same"
+        " user needs another.",
         "an absolute path",
     )
     age_days: float = _number(30.0, "Runs older than this many days are forgotten.", "days", low=0, high=36_500)
     size_mib: int = _mib(64, "Size of the history, in MiB. The oldest runs are removed first.", low=1)
     output_kib: int = _number(
         16,
-        "How much is kept of a run's traceback, log records, and the ends of stdout and stderr, in KiB each (see history.output of the policy).",
-        "KiB", low=1, high=1_024,
-    )  # fmt: skip
+        "How much is kept of a run's traceback, log records, and the ends of stdout and stderr, in KiB each (see"
+        " history.output of the policy).",
+        "KiB",
+        low=1,
+        high=1_024,
+    )
     output_mib: int = _mib(
         32,
-        "Output of runs that is kept, in MiB together. The oldest output of the caller with the most data is removed first. 0 keeps none.",
+        "Output of runs that is kept, in MiB together. The oldest output of the caller with the most data is removed"
+        " first. 0 keeps none.",
     )
     output_age_days: float = _number(
         7.0,
@@ -275,12 +284,14 @@ class History(Strict):
     )
     files_mib: int = _mib(
         64,
-        "Saved files that are kept for their callers, in MiB together. The oldest files of the caller with the most data are removed first. 0 keeps none.",
+        "Saved files that are kept for their callers, in MiB together. The oldest files of the caller with the most"
+        " data are removed first. 0 keeps none.",
     )
     files_age_s: float = _seconds(3_600.0, "Saved files are kept for this many seconds.")
     results_mib: int = _mib(
         64,
-        "Results that are fetched later, in MiB together. The oldest result of the caller with the most data is removed first. 0 keeps none.",
+        "Results that are fetched later, in MiB together. The oldest result of the caller with the most data is removed"
+        " first. 0 keeps none.",
     )
     results_age_s: float = _seconds(3_600.0, "Results that are fetched later are kept for this many seconds.")
 
@@ -290,8 +301,9 @@ class Webhooks(Strict):
 
     allowed: tuple[Annotated[str, AfterValidator(webhook_value)], ...] = _key(
         (),
-        "Addresses that a request may name in `notify`, each with scheme, host, port and path. Paths below that path are allowed, too. "
-        "A name other than localhost must lead to a public address. Write a private address as a number.",
+        "Addresses that a request may name in `notify`, each with scheme, host, port and path. Paths below that path"
+        " are allowed, too. A name other than localhost must lead to a public address. Write a private address as a"
+        " number.",
         'a list of URLs, such as ["http://127.0.0.1:1880/ended"]',
     )
     key_file: Annotated[str | None, AfterValidator(key_file_value)] = _key(
@@ -336,7 +348,10 @@ class ServiceConfig(Strict):
         # Without `..`, which a Path keeps.
         directories = {os.path.normpath(f"{path}/..") for path in (other, self.socket.path) if path is not None}
         if other is not None and len(directories) == 1:
-            mistake = "restricted.path and socket.path are in one directory, and who is shown the one would be shown the other"
+            mistake = (
+                "restricted.path and socket.path are in one directory, and who is shown the one would be shown the"
+                " other"
+            )
             raise ConflictError(mistake, "restricted.path")
         return self
 

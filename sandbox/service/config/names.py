@@ -2,7 +2,8 @@
 
 A policy that does not exist is an error: nobody can ever run under it, and policies are files of this very host. A user
 or group that does not exist is a warning: it may live in a directory service that is not reachable now, or be created
-later, and until then it gives nobody any right. But a missing `socket.group` is an error, as the service will not start.
+later, and until then it gives nobody any right. But a missing `socket.group` is an error, as the service will not
+start.
 """
 
 from __future__ import annotations

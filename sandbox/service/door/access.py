@@ -96,7 +96,10 @@ class Caller:
         if not self.uses(policy_name):
             raise AccessDenied(
                 f"the user {self.name} may not run under the policy {policy_name}",
-                hint=f"ask for one of these: {', '.join(self.policies)}; or ask the administrator of the service for this one",
+                hint=(
+                    f"ask for one of these: {', '.join(self.policies)}; or ask the administrator of the service for"
+                    " this one"
+                ),
             )
 
 
@@ -131,9 +134,12 @@ class Access:
         if connection.getsockname() == self._config.restricted.path:
             return restricted(identity, self._config.restricted, usual=self._config.queue.limits.quota)
         return decide(
-            identity, self._config.access, owner_uid=self._owner_uid,
-            socket_group=self._config.socket.group, usual=self._config.queue.limits.quota,
-        )  # fmt: skip
+            identity,
+            self._config.access,
+            owner_uid=self._owner_uid,
+            socket_group=self._config.socket.group,
+            usual=self._config.queue.limits.quota,
+        )
 
     def close(self) -> None:
         """Look up nothing any more."""
@@ -177,7 +183,10 @@ def _group_name(gid: int) -> str:
 def decide(
     identity: Identity, access: AccessRules, *, owner_uid: int, socket_group: str | None, usual: Quota
 ) -> Caller:
-    """Return what somebody may do; `usual` holds where no entry says otherwise. Raises `AccessDenied` for nothing at all."""
+    """Return what somebody may do; `usual` holds where no entry says otherwise.
+
+    Raises `AccessDenied` for nothing at all.
+    """
     if identity.uid in {0, owner_uid}:
         return _caller(identity, usual, policies=(ANY,), may_maintain=True)
     may_maintain = _named(identity, access.maintainers)
@@ -211,9 +220,13 @@ def restricted(identity: Identity, rules: Restricted, *, usual: Quota) -> Caller
 
 def _caller(identity: Identity, quota: Quota, *, policies: tuple[str, ...], may_maintain: bool) -> Caller:
     return Caller(
-        uid=identity.uid, name=identity.user, may_maintain=may_maintain, policies=policies,
-        max_running=quota.running, max_queued=quota.waiting,
-    )  # fmt: skip
+        uid=identity.uid,
+        name=identity.user,
+        may_maintain=may_maintain,
+        policies=policies,
+        max_running=quota.running,
+        max_queued=quota.waiting,
+    )
 
 
 def _named(identity: Identity, entries: Sequence[str]) -> bool:

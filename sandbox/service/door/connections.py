@@ -32,24 +32,31 @@ DESCRIPTORS = 65_536
 DESCRIPTORS_SHARE = 2
 # A connection without a request is closed after so long; clients open another.
 IDLE_S = 75.0
-# Who is refused is heard out for so long: a connection that is closed while its client still sends is reset, and the client may
-# never see the answer. So many at a time, of which the oldest make room: twice what is accepted in one turn of the event loop,
-# so that whoever asks at once is heard, however many come.
+# Who is refused is heard out for so long: a connection that is closed while its client still sends is reset, and the
+# client may never see the answer. So many at a time, of which the oldest make room: twice what is accepted in one turn
+# of the event loop, so that whoever asks at once is heard, however many come.
 LINGER_S = 2.0
 LINGERING = 2 * BACKLOG
 LINGERING_SHARE = 4
 FEW = 64
 HEAD_END = b"\r\n\r\n"
 HEADS = 256  # in one piece; more are parsed together
-# What comes is read in pieces of so much, not asyncio's 256 KiB: of many clients that send at once, none keeps the event loop long.
+# What comes is read in pieces of so much, not asyncio's 256 KiB: of many clients that send at once, none keeps the
+# event loop long.
 PIECE_BYTES = 32 << 10
 BODY = json.dumps(
-    {"error": {"code": "queue_full", "message": f"too many connections at once: yours, of which you may hold {PER_USER}, or everybody's",
-               "hint": "close those that are not in use, then try again", "facts": {}}}
-).encode()  # fmt: skip
+    {
+        "error": {
+            "code": "queue_full",
+            "message": f"too many connections at once: yours, of which you may hold {PER_USER}, or everybody's",
+            "hint": "close those that are not in use, then try again",
+            "facts": {},
+        }
+    }
+).encode()
 REFUSAL = (
-    b"HTTP/1.1 429 Too Many Requests\r\nServer: %s\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (SERVER.encode(), len(BODY), BODY)
+    b"HTTP/1.1 429 Too Many Requests\r\nServer: %s\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection:"
+    b" close\r\nContent-Length: %d\r\n\r\n%s" % (SERVER.encode(), len(BODY), BODY)
 )
 
 
@@ -148,8 +155,8 @@ class BoundedServer:
         self._per_user = per_user
         self._total = most_connections() if total is None else total
         # Bodies are taken as they are: a compressed one could grow a thousandfold.
-        # What is refused before its body came is read to its end, within the time that a body has: a connection that is closed
-        # while its client still sends is reset, and the client may never see the answer.
+        # What is refused before its body came is read to its end, within the time that a body has: a connection that is
+        # closed while its client still sends is reset, and the client may never see the answer.
         self._options: dict[str, Any] = {"keepalive_timeout": idle_s, "lingering_time": BODY_TIMEOUT_S,
                                          "access_log": None, "auto_decompress": False,
                                          "read_bufsize": PIECE_BYTES // 2}  # fmt: skip # it reads on to twice that
@@ -209,7 +216,10 @@ class _Door(asyncio.Protocol):
 
 
 class _Refused(asyncio.Protocol):
-    """Says no, and takes what comes until the client has heard it. What was said stays readable for the client after the end."""
+    """Says no, and takes what comes until the client has heard it.
+
+    What was said stays readable for the client after the end.
+    """
 
     def __init__(self, on_end: Callable[[], object]) -> None:
         self._on_end = on_end

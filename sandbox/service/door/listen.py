@@ -119,8 +119,11 @@ def _prepare(directory: Path, group: _Group | None) -> None:
         raise InvalidRequest(f"the socket's directory {directory} is open to other users", hint=f"chmod 0700 {quoted}")
     if group is not None and (status.st_gid != group.gid or status.st_mode & 0o037 != 0o010):
         raise InvalidRequest(
-            f"the socket's directory {directory} is not for the members of {group.name} to pass through, and for them alone",
-            hint=f"chgrp {shlex.quote(group.name)} {quoted} && chmod 0710 {quoted}; or set socket.path to another place",
+            f"the socket's directory {directory} is not for the members of {group.name} to pass through, and for them"
+            " alone",
+            hint=(
+                f"chgrp {shlex.quote(group.name)} {quoted} && chmod 0710 {quoted}; or set socket.path to another place"
+            ),
         )
     for parent in directory.parents:
         _check_parent(parent, directory, group)
@@ -146,8 +149,11 @@ def _give(path: Path, group: _Group, mode: int) -> None:
         os.chown(path, -1, group.gid)
     except PermissionError:
         raise InvalidRequest(
-            f"socket.group is {group.name}, but user {os.geteuid()} is not in that group and so can't hand a socket to it",
-            hint=f"as root: usermod -aG {shlex.quote(group.name)} USER, for the user of the service; then start it anew",
+            f"socket.group is {group.name}, but user {os.geteuid()} is not in that group and so can't hand a socket"
+            " to it",
+            hint=(
+                f"as root: usermod -aG {shlex.quote(group.name)} USER, for the user of the service; then start it anew"
+            ),
         ) from None
     path.chmod(mode)
 

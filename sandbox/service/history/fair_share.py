@@ -28,7 +28,10 @@ def going(oldest_first: Iterable[Piece[Key]], room: int) -> list[Key]:
 
 
 def first_out(kept: Mapping[int, Mapping[Key, int]], taken: Mapping[int, int], room: int) -> list[Key]:
-    """Return the same of what is in order already: each owner's sizes by key, oldest first, and their sums. What stays is not looked at."""
+    """Return the same of what is in order already: each owner's sizes by key, oldest first, and their sums.
+
+    What stays is not looked at.
+    """
     left = dict(taken)
     oldest = {owner: iter(pieces.items()) for owner, pieces in kept.items()}
     total = sum(left.values())

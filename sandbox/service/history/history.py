@@ -1,9 +1,10 @@
 """What ran: one row per run in an SQLite file, bounded in age and size.
 
-A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for that; code (but for the
-lines that a traceback quotes), results and secrets never are.
+A payload, and what a run told (traceback, log records, the ends of its output), are in it where the policy asks for
+that; code (but for the lines that a traceback quotes), results and secrets never are.
 
-`began` and `ended` return at once, whatever the disk does (`sandbox.service.history.writer`). Everything else waits for the disk:
+`began` and `ended` return at once, whatever the disk does (`sandbox.service.history.writer`). Everything else waits for
+the disk:
 call it in a worker thread.
 """
 
@@ -94,7 +95,10 @@ class RunHistory(Reader):
         self._writer.put(row.run_id, self._values(row), last=False)
 
     def ended(self, row: RunRow) -> None:
-        """Keep all that is known of a run that is over: the whole row, so that it needs no earlier one. Returns at once."""
+        """Keep all that is known of a run that is over: the whole row, so that it needs no earlier one.
+
+        Returns at once.
+        """
         self._writer.put(row.run_id, self._values(replace(row, state="ended")), last=True)
         self._output_bytes += len(row.output)
         if self._output_bytes > self._limits.output_bytes / PRUNED_AFTER:
@@ -129,7 +133,8 @@ class RunHistory(Reader):
         def end_all(connection: sqlite3.Connection) -> int:
             with connection:
                 return connection.execute(
-                    "UPDATE runs SET state = 'ended', outcome = 'killed', ended = ?, explanation = ? WHERE state <> 'ended'",
+                    "UPDATE runs SET state = 'ended', outcome = 'killed', ended = ?, explanation = ? WHERE state <>"
+                    " 'ended'",
                     (_now(now), SERVICE_ENDED),
                 ).rowcount
 
@@ -171,7 +176,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         if (version := _number(connection, "PRAGMA user_version")) > len(MIGRATIONS):
             raise EngineUnavailable(
-                f"the history {path} was written by a newer version (its schema is {version}, this one knows {len(MIGRATIONS)})",
+                f"the history {path} was written by a newer version (its schema is {version}, this one knows"
+                f" {len(MIGRATIONS)})",
                 hint="install that version again, or move the file away to begin a new one",
             )
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()

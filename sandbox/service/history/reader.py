@@ -38,7 +38,10 @@ class Reader:
         before: str | None = None,
         limit: int = 50,
     ) -> tuple[RunRow, ...]:
-        """Return runs, newest first, at most 500, without payload and output. `before` is the run id that the page before ended with."""
+        """Return runs, newest first, at most 500, without payload and output.
+
+        `before` is the run id that the page before ended with.
+        """
         older = "number < (SELECT number FROM runs WHERE run_id = ?)"
         wanted: dict[str, object] = {"caller = ?": caller, "node_id = ?": node, "outcome = ?": outcome, older: before}
         return self._select(LISTED, wanted, min(limit, MAX_LISTED))
@@ -46,8 +49,9 @@ class Reader:
     def often(self, limit: int, *, since: float, least: int = 3) -> tuple[Often, ...]:
         """Return the kinds of runs that were asked for at least `least` times since then, most often first."""
         sql = (
-            "SELECT policy, requirements, preload, max(environment), count(*) FROM runs WHERE state = 'ended' AND sandbox_ms IS NOT NULL"
-            " AND received > ? GROUP BY policy, requirements, preload HAVING count(*) >= ? ORDER BY count(*) DESC LIMIT ?"
+            "SELECT policy, requirements, preload, max(environment), count(*) FROM runs WHERE state = 'ended' AND"
+            " sandbox_ms IS NOT NULL AND received > ? GROUP BY policy, requirements, preload HAVING count(*) >= ? ORDER"
+            " BY count(*) DESC LIMIT ?"
         )
         return tuple(Often(*row) for row in self._read(sql, (since, least, limit)))
 
@@ -65,5 +69,8 @@ class Reader:
         except sqlite3.Error as error:
             raise EngineUnavailable(
                 f"the history {self._path} can't be read: {error}",
-                hint="start the service: it brings an old file to its own version, and begins a new one where this one is damaged",
+                hint=(
+                    "start the service: it brings an old file to its own version, and begins a new one where this one"
+                    " is damaged"
+                ),
             ) from None

@@ -52,32 +52,52 @@ def new_row(live: LiveRun, wanted: RunRequest, policy: Policy, mask: Mask) -> Ru
     """Return the row of a run that was just asked for, whose code is no longer than its policy takes."""
     keeps = policy.history.payloads
     return RunRow(
-        run_id=live.run_id, caller=live.caller_uid, caller_name=live.caller, received=live.received, node_id=wanted.node_id,
-        policy=wanted.policy, requirements=", ".join(map(without_hashes, wanted.requirements)),
+        run_id=live.run_id,
+        caller=live.caller_uid,
+        caller_name=live.caller,
+        received=live.received,
+        node_id=wanted.node_id,
+        policy=wanted.policy,
+        requirements=", ".join(map(without_hashes, wanted.requirements)),
         preload=", ".join(preload_of(wanted, policy)),
-        payload=kept_payload(wanted, mask) if keeps else "", detached=live.detached,
+        payload=kept_payload(wanted, mask) if keeps else "",
+        detached=live.detached,
         code_hash=digest(wanted.code.encode(errors="surrogatepass")),
         payload_bytes=len(wanted.payload_json) + len(wanted.message_json),
-    )  # fmt: skip
+    )
 
 
 def ended_row(row: RunRow, result: RunResult, mask: Mask, output: str = "") -> RunRow:
     """Return the row of a run that has a result; `output` is what it told, as far as that is kept."""
     receipt, spent = result.receipt, result.durations
     row = replace(
-        row, state="ended", outcome=result.outcome.value, output=output,
+        row,
+        state="ended",
+        outcome=result.outcome.value,
+        output=output,
         explanation=mask.beginning(result.explanation, MAX_EXPLANATION_CHARS),
-        ended=time.time(), queue_ms=spent.queue_ms, environment_ms=spent.environment_ms, sandbox_ms=spent.sandbox_ms,
-        program_ms=spent.program_ms, total_ms=spent.total_ms, warm=spent.warm, peak_memory_mib=result.peak_memory_mib,
-        cpu_s=result.cpu_s, result_bytes=len(result.result_json or b""),
-        output_bytes=len(result.stdout) + len(result.stderr), files_bytes=sum(len(file.content) for file in result.files),
-    )  # fmt: skip
+        ended=time.time(),
+        queue_ms=spent.queue_ms,
+        environment_ms=spent.environment_ms,
+        sandbox_ms=spent.sandbox_ms,
+        program_ms=spent.program_ms,
+        total_ms=spent.total_ms,
+        warm=spent.warm,
+        peak_memory_mib=result.peak_memory_mib,
+        cpu_s=result.cpu_s,
+        result_bytes=len(result.result_json or b""),
+        output_bytes=len(result.stdout) + len(result.stderr),
+        files_bytes=sum(len(file.content) for file in result.files),
+    )
     if receipt is None:
         return row
     return replace(
-        row, started=row.received + spent.queue_ms / 1000, policy_hash=receipt.policy_hash, image=receipt.image,
+        row,
+        started=row.received + spent.queue_ms / 1000,
+        policy_hash=receipt.policy_hash,
+        image=receipt.image,
         environment=receipt.environment or "",
-    )  # fmt: skip
+    )
 
 
 def failed_row(row: RunRow, error: SandboxError | None, mask: Mask) -> RunRow:

@@ -46,8 +46,8 @@ class RunRow:
     """One run. Times are seconds since 1970, `caller` is a user id; None and "" stand for what isn't known (yet).
 
     `outcome` is that of the program, or the code of the error where the program has none. `payload` is its text, and
-    `output` what it told (a JSON object, see `sandbox.service.history.told`), where the policy has them kept. `detached` is a run whose result
-    is fetched later.
+    `output` what it told (a JSON object, see `sandbox.service.history.told`), where the policy has them kept.
+    `detached` is a run whose result is fetched later.
     """
 
     run_id: str

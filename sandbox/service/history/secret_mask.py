@@ -1,8 +1,9 @@
 """Secrets, taken out of text before it is kept: each value, and the forms that programs usually write it in. Pure.
 
-It is made for accidents: a password in a traceback, a token in a logged header. A program that wants to hide a secret in its
-output finds a form that nobody looks for. What it costs is bounded, whatever a caller sends as a secret: a long value is looked for in
-pieces, and where the values are too many or too long to be looked for, or found nearly everywhere, no text is kept at all.
+It is made for accidents: a password in a traceback, a token in a logged header. A program that wants to hide a secret
+in its output finds a form that nobody looks for. What it costs is bounded, whatever a caller sends as a secret: a long
+value is looked for in pieces, and where the values are too many or too long to be looked for, or found nearly
+everywhere, no text is kept at all.
 """
 
 from __future__ import annotations

@@ -33,18 +33,27 @@ def told(result: RunResult, mask: Mask, part_bytes: int) -> str:
     error = result.error
     logs, older = last_records(result.logs, mask, part_bytes)
     stdout, stderr = (end_of(data, mask, part_bytes) for data in (result.stdout, result.stderr))
-    kept = error if error is None else KeptError(
-        type=mask.beginning(error.type, MAX_TYPE_CHARS), message=mask.beginning(error.message, MAX_MESSAGE_CHARS),
-        line=error.line, traceback=mask.end(error.traceback, part_bytes),
-    )  # fmt: skip
+    kept = (
+        error
+        if error is None
+        else KeptError(
+            type=mask.beginning(error.type, MAX_TYPE_CHARS),
+            message=mask.beginning(error.message, MAX_MESSAGE_CHARS),
+            line=error.line,
+            traceback=mask.end(error.traceback, part_bytes),
+        )
+    )
     document = KeptOutput(
         error=kept,
-        logs=tuple(logs), stdout=stdout, stderr=stderr,
+        logs=tuple(logs),
+        stdout=stdout,
+        stderr=stderr,
         left_out=LeftOut(
-            stdout_bytes=max(0, len(result.stdout) - part_bytes), stderr_bytes=max(0, len(result.stderr) - part_bytes),
+            stdout_bytes=max(0, len(result.stdout) - part_bytes),
+            stderr_bytes=max(0, len(result.stderr) - part_bytes),
             logs=older,
         ),
-    )  # fmt: skip
+    )
     return encoded(document).decode() if error or logs or stdout or stderr else ""
 
 
@@ -63,7 +72,8 @@ def last_records(records: Sequence[LogRecord], mask: Mask, part_bytes: int) -> t
     """Return the last log records that fit, and how many are older."""
     sizes = accumulate(len(record.message) + len(record.level) for record in reversed(records))
     last = records[len(records) - sum(1 for _ in takewhile((2 * part_bytes).__ge__, sizes)) :]
-    # Together: there may be thousands, and each would be looked through for every form of every secret. Without them, most are shorter.
+    # Together: there may be thousands, and each would be looked through for every form of every secret. Without them,
+    # most are shorter.
     messages = mask.each([record.message for record in last])
     kept: list[LogRecord] = []
     left = part_bytes

@@ -43,7 +43,10 @@ class UnknownPolicy(Exception):
 
 
 class Asked(Options, frozen=True, kw_only=True):
-    """What a run, a check or a build of libraries is asked for with. `files` are names; for what is large, see `Taken`."""
+    """What a run, a check or a build of libraries is asked for with.
+
+    `files` are names; for what is large, see `Taken`.
+    """
 
     code: str = ""
     files: tuple[str, ...] = ()
@@ -54,7 +57,9 @@ Taken = tuple[Asked, "list[Buffer]"]
 
 
 def run_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
-    """Return what the body of a run asks for. `code_kib` is, for each policy that the caller may use, how long a program may be.
+    """Return what the body of a run asks for.
+
+    `code_kib` is, for each policy that the caller may use, how long a program may be.
 
     Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`.
     """
@@ -75,9 +80,13 @@ def check_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     asked = check_body(body)
     code, libraries = _program(asked, code_kib)
     found = Asked(
-        code=code, filename=asked.filename, policy=asked.policy, image=asked.image, requirements=libraries.libraries,
+        code=code,
+        filename=asked.filename,
+        policy=asked.policy,
+        image=asked.image,
+        requirements=libraries.libraries,
         requires_python=libraries.python,
-    )  # fmt: skip
+    )
     return found, []
 
 

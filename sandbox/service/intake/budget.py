@@ -142,5 +142,6 @@ def full(others_bytes: int) -> QueueFull:
     return QueueFull(
         f"your requests that wait and run, and the answers that you have not read, hold {others_bytes >> 20} MiB"
         " already, and this one does not fit beside them",
-        hint=f"read your answers, and try again in {RETRY_AFTER_S} s", retry_after_s=RETRY_AFTER_S,
-    )  # fmt: skip
+        hint=f"read your answers, and try again in {RETRY_AFTER_S} s",
+        retry_after_s=RETRY_AFTER_S,
+    )

@@ -42,7 +42,10 @@ NAMES_LIBRARIES = (b"requirements", b"/// script", rb"\u", rb"\/")
 MOST_S = 20.0
 # Without it, some installations of Python don't start.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH",)
-PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sandbox.service.intake.parser_program import main; main()"
+PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sandbox.service.intake.parser_program import main;"
+    " main()"
+)
 ERRORS: dict[str, type[SandboxError]] = {kind.code: kind for kind in (InvalidRequest, PolicyDenied, Internal)}
 _ANSWER = msgspec.msgpack.Decoder(Understood | Unknown | Refused)
 
@@ -89,7 +92,10 @@ class ParserProcess:
     async def asked(
         self, kind: str, spool: Spool, code_kib: Mapping[str, int], *, uid: int
     ) -> tuple[Asked, list[bytes]]:
-        """Return what a body of the user `uid` asks for, when its turn has come, and close its spool. Raises as `Parser.asked` does."""
+        """Return what a body of the user `uid` asks for, when its turn has come, and close its spool.
+
+        Raises as `Parser.asked` does.
+        """
         future: Future[tuple[Asked, list[bytes]]] | None = None
         try:
             async with self._turns.turn(uid):
@@ -147,12 +153,17 @@ class ParserProcess:
             self._channel, other = socket.socketpair()
             self._channel.settimeout(MOST_S)  # to start takes its time where the machine is busy
             with other:
-                # Isolated (-I), or it would take modules from the directory that the service was started in, which may be anybody's.
-                # Of its own session, so that the scheduler shares the processor between it and the service (sched(7), autogroup).
+                # Isolated (-I), or it would take modules from the directory that the service was started in, which may
+                # be anybody's. Of its own session, so that the scheduler shares the processor between it and the
+                # service (sched(7), autogroup).
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-c", PROGRAM, json.dumps(sys.path)],
-                    stdin=other.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
-                )  # fmt: skip
+                    stdin=other.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,
+                )
             if self._channel.recv(len(READY)):
                 self._channel.settimeout(self._most_s)
                 return self._channel

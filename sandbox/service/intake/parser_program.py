@@ -1,7 +1,8 @@
 """The program that takes large and hard bodies apart, in a process of its own beside the service: `Parser` starts it.
 
-It has its body as a file in memory and answers on the socket that is its standard input; large parts of the answer stand in that
-file, behind the body. It bounds itself: its memory for each body by the body's size, its processor time for each body by `CPU_S`.
+It has its body as a file in memory and answers on the socket that is its standard input; large parts of the answer
+stand in that file, behind the body. It bounds itself: its memory for each body by the body's size, its processor time
+for each body by `CPU_S`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Takes the bodies of requests: each within its size and its time, and all that are held within a budget.
 
-Of bodies that come at the same moment, one goes on by one piece in each turn of the event loop, and the others wait in their
-sockets: what else there is to answer goes on between them. Callers take turns, so that nobody's body waits for all that another one sends.
+Of bodies that come at the same moment, one goes on by one piece in each turn of the event loop, and the others wait in
+their sockets: what else there is to answer goes on between them. Callers take turns, so that nobody's body waits for
+all that another one sends.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ class Intake:
         if size_bytes > (largest_bytes := self._largest_bytes()):
             raise InvalidRequest(
                 f"the request's body is too large: this service takes {largest_bytes >> 20} MiB",
-                hint="send less, or have limits.payload_mib of a policy raised: bodies may have twice the largest of them, and 8 MiB",
+                hint=(
+                    "send less, or have limits.payload_mib of a policy raised: bodies may have twice the largest of"
+                    " them, and 8 MiB"
+                ),
                 http_status=413,
             )
 

@@ -12,7 +12,8 @@ from sandbox.service.intake.budget import RETRY_AFTER_S
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Up to here they are cheap to copy; and of what is larger, the budget for bodies lets few be held at a time, each with a descriptor.
+# Up to here they are cheap to copy; and of what is larger, the budget for bodies lets few be held at a time, each with
+# a descriptor.
 SMALL_BYTES = 1 << 20
 
 
@@ -33,7 +34,10 @@ class Spool:
             _put(self.file(), piece)
 
     def file(self) -> io.FileIO:
-        """Return them as a file in memory, which has no name (memfd_create(2)); it is closed with the spool. Raises `QueueFull`."""
+        """Return them as a file in memory, which has no name (memfd_create(2)); it is closed with the spool.
+
+        Raises `QueueFull`.
+        """
         if self._file is None:
             try:
                 self._file = io.FileIO(os.memfd_create("body", os.MFD_CLOEXEC), "r+b")

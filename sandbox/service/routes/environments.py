@@ -78,9 +78,12 @@ def described(environment: InstalledEnvironment) -> BuiltEnvironment:
     """Return what a client is told of a built environment."""
     packages = tuple(f"{package.name}=={package.version}" for package in environment.lock.packages)
     return BuiltEnvironment(
-        id=environment.id, image=environment.name, digest=environment.image.digest,
-        lock_hash=environment.plan.lock_hash, packages=packages,
-    )  # fmt: skip
+        id=environment.id,
+        image=environment.name,
+        digest=environment.image.digest,
+        lock_hash=environment.plan.lock_hash,
+        packages=packages,
+    )
 
 
 def listed(record: EnvironmentRecord) -> ListedEnvironment:

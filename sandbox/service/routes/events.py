@@ -116,7 +116,9 @@ class _Output(_Event):
 
 
 class Events:
-    """Collects events for one client. What waits because the client is slow counts as its caller's `part` of the budget.
+    """Collects events for one client.
+
+    What waits because the client is slow counts as its caller's `part` of the budget.
 
     It is bounded by the run's own caps.
     """

@@ -35,7 +35,10 @@ def asked_of(request: web.Request) -> Preferences:
 
 
 async def started(request: web.Request, work: Work, asked: Preferences) -> web.StreamResponse:
-    """Answer as soon as a run has its place, or its end where the client waits for that. Raises what refuses it before."""
+    """Answer as soon as a run has its place, or its end where the client waits for that.
+
+    Raises what refuses it before.
+    """
     task = asyncio.create_task(work.carry_out())
     request.app[STATE].live.keep(task)
     request[BODY].keep_until(task)
@@ -97,7 +100,10 @@ def no_result(run_id: str, row: RunRow | None) -> bytes:
     if not row.detached:
         raise NotFound(
             f"the result of the run {run_id[:64]!r} goes to who asked for it, and is not kept",
-            hint="to fetch a result later, start the run so: `sandbox run --detach`, or with the header `Prefer: respond-async`",
+            hint=(
+                "to fetch a result later, start the run so: `sandbox run --detach`, or with the header `Prefer:"
+                " respond-async`"
+            ),
         )
     if row.outcome != Outcome.KILLED.value or row.explanation != SERVICE_ENDED:
         raise NotFound(

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 async def post_prune(request: web.Request) -> web.Response:
-    """Remove environments and cached files by age, last use and size; never what a run uses. A trial lists that, too."""
+    """Remove environments and cached files by age, last use and size; never what a run uses.
+
+    A trial lists that, too.
+    """
     state = request.app[STATE]
     request[CALLER].must_maintain()
     with contextlib.closing(request[BODY].take()) as spool:

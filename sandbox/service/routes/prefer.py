@@ -18,7 +18,10 @@ class Preferences:
 
 
 def preferences(headers: Iterable[str]) -> Preferences:
-    """Return what a client prefers. What nobody knows is ignored, and of two with one name the first counts, as the RFC has it."""
+    """Return what a client prefers.
+
+    What nobody knows is ignored, and of two with one name the first counts, as the RFC has it.
+    """
     found: dict[str, str] = {}
     for header in headers:
         for element in parted(header, ","):
@@ -31,7 +34,10 @@ def preferences(headers: Iterable[str]) -> Preferences:
 
 
 def parted(text: str, separator: str) -> Iterator[str]:
-    """Give the parts of a text, of which quoted strings may have the separator in them. Each character is looked at once."""
+    """Give the parts of a text, of which quoted strings may have the separator in them.
+
+    Each character is looked at once.
+    """
     begin, quoted, skipped = 0, False, False
     for at, char in enumerate(text):
         if skipped:

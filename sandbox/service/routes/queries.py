@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 TEXT = {"type": "string"}
 QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/runs"): {
-        "node": TEXT, "outcome": {"type": "string", "enum": list(ENDINGS)}, "before": TEXT,
+        "node": TEXT,
+        "outcome": {"type": "string", "enum": list(ENDINGS)},
+        "before": TEXT,
         "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": USUALLY_LISTED},
     }
-}  # fmt: skip
+}
 
 
 @web.middleware

@@ -78,7 +78,10 @@ def check_notify(state: State, url: str, asked: Preferences) -> None:
 
 
 async def understood(request: web.Request, kind: str) -> tuple[RunRequest, Asked]:
-    """Return what the body of a request asks for, one of `KINDS`; nothing of the body is kept. Raises a `SandboxError`."""
+    """Return what the body of a request asks for, one of `KINDS`; nothing of the body is kept.
+
+    Raises a `SandboxError`.
+    """
     state, caller = request.app[STATE], request[CALLER]
     code_kib = {
         loaded.policy.name: loaded.policy.limits.code_kib
@@ -108,14 +111,19 @@ async def get_runs(request: web.Request) -> web.StreamResponse:
     query = request.query
     limit = listed_at_most(query.get("limit", str(USUALLY_LISTED)))
     rows = await asyncio.to_thread(
-        state.history.list, caller=None if caller.may_maintain else caller.uid, node=query.get("node"),
-        outcome=ending(query.get("outcome")), before=query.get("before"), limit=limit,
-    )  # fmt: skip
+        state.history.list,
+        caller=None if caller.may_maintain else caller.uid,
+        node=query.get("node"),
+        outcome=ending(query.get("outcome")),
+        before=query.get("before"),
+        limit=limit,
+    )
     known = {row.run_id for row in rows}
     others = [
-        run.public() for run in state.live
+        run.public()
+        for run in state.live
         if run.run_id not in known and may_see(caller, run) and query.get("node") in (None, run.node_id)
-    ]  # fmt: skip
+    ]
     first = [] if "before" in query or "outcome" in query else others
     return await counted(request, RunList(runs=(*first, *(shown(row, state) for row in rows))))
 

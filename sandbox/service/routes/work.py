@@ -42,9 +42,11 @@ async def kept(state: State, live: LiveRun, status: int, pieces: Sequence[bytes]
     if await asyncio.to_thread(state.results.keep, live.run_id, live.caller_uid, status, pieces):
         return
     too_large = NotFound(
-        f"the result of the run {live.run_id} is not kept: it takes {sum(map(len, pieces)) >> 20} MiB, or the disk is full",
-        hint="results are kept within history.results_mib of the service's configuration", run_id=live.run_id,
-    )  # fmt: skip
+        f"the result of the run {live.run_id} is not kept: it takes {sum(map(len, pieces)) >> 20} MiB, or the disk is"
+        " full",
+        hint="results are kept within history.results_mib of the service's configuration",
+        run_id=live.run_id,
+    )
     await asyncio.to_thread(
         state.results.keep, live.run_id, live.caller_uid, NotFound.http_status, [error_document(too_large)]
     )
@@ -93,9 +95,14 @@ class Work:
         self.notify = notify
         self.mask = mask_of(wanted)
         self.live = LiveRun(
-            run_id=uuid.uuid4().hex, caller_uid=caller.uid, caller=caller.name, node_id=wanted.node_id,
-            policy=wanted.policy, requirements=shortened(wanted.requirements), detached=detached,
-        )  # fmt: skip
+            run_id=uuid.uuid4().hex,
+            caller_uid=caller.uid,
+            caller=caller.name,
+            node_id=wanted.node_id,
+            policy=wanted.policy,
+            requirements=shortened(wanted.requirements),
+            detached=detached,
+        )
 
     async def tell(self, events: Events) -> None:
         """Carry it out, and tell what happens. Raises a `SandboxError`."""
@@ -107,8 +114,8 @@ class Work:
     async def carry_out(self, events: Events | None = None) -> list[bytes]:
         """Run it when its turn comes, and return its document in pieces.
 
-        It is in the history as soon as it runs or waits. The document has all that happened, but for what `events` were told
-        meanwhile. Raises a `SandboxError`.
+        It is in the history as soon as it runs or waits. The document has all that happened, but for what `events` were
+        told meanwhile. Raises a `SandboxError`.
         """
         live = self.live
         self.state.live.add(live)
@@ -202,9 +209,13 @@ class Work:
                 self.part.check_most()
                 self._keep(replace(row, state="running"))
                 run = Run(
-                    request=self.wanted, id=live.run_id, caller=str(self.caller.uid), follow=follow, on_progress=progress,
+                    request=self.wanted,
+                    id=live.run_id,
+                    caller=str(self.caller.uid),
+                    follow=follow,
+                    on_progress=progress,
                     queued_s=slot.waited_s,
-                )  # fmt: skip
+                )
                 result = await self.state.runner.run(run, cancel=live.cancel)
                 self.part.count(size_of(result))  # before the next run begins, and in the place of the body
                 return result
@@ -230,9 +241,12 @@ class Work:
         """Wait for a slot, unless the run is cancelled first. Raises `Cancelled`, `QueueFull`."""
         async with contextlib.AsyncExitStack() as held:
             slot = self.state.admission.slot(
-                self.caller.uid, self.live.node_id, quota=self.caller.quota, on_wait=partial(self._waits, row),
+                self.caller.uid,
+                self.live.node_id,
+                quota=self.caller.quota,
+                on_wait=partial(self._waits, row),
                 wait_s=self.state.config.queue.detached_wait_s if self.live.detached else None,
-            )  # fmt: skip
+            )
             waiting = asyncio.ensure_future(held.enter_async_context(slot))
             stop = asyncio.ensure_future(self.live.cancel.wait())
             try:

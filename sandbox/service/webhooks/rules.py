@@ -32,7 +32,10 @@ class Address:
 
 
 def address_of(url: str) -> Address:
-    """Return what a URL asks for. Raises `InvalidRequest` for what could be read in two ways, or hides a second address."""
+    """Return what a URL asks for.
+
+    Raises `InvalidRequest` for what could be read in two ways, or hides a second address.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port

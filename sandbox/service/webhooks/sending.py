@@ -36,8 +36,8 @@ SIGNATURE = "X-Sandbox-Signature"
 class Resolver(AbstractResolver):
     """Finds the addresses of a name just before connecting, and lets those through that the rule can mean.
 
-    An address stands for itself, localhost for this host, and every other name for hosts of the Internet: whoever answers for a name may not lead
-    to what is private here.
+    An address stands for itself, localhost for this host, and every other name for hosts of the Internet: whoever
+    answers for a name may not lead to what is private here.
     """
 
     async def resolve(
@@ -86,7 +86,10 @@ class WebhookSender:
         if not any(allows(rule, wanted) for rule in self._rules):
             raise AccessDenied(
                 f"the configuration of this service allows no webhook to {url[:200]!r}",
-                hint="its administrator can list the address in webhooks.allowed; without it, ask for GET /v1/runs/{id}/result",
+                hint=(
+                    "its administrator can list the address in webhooks.allowed; without it, ask for GET"
+                    " /v1/runs/{id}/result"
+                ),
             )
 
     def tell(self, url: str, run_id: str, outcome: str) -> None:
@@ -134,18 +137,24 @@ class WebhookSender:
         try:
             async with (
                 aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(resolver=Resolver(), use_dns_cache=False, force_close=True), trust_env=False,
-                    cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), auto_decompress=False,
+                    connector=aiohttp.TCPConnector(resolver=Resolver(), use_dns_cache=False, force_close=True),
+                    trust_env=False,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+                    auto_decompress=False,
                 ) as session,
                 session.post(url, **options) as answer,
-            ):  # fmt: skip
+            ):
                 return None if 200 <= answer.status < 300 else f"it answered {answer.status}"
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
             return str(error)[:200] or type(error).__name__
 
 
 def key_of(path: str | None) -> bytes:
-    """Return the key that webhooks are signed with: what is in the file, without the space around it. Raises `InvalidRequest`."""
+    """Return the key that webhooks are signed with: what is in the file, without the space around it.
+
+    Raises `InvalidRequest`.
+    """
     if path is None:
         return b""
     try:
