@@ -36,8 +36,8 @@ export interface Options {
 /**
  * A run: the code, the message it runs on, and under which policy with which libraries.
  *
- * `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go on
- * when the client goes away; `notify` goes with `Prefer: respond-async`.
+ * `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go
+ * on when the client goes away; `notify` goes with `Prefer: respond-async`.
  */
 export interface RunBody extends Options {
   code: string;
@@ -114,8 +114,9 @@ export interface ControlEvidence {
 /**
  * One connection that a program asked the egress proxy for, and what became of it.
  *
- * `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is empty
- * when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if anywhere.
+ * `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is
+ * empty when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if
+ * anywhere.
  */
 export interface EgressRecord {
   host: string;
@@ -244,8 +245,9 @@ export interface KeptOutput {
  *
  * The history does not know such a run yet: it has the first fields alone, with the caller's name.
  *
- * `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program has none.
- * Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy has them kept.
+ * `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program
+ * has none. Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy
+ * has them kept.
  */
 export interface RecordedRun {
   run_id: string;
@@ -314,8 +316,8 @@ export interface MissingModule {
 /**
  * What is found in a piece of code; `python` is the version that it was compiled with.
  *
- * Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code expects.
- * Only the first 500 imported names and 100 missing modules are listed.
+ * Code with a `problem` has neither `missing` nor `imports`. `missing` leaves out imports whose failure the code
+ * expects. Only the first 500 imported names and 100 missing modules are listed.
  */
 export interface CodeCheck {
   python: string;
@@ -514,7 +516,11 @@ export interface Description {
   components: Record<string, unknown>;
 }
 
-/** What went wrong and why (`message`), and what to do next (`hint`). `code` is stable, see docs/errors.md; `facts` depend on it. */
+/**
+ * What went wrong and why (`message`), and what to do next (`hint`).
+ *
+ * `code` is stable, see docs/errors.md; `facts` depend on it.
+ */
 export interface ErrorBody {
   code: string;
   message: string;
@@ -595,7 +601,11 @@ export interface Failed {
   error: ErrorBody;
 }
 
-/** What a webhook is told: the run has ended, and `result` is the path to ask at. `outcome` may also be an error's code. */
+/**
+ * What a webhook is told: the run has ended, and `result` is the path to ask at.
+ *
+ * `outcome` may also be an error's code.
+ */
 export interface Notification {
   run_id: string;
   outcome: string;

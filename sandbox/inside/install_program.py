@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 APP = Path("/app")
 WHEELS = Path("/run/sandbox/wheels")
-FROM_WHEELS = ("--no-deps", "--no-index", "--find-links", str(WHEELS), "--require-hashes")
 UV = "/run/sandbox/tools/uv"
 LIBRARIES = "/opt/environment"
 CHUNK_BYTES = 1 << 20
@@ -317,17 +316,16 @@ def check_paths(wheel: Path) -> None:
 def unpack(wheel: dict[str, Any], top: str) -> None:
     """Have uv or pip put a wheel's files where they belong below `top`."""
     cache, known = APP / f"c{wheel['n']}", APP / "interpreters"
-    requirements = APP / f"r{wheel['n']}.txt"
-    requirements.write_text(f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n")
-    what = ("--target", top, *FROM_WHEELS, "-r", str(requirements))
+    lock = APP / f"r{wheel['n']}.txt"
+    lock.write_text(f"{wheel['name']}=={wheel['version']} --hash=sha256:{wheel['sha256']}\n")
+    what = ("--target", top, "--no-deps", "--no-index", "--find-links", str(WHEELS), "--require-hashes",
+            "-r", str(lock))  # fmt: skip # a command line
     if uv_works():
         # What uv finds out about this Python is kept from its first cache: finding out takes longer than a small wheel.
         known.mkdir(exist_ok=True)
         shutil.copytree(known, cache)
-        run_tool(
-            UV, "pip", "install", "--quiet", *what, "--offline",
-            "--link-mode", "hardlink", "--cache-dir", str(cache), *UV_OPTIONS,
-        )  # fmt: skip # a command line
+        run_tool(UV, "pip", "install", "--quiet", *what, "--offline", "--link-mode", "hardlink",
+                 "--cache-dir", str(cache), *UV_OPTIONS)  # fmt: skip # a command line
         for found in cache.glob("interpreter-*"):
             with contextlib.suppress(OSError):  # another was faster
                 found.rename(known / found.name)

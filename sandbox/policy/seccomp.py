@@ -35,7 +35,6 @@ TERMINAL_INJECTION = frozenset({0x5412, 0x541C})
 INT_MASK = 0xFFFFFFFF
 SOURCE_HINT = "a group has: action, why, names, and where needed when"
 
-# fmt: off
 DANGEROUS = frozenset((
     "acct", "add_key", "bpf", "capset", "chroot", "clock_settime", "clone3", "delete_module", "execveat",
     "fanotify_init", "fanotify_mark", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick",
@@ -50,8 +49,7 @@ DANGEROUS = frozenset((
     "setgroups", "sethostname", "setns", "setresgid", "setresuid", "settimeofday", "setuid", "shmget",
     "socketcall", "splice", "statmount", "swapoff", "swapon", "syslog", "tee", "umount", "umount2",
     "unshare", "uselib", "userfaultfd", "vhangup", "vm86", "vm86old", "vmsplice",
-))
-# fmt: on
+))  # fmt: skip # a table
 CONDITIONAL = frozenset({"clone", "ioctl", "mknod", "mknodat", "personality", "prctl", "socket", "socketpair"})
 
 
