@@ -69,6 +69,9 @@ def schemas() -> dict[str, Any]:
         properties |= {name: schema for name, schema in UNPARSED.items() if name in properties}
     for kind in kinds():
         found[kind.__name__]["required"] = always_there(kind)
+    for schema in found.values():
+        if "description" in schema:  # of a docstring, where its lines end is chance
+            schema["description"] = "\n\n".join(" ".join(part.split()) for part in schema["description"].split("\n\n"))
     return {**found, **dict(zip(STREAMS.values(), made[-len(STREAMS) :], strict=True))}
 
 
