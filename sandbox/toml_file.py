@@ -24,6 +24,11 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # from 3.11 on it is in the library
 
 MAX_FILE_BYTES = 256 * 1024
+# TOML readers take time, and lists of keys take memory, that grow with the square of a key.
+MAX_DOTS = 16
+MAX_WORD_CHARS = 200
+MAX_KEY_CHARS = 1_000
+MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +116,27 @@ def _check_trusted(path: Path, status: os.stat_result, what: str) -> None:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parse TOML. Raises `ValueError`."""
+    """Parse TOML whose numbers and keys are no longer than anybody needs.
+
+    Raises `ValueError` (with line and column), and `RecursionError` for what is nested too deeply.
+    """
+    dots = 0
+    for word, line in _tokens(text):
+        dots = dots + 1 if word == "." else 0 if word in "[]{}=,\n" else dots
+        if dots > MAX_DOTS or (len(word) > MAX_WORD_CHARS and word[0] not in "\"'"):
+            raise _too_long(line)
     data: dict[str, Any] = tomllib.loads(text)
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [value for values in inside for value in values if isinstance(value, (dict, list))]
+    if level:
+        raise RecursionError
     return data
+
+
+def _too_long(line: int) -> ValueError:
+    return ValueError(f"a key or a number is too long (at line {line}, column 1)")
 
 
 def read_toml(path: Path, *, what: str) -> TomlFile:
@@ -125,7 +148,7 @@ def read_toml(path: Path, *, what: str) -> TomlFile:
     except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits is another
         raise _syntax_error(path, text, str(error)) from None
     except RecursionError:
-        raise InvalidRequest(f"the {what} {path} is nested too deeply", hint="flatten it") from None
+        raise InvalidRequest(f"{path}:1: the {what} is nested too deeply", hint="flatten it", line=1) from None
     return TomlFile(path=path, data=data, lines=lines)
 
 
@@ -146,7 +169,8 @@ def _syntax_error(path: Path, text: str, reason: str) -> InvalidRequest:
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+|\#[^\n]*)
-    |(?P<text>\"{3}(?:\\[\s\S]|[^\\])*?\"{3,5}|'{3}[\s\S]*?'{3,5}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')
+    |(?P<text>\"{3}(?:\\[\s\S]|[^\\])*?(?:\"{3,5}|\\?\Z)|'{3}[\s\S]*?(?:'{3,5}|\Z)
+        |"(?:\\.|[^"\\\n])*"?|'[^'\n]*'?)
     |(?P<mark>[][{}=,.\n])
     |(?P<bare>[^][{}=,.\s\#"']+)""",
     re.VERBOSE,
@@ -207,6 +231,8 @@ class _KeyScanner:
         while self._part not in ("]", "=", ""):
             if self._part != ".":
                 parts = (*parts, _unquoted(self._part))
+                if sum(map(len, parts)) > MAX_KEY_CHARS:
+                    raise _too_long(self._line)
                 self._found.setdefault(".".join(parts), self._line)
             self._next()
             if parts in self._last and not (new_entry and self._part == "]"):

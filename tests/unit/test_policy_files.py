@@ -284,3 +284,25 @@ def test_a_directory_in_the_place_of_a_file_is_refused_in_words_and_nothing_stay
         with pytest.raises(InvalidRequest, match="is not a regular file"):
             read_trusted(tmp_path, what="policy")
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 10_000 + " = 1",
+        "[a" + ".a" * 10_000 + "]",
+        "a = {b" + ".b" * 10_000 + " = 1}",
+        "a = " + "{b.c.d.e.f = " * 20 + "1" + "}" * 20,
+        "a = " + "[" * 40 + "]" * 40,
+        "a = 0x" + "f" * 5_000,
+        "a = [1, 1" + "0" * 5_000 + "]",
+        "a" * 5_000 + " = 1",
+        '"' + "a" * 5_000 + '" = {b = 1, c = 2}',
+        "[[" + "'" + "a" * 5_000 + "'" + "]]",
+    ],
+)
+def test_what_takes_more_time_or_memory_than_it_is_long_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f"\n{text}\n")
+    with pytest.raises(InvalidRequest, match=r"(:2:1: .*too long)|nested too deeply"):
+        read_toml(path, what="policy")
