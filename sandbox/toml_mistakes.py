@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Checker(Generic[M]):
         """Return the model. Raises one `InvalidRequest` for the first mistake; its fact `mistakes` lists them all."""
         try:
             # By way of JSON: strict Python mode refuses TOML's lists, lax mode reads true as 1.
-            return self.model.model_validate_json(json.dumps(data, default=lambda value: {"not JSON": str(value)}))
+            # A date becomes what no key of a model takes, whatever its type: a number beyond every range.
+            return self.model.model_validate_json(json.dumps(data, default=lambda _: math.inf))
         except ValidationError as error:
             mistakes = sorted((self._mistake(each, data) for each in error.errors()), key=lambda m: m.facts["line"])
         mistakes[0].facts["mistakes"] = [mistake.message for mistake in mistakes]
@@ -71,6 +73,8 @@ class Checker(Generic[M]):
         else:
             near = _nearest(_dotted(location), _known_keys(self.model))
         suggestion = f"; did you mean {near[0]}?" if near else ""
+        if near == [_dotted(location)]:  # one name with a dot in it
+            suggestion = f"; did you mean {near[0]}, without quotes?"
         return self._at(location, f"there is no key {shown(_counted(self.below + location))[1:-1]}{suggestion}")
 
     def _mistake(self, details: Any, data: dict[str, Any]) -> InvalidRequest:

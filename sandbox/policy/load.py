@@ -265,6 +265,12 @@ def _bounds(opened: Any, file: TomlFile) -> dict[str, Any]:
         section, _, name = key.partition(".")
         if bound is not True:
             bound = getattr(getattr(checker.read({section: {name: bound}}), section), name)
+        if key in bounds:
+            raise InvalidRequest(
+                f"{file.at(f'open.{key}')}: [open] has {key} twice, with dots and in quotes",
+                hint="keep the line with the bound that is meant",
+                key=f"open.{key}",
+            )
         bounds[key] = bound
     return bounds
 

@@ -410,3 +410,10 @@ def test_a_tighter_pattern_never_matches_more(narrow: str, wide: str, reference:
 def test_every_value_is_as_tight_as_itself(key: str) -> None:
     value: Any = Sections().values()[key]
     assert ORDER[key](value, value)
+
+
+@pytest.mark.parametrize("section", ["limits", "variables", "environment"])
+def test_key_that_is_opened_in_two_spellings_is_refused_with_its_line(policies: Directories, section: str) -> None:
+    key, values = ("memory_mib", (9_000, 8_000)) if section == "limits" else ("allow", ("['A']", "['B']"))
+    error = policies.refused(f"[open]\n'{section}.{key}' = {values[0]}\n{section}.{key} = {values[1]}\n")
+    assert re.match(r"t:2: \[open\] has (limits\.memory_mib|variables\.allow) twice", error.message)

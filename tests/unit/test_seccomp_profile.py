@@ -351,3 +351,10 @@ def test_lint_refuses_the_default_profile_of_the_distribution() -> None:
     findings = " ".join(lint(profile))
     for expected in ("archMap", "unshare must not be allowed", "clone3 must not be allowed", "SCMP_CMP_NE"):
         assert expected in findings
+
+
+def test_date_in_the_place_of_the_groups_is_a_mistake_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("description = 'x'\ngroups = 1979-05-27\n")
+    with pytest.raises(InvalidRequest, match=r'a\.toml:2: groups is "1979-05-27", but it must be'):
+        compile_source(path)

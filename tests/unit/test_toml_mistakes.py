@@ -80,6 +80,12 @@ MISTAKES = [
     ("{list} = [\n'A',\n['B'],\n]", 'f:3: entry 2 of {list} is ["B"], but it must be a text'),
     ("{section} = 5", "f:1: {section} is 5, but it must be a section, [{section}]"),
     ("[[{section}]]\n{whole} = 512", "f:1: {section} is "),
+    ("{section} = 1979-05-27", 'f:1: {section} is "1979-05-27", but it must be a section, [{section}]'),
+    ("{list} = [07:32:00]", 'f:1: entry 1 of {list} is "07:32:00", but it must be a text'),
+    (
+        "'{section}.{whole}' = 5",
+        "f:1: there is no key {section}.{whole}; did you mean {section}.{whole}, without quotes?",
+    ),
     ("[{section}]\n{near} = 5", "f:2: there is no key {section}.{near}; did you mean {section}.{whole}?"),
     ("{whole} = 5", "f:1: there is no key {whole}; did you mean {section}.{whole}?"),
     ("[{sections}]\nx = 5", "f:1: there is no key {sections}; did you mean {section}?"),
