@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox.document import as_document
 from sandbox.errors import Internal
-from sandbox.wire.run import Durations, FileDocument, ProgramError, Receipt
+from sandbox.wire.run import Durations, FileDocument, Outcome, ProgramError, Receipt
 
 if TYPE_CHECKING:
     from sandbox.client.told import Told
@@ -23,7 +23,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     run_id: str
-    outcome: str
+    outcome: Outcome
     explanation: str
     result: msgspec.Raw
     files: tuple[FileDocument, ...]
@@ -43,7 +43,7 @@ def answer_of(result: RunResult) -> Answer:
     """Return what a command shows of a result."""
     return Answer(
         run_id=result.run_id,
-        outcome=result.outcome.value,
+        outcome=result.outcome,
         explanation=result.explanation,
         result=msgspec.Raw(result.result_json or b"null"),
         files=tuple(

@@ -10,7 +10,7 @@ import click
 
 from sandbox.cli.output import Output, reader_gone
 from sandbox.cli.saved import save_files
-from sandbox.cli.screen import escaped
+from sandbox.printable import printable
 
 if TYPE_CHECKING:
     from sandbox.cli.answer import Answer
@@ -37,7 +37,7 @@ def conclude(answer: Answer, output: Output, directory: int | None, options: dic
         save_files(answer.files, directory, keep_names=options["keep_names"])
         os.close(directory)
     elif answer.files and not options["as_json"] and not options["quiet"]:
-        names = ", ".join(escaped(file.name) for file in answer.files[:NAMED_FILES])
+        names = ", ".join(printable(file.name) for file in answer.files[:NAMED_FILES])
         more = f" and {len(answer.files) - NAMED_FILES} more" if len(answer.files) > NAMED_FILES else ""
         click.echo(
             f"sandbox: {len(answer.files)} file(s) not kept ({names}{more}); --save-files DIR keeps them", err=True

@@ -133,7 +133,7 @@ class Output:
         for warning in () if self._quiet else answer.warnings:
             click.echo(f"sandbox: warning: {printable(warning)}", err=True)
         if answer.explanation:
-            marked(f"sandbox: {answer.outcome}: ", err=True, nl=False, fg="red")
+            marked(f"sandbox: {answer.outcome.value}: ", err=True, nl=False, fg="red")
             click.echo(printable(answer.explanation), err=True)
         elif sys.stderr.isatty() and not self._quiet and answer.receipt is not None:
             controls = answer.receipt.controls

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CANCEL_TIMEOUT_S = 5.0
+KNOWN = Progress.__dataclass_fields__.keys()  # a later version may tell more
 # At a path that is too long for a socket, no service can be.
 NOBODY_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ENAMETOOLONG}
 
@@ -113,7 +114,7 @@ class Going:
 
     def _show(self, kind: str, event: dict[str, Any], output: Output) -> None:
         if kind == "progress":
-            output.progress(Progress(**event))
+            output.progress(Progress(**{name: event[name] for name in KNOWN & event.keys()}))
         elif kind == "log":
             output.log(event["level"], event["text"])
         elif kind in ("stdout", "stderr"):

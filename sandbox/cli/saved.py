@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.saved_names import kept_names
-from sandbox.cli.screen import escaped
 from sandbox.errors import InvalidRequest
+from sandbox.printable import printable
 
 if TYPE_CHECKING:
     from sandbox.wire.run import FileDocument
@@ -50,8 +50,8 @@ def save_files(files: Iterable[FileDocument], fd: int, *, keep_names: bool = Fal
         _write(file.content, kept.name, fd)
         if kept.why:
             click.echo(
-                f"sandbox: {escaped(file.name)} was saved as {escaped(kept.name)}: its name {kept.why} (--keep-names"
-                " keeps names as they are)",
+                f"sandbox: {printable(file.name)} was saved as {printable(kept.name)}: its name {kept.why}"
+                " (--keep-names keeps names as they are)",
                 err=True,
             )
 
@@ -68,6 +68,6 @@ def _write(content: bytes, name: str, fd: int) -> None:
     except OSError as error:
         os.unlink(temporary, dir_fd=fd)
         raise InvalidRequest(
-            f"the file {escaped(name)} can't be saved: {error.strerror}",
+            f"the file {printable(name)} can't be saved: {error.strerror}",
             hint="name an empty directory with room for it",
         ) from None

@@ -41,6 +41,8 @@ class Told:
             elif kind == "log":
                 self._logs.append({"level": event["level"], "message": event["text"], "elapsed_s": event["elapsed_s"]})
             elif kind == "file":
+                if not isinstance(event["name"], str):
+                    raise TypeError("a file's name is no text")
                 self._files[event["name"]] = {name: value for name, value in event.items() if name != "event"}
             elif kind == "accepted":
                 self._accept(event)
@@ -80,6 +82,8 @@ class Told:
         came = self._files.get(named["name"])
         if came is None or came.get("size_bytes") != named["size_bytes"]:
             raise TypeError("a file that it names did not come")
+        if len(came["content_base64"]) != (named["size_bytes"] + 2) // 3 * 4:
+            raise TypeError("a file came without all of its content")
         return came
 
     def _accept(self, event: Mapping[str, Any]) -> None:
