@@ -3,7 +3,7 @@
 
 PROJECT=podman-sandbox-runner
 # For the tests there is a second account, which runs half of them: `tests_account`.
-SANDBOX_USER="${SANDBOX_TESTS_ACCOUNT:-sandbox}"
+SANDBOX_USER=sandbox
 
 say() { printf '\n==> %s\n' "$*"; }
 note() { printf '    %s\n' "$*"; }

@@ -338,7 +338,7 @@ def test_who_has_no_right_is_told_so_and_nothing_runs_here_instead(script: Path)
     }
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         refusing = Served(f"{place}/s")
-        refusing.answer(lambda connection: None, refusing.says(body, status=403))
+        refusing.answer(refusing.says(body, status=403))
         answer = sandbox("run", script, env=environment(SANDBOX_SOCKET=refusing.path))
         refusing.close()
     assert (answer.returncode, answer.stdout) == (15, "")

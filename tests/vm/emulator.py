@@ -51,12 +51,6 @@ ARCHITECTURES = {
 }
 
 
-# An emulated machine takes all processors for ten minutes: whatever else wants them goes first. Where the kernel groups
-# processes by session (sched(7), autogroup), a nice value counts within the group only, and the group has one of its
-# own.
-LAST = ("sh", "-c", '{ echo 10 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 10 ionice -c 3 "$@"', "sh")
-
-
 class MachineFailed(Exception):
     """The machine did not boot, or did not come to an end. Says what was seen last."""
 
@@ -82,7 +76,6 @@ def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator:
         "--pdeathsig",
         "KILL",
         "--",
-        *(LAST if accelerator == "tcg" and not shell else ()),
         kind.program,
         "-nodefaults",
         "-no-user-config",
@@ -172,7 +165,6 @@ def boot(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(scratch)},
-        start_new_session=True,
     )
     last = ""
     try:
