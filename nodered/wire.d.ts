@@ -3,8 +3,8 @@
 
 export type Outcome = "succeeded" | "failed" | "no_result" | "timed_out" | "out_of_memory" | "too_many_processes" | "output_limit" | "killed" | "cancelled";
 
-/** Limits of one request; each may only be lower than the policy's. */
-export interface LimitsBody {
+/** Limits of one request; each may only be lower than the policy's, which holds where none is given. */
+export interface Tightening {
   timeout_s?: number | null;
   memory_mib?: number | null;
   cpus?: number | null;
@@ -17,7 +17,7 @@ export interface NotifyBody {
 }
 
 /** What a run is asked for with beside its code and its data. */
-export interface Options {
+export interface RunOptions {
   topic?: string;
   node_id?: string;
   filename?: string;
@@ -26,11 +26,9 @@ export interface Options {
   requirements?: Array<string>;
   requires_python?: string;
   preload?: Array<string> | null;
-  limits?: LimitsBody;
+  limits?: Tightening;
   env?: Record<string, string>;
   secrets?: Record<string, string>;
-  wait_for_end?: boolean;
-  notify?: NotifyBody | null;
 }
 
 /**
@@ -39,11 +37,13 @@ export interface Options {
  * `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go
  * on when the client goes away; `notify` goes with `Prefer: respond-async`.
  */
-export interface RunBody extends Options {
+export interface RunBody extends RunOptions {
   code: string;
   payload?: unknown;
   message?: Record<string, unknown>;
   files?: Record<string, string>;
+  wait_for_end?: boolean;
+  notify?: NotifyBody | null;
 }
 
 /** Libraries to install on a policy's base image. */

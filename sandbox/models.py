@@ -1,16 +1,14 @@
-"""What goes in and out of a run, as the runner has it: requests are checked, results are frozen. No I/O.
+"""What goes in and out of a run, as the runner has it: frozen requests and results. No I/O.
 
 What of it goes over the wire is declared in `sandbox.wire`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from sandbox.wire.bounds import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS
+from sandbox.wire.bounds import MAX_COUNT, MAX_FILENAME_CHARS, MAX_SECONDS, NameOrPath
+from sandbox.wire.requests import RunOptions, Tightening
 from sandbox.wire.run import (
     ControlEvidence,
     Durations,
@@ -36,15 +34,8 @@ __all__ = [
     "RunRequest",
     "RunResult",
     "SavedFile",
-    "Strict",
     "Tightening",
 ]
-
-
-class Strict(BaseModel):
-    """Base of every model: no unknown field, no coercion, no change after construction."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 EXIT_STATUS: dict[Outcome, int] = {
@@ -60,39 +51,23 @@ EXIT_STATUS: dict[Outcome, int] = {
 }
 
 
-class Tightening(Strict):
-    """Limits of one request; each may only be lower than the policy's. None keeps the policy's."""
-
-    timeout_s: Annotated[float, Field(gt=0, le=MAX_SECONDS)] | None = None
-    memory_mib: Annotated[int, Field(gt=0, le=MAX_COUNT)] | None = None
-    cpus: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
-    processes: Annotated[int, Field(gt=0, le=MAX_COUNT)] | None = None
-
-
-class RunRequest(Strict):
+class RunRequest(RunOptions, frozen=True, kw_only=True):
     """One piece of code to run on one message.
 
     `payload_json` and `message_json` are JSON texts (UTF-8) and travel as bytes: they are parsed in the sandbox only.
-    `files` maps a flat name to content that `read_file(name)` will find. `requirements` are the libraries it needs, in
-    the form of PEP 508, and `requires_python` the Pythons, such as ">=3.10". `preload` are the modules that a sandbox
-    made ahead of need has imported; None leaves that to the imports of the code.
+    `files` maps a flat name to content that `read_file(name)` will find. `policy` is a name, or the path of a file.
+    `requirements` are the libraries it needs, in the form of PEP 508, and `requires_python` the Pythons, such as
+    ">=3.10". `preload` are the modules that a sandbox made ahead of need has imported; None leaves that to the imports
+    of the code.
+
+    To make one checks nothing. The runner checks every request before it starts anything.
     """
 
     code: str
-    filename: Annotated[str, Field(min_length=1, max_length=MAX_FILENAME_CHARS)] = "script.py"
+    policy: NameOrPath = "default"
     payload_json: bytes = b"null"
     message_json: bytes = b"{}"
-    topic: str = ""
-    node_id: str = ""
-    policy: str = "default"
-    image: Annotated[str, Field(min_length=1)] | None = None
-    requirements: tuple[str, ...] = ()
-    requires_python: str = ""
-    preload: tuple[str, ...] | None = None
-    limits: Tightening = Tightening()
-    env: dict[str, str] = Field(default_factory=dict)
-    secrets: dict[str, SecretStr] = Field(default_factory=dict)
-    files: dict[str, bytes] = Field(default_factory=dict)
+    files: dict[str, bytes] = msgspec.field(default_factory=dict)
 
 
 class SavedFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,8 +11,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sandbox.channel.modules import MAX_MODULES
 from sandbox.container import spec
@@ -29,7 +32,7 @@ from sandbox.renewing_cache import RenewingCache
 from sandbox.run.decision import DecidedRun, Permitted, Run
 from sandbox.run.execution import Execution
 from sandbox.run.imports import brings_modules, modules_of
-from sandbox.run.request import check_request
+from sandbox.run.request import check_request, checked
 from sandbox.wire.answers import CodeCheck
 
 if TYPE_CHECKING:
@@ -114,7 +117,7 @@ class Runner:
         permitted = self._permitted(run)
         run.on_progress(Progress(step="image", text=permitted.image_name))
         admitted, environment_s = await self._base(permitted, used), 0.0
-        if run.request.requirements:
+        if permitted.run.request.requirements:
             began = time.monotonic()
             libraries = self.environments().using(libraries_of(permitted, admitted))
             admitted = (await used.enter_async_context(libraries)).image
@@ -123,14 +126,14 @@ class Runner:
 
     def _permitted(self, run: Run) -> Permitted:
         """Check everything that needs no container. Raises what keeps the request from running."""
-        request = run.request
+        request = checked(run.request)
         loaded = self._policies(request.policy)
         policy = loaded.policy.tightened(request.limits)
         check_request(request, policy)
         spec.plan_caps(policy, self._facts)
         reference = image.resolve(request.image or policy.images.default)
         policy.image_allowed(reference)
-        return Permitted(run=run, policy=policy, seccomp=loaded.seccomp, image_name=reference)
+        return Permitted(run=replace(run, request=request), policy=policy, seccomp=loaded.seccomp, image_name=reference)
 
     async def _base(self, permitted: Permitted, used: contextlib.AsyncExitStack) -> image.AdmittedImage:
         """Return the admitted base image; an environment that is asked for by its image's name stays meanwhile."""
@@ -180,7 +183,7 @@ class Runner:
             return await self._execution(decided, asyncio.Event(), self._source).run()
 
         async with contextlib.AsyncExitStack() as used:
-            run = Run(request=request.model_copy(update={"preload": ()}))
+            run = Run(request=msgspec.structs.replace(request, preload=()))
             return await check_code(await self._decided(run, used), execute)
 
     async def lock(self, request: RunRequest, on_progress: OnProgress, *, upgrade: bool = False) -> Lock:

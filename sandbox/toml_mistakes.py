@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sandbox.errors import InvalidRequest
 from sandbox.toml_file import shown
@@ -23,12 +23,18 @@ from sandbox.toml_file import shown
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-__all__ = ["Checker", "ConflictError", "Location", "expectation", "range_of", "unit_of"]
+__all__ = ["Checker", "ConflictError", "Location", "Strict", "expectation", "range_of", "unit_of"]
 
 Location = tuple[int | str, ...]
 M = TypeVar("M", bound=BaseModel)
 
 UNIT_WORDS = {"s": "seconds"}
+
+
+class Strict(BaseModel):
+    """Base of every model of a file: no unknown field, no coercion, no change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
 class ConflictError(ValueError):

@@ -202,17 +202,9 @@ def check_amounts(options: dict[str, Any]) -> None:
 
 def build_request(fields: dict[str, Any], payload_json: bytes) -> RunRequest:
     """Return the request that has these fields. Raises `InvalidRequest`."""
-    from pydantic import ValidationError
+    from sandbox.run.request import request_from
 
-    from sandbox.models import RunRequest
-
-    try:
-        return RunRequest.model_validate({**fields, "payload_json": payload_json}, strict=False)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidRequest(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}", hint="see sandbox run --help"
-        ) from None
+    return request_from({**fields, "payload_json": payload_json}, hint="see sandbox run --help")
 
 
 # What `run` and `template run` share.

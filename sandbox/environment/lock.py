@@ -22,8 +22,8 @@ from sandbox.environment.allowed_hashes import AllowedHashes
 from sandbox.environment.locked_package import MAX_TAGS, Kind, LockedFile, LockedPackage, tags_count
 from sandbox.environment.requirements import without_hashes
 from sandbox.errors import BuildFailed
-from sandbox.models import Strict
 from sandbox.printable import printable
+from sandbox.toml_mistakes import Strict
 
 if TYPE_CHECKING:
     from packaging.pylock import Package, PackageSdist, PackageWheel, Pylock

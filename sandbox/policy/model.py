@@ -10,6 +10,7 @@ import json
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from pydantic import Field, JsonValue, model_validator
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 from sandbox import toml_mistakes
 from sandbox.errors import InvalidRequest, PolicyDenied
-from sandbox.models import Strict, Tightening
+from sandbox.models import Tightening
 from sandbox.policy.sections import (
     ANY,
     IMAGE,
@@ -37,7 +38,7 @@ from sandbox.policy.sections import (
     Variables,
     library_name,
 )
-from sandbox.toml_mistakes import ConflictError
+from sandbox.toml_mistakes import ConflictError, Strict
 
 __all__ = [
     "ANY",
@@ -197,7 +198,7 @@ class Policy(Sections):
         A lower `memory_mib` shrinks the file systems in proportion where they would no longer fit. Raises
         `PolicyDenied` for a limit above the policy's, `InvalidRequest` for one below what can run.
         """
-        asked = {name: value for name, value in limits.model_dump().items() if value is not None}
+        asked = {name: value for name, value in msgspec.structs.asdict(limits).items() if value is not None}
         for name, value in asked.items():
             self._check_lower(f"limits.{name}", value)
         if not asked:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from sandbox.models import Strict
+from sandbox.toml_mistakes import Strict
 
 ANY = "*"
 INDEX = "@index"

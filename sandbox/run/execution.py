@@ -160,7 +160,6 @@ class Execution:
         """Return the frames that hand the job over. Secrets appear here and nowhere else."""
         run, setting = self.decided.run, self.decided.setting
         request, egress = run.request, setting.egress
-        secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
         way_out = proxy_variables(egress) if egress else {}
         return job_frames(
             run_id=run.id,
@@ -168,7 +167,7 @@ class Execution:
             topic=request.topic,
             timestamp=self.started_at,
             filename=request.filename,
-            env={**request.env, **way_out, **secrets},
+            env={**request.env, **way_out, **request.secrets},
             limits=wire_limits(setting.policy),
             code=request.code.encode(errors="surrogatepass"),
             payload_json=request.payload_json,

@@ -1,15 +1,45 @@
-"""The checks of a request before anything starts: its sizes, and what the policy allows. Nothing is parsed."""
+"""The checks of a request before anything starts: its fields, its sizes, and what the policy allows.
+
+Nothing of what is meant for the sandbox is parsed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.inside.harness.text import name_problem
+from sandbox.models import RunRequest, Tightening
 
 if TYPE_CHECKING:
-    from sandbox.models import RunRequest
     from sandbox.policy.model import Policy
+
+
+def request_from(fields: Mapping[str, object], *, hint: str) -> RunRequest:
+    """Return the request that has these fields, each as it is declared. Raises `InvalidRequest` with the place."""
+    try:
+        return msgspec.convert(fields, RunRequest, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the request can't be used: {reason_of(error)}", hint=hint) from None
+
+
+def checked(request: RunRequest) -> RunRequest:
+    """Return a request whose fields are what they may be; whoever made it, nothing has checked it yet.
+
+    What comes back shares no dictionary with it, and so stays as it was checked. Raises `InvalidRequest`.
+    """
+    fields = msgspec.structs.asdict(request)
+    if isinstance(request.limits, Tightening):
+        fields["limits"] = msgspec.structs.asdict(request.limits)
+    return request_from(fields, hint="correct this field of the `RunRequest`")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what is wrong in which field, as msgspec says it."""
+    return str(error).replace("`$.", "`")
 
 
 def check_code_size(size_bytes: int, policy: str, code_kib: int, *, at_least: bool = False) -> None:
@@ -38,8 +68,7 @@ def check_request(request: RunRequest, policy: Policy) -> None:
         policy.env_allowed(name)
     for name in request.secrets:
         policy.secret_allowed(name)
-    secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
-    for name, value in (*request.env.items(), *secrets.items()):
+    for name, value in (*request.env.items(), *request.secrets.items()):
         if "\0" in value:
             raise InvalidRequest(
                 f"the value of {name} has a NUL character, which no variable can hold",

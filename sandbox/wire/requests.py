@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Raw, field
 
 from sandbox.wire.bounds import Count, Filename, Name, Number, Seconds, Topic
 
+# Stands for the value of a secret wherever a request is shown, such as in a test that fails or in a debugger.
+HIDDEN = "…"
 
-class LimitsBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Limits of one request; each may only be lower than the policy's."""
+
+class Tightening(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Limits of one request; each may only be lower than the policy's, which holds where none is given."""
 
     timeout_s: Seconds | None = None
     memory_mib: Count | None = None
@@ -25,7 +28,7 @@ class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     url: Annotated[str, Meta(min_length=1)]
 
 
-class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class RunOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """What a run is asked for with beside its code and its data."""
 
     topic: Topic = ""
@@ -36,14 +39,20 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     requirements: tuple[str, ...] = ()
     requires_python: str = ""
     preload: tuple[str, ...] | None = None
-    limits: LimitsBody = LimitsBody()
+    limits: Tightening = Tightening()
     env: dict[str, str] = {}
     secrets: dict[str, str] = {}
-    wait_for_end: bool = False
-    notify: NotifyBody | None = None
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        secrets: Any = self.secrets  # nothing checks that it is one
+        shown = dict.fromkeys(secrets, HIDDEN) if isinstance(secrets, dict) else HIDDEN
+        return list({**msgspec.structs.asdict(self), "secrets": shown}.items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-class RunBody(Options, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class RunBody(RunOptions, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A run: the code, the message it runs on, and under which policy with which libraries.
 
     `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go
@@ -54,6 +63,8 @@ class RunBody(Options, forbid_unknown_fields=True, frozen=True, kw_only=True):
     payload: Raw = field(default_factory=lambda: Raw(b"null"))
     message: Raw = field(default_factory=lambda: Raw(b"{}"))
     files: Raw = field(default_factory=lambda: Raw(b"{}"))
+    wait_for_end: bool = False
+    notify: NotifyBody | None = None
 
 
 class EnvironmentBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from pydantic import SecretStr
 
 from sandbox.cell.cell import WarmContainer
 from sandbox.cell.group import CellLimits
@@ -347,7 +346,7 @@ class Bench:
         return RunRequest(
             code=textwrap.dedent(code),
             payload_json=json.dumps(payload).encode(),
-            secrets={name: SecretStr(value) for name, value in (secrets or {}).items()},
+            secrets=secrets or {},
             **{"policy": "escape", "filename": "attack.py", **fields},
         )
 

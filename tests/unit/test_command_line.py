@@ -24,7 +24,7 @@ from sandbox.cli.saved import open_directory, save_files
 from sandbox.cli.screen import Screen, escaped
 from sandbox.document import as_document
 from sandbox.errors import BuildFailed, EngineUnavailable, InvalidRequest
-from sandbox.models import Outcome, RunResult, SavedFile
+from sandbox.models import Outcome, RunRequest, RunResult, SavedFile, Tightening
 from sandbox.places import user_runtime_dir
 
 
@@ -250,6 +250,40 @@ OPTIONS: dict[str, Any] = {
 def test_an_empty_or_impossible_value_of_an_option_is_refused_by_its_name(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         run.request_fields(run.Inputs("", b"null", {}), "script.py", {**OPTIONS, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"topic": "x" * 65_536}, "topic"),
+        ({"policy": ""}, "policy"),
+        ({"image": "x" * 513}, "image"),
+        ({"timeout": "1ms", "pids": -1}, r"limits\.processes"),
+    ],
+)
+def test_what_no_request_may_have_is_refused_with_its_place(given: dict[str, Any], place: str) -> None:
+    fields = run.request_fields(run.Inputs("", b"null", {}), "script.py", {**OPTIONS, **given})
+    with pytest.raises(InvalidRequest, match=f"`{place}`") as refused:
+        run.build_request(fields, b"null")
+    assert refused.value.hint == "see sandbox run --help"
+
+
+def test_the_options_make_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "null")
+    given = {"cpus": 1.0, "pids": 4, "memory": "1g", "timeout": "2m", "image": "null", "secrets": ("TOKEN",)}
+    inputs = run.Inputs("1", b"2", {"a": b"b"}, ("pandas",), ">=3.10")
+    fields = run.request_fields(inputs, "a.py", {**OPTIONS, **given})
+    assert run.build_request(fields, inputs.payload) == RunRequest(
+        code="1",
+        filename="a.py",
+        payload_json=b"2",
+        image="null",
+        requirements=("pandas",),
+        requires_python=">=3.10",
+        limits=Tightening(timeout_s=120, memory_mib=1024, cpus=1, processes=4),
+        secrets={"TOKEN": "null"},
+        files={"a": b"b"},
+    )
 
 
 @pytest.mark.parametrize("option", ["--env", "--secret"])

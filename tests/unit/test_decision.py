@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,7 +21,7 @@ from sandbox.environment.identity import EnvironmentPlan, InstalledEnvironment, 
 from sandbox.environment.lock import Lock
 from sandbox.environment.locked_package import LockedFile, LockedPackage
 from sandbox.environment.tree import Kind, encode_header
-from sandbox.errors import PolicyDenied
+from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.image import admission
 from sandbox.image.verdicts import FilesystemVerdict, store_verdict
 from sandbox.models import Outcome, RunRequest, RunResult, Tightening
@@ -139,6 +139,43 @@ def test_a_request_s_lower_limits_and_its_caller_s_node_reach_the_sandbox(tmp_pa
     (asked,) = seen
     assert asked.policy.limits.timeout_s == 1.5
     assert (asked.owner, asked.admitted.name, asked.lease) == ("7/n", BASE, None)
+
+
+ENTRANCES: dict[str, Callable[[Runner, RunRequest], Coroutine[Any, Any, object]]] = {
+    "run": lambda runner, request: runner.run(Run(request=request)),
+    "check": lambda runner, request: runner.check(request),
+    "lock": lambda runner, request: runner.lock(request, lambda _: None),
+    "build": lambda runner, request: runner.build(request, lambda _: None),
+    "pull": lambda runner, request: runner.pull(request, "localhost/library:1"),
+    "setting": lambda runner, request: contextlib.AsyncExitStack().enter_async_context(runner.setting(request)),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"limits": Tightening(memory_mib=-1)},
+        {"limits": Tightening(timeout_s=float("nan"))},
+        {"policy": 7},
+        {"image": ""},
+        {"secrets": {"A": None}},
+    ],
+)
+def test_a_request_that_can_be_none_starts_nothing_whoever_made_it(
+    tmp_path: Path, entrance: str, fields: dict[str, Any]
+) -> None:
+    def engine() -> FakeEngine:
+        raise AssertionError("an engine was started")
+
+    def no_policy(_: str) -> NoReturn:
+        raise AssertionError("a policy was looked for")
+
+    places = Places(runtime_dir=tmp_path, cache_dir=tmp_path, data_dir=tmp_path, policy_dirs=())
+    runner = Runner(engine, host(), places, policies=no_policy)
+    with pytest.raises(InvalidRequest, match=f"`{next(iter(fields))}"):
+        asyncio.run(ENTRANCES[entrance](runner, RunRequest(**{"code": "", **fields})))
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- an environment's keys

@@ -45,7 +45,7 @@ def test_request_for_more_is_denied_with_key_asked_and_allowed(default: Policy, 
 
 
 def test_infinite_timeout_is_denied(default: Policy) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(PolicyDenied, match=r"limits\.timeout_s = inf"):
         default.tightened(Tightening(timeout_s=float("inf")))
 
 

@@ -185,7 +185,7 @@ def test_no_way_to_write_json_has_libraries_parsed_in_the_service(name: str, dat
 def test_a_short_body_without_libraries_needs_no_process() -> None:
     async def act(both: Parser) -> None:
         wanted, parts = await both.asked("run", spooled(b'{"code": "result = 1", "payload": [1]}'), KNOWN, uid=1)
-        assert (wanted.code, parts) == ("result = 1", [b"[1]", b"{}"])
+        assert (wanted.request.code, parts) == ("result = 1", [b"[1]", b"{}"])
         assert both._small._process is both._large._process is None
 
     turn(act)
@@ -223,7 +223,7 @@ def test_a_body_that_takes_too_much_is_refused_and_the_next_one_is_not(
             with pytest.raises(InvalidRequest, match="too much time or memory"):
                 await both.asked("run", spooled(body), KNOWN, uid=1)
         wanted, parts = await both.asked("run", spooled(body), KNOWN, uid=1)
-        assert (wanted.code, len(parts[0])) == ("1", LARGE + 2)
+        assert (wanted.request.code, len(parts[0])) == ("1", LARGE + 2)
 
     turn(act, **options)
 
@@ -302,7 +302,7 @@ def test_small_bodies_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch
             waiting = asyncio.create_task(both.asked("run", spooled(b'{"code": "%s"}' % (b"x" * LARGE)), KNOWN, uid=1))
             await until_async(lambda: both._large._process)
         wanted, _ = await both.asked("run", spooled(b'{"code": "2", "requirements": ["six"]}'), KNOWN, uid=1)
-        assert (wanted.code, waiting.done()) == ("2", False)
+        assert (wanted.request.code, waiting.done()) == ("2", False)
         os.kill(pid_of(both._large), signal.SIGKILL)
         with pytest.raises((InvalidRequest, Internal)):  # it may not have begun
             await waiting
@@ -339,9 +339,9 @@ def test_who_goes_away_leaves_nothing_behind_and_the_next_one_gets_an_answer_of_
             for task in gone:
                 task.cancel()
             ended = await asyncio.gather(*gone, return_exceptions=True)
-            assert all(isinstance(one, asyncio.CancelledError) or one[0].code == "9" for one in ended)  # type: ignore[index]
+            assert all(isinstance(one, asyncio.CancelledError) or one[0].request.code == "9" for one in ended)  # type: ignore[index]
             wanted, _ = await both.asked("run", spooled(body.replace(b"%d", b"%d" % number)), KNOWN, uid=1)
-            assert wanted.code == str(number)
+            assert wanted.request.code == str(number)
         assert fds() == before
 
     turn(act)
@@ -376,7 +376,7 @@ def test_no_module_is_taken_from_the_directory_that_the_service_was_started_in(
     one = ParserProcess()
     wanted, _ = found(one, b'{"code": "1", "requirements": ["six"]}')
     one.close()
-    assert wanted.code == "1"
+    assert wanted.request.code == "1"
     assert not (tmp_path / "taken").exists()
 
 
@@ -384,7 +384,7 @@ def test_a_long_program_takes_nothing_of_what_the_next_one_may(process: ParserPr
     for _ in range(3):  # four bytes for each character, once one of them needs four
         body = json.dumps({"code": "\U0001f600" + "a" * (13 << 20)}, ensure_ascii=False).encode()
         wanted, _ = asyncio.run(process.asked("run", spooled(body), {"default": 16 << 10}, uid=1))
-        assert len(wanted.code) == (13 << 20) + 1
+        assert len(wanted.request.code) == (13 << 20) + 1
 
 
 def test_memory_comes_back(process: ParserProcess) -> None:

@@ -18,14 +18,13 @@ from sandbox.client import answers
 from sandbox.client.calls import OPTIONAL
 from sandbox.document import as_document, error_document
 from sandbox.errors import QueueFull
-from sandbox.models import LogRecord, RunResult
+from sandbox.models import LogRecord, RunRequest, RunResult
 from sandbox.progress import Progress
 from sandbox.service.application import ROUTES
-from sandbox.service.intake.asked import Asked
 from sandbox.service.intake.budget import Budget
 from sandbox.service.routes.events import Events
 from sandbox.wire.given import Given, always_there, kinds
-from sandbox.wire.requests import LimitsBody, Options, RunBody
+from sandbox.wire.requests import RunBody, RunOptions, Tightening
 from sandbox.wire.routes import WIRE
 from sandbox.wire.run import NamedFile, RunDocument
 from tests.described import DOCUMENT, SCHEMAS, named, problems
@@ -88,7 +87,7 @@ def test_typescript_can_read_its_declarations() -> None:
     text = (ROOT / "nodered/wire.d.ts").read_text()
     assert parsed(text) == 0
     assert parsed(text.replace("interface", "interfase", 1)) != 0
-    for name in (*(kind.__name__ for kind in kinds()), "RunBody", "Options"):
+    for name in (*(kind.__name__ for kind in kinds()), "RunBody", "RunOptions"):
         assert f"export interface {name} " in text
 
 
@@ -97,15 +96,15 @@ def test_the_client_sends_what_a_run_has_when_it_is_not_sent() -> None:
     usual = {
         name: json.loads(bytes(value)) if isinstance(value, msgspec.Raw) else value for name, value in defaults.items()
     }
-    assert usual.pop("limits") == LimitsBody()
+    assert usual.pop("limits") == Tightening()
     assert {name: value for name, value in OPTIONAL.items() if name != "limits"} == {
         name: value for name, value in usual.items() if name not in ("code", "payload")
     }
 
 
 def test_a_body_and_what_it_asks_for_share_their_fields() -> None:
-    assert issubclass(RunBody, Options)
-    assert issubclass(Asked, Options)
+    assert issubclass(RunBody, RunOptions)
+    assert issubclass(RunRequest, RunOptions)
 
 
 # ---- what is given

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sandbox.models import Strict
 from sandbox.places import usual_data_dir, usual_socket
 from sandbox.service.admission import AdmissionLimits
 from sandbox.service.config.values import (
@@ -26,7 +25,7 @@ from sandbox.service.config.values import (
     webhook_value,
     who,
 )
-from sandbox.toml_mistakes import ConflictError
+from sandbox.toml_mistakes import ConflictError, Strict
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

@@ -39,7 +39,7 @@ def ending(text: str | None) -> str | None:
 
 def mask_of(wanted: RunRequest) -> Mask:
     """Return what takes a run's secrets out of what is kept of it."""
-    return Mask(secret.get_secret_value() for secret in wanted.secrets.values())
+    return Mask(wanted.secrets.values())
 
 
 def kept_payload(wanted: RunRequest, mask: Mask) -> str:

@@ -9,24 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from pydantic import SecretStr, ValidationError
 
 from sandbox.channel.modules import check_modules
 from sandbox.environment.declared import Declared, parse_script
 from sandbox.environment.requirements import parse_libraries
 from sandbox.errors import InvalidRequest
-from sandbox.models import RunRequest, Tightening
+from sandbox.models import RunRequest
 from sandbox.printable import printable
 from sandbox.service.intake.bodies import (
     Written,
     check_body,
     code_of,
     environment_body,
-    fields_of,
     files_of,
     run_body,
 )
-from sandbox.wire.requests import CheckBody, Options, RunBody
+from sandbox.wire.requests import CheckBody, NotifyBody, RunBody, RunOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,14 +40,16 @@ class UnknownPolicy(Exception):
         self.name = name
 
 
-class Asked(Options, frozen=True, kw_only=True):
-    """What a run, a check or a build of libraries is asked for with.
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run, a check or a build of libraries is asked for with, and how a run is to be answered.
 
-    `files` are names; for what is large, see `Taken`.
+    `request` lacks what is large, see `Taken`; `files` are the names of its files.
     """
 
-    code: str = ""
+    request: RunRequest
     files: tuple[str, ...] = ()
+    wait_for_end: bool = False
+    notify: NotifyBody | None = None
 
 
 # What is asked for, and the large parts of a run: payload, message, and the contents of its files.
@@ -69,9 +69,10 @@ def run_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     if not bytes(memoryview(asked.message)[:1]).startswith(b"{"):
         raise InvalidRequest("`message` is no JSON object", hint="send the whole message of the flow, or leave it out")
     files = files_of(asked)
-    options = {name: getattr(asked, name) for name in Options.__struct_fields__}
+    options = {name: getattr(asked, name) for name in RunOptions.__struct_fields__}
     options |= {"requirements": libraries.libraries, "requires_python": libraries.python}
-    found = Asked(**options, code=code, files=tuple(files))
+    request = RunRequest(**options, code=code)
+    found = Asked(request=request, files=tuple(files), wait_for_end=asked.wait_for_end, notify=asked.notify)
     return found, [asked.payload, asked.message, *files.values()]
 
 
@@ -79,7 +80,7 @@ def check_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     """Return what the body of a check asks for. Raises as `run_asked` does."""
     asked = check_body(body)
     code, libraries = _program(asked, code_kib)
-    found = Asked(
+    request = RunRequest(
         code=code,
         filename=asked.filename,
         policy=asked.policy,
@@ -87,7 +88,7 @@ def check_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
         requirements=libraries.libraries,
         requires_python=libraries.python,
     )
-    return found, []
+    return Asked(request=request), []
 
 
 def environment_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
@@ -98,7 +99,8 @@ def environment_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     requirements = parse_libraries("\n".join(asked.requirements))
     if not requirements:
         raise InvalidRequest("no library is asked for", hint='send for example {"requirements": ["pandas"]}')
-    return Asked(policy=asked.policy, image=asked.image, requirements=requirements), []
+    request = RunRequest(code="", policy=asked.policy, image=asked.image, requirements=requirements)
+    return Asked(request=request), []
 
 
 def _program(asked: RunBody | CheckBody, code_kib: Mapping[str, int], python: str = "") -> tuple[str, Declared]:
@@ -113,17 +115,9 @@ def _program(asked: RunBody | CheckBody, code_kib: Mapping[str, int], python: st
 
 
 def request_of(asked: Asked, parts: Sequence[bytes]) -> RunRequest:
-    """Return the request that this stands for. Raises `InvalidRequest`."""
-    fields = msgspec.structs.asdict(asked)
-    del fields["wait_for_end"], fields["notify"]
-    fields["limits"] = Tightening(**msgspec.structs.asdict(asked.limits))
-    fields["secrets"] = {name: SecretStr(value) for name, value in asked.secrets.items()}
-    fields["files"] = dict(zip(asked.files, parts[2:], strict=True))
-    if parts:
-        fields |= {"payload_json": parts[0], "message_json": parts[1]}
-    try:
-        return RunRequest(**fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"`{place}`: {first['msg']}", hint=fields_of(RunBody)) from None
+    """Return the whole request that this stands for."""
+    if not parts:
+        return asked.request
+    payload_json, message_json, *contents = parts
+    files = dict(zip(asked.files, contents, strict=True))
+    return msgspec.structs.replace(asked.request, payload_json=payload_json, message_json=message_json, files=files)

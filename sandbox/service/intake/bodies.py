@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 import msgspec
 
 from sandbox.errors import InvalidRequest
-from sandbox.run.request import check_code_size
+from sandbox.run.request import check_code_size, reason_of
 from sandbox.wire.requests import CheckBody, EnvironmentBody, PruneBody, RunBody
 
 if TYPE_CHECKING:
@@ -162,5 +162,5 @@ def _told(hint: str, what: str = "the request's body") -> Iterator[None]:
     try:
         yield
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        reason = str(error).replace("`$.", "`") or "nested too deeply"
+        reason = reason_of(error) or "nested too deeply"
         raise InvalidRequest(f"{what} can't be read: {reason}", hint=hint) from None

@@ -37,7 +37,7 @@ async def post_run(request: web.Request) -> web.StreamResponse:
     state, caller = request.app[STATE], request[CALLER]
     wanted, found = await understood(request, "run")
     policy, goes_on, notify = (
-        allowed(state, caller, found.policy),
+        allowed(state, caller, wanted.policy),
         found.wait_for_end,
         found.notify.url if found.notify else "",
     )
