@@ -58,7 +58,7 @@ class Steps:
 
     def _line(self, progress: Progress) -> None:
         what = escaped(progress.text) if progress.text and progress.step not in ("image", "storing") else ""
-        marked(f"· {SAID[progress.step]}{' ' + what if what else ''}", err=True, dim=True)
+        marked(f"· {SAID.get(progress.step, escaped(progress.step))}{' ' + what if what else ''}", err=True, dim=True)
 
     def _position(self) -> str:
         return f"{self._done_bytes / MIB:.1f} of {self._bar.length / MIB:.1f} MiB" if self._bar is not None else ""
