@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 # The modules that may share a class name, and why. An entry goes as soon as one of its classes does.
 SHARED: dict[str, tuple[set[str], str]] = {
     "Answer": ({"cli/answer", "client/reading"}, "what a command shows of a run, and what the service sent"),
-    "Asked": ({"runner", "service/intake/asked"}, "what a request comes down to, before and after policy"),
     "Body": ({"egress/request_body", "service/intake/reading"}, "the body of a request, to be sent on or to be read"),
 }
 
