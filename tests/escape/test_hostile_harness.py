@@ -5,6 +5,7 @@ Each case starts a container as the product does, with another program in the ha
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -168,7 +169,6 @@ EARLY = {
         'ready(); job(); put(b"V", b"1"); put(b"M", b"{}"); quit()',
         "a frame 'V' out of order",
     ),
-    "nothing but the greeting": ("ready(); os._exit(0)", GONE),
 }
 
 
@@ -181,6 +181,17 @@ def test_a_lie_before_the_start_is_an_error_of_the_sandbox_and_no_success(
     with pytest.raises((Internal, NotEnforceable), match=words):
         bench.run_weakened("result = 1", other_harness(harness(tmp_path, text)), limits=tightening(timeout_s=1))
     assert time.monotonic() - began < 6
+
+
+@pytest.mark.parametrize("text", ["ready(); os._exit(0)", "ready(); job(); os._exit(0)"])
+def test_a_harness_that_ends_before_the_start_is_an_error_or_a_kill(bench: Bench, tmp_path: Path, text: str) -> None:
+    """It is an error where the end is seen while the sandbox is read back, and a kill from when the job is sent."""
+    try:
+        run = bench.run_weakened("result = 1", other_harness(harness(tmp_path, text)), limits=tightening(timeout_s=1))
+    except (Internal, NotEnforceable) as error:
+        assert re.search(GONE, str(error)) is not None
+    else:
+        assert run.result.outcome is Outcome.KILLED
 
 
 @pytest.mark.parametrize(
