@@ -32,13 +32,15 @@ log("logged", "warning")
 save_file("twice.txt", "second")
 result = {"n": payload}
 """
+# A program that goes past a limit may end before it is killed: one that goes on is always killed.
+GOES_ON = "\nwhile True: pass"
 # Runs that end otherwise, and what was told before they did.
 ENDS = {
     "raises": (SAVES + "raise KeyError('why')", {}),
     "exits": (SAVES + "import os; os._exit(3)", {}),
-    "too much of files": (SAVES + "for n in range(9): save_file(f'{n}.bin', b'x' * (1 << 19))", {}),
-    "too many files": (SAVES + "for n in range(50): save_file(str(n), b'')", {}),
-    "too much output": (SAVES + "print('x' * (4 << 20))", {}),
+    "too much of files": (SAVES + "for n in range(9): save_file(f'{n}.bin', b'x' * (1 << 19))" + GOES_ON, {}),
+    "too many files": (SAVES + "for n in range(50): save_file(str(n), b'')" + GOES_ON, {}),
+    "too much output": (SAVES + "print('x' * (4 << 20))" + GOES_ON, {}),
     "too long": (SAVES + "while True: pass", {"timeout_s": 1}),
     "half a file": (
         SAVES
