@@ -264,7 +264,10 @@ result = 1
 )
 def test_a_closed_channel_loses_the_result_and_nothing_else(bench: Bench, text: str) -> None:
     ended = bench.run(FORGE + text + "\nprint('on')\nresult = 1")
-    assert (ended.outcome, ended.exit_code) == (Outcome.FAILED, 1)
+    lost = [(Outcome.FAILED, 1)]  # it can't be written
+    if text == 'channel.send(b"")':
+        lost.append((Outcome.NO_RESULT, 0))  # or is written before its reader takes the empty record for the end
+    assert (ended.outcome, ended.exit_code) in lost
     assert (ended.stdout, ended.result_json) == (b"on\n", None)
 
 
