@@ -252,6 +252,7 @@ def test_the_process_ends_itself_when_it_has_had_its_processor_time(monkeypatch:
 @pytest.mark.parametrize("program", ["raise SystemExit", "import no_such_module", "import time; time.sleep(60)"])
 def test_a_process_that_does_not_come_up_is_not_the_body_s_fault(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(parser, "PROGRAM", program)
+    monkeypatch.setattr(parser, "MOST_S", 0.5)
 
     async def act(both: Parser) -> None:
         with pytest.raises(Internal, match="could not be started"):
