@@ -134,9 +134,18 @@ def daemonise():
     if payload["close"]:
         os.closerange(0, 256)
     os.execv("/bin/sh", ["sh", "-c", "while :; do sleep 1; done", marker])
+def words(pid):
+    try:
+        return open(f"/proc/{pid}/cmdline").read()
+    except OSError:  # it has ended since
+        return ""
+def daemons():
+    return sum(marker in words(pid) for pid in os.listdir("/proc") if pid.isdigit())
 daemonise()
+while not daemons():
+    time.sleep(0.05)
 time.sleep(0.5)
-result = sum(marker.encode() in open(f"/proc/{pid}/cmdline", "rb").read() for pid in os.listdir("/proc") if pid.isdigit())
+result = daemons()
 """
 
 

@@ -90,6 +90,20 @@ def test_a_process_left_behind_in_the_session_dies_with_the_program() -> None:
     assert done.quit.wall_s < 5
 
 
+# The program goes on only when its daemon has left its session: before that, the harness ends both.
+DAEMON = """
+        import os, signal, time
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        left, leaves = os.pipe()
+        result = daemon = os.fork()
+        if not daemon:
+            os.setsid()
+            os.write(leaves, b"x")
+        else:
+            os.read(left, 1)
+"""
+
+
 def ended_before(daemon: int) -> None:
     """Check that a run ended while its daemon lived on, and end that."""
     assert not gone(daemon), "the run waited for it"
@@ -97,25 +111,20 @@ def ended_before(daemon: int) -> None:
 
 
 def test_a_daemon_that_keeps_the_pipes_open_does_not_keep_the_run_open() -> None:
-    done = run("""
-        import os, time
-        daemon = os.fork()
+    done = run(
+        DAEMON
+        + """
         if not daemon:
-            os.setsid()
             time.sleep(60)
             os._exit(0)
-        result = daemon
-    """)
+        """
+    )
     ended_before(done.result)
 
 
 def test_a_daemon_that_floods_the_pipes_does_not_keep_the_run_open() -> None:
     code = """
-        import os, signal, time
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        daemon = os.fork()
         if not daemon:
-            os.setsid()
             for _ in range(30_000):
                 try:
                     os.write(1, b"x" * 1000)
@@ -123,9 +132,8 @@ def test_a_daemon_that_floods_the_pipes_does_not_keep_the_run_open() -> None:
                     pass
                 time.sleep(0.001)
             os._exit(0)
-        result = daemon
     """
-    done = run(code, limits=replace(LIMITS, output_bytes=1 << 30))
+    done = run(DAEMON + code, limits=replace(LIMITS, output_bytes=1 << 30))
     ended_before(done.result)
 
 
