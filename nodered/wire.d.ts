@@ -243,7 +243,7 @@ export interface KeptOutput {
 /**
  * A run of the history, or one that goes on.
  *
- * The history does not know such a run yet: it has the first fields alone, with the caller's name.
+ * The history does not know such a run yet: it has the first fields alone. `caller` is a user id.
  *
  * `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program
  * has none. Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy
@@ -251,14 +251,14 @@ export interface KeptOutput {
  */
 export interface RecordedRun {
   run_id: string;
-  caller: number | string;
+  caller: number;
+  caller_name: string;
   node_id: string;
   policy: string;
-  requirements: string | Array<string>;
+  requirements: string;
   received: number;
   state: string;
   outcome: string | null;
-  caller_name?: string;
   policy_hash?: string;
   image?: string;
   environment?: string;

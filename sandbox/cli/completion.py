@@ -6,9 +6,9 @@ While somebody types, nothing may be said, and nothing may take long: what can't
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -45,7 +45,8 @@ def source(shell: str, cli: click.Command) -> str:
 
 def answer(cli: click.Command) -> int:
     """Answer a shell that asks for completions of `cli`, and return the exit status; say nothing of what fails."""
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+    # No file: a command that root hands over goes on in a process in which every other descriptor is closed.
+    with contextlib.redirect_stderr(io.StringIO()):
         try:
             cli(prog_name="sandbox", complete_var=VARIABLE, obj={})
         except SystemExit as end:

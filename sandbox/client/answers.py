@@ -206,10 +206,11 @@ class _RecordedRun(TypedDict):
     """What every `RecordedRun` has."""
 
     run_id: str
-    caller: int | str
+    caller: int
+    caller_name: str
     node_id: str
     policy: str
-    requirements: str | list[str]
+    requirements: str
     received: float
     state: str
     outcome: str | None
@@ -218,14 +219,13 @@ class _RecordedRun(TypedDict):
 class RecordedRun(_RecordedRun, total=False):
     """A run of the history, or one that goes on.
 
-    The history does not know such a run yet: it has the first fields alone, with the caller's name.
+    The history does not know such a run yet: it has the first fields alone. `caller` is a user id.
 
     `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program
     has none. Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy
     has them kept.
     """
 
-    caller_name: str
     policy_hash: str
     image: str
     environment: str

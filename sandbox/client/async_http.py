@@ -133,6 +133,8 @@ class AsyncConnection:
                 line.append(rest)
         except GONE as error:
             raise self._gone(error) from None
+        if any(line):  # cut off in the middle
+            raise self._gone(EOFError())
 
     @property
     def headers(self) -> dict[str, str]:

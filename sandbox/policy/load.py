@@ -182,15 +182,16 @@ def _after(layer: _Layer, directories: Sequence[Path]) -> Sequence[Path]:
 
 def _layer(path: Path) -> _Layer:
     file, warnings = with_present_names(read_toml(path, what="policy"))
+    hint = "; ".join([HINT, *warnings])  # a mistake below an old name is told with the present one
     data = dict(file.data)
     opened = data.pop("open", {})
-    document = Checker(model=PolicyDocument, place=file.place, hint=HINT).read(data)
+    document = Checker(model=PolicyDocument, place=file.place, hint=hint).read(data)
     values = {
         f"{section}.{name}": getattr(getattr(document, section), name)
         for section in document.model_fields_set & set(Sections.model_fields)
         for name in getattr(document, section).model_fields_set
     }
-    opened = _bounds(opened, file)
+    opened = _bounds(opened, file, hint)
     return _Layer(name=path.stem, file=file, document=document, values=values, open=opened, warnings=warnings)
 
 
@@ -251,13 +252,13 @@ def _check_own_bound(layer: _Layer, key: str, value: Any, bound: Any) -> None:
         )
 
 
-def _bounds(opened: Any, file: TomlFile) -> dict[str, Any]:
+def _bounds(opened: Any, file: TomlFile, hint: str) -> dict[str, Any]:
     """Check [open], written with dotted or quoted keys, and return its bounds by dotted key."""
     if not isinstance(opened, dict):
         raise InvalidRequest(
             f"{file.at('open')}: open must be a section ([open])", hint='write "[open]" on its own line'
         )
-    checker = Checker(model=Sections, place=file.place, hint=HINT, below=("open",), alternative="true or ")
+    checker = Checker(model=Sections, place=file.place, hint=hint, below=("open",), alternative="true or ")
     bounds: dict[str, Any] = {}
     for key, bound in _flattened(opened):
         if key not in KEYS:

@@ -209,7 +209,7 @@ class Policy(Sections):
     def _check_lower(self, key: str, value: float) -> None:
         allowed = self.values()[key]
         unit = unit_of(key)
-        if value > allowed:
+        if not value <= allowed:  # which a number that is none isn't, either
             raise PolicyDenied(
                 f"the request asks for {key} = {value:g} {unit}; policy {self.name!r} allows at most {allowed:g}"
                 f" {unit}",

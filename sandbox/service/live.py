@@ -55,10 +55,11 @@ class LiveRun:
         """Return what a client is told of it."""
         return RecordedRun(
             run_id=self.run_id,
-            caller=self.caller,
+            caller=self.caller_uid,
+            caller_name=self.caller,
             node_id=self.node_id,
             policy=self.policy,
-            requirements=self.requirements,
+            requirements=", ".join(self.requirements),
             received=self.received,
             state=self.step,
             outcome=None,

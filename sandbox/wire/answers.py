@@ -56,7 +56,7 @@ class KeptOutput(Given, frozen=True, kw_only=True):
 class RecordedRun(Given, frozen=True, kw_only=True):
     """A run of the history, or one that goes on.
 
-    The history does not know such a run yet: it has the first fields alone, with the caller's name.
+    The history does not know such a run yet: it has the first fields alone. `caller` is a user id.
 
     `state` is `ended`, or what goes on; `outcome` is that of the program, or the code of the error where the program
     has none. Numbers, times and "" stand for what isn't known (yet). `payload` and `output` are there where the policy
@@ -64,14 +64,14 @@ class RecordedRun(Given, frozen=True, kw_only=True):
     """
 
     run_id: str
-    caller: int | str
+    caller: int
+    caller_name: str
     node_id: str
     policy: str
-    requirements: str | tuple[str, ...]
+    requirements: str
     received: float
     state: str
     outcome: str | None
-    caller_name: str | UnsetType = UNSET
     policy_hash: str | UnsetType = UNSET
     image: str | UnsetType = UNSET
     environment: str | UnsetType = UNSET

@@ -279,7 +279,7 @@ result = "all"
 
 def test_a_run_has_all_its_processes_while_those_of_the_run_before_are_ended(flow: Flow) -> None:
     allowed = flow.bench.policy(flow.policy).limits.processes - 4
-    for _ in range(5):
+    for _ in range(5 if SLOWER == 1 else 2):
         ended = flow.run(FULL, payload={"processes": allowed, "too much": True})
         assert ended.outcome is Outcome.OUT_OF_MEMORY
         assert flow.value(FULL, payload={"processes": allowed, "too much": False}) == "all"

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -362,9 +362,13 @@ def test_a_client_that_goes_away_takes_its_run_along(service: Service, client: C
     body = json.dumps({"code": "import time\ntime.sleep(60)", "node_id": "leaves"}).encode()
     connection.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     until(lambda: [row["state"] for row in client.runs(node="leaves")], ["running"])
+    before: Mapping[str, Any] = client.runs(node="leaves")[0]
     connection.close()
     until(lambda: [row["state"] for row in client.runs(node="leaves")], ["ended"])
-    assert client.runs(node="leaves")[0]["outcome"] == "cancelled"
+    after: Mapping[str, Any] = client.runs(node="leaves")[0]
+    assert after["outcome"] == "cancelled"
+    told = ("run_id", "caller", "caller_name", "node_id", "policy", "requirements", "received")
+    assert {name: before[name] for name in told} == {name: after[name] for name in told}, "one run, one description"
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])

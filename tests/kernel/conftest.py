@@ -1,7 +1,8 @@
 """The kernel tier: what cgroup v2 holds, on a host that delegates it. `scripts/vm-test` boots one; any other will do.
 
 Each test says which cap it would miss: `@pytest.mark.holds("memory")`. With `--break memory` that cap is left out while
-the product still claims it, and exactly these tests must fail (`test_breaking.py`).
+the product still claims it, and exactly these tests must fail (`test_breaking.py`). With several `--break` each test runs
+once for each of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ REQUIRED = os.environ.get("SANDBOX_REQUIRE_DELEGATION", "") not in ("", "0")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--break", dest="broken", choices=sorted(CAPS), help="leave one cap out, and claim it all the same"
+        "--break",
+        dest="broken",
+        action="append",
+        default=[],
+        choices=sorted(CAPS),
+        help="leave one cap out, and claim it all the same",
     )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if caps := metafunc.config.getoption("broken", default=[]):
+        metafunc.parametrize("broken", caps, indirect=True, scope="session")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,18 +59,19 @@ def newcomer() -> pwd.struct_passwd:
 
 
 @pytest.fixture(autouse=True)
-def holds(request: pytest.FixtureRequest, record_property: platforms.Record) -> None:
-    """Write the caps that a test holds into the report."""
+def holds(request: pytest.FixtureRequest, record_property: platforms.Record, broken: str) -> None:
+    """Write the caps that a test holds into the report, and the one that is left out."""
+    record_property("broken", broken)
     for mark in request.node.iter_markers("holds"):
         for cap in mark.args:
             record_property("holds", cap)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def broken(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Break the cap that the command line names, for the whole session."""
-    cap = request.config.getoption("broken", default=None)
+def broken(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Break the cap that the command line names, and give its name; "" where it names none."""
+    cap: str = getattr(request, "param", "")
     with pytest.MonkeyPatch.context() as patch:
         if cap:
             break_cap(cap, patch)
-        yield
+        yield cap

@@ -42,6 +42,14 @@ def sandbox(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.parametrize("words", ["logs ", "stop ", "env show ", "policy show "])
+def test_completion_says_nothing_while_root_types(words: str) -> None:
+    line = f"sandbox {words}"
+    count = str(len(line.split()))
+    answer = sandbox(_SANDBOX_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=count)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "script.py"

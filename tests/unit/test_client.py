@@ -171,6 +171,31 @@ def test_a_socket_that_a_variable_names_is_not_mended_by_a_service_at_the_usual_
     assert "$SANDBOX_SOCKET names it" in caught.value.hint
 
 
+@pytest.mark.parametrize("ending", [b"", b"0\r\n\r\n"], ids=["broken off", "in order"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_line_that_is_cut_off_is_no_event_and_no_end(service: Served, asynchronous: bool, ending: bytes) -> None:
+    def cut(connection: socket.socket) -> None:
+        service.request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b'9\r\n{"n": 1}\n\r\n' + b'7\r\n{"n": 2\r\n' + ending)
+
+    service.answer(cut)
+    found: list[bytes] = []
+
+    async def all_lines() -> None:
+        async with AsyncClient(service.path) as client:
+            async for line in client.lines("/v1/runs", b"{}"):
+                found.append(line)
+
+    def all_lines_of_a_client() -> None:
+        with Client(service.path) as client:
+            found.extend(client.lines("/v1/runs", b"{}"))
+
+    with pytest.raises(EngineUnavailable, match="went away"):
+        asyncio.run(all_lines()) if asynchronous else all_lines_of_a_client()
+    assert found in ([], [b'{"n": 1}\n'])
+
+
 def test_events_come_one_by_one_and_the_last_has_the_whole_answer(service: Served) -> None:
     events = [{"event": "accepted", "run_id": "r"}, {"event": "stdout", "text": "x\n"}, {"event": "result", **ANSWER}]
     service.answer(service.streams(events))

@@ -54,6 +54,16 @@ def test_old_name_means_the_same_policy_and_tells_line_and_what_to_write(tmp_pat
     assert new.warnings == ()
 
 
+@pytest.mark.parametrize("text", ["[environment]\nalow = ['A']", "[open]\nenvironment.allow = 7"])
+def test_a_mistake_below_an_old_name_is_told_with_the_present_one_and_why(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"{tmp_path}/t\.toml:2: .*variables\.al") as caught:
+        load(tmp_path, text)
+    assert "environment is called variables now" in caught.value.hint
+    with pytest.raises(InvalidRequest) as caught:
+        load(tmp_path, text.replace("environment", "variables"))
+    assert "called variables now" not in caught.value.hint
+
+
 @pytest.mark.parametrize(("text", "line"), OPEN_STYLES)
 def test_old_name_opens_the_same_key(tmp_path: Path, text: str, line: int) -> None:
     old = load(tmp_path, text)

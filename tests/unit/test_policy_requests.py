@@ -44,9 +44,12 @@ def test_request_for_more_is_denied_with_key_asked_and_allowed(default: Policy, 
     assert caught.value.facts == {"key": f"limits.{limit}", "asked": allowed + 1, "allowed": allowed}
 
 
-def test_infinite_timeout_is_denied(default: Policy) -> None:
-    with pytest.raises(PolicyDenied, match=r"limits\.timeout_s = inf"):
-        default.tightened(Tightening(timeout_s=float("inf")))
+@pytest.mark.parametrize("text", ["inf", "nan"])
+@pytest.mark.parametrize("limit", ["timeout_s", "cpus"])
+def test_a_limit_that_is_no_finite_number_is_denied(default: Policy, limit: str, text: str) -> None:
+    asked: dict[str, Any] = {limit: float(text)}
+    with pytest.raises(PolicyDenied, match=rf"limits\.{limit} = {text}"):
+        default.tightened(Tightening(**asked))
 
 
 @pytest.mark.parametrize("asked", [{"memory_mib": 31}, {"processes": 1}, {"cpus": 0.01}, {"timeout_s": 0.01}])

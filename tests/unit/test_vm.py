@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ import pytest
 
 from tests.vm import disk, emulator, job, own, results, storage
 from tests.vm.__main__ import scratch_directory
+from tests.waiting import WAIT_S
 
 RESULTS = "printf results >RESULTS; "
 BOOTED = "echo machine: booted; "
@@ -29,7 +31,13 @@ def machine(tmp_path: Path) -> disk.Disk:
 
 
 def boot(
-    machine: disk.Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, *, budget_s: float = 20
+    machine: disk.Disk,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    *,
+    budget_s: float = 20,
+    hold: int | None = None,
 ) -> tuple[bytes, list[str]]:
     """Boot with a shell script in the place of QEMU."""
     program = tmp_path / "qemu"
@@ -38,7 +46,9 @@ def boot(
     kind = dataclasses.replace(emulator.ARCHITECTURES[platform.machine()], program=str(program))
     monkeypatch.setitem(emulator.ARCHITECTURES, platform.machine(), kind)
     said: list[str] = []
-    data = emulator.boot(machine, tmp_path / "job.tar", tmp_path, accelerator="tcg", budget_s=budget_s, say=said.append)
+    data = emulator.boot(
+        machine, tmp_path / "job.tar", tmp_path, accelerator="tcg", budget_s=budget_s, say=said.append, hold=hold
+    )
     return data, said
 
 
@@ -48,6 +58,50 @@ def test_what_the_machine_prints_is_passed_on_and_its_results_come_back(
     data, said = boot(machine, tmp_path, monkeypatch, BOOTED + "echo one; " + RESULTS + "echo two")
     assert data == b"results"
     assert said == ["machine: booted", "one", "two"]
+
+
+# Ready, it prints what it is told.
+LISTENING = f"""
+exec {sys.executable} - <<'END'
+import os, socket
+place = socket.socket(socket.AF_UNIX)
+place.bind("GO")
+place.listen()
+print("machine: ready", flush=True)
+print(place.accept()[0].recv(100).decode(), end="", flush=True)
+open("RESULTS", "w").write("results")
+END
+"""
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_machine_that_is_ready_begins_when_it_is_told(
+    held: bool, machine: disk.Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, writes = os.pipe()
+    ended: list[tuple[bytes, list[str]]] = []
+    script = BOOTED + LISTENING.replace("GO", str(tmp_path / "go"))
+    hold = reads if held else None
+    thread = threading.Thread(target=lambda: ended.append(boot(machine, tmp_path, monkeypatch, script, hold=hold)))
+    thread.start()
+    if held:
+        thread.join(1)
+        assert not ended, "it waits"
+        os.write(writes, b"\n")
+    thread.join(WAIT_S)
+    assert ended == [(b"results", ["machine: booted", "machine: ready", "go"])]
+    os.close(reads)
+    os.close(writes)
+
+
+def test_a_machine_that_ends_while_it_waits_is_told(
+    machine: disk.Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, writes = os.pipe()
+    with pytest.raises(emulator.MachineFailed, match="ended without results; it said last: machine: ready"):
+        boot(machine, tmp_path, monkeypatch, BOOTED + "echo machine: ready", hold=reads)
+    os.close(reads)
+    os.close(writes)
 
 
 @pytest.mark.parametrize(

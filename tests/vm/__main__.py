@@ -64,25 +64,49 @@ def scratch_directory(cache: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def the_disk(wheels: Path | None) -> disk.Disk:
+    """Return the machine's disk: built anew where there are `wheels` for it."""
+    cache = cache_directory()
+    if wheels is None:
+        built = disk.cached(cache)
+        if built is None:
+            raise emulator.MachineFailed("the disk is not built; run scripts/vm-test, which builds it")
+        return built
+    print("building the disk: Debian 13 with Podman, from the distribution's own packages (once, until its inputs change)")
+    with alone(cache):
+        return disk.build(cache, wheels, lambda sentence: print(f"    {sentence}", flush=True))
+
+
 def run(options: argparse.Namespace) -> int:
-    """Boot, test, bring the results home."""
-    built = disk.cached(cache_directory())
-    if built is None:
-        raise emulator.MachineFailed("the disk is not built; run scripts/vm-test, which builds it")
+    """Pack, boot, test, bring the results home."""
     ends = time.monotonic() + options.budget_s
+    built: disk.Disk | None = None
     with scratch_directory(cache_directory()) as scratch:
         second_disk = scratch / "job.tar"
         wanted = [options.accelerator] if options.accelerator else emulator.accelerators()
         for accelerator in wanted:
+            # First of all, as it uses the account's Podman, which other tests may want to have for themselves.
             job.pack(second_disk, options.wheel, scratch, options.arguments, accelerator)
+            built = built or the_disk(options.wheels)
             if options.shell:
                 print("the machine's console; `poweroff` ends it. The job is a tar file on /dev/vdb.")
                 return emulator.shell(built, second_disk, scratch, accelerator=accelerator)
             began = time.monotonic()
+            if began > ends:
+                raise emulator.MachineFailed(
+                    f"building the disk took all of the {options.budget_s:.0f} s; call it again: the disk is kept; or"
+                    " give it a larger --budget"
+                )
             print(f"booting the machine ({'KVM' if accelerator == 'kvm' else 'emulated: about a minute'})", flush=True)
             try:
                 data = emulator.boot(
-                    built, second_disk, scratch, accelerator=accelerator, budget_s=ends - time.monotonic(), say=say
+                    built,
+                    second_disk,
+                    scratch,
+                    accelerator=accelerator,
+                    budget_s=ends - time.monotonic(),
+                    say=say,
+                    hold=sys.stdin.fileno() if options.hold else None,
                 )
             except emulator.MachineFailed as failure:
                 if accelerator == wanted[-1] or time.monotonic() - began > emulator.KVM_BOOT_S + 5:
@@ -114,13 +138,13 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("requirements", help="print what the machine's Python needs")
     commands.add_parser("cached", help="exit status 0 when the disk is built")
-    build = commands.add_parser("build", help="build the disk")
-    build.add_argument("--wheels", type=Path, required=True)
     boot = commands.add_parser("run", help="boot the machine and run tests in it")
     boot.add_argument("--wheel", type=Path, required=True)
+    boot.add_argument("--wheels", type=Path, help="build the disk, with these")
     boot.add_argument("--results", type=Path, required=True)
     boot.add_argument("--budget-s", type=float, default=1200.0)
     boot.add_argument("--accelerator", choices=sorted(job.SLOWER))
+    boot.add_argument("--hold", action="store_true", help="get ready, and begin the tests when a line comes")
     boot.add_argument("--shell", action="store_true")
     boot.add_argument("arguments", nargs="*")
     options = parser.parse_args()
@@ -134,10 +158,6 @@ def main() -> int:
             return 0 if disk.cached(cache_directory()) else 1
         if missing := emulator.missing_program():
             raise emulator.MachineFailed(f"{missing} is not installed; run scripts/setup --vm")
-        if options.command == "build":
-            with alone(cache_directory()):
-                disk.build(cache_directory(), options.wheels, lambda sentence: print(f"    {sentence}", flush=True))
-            return 0
         return run(options)
     except SandboxError as error:
         print(f"error: {error.message}\nfix:   {error.hint}", file=sys.stderr)

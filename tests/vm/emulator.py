@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import platform
 import re
+import select
 import selectors
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +22,11 @@ from pathlib import Path
 from tests.vm.disk import Disk
 
 BOOTED = "machine: booted"
+READY = "machine: ready"  # the tests begin when it is told to go on
 IMAGES = "images.img"  # the third disk, beside the job, where there is one
 # A host whose KVM can boot a stock kernel does so in seconds; one whose KVM can't often says nothing at all.
 KVM_BOOT_S = 60.0
+HOLD_POLL_S = 0.2
 EMULATED_BOOT_S = 400.0
 MEMORY_MIB = 4096
 # Indirect branches are what emulation is slow at, and the mitigations are made of them. The machine is thrown away.
@@ -64,7 +68,10 @@ def accelerators() -> list[str]:
 
 
 def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator: str, shell: bool) -> list[str]:
-    """Return QEMU's command line. `job` is a tar file, read as a disk; `results` gets a tar file."""
+    """Return QEMU's command line. `job` is a tar file, read as a disk; `results` gets a tar file.
+
+    Beside `console` lies the socket that tells the machine to go on.
+    """
     kind = ARCHITECTURES[platform.machine()]
     images = job.with_name(IMAGES)
     ports = ["-chardev", f"file,id=results,path={results}", "-device", "virtserialport,chardev=results,name=results"]
@@ -73,6 +80,8 @@ def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator:
     else:
         serial = ["-serial", f"file:{console}", "-chardev", "file,id=progress,path=/dev/stdout"]
         ports += ["-device", "virtserialport,chardev=progress,name=progress"]
+        ports += ["-chardev", f"socket,id=go,path={go_socket(console)},server=on,wait=off"]
+        ports += ["-device", "virtserialport,chardev=go,name=go"]
     return [
         # QEMU must not outlive us, however we end.
         "setpriv",
@@ -118,6 +127,21 @@ def command(disk: Disk, job: Path, results: Path, console: Path, *, accelerator:
     ]
 
 
+def go_socket(console: Path) -> Path:
+    """Return where QEMU listens for the word to go on."""
+    return console.with_name("go")
+
+
+def go_on(process: subprocess.Popen[bytes], at: Path, hold: int | None) -> None:
+    """Tell the machine to begin its tests, once something can be read from `hold`; at once without it."""
+    while hold is not None and not select.select([hold], [], [], HOLD_POLL_S)[0]:
+        if process.poll() is not None:
+            return
+    with socket.socket(socket.AF_UNIX) as told:
+        told.connect(str(at))
+        told.sendall(b"go\n")
+
+
 def lines(process: subprocess.Popen[bytes], deadline: Callable[[], float]) -> Iterator[str]:
     """Yield the lines that a process prints until it ends. Raises `TimeoutError` past the (moving) deadline."""
     assert process.stdout is not None
@@ -149,9 +173,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def boot(
-    disk: Disk, job: Path, scratch: Path, *, accelerator: str, budget_s: float, say: Callable[[str], None]
+    disk: Disk,
+    job: Path,
+    scratch: Path,
+    *,
+    accelerator: str,
+    budget_s: float,
+    say: Callable[[str], None],
+    hold: int | None = None,
 ) -> bytes:
-    """Run the machine to its own end; return its results. Raises `MachineFailed` when it does not get there."""
+    """Run the machine to its own end; return its results. Raises `MachineFailed` when it does not get there.
+
+    It begins its tests when something can be read from the descriptor `hold`, and its budget counts anew from then on.
+    """
     results, console = scratch / "results.tar", scratch / "console.txt"
     results.unlink(missing_ok=True)
     began = time.monotonic()
@@ -175,6 +209,9 @@ def boot(
             last = line or last
             booted = booted or line.startswith(BOOTED)
             say(line)
+            if line.startswith(READY):
+                go_on(process, go_socket(console), hold)
+                began = time.monotonic()
         process.wait(timeout=30)
     except (TimeoutError, subprocess.TimeoutExpired):
         what = f"was not done after {budget_s:.0f} s" if booted else "did not boot in time"
