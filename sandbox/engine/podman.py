@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from sandbox.engine.failed_request import never_sent, timed_out
+from sandbox.engine.hidden_layers import complains_of_one, take_away_hidden_layers
 from sandbox.engine.program import last_line, missing_podman, scrubbed_environment
 from sandbox.engine.protocol import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.engine.registry_advice import registry_advice
@@ -84,6 +86,7 @@ class PodmanEngine:
                 from podman.api.client import APIClient
 
                 self._service.wait_ready()
+                take_away_hidden_layers(self._info.graph_root)
                 self._api = APIClient(base_url=f"unix://{self._service.socket}", timeout=REQUEST_TIMEOUT_S)
             return self._api
 
@@ -111,13 +114,18 @@ class PodmanEngine:
         """Send one request; return the response whatever its status. Raises `EngineUnavailable` only.
 
         When the service died or hangs, the request goes to a new one, once; but not one that may have been carried out
-        in part.
+        in part. One that failed because of a hidden layer is repeated without it: Podman had not begun with it.
         """
         import requests
         from podman.errors import PodmanError
 
         api = self._ready_api()
         try:
+            response = getattr(api, method)(path, timeout=timeout_s, **options)
+            if response.status_code < 500 or hasattr(options.get("data"), "read"):
+                return response
+            if not (complains_of_one(response.text) and take_away_hidden_layers(self._info.graph_root)):
+                return response
             return getattr(api, method)(path, timeout=timeout_s, **options)
         except (requests.RequestException, PodmanError, OSError) as error:
             reason: Exception = error
@@ -353,24 +361,6 @@ class PodmanEngine:
         with self._lock:
             self._closed = True
             self._stop()
-
-
-def timed_out(error: BaseException | None) -> bool:
-    """Tell whether a request failed because no answer came in time."""
-    while error is not None:
-        if isinstance(error, TimeoutError):  # what everything else was made of
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def never_sent(error: BaseException | None) -> bool:
-    """Tell whether a request failed because nobody listened, so that nothing can have come of it."""
-    while error is not None:
-        if isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def reason_of(response: Any) -> str:

@@ -72,7 +72,9 @@ def the_disk(wheels: Path | None) -> disk.Disk:
         if built is None:
             raise emulator.MachineFailed("the disk is not built; run scripts/vm-test, which builds it")
         return built
-    print("building the disk: Debian 13 with Podman, from the distribution's own packages (once, until its inputs change)")
+    print(
+        "building the disk: Debian 13 with Podman, from the distribution's own packages (once, until its inputs change)"
+    )
     with alone(cache):
         return disk.build(cache, wheels, lambda sentence: print(f"    {sentence}", flush=True))
 
