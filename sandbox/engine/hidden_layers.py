@@ -1,8 +1,8 @@
 """Layers whose mount lies hidden under a later one: Podman can't remove them, and each call fails after 10 s.
 
-Podman mounts the directory of its layers onto itself while it runs, and the layers below that. Killed at the wrong
-moment, it leaves a layer's mount from before: the next Podman covers it (seen with Podman 4.3: `found incomplete layer`,
-then `unlinkat …/merged: device or resource busy`). `podman system migrate` would help, and end every container; this
+While it runs, Podman has the directory of its layers mounted onto itself, and its layers below that. Killed at the wrong
+moment, it leaves a layer's mount from before, and the next Podman covers that (seen with Podman 4.3: `Found incomplete
+layer`, then `unlinkat …/merged: device or resource busy`). `podman system migrate` helps, and ends every container; this
 uncovers the mount for a moment, and takes it away.
 """
 
