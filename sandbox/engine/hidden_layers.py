@@ -1,9 +1,9 @@
 """Layers whose mount lies hidden under a later one: Podman can't remove them, and each call fails after 10 s.
 
-While it runs, Podman has the directory of its layers mounted onto itself, and its layers below that. Killed at the wrong
-moment, it leaves a layer's mount from before, and the next Podman covers that (seen with Podman 4.3: `Found incomplete
-layer`, then `unlinkat …/merged: device or resource busy`). `podman system migrate` helps, and ends every container; this
-uncovers the mount for a moment, and takes it away.
+While it runs, Podman has the directory of its layers mounted onto itself, and its layers below that. Killed at the
+wrong moment, it leaves a layer's mount from before, and the next Podman covers that (seen with Podman 4.3: `Found
+incomplete layer`, then `unlinkat …/merged: device or resource busy`). `podman system migrate` helps, and ends every
+container; this uncovers the mount for a moment, and takes it away.
 """
 
 from __future__ import annotations
