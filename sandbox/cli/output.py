@@ -121,8 +121,8 @@ class Output:
                 document = escaped_json(document.decode()).encode()
             self._out.write_as_is(document + b"\n")
             return
-        self._out.end_line()
-        self._err.end_line()
+        self._out.end()
+        self._err.end()
         if (result_json := answer.result_json) is not None:
             self._out.write(readable(result_json) + b"\n")
         self._explain(answer)

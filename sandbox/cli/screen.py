@@ -57,6 +57,13 @@ class Screen:
         self._stream.write(data)
         self._stream.flush()
 
+    def end(self) -> None:
+        """Write what the program began and did not end: a part of a character. Then begin a new line."""
+        if rest := self._decoder.decode(b"", final=True):
+            self._at_line_start = False
+            self.write_as_is(rest.encode())
+        self.end_line()
+
     def end_line(self) -> None:
         """Begin a new line unless one has begun."""
         if not self._at_line_start:

@@ -120,7 +120,7 @@ def _run_child(
             inbox.close()
             started = time.monotonic()
             job["preloaded"] = preloaded
-            take_on(job)
+            warnings = take_on(job)
         except HarnessError:  # cancelled, or the supervisor is gone
             os._exit(status)
         except BaseException as error:
@@ -128,7 +128,7 @@ def _run_child(
             cause = cause_of(error) or "channel"
             channel.send(b"X", setup_error(f"the sandbox could not prepare the program: {message}", cause=cause))
             os._exit(status)
-        Program(job, parts, channel, app_dir).run(started)
+        Program(job, parts, channel, app_dir, warnings).run(started)
     finally:
         os._exit(status)
 

@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 
 
 NOWHERE = "/dev/null/script"  # below what is no directory, so that no file can have this name
-BODY = "<module>"  # not an identifier, so no name of the user's can collide
 CO_COROUTINE = 0x80
+
+
+class Returned:
+    """Where the code of a program leaves what its top-level `return` gives: `(X,)`, or `()` for one without a value."""
+
+    value: tuple[Any, ...] | None = None
 
 
 def compile_program(source: str, filename: str) -> CodeType:
@@ -41,13 +46,16 @@ def compile_program(source: str, filename: str) -> CodeType:
         raise kind(problem, (filename, *place))
     # as importlib does with a cached module that was moved
     _imp._fix_co_filename(code, filename)  # type: ignore[attr-defined]
-    for warning in given:
+    # a program with a top-level `return` is compiled twice
+    told = {(str(warning.message), warning.category, warning.lineno): warning for warning in given}
+    for warning in told.values():
         warnings.warn_explicit(warning.message, warning.category, filename, warning.lineno)
     return code
 
 
 def _compiled(source: str) -> CodeType:
     """Compile a program under a name that no file has. Raises SyntaxError, and what the compiler can't cope with."""
+    import warnings
     from _ast import PyCF_ALLOW_TOP_LEVEL_AWAIT as top_level_await
 
     if "\0" in source:  # Python before 3.12 raises ValueError, later ones don't say where
@@ -56,10 +64,16 @@ def _compiled(source: str) -> CodeType:
     try:
         code: CodeType = compile(source, NOWHERE, "exec", top_level_await, dont_inherit=True)
     except SyntaxError:
-        tree = _with_return(source)
+        returned = Returned()
+        mark = f"return {id(returned)}"
+        tree = _with_return(source, mark)
         if tree is None:
             raise
-        code = compile(tree, NOWHERE, "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            # Python 3.14 has warned of the program's own statements there, and must not of ours
+            warnings.filterwarnings("ignore", ".* in a 'finally' block")
+            code = compile(tree, NOWHERE, "exec", top_level_await, dont_inherit=True)
+        code = code.replace(co_consts=tuple(returned if value == mark else value for value in code.co_consts))
     return code
 
 
@@ -81,31 +95,114 @@ def source_lines(source: str) -> list[str]:
     return [line + "\n" for line in lines]
 
 
-def _with_return(source: str) -> ast.Module | None:
-    """Return the program with its body in a function, or None when it has no top-level `return`."""
+def _with_return(source: str, mark: str) -> ast.Module | None:
+    """Return the program without its top-level `return`s, or None when it has none.
+
+    It stays the code of a module. Around it is a loop that runs once, and each `return` puts its value into an
+    attribute of the constant `mark`, which the compiled code has replaced, and breaks out of every loop that it is in.
+    So `finally`, `with` and `except` do what they do for a `return`, because that is what they do for a `break`.
+    """
     import ast
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first attempt has already given them
         tree = ast.parse(source, NOWHERE)
-    scope = list(_scope(tree.body))
-    if not any(isinstance(node, ast.Return) for node in scope):
+    if not _returns(tree.body):
         return None
-    for node in scope:
-        if isinstance(node, (ast.Yield, ast.YieldFrom)):
-            # In the wrapping function it would silently turn the program into a generator.
-            raise SyntaxError("'yield' outside function", (NOWHERE, node.lineno, node.col_offset + 1, None))
     head, body = _split_head(tree.body)
-    names = sorted({name for node in scope for name in _bound_names(node)})
-    prefix = "async " if any(_awaits(node) for node in scope) else ""
-    wrapper = ast.parse(f"{prefix}def body(): pass").body[0]
-    assert isinstance(wrapper, (ast.FunctionDef, ast.AsyncFunctionDef))
-    wrapper.name = BODY
-    rewritten = [_rewriter().visit(statement) for statement in body]
-    wrapper.body = [*([ast.Global(names)] if names else []), *rewritten]
-    tree.body = [*head, wrapper]
-    return ast.fix_missing_locations(tree)
+    last = body[-1]
+    _break_instead(body, mark)
+    loop = _statements("while True: pass", body[0])[0]
+    assert isinstance(loop, ast.While)
+    loop.body = [*body, *_statements(f"{mark!r}.value = None\nbreak", last)]
+    tree.body = [*head, loop]
+    return tree
+
+
+def _returns(statements: list[ast.stmt]) -> bool:
+    import ast
+
+    return any(isinstance(node, ast.Return) for node in _scope(statements))
+
+
+def _statements(text: str, place: ast.AST) -> list[ast.stmt]:
+    """Return statements of ours, as if they stood at the place of one of the program."""
+    import ast
+
+    made = ast.parse(text)
+    for node in ast.walk(made):
+        ast.copy_location(node, place)
+    return made.body
+
+
+def _break_instead(program: list[ast.stmt], mark: str) -> None:
+    """Replace each `return` of these statements, which are to stand in a loop, by leaving that loop.
+
+    A loop of the program that is left by a `return` is told apart by an attribute of its own: set before our `break`,
+    unset before one of the program's and when the loop ends by itself. After the loop, it says whether to leave on.
+    """
+    import ast
+
+    loops = 0
+    pending: list[tuple[list[ast.stmt], str | None]] = [(program, None)]  # and the loop that they are in
+    while pending:
+        statements, inside = pending.pop()
+        leave = f"{mark!r}.{inside} = True\nbreak" if inside else "break"
+        replaced: list[ast.stmt] = []
+        for statement in statements:
+            after: list[ast.stmt] = []
+            if isinstance(statement, ast.Return):
+                replaced += _kept(statement, mark) + _statements(leave, statement)
+                continue
+            if isinstance(statement, (ast.Break, ast.Continue)):
+                _check_inside(statement, inside)
+                if inside and isinstance(statement, ast.Break):
+                    replaced += _statements(f"{mark!r}.{inside} = False", statement)
+            elif isinstance(statement, (ast.For, ast.AsyncFor, ast.While)):
+                name = ""
+                if _returns(statement.body):
+                    loops += 1
+                    name = f"loop{loops}"
+                    statement.orelse[:0] = _statements(f"{mark!r}.{name} = False", statement)
+                    after = _statements(f"if {mark!r}.{name}: pass", statement)
+                    after[0].body = _statements(leave, statement)  # type: ignore[attr-defined]
+                pending += [(statement.body, name), (statement.orelse, inside)]
+            else:
+                pending += [(block, inside) for block in _blocks(statement)]
+            replaced += [statement, *after]
+        statements[:] = replaced
+
+
+def _kept(statement: ast.Return, mark: str) -> list[ast.stmt]:
+    """Return the assignment that keeps the value of a `return`."""
+    import ast
+
+    kept = _statements(f"{mark!r}.value = ()", statement)
+    if statement.value is not None:
+        kept[0].value.elts.append(statement.value)  # type: ignore[attr-defined]
+    assert isinstance(kept[0], ast.Assign)
+    return kept
+
+
+def _check_inside(statement: ast.stmt, inside: str | None) -> None:
+    """Raise the SyntaxError that a statement would be without our loop around the program."""
+    import ast
+
+    if inside is None:
+        problem = "'break' outside loop" if isinstance(statement, ast.Break) else "'continue' not properly in loop"
+        raise SyntaxError(problem, (NOWHERE, statement.lineno, statement.col_offset + 1, None))
+
+
+def _blocks(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """Yield the lists of statements that belong to the same scope and the same loop as this statement."""
+    import ast
+
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return
+    for part in (statement, *getattr(statement, "handlers", ()), *getattr(statement, "cases", ())):
+        for field in ("body", "orelse", "finalbody"):
+            yield getattr(part, field, [])
 
 
 def _scope(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
@@ -126,30 +223,6 @@ def _scope(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
             stack += ast.iter_child_nodes(node)
 
 
-def _bound_names(node: ast.AST) -> Iterator[str]:
-    """Yield the names that `node` binds or deletes in its scope."""
-    import ast
-
-    kind = type(node).__name__
-    name: str | None = None
-    if isinstance(node, ast.Name):
-        name = None if isinstance(node.ctx, ast.Load) else node.id
-    elif isinstance(node, ast.alias):
-        name = node.asname or node.name.split(".")[0]
-    elif kind in ("FunctionDef", "AsyncFunctionDef", "ClassDef", "ExceptHandler", "MatchAs", "MatchStar"):
-        name = getattr(node, "name", None)
-    elif kind == "MatchMapping":
-        name = getattr(node, "rest", None)
-    if name is not None and name != "*":
-        yield name
-
-
-def _awaits(node: ast.AST) -> bool:
-    import ast
-
-    return isinstance(node, (ast.Await, ast.AsyncFor, ast.AsyncWith)) or bool(getattr(node, "is_async", 0))
-
-
 def _split_head(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
     """Split off what must stay at the top of a module: the docstring and `from __future__` imports."""
     import ast
@@ -165,59 +238,14 @@ def _split_head(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
     return body[:end], body[end:]
 
 
-def _rewriter() -> ast.NodeTransformer:
-    """Return the transformer that makes top-level statements mean the same inside a function."""
-    import ast
-
-    class Rewriter(ast.NodeTransformer):
-        def nested(self, node: ast.AST) -> ast.AST:
-            return node
-
-        visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = nested  # noqa: N815
-
-        def visit_Return(self, node: ast.Return) -> ast.AST:
-            # `return X` gives (X,), so that a bare `return` (None) is told apart from `return None`.
-            if node.value is not None:
-                boxed = ast.Tuple([node.value], ast.Load())
-                node.value = ast.copy_location(boxed, node.value)
-            return node
-
-        def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-            if not isinstance(node.target, ast.Name):
-                return node
-            # An annotated name can't be declared global.
-            plain = ast.Assign([node.target], node.value, lineno=node.lineno) if node.value else ast.Pass()
-            return ast.copy_location(plain, node)
-
-        def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-            if node.names[0].name != "*":
-                return node
-            # `import *` is allowed at module level only: execute it there.
-            statement = f"from {'.' * node.level}{node.module or ''} import *"
-            call = ast.parse(f"__import__('builtins').exec({statement!r}, globals())").body[0]
-            for child in ast.walk(call):
-                if hasattr(child, "lineno"):
-                    ast.copy_location(child, node)
-            return call
-
-    return Rewriter()
-
-
 def execute(code: CodeType, namespace: dict[str, Any]) -> None:
     """Run what `compile_program` gave; a top-level `return X` sets `result` in `namespace`."""
     if code.co_flags & CO_COROUTINE:
         import asyncio
 
         asyncio.run(eval(code, namespace))  # noqa: S307 - a code object with a top-level await
-        return
-    exec(code, namespace)
-    function = namespace.pop(BODY, None)
-    if function is None:
-        return
-    value = function()
-    if function.__code__.co_flags & CO_COROUTINE:
-        import asyncio
-
-        value = asyncio.run(value)
-    if value is not None:
-        namespace["result"] = value[0]
+    else:
+        exec(code, namespace)
+    for constant in code.co_consts:
+        if type(constant) is Returned and constant.value:
+            namespace["result"] = constant.value[0]

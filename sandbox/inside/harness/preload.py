@@ -9,7 +9,8 @@ import time
 
 from sandbox.inside.harness.directory import forget_harness
 from sandbox.inside.harness.limits import EXIT_BROKEN
-from sandbox.inside.harness.process import LIBRARIES, add_libraries, hide, open_streams
+from sandbox.inside.harness.process import LIBRARIES, add_libraries, hide
+from sandbox.inside.harness.streams import open_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

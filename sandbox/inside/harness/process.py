@@ -1,9 +1,12 @@
-"""What a process of the harness does to itself: limits, streams, libraries, its end."""
+"""What a process of the harness does to itself: limits, libraries, local time, its end."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+
+from sandbox.inside.harness.streams import flush_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
 
 
 LIBRARIES = "/opt/environment"
+ZONES = "/usr/share/zoneinfo"
 PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 
 
@@ -46,11 +50,7 @@ def leave(status: int) -> NoReturn:
         atexit._run_exitfuncs()
     except BaseException:  # noqa: S110 - Python prints it and goes on, too
         pass
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BaseException:  # noqa: S112 - closed or replaced by the program
-            continue
+    flush_all()
     os._exit(status)
 
 
@@ -71,14 +71,6 @@ def set_limits(limits: dict[str, int]) -> None:
         # One second apart: at the soft limit SIGXCPU says why, the hard one is a plain SIGKILL.
         resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def open_streams() -> None:
-    """Give the program text streams that flush each line and never fail on bad text."""
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc] # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, **options)  # type: ignore[misc] # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, **options)  # type: ignore[misc] # noqa: SIM115
 
 
 def report_by_traceback() -> None:
@@ -125,6 +117,38 @@ def add_libraries(directory: str) -> None:
     os.environ["PYTHONPATH"] = directory  # for the Python programs that it starts
     if not os.environ["PATH"].startswith(f"{directory}/bin:"):
         os.environ["PATH"] = f"{directory}/bin:{os.environ['PATH']}"
+
+
+def set_local_time() -> str | None:
+    """Make local time that of the variable TZ, which the libc reads once; return a warning if it knows no such zone.
+
+    Like every libc, it then takes UTC without a word.
+    """
+    name = os.environ.get("TZ")
+    if name is None:
+        return None
+    time.tzset()
+    zone = name[1:] if name.startswith(":") else name
+    if not zone or _spelt_out(zone) or _is_zone(os.path.join(ZONES, zone)):
+        return None
+    if os.path.isdir(ZONES):
+        return "the variable TZ names no time zone that exists here, such as Europe/Paris: local time is UTC"
+    return f"the image has no time zones ({ZONES}, from the package tzdata) for the variable TZ: local time is UTC"
+
+
+def _is_zone(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"TZif"
+    except (OSError, ValueError):
+        return False
+
+
+def _spelt_out(zone: str) -> bool:
+    """Tell whether a zone is described rather than named, as in `CET-1CEST`; tzset(3)."""
+    import re
+
+    return re.match(r"(<[+\-\w]{3,}>|[A-Za-z]{3,})[+-]?\d", zone) is not None
 
 
 def reseed() -> None:

@@ -18,15 +18,16 @@ from sandbox.inside.harness.process import (
     address_space,
     exit_status,
     leave,
-    open_streams,
     report_by_traceback,
     reseed,
     set_dumpable,
     set_limits,
+    set_local_time,
     wait_for_threads,
 )
 from sandbox.inside.harness.program_functions import Helpers
 from sandbox.inside.harness.sources import SourceLoader, show_own_lines, shown_name
+from sandbox.inside.harness.streams import hear_of_the_end, open_streams
 from sandbox.inside.harness.text import clean
 from sandbox.inside.harness.values import Converter, ResultTooLargeError, type_name
 
@@ -42,15 +43,23 @@ MAX_LOOKED_AT = 200  # files and directories that a program may have left
 SHOWN_LEFT = 5
 PASSING = (".pyc", ".tmp", ".lock", "-journal", "-wal", "-shm")
 RESERVE_BYTES = 8 << 20
+# For what has buffers of its own on these pipes: other Python programs, and what is written in Fortran.
+UNBUFFERED = {"PYTHONUNBUFFERED": "1", "GFORTRAN_UNBUFFERED_PRECONNECTED": "y"}
 
 
 class Program:
     """One run of the user's code in the child process."""
 
     def __init__(
-        self, job: dict[str, Any], parts: dict[str, bytes | bytearray], channel: Channel, app_dir: str
+        self,
+        job: dict[str, Any],
+        parts: dict[str, bytes | bytearray],
+        channel: Channel,
+        app_dir: str,
+        warnings: list[str] | None = None,
     ) -> None:
         self.job = job
+        self.warnings = warnings or []
         self.parts = parts
         self.channel = channel
         self.app_dir = app_dir
@@ -175,7 +184,7 @@ class Program:
     def _send_result(self, namespace: dict[str, Any]) -> int:
         """Convert and send the result; M comes last and makes it count."""
         max_bytes = self.job["limits"]["result_bytes"]
-        warnings: list[str] = []
+        warnings = list(self.warnings)
         try:
             for kind, name in ((b"V", "result"), (b"A", "additional_data")):
                 value = namespace.get(name)
@@ -245,6 +254,8 @@ def become_program(out: int, err: int, app_dir: str, *, preloaded: bool) -> None
     add_libraries(LIBRARIES)
     sys.path.insert(0, app_dir)
     forget_harness()
+    os.environ.update(UNBUFFERED)
+    hear_of_the_end()
     if not preloaded:
         # Preloaded modules hold on to the streams they have seen, and stay out of the collector's way: it would look at
         # every object of theirs, and so copy the pages that the two processes share.
@@ -252,15 +263,17 @@ def become_program(out: int, err: int, app_dir: str, *, preloaded: bool) -> None
         gc.unfreeze()
 
 
-def take_on(job: dict[str, Any]) -> None:
-    """Make the program's process what the job asks for."""
+def take_on(job: dict[str, Any]) -> list[str]:
+    """Make the program's process what the job asks for; return what is to be warned of."""
     os.environ.update(job["env"])
+    warning = set_local_time()
     set_limits(job["limits"])
     sys.argv[:] = [job["filename"]]  # in place: preloaded modules may hold on to the list
     add_libraries(LIBRARIES)  # once more: the job may have brought variables of its own
     report_by_traceback()
     if job["preloaded"]:
         reseed()
+    return [warning] if warning else []
 
 
 def rehearse(app_dir: str) -> None:

@@ -10,6 +10,7 @@ from _socket import AF_INET, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET, socket
 from sandbox.inside.harness.connection import HarnessError
 from sandbox.inside.harness.limits import CHUNK_BYTES, EXIT_BROKEN
 from sandbox.inside.harness.relay import Relay
+from sandbox.inside.harness.streams import LAST_WORDS
 from sandbox.inside.harness.text import name_problem
 
 TYPE_CHECKING = False
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 262_144
 DRAIN_S = 1.0
+LAST_WORDS_S = 0.1
 
 
 class Supervisor:
@@ -196,6 +198,16 @@ class Supervisor:
             if pid == self.pid:
                 self.status = status
 
+    def _hear_last_words(self) -> None:
+        """Let a program that did nothing wrong send what it holds back, for a moment."""
+        if self.ended != "cancelled":
+            return
+        os.kill(self.pid, LAST_WORDS)
+        deadline = time.monotonic() + LAST_WORDS_S
+        while self.status is None and time.monotonic() < deadline:
+            self._step(0.01)
+            self._reap()
+
     def kill(self) -> None:
         """Kill the program and, as process 1, everything else in the sandbox."""
         import _signal as signal  # type: ignore[import-not-found]
@@ -218,6 +230,7 @@ class Supervisor:
         killed = False
         while self.status is None:
             if self.ended and not killed:
+                self._hear_last_words()
                 self.kill()
                 killed = True
             self._step(1.0)
