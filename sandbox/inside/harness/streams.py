@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-AT_ONCE = 20_000  # so many writes in this time; a program that writes more has its lines sent, as on a terminal
+AT_ONCE = 10_000  # so many writes in this time; a program that writes more has its lines sent, as on a terminal
 AT_ONCE_S = 10.0
 LAST_WORDS = 64  # the last signal for real-time use; signal(7)
 IONBF = 2  # setvbuf(3)
@@ -44,13 +44,23 @@ def _send_at_once(stream: TextIOWrapper) -> None:
         left -= 1
         if left <= 0:
             now = time.monotonic()
-            if now - began < AT_ONCE_S and buffer.write is write_at_once:
-                del buffer.write
+            if now - began < AT_ONCE_S:
+                _send_lines(stream, buffer, write_at_once)
             left, began = AT_ONCE, now
         return count
 
     buffer.write = write_at_once
     stream.reconfigure(write_through=True)
+
+
+def _send_lines(stream: TextIOWrapper, buffer: Any, write_at_once: Any) -> None:
+    """Undo `_send_at_once`: from now on the stream sends each line, and keeps what is none."""
+    if buffer.write is write_at_once:  # and not something of the program's
+        del buffer.write
+    try:
+        stream.reconfigure(write_through=False)
+    except ValueError:  # detached or closed by the program
+        return
 
 
 def _unbuffer_c() -> None:
