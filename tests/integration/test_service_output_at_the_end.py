@@ -26,7 +26,7 @@ ENDS = {
 }
 SHOWS = "import datetime, time\nresult = [time.tzname[0], datetime.datetime.fromtimestamp(0).astimezone().isoformat()]"
 SHOWN = ["JST", "1970-01-01T09:00:00+09:00"]
-KINDS = {"warm": {}, "cell": {"policy": "cells", "node_id": "flow-9/python"}}
+KINDS: dict[str, dict[str, Any]] = {"warm": {}, "cell": {"policy": "cells", "node_id": "flow-9/python"}}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_command_has_the_local_time_of_its_variable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_run_of_the_service_has_the_local_time_of_its_own_variable(client: Client, kind: str) -> None:
-    fields: dict[str, Any] = KINDS[kind]
+    fields = KINDS[kind]
     seen = [client.run(SHOWS, env={"TZ": zone}, **fields).value[0] for zone in ("Asia/Tokyo", "Europe/Paris", "EST5")]
     assert seen == ["JST", "CET", "EST"]
     assert client.run(SHOWS, **fields).value[0] == "UTC"
