@@ -116,7 +116,7 @@ export interface ControlEvidence {
  *
  * `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is
  * empty when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if
- * anywhere.
+ * anywhere. `proxy` is the host's own proxy that it went through; with one and no `address`, the proxy chose that.
  */
 export interface EgressRecord {
   host: string;
@@ -124,6 +124,7 @@ export interface EgressRecord {
   allowed: boolean;
   reason: string;
   address: string;
+  proxy: string;
   bytes_up: number;
   bytes_down: number;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from sandbox.host.facts import HostFacts
 from sandbox.policy.load import load_policy, policy_names
 from sandbox.wire.answers import Capability
 
+ANSWER_S = 3.0
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -55,7 +57,7 @@ def examine(
             rows.append(Capability(name="OCI runtime", status="missing", detail=error.message, fix=error.hint))
     if found is not None:
         rows += [runtime_row(found), storage_row(found), *cap_rows(found), network_row(), identity_row(found)]
-        rows += [builder_row(), libraries_row()]
+        rows += [builder_row(), libraries_row(), proxy_row()]
         rows.append(image_row(present=base_image_present(found)))
     return Report(capabilities=tuple(rows), policies=policy_reasons(found, policy_dirs))
 
@@ -242,10 +244,10 @@ def builder_row() -> Capability:
 def libraries_row() -> Capability:
     """What installs libraries, and from where: pip's own configuration decides."""
     from sandbox.environment.installation import tools
-    from sandbox.index.pip_config import read_index
+    from sandbox.index.pip_config import read_sources
 
     try:
-        index = read_index(os.environ, places.home()).public()
+        index = read_sources(os.environ, places.home()).public()
     except SandboxError as error:
         return Capability(name="libraries", status="missing", detail=error.message, fix=error.hint)
     sources = ", ".join((*index.urls, *index.find_links)) or "no source at all"
@@ -257,6 +259,40 @@ def libraries_row() -> Capability:
         detail=f"uv is missing: the image's own pip, from {sources}",
         fix=f"{shlex.quote(sys.executable)} -m pip install uv",
     )
+
+
+def proxy_row() -> Capability:
+    """The HTTP proxy that this host goes through, and whether it answers; its login is not shown."""
+    from sandbox.index.pip_config import read_index
+    from sandbox.proxies import proxy_advice, read_proxies
+
+    try:
+        usual, of_pip = read_proxies(os.environ), read_index(os.environ, places.home()).proxies
+    except SandboxError as error:
+        return Capability(name="proxy", status="missing", detail=error.message, fix=error.hint)
+    uses = [
+        (usual.https, "images and programs that policies let out" if of_pip != usual else "everything"),
+        (usual.http if usual.http != usual.https else None, "addresses that begin with http:"),
+        (of_pip.https if of_pip != usual else None, "libraries"),
+    ]
+    shown = [f"{server.shown} ({server.source}) for {use}" for server, use in uses if server]
+    if not shown:
+        return Capability(name="proxy", status="ok", detail="none: this host connects directly")
+    detail = "; ".join(shown) + (f"; not for {', '.join(usual.bypass)}" if usual.bypass else "")
+    for server in dict.fromkeys(server for server, _ in uses if server):
+        if why := unreachable(server.host, server.port):
+            gap = f"the proxy {server.shown} can't be reached: {why}"
+            return Capability(name="proxy", status="missing", detail=f"{gap}; {detail}", fix=proxy_advice(gap))
+    return Capability(name="proxy", status="ok", detail=detail)
+
+
+def unreachable(host: str, port: int) -> str:
+    """Return why nobody answers there; an empty text where somebody does."""
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_S):
+            return ""
+    except OSError as error:
+        return error.strerror or f"no answer within {ANSWER_S:g} s"
 
 
 def image_row(*, present: bool) -> Capability:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -254,10 +255,13 @@ def egress_of(policy: Policy) -> Egress | None:
         return None
     from sandbox.egress.proxy import EgressCaps
     from sandbox.egress.rules import Allowlist, networks, parse_rule
+    from sandbox.egress.upstream import Upstream
     from sandbox.index.pip_config import host_certificates
+    from sandbox.proxies import read_proxies
 
     return Egress(
         allow=Allowlist(tuple(map(parse_rule, network.allow)), networks(network.allow_addresses)),
         caps=EgressCaps(transfer_bytes=network.transfer_mib << 20, connections=network.connections),
+        upstream=Upstream(proxies=read_proxies(os.environ), resolver=network.resolver),
         certificates=host_certificates(),
     )

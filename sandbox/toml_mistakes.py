@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sandbox.errors import InvalidRequest
 from sandbox.toml_file import shown
+
+# In an address, which a person may have written with a password.
+LOGIN = re.compile(r"//[^\s\"]*@")
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -98,7 +102,7 @@ class Checker(Generic[M]):
         for part in location:
             value = value[part]
         # A float as it is: 512.0 is no whole number, and shown as 512 it would be one.
-        written = str(value) if isinstance(value, float) else shown(value)
+        written = str(value) if isinstance(value, float) else LOGIN.sub("//...@", shown(value))
         what = str(problem) if details["type"] == "value_error" else f"must be {expected}"
         alone = isinstance(value, str) and "number of " in expected
         return self._at(

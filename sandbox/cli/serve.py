@@ -46,6 +46,7 @@ def serve(obj: dict[str, Any], *, config_path: str | None, restart: bool) -> int
     from sandbox.service.server import serve
 
     config = load_config(Path(config_path) if config_path is not None else None, os.environ).config
+    os.environ.update(config.proxy.variables())
     more_descriptors()
     allocator.give_back()
     sys.setswitchinterval(SWITCH_S)

@@ -32,6 +32,7 @@ from sandbox.policy.seccomp import SeccompProfile
 if TYPE_CHECKING:
     from sandbox.egress.proxy import EgressCaps, EgressProxy
     from sandbox.egress.rules import Allowlist
+    from sandbox.egress.upstream import Upstream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +47,14 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Egress:
-    """A way out of a sandbox: what is allowed, how much, and who is told of every byte.
+    """A way out of a sandbox: what is allowed, how much, which way on from here, and who is told of every byte.
 
     `certificates` is the host's bundle of certificate authorities, which the sandbox is shown.
     """
 
     allow: Allowlist
     caps: EgressCaps
+    upstream: Upstream
     certificates: Path | None = None
     on_bytes: Callable[[int], None] | None = None
 
@@ -242,5 +244,6 @@ async def way_out(egress: Egress | None, decided: spec.ContainerSpec) -> AsyncIt
         allow=egress.allow,
         caps=egress.caps,
         on_bytes=egress.on_bytes,
+        upstream=egress.upstream,
     ) as proxy:
         yield proxy

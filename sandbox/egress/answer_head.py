@@ -7,19 +7,24 @@ client that reads no such word tries the connection again and waits in vain.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 END = b"\r\n\r\n"
 MAX_HEAD_BYTES = 64 << 10
 _HOP = re.compile(rb"(?im)^(?:connection|keep-alive|proxy-connection):[^\r\n]*\r\n")
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)\d\d[ \r]")
-_ANSWER = re.compile(rb"HTTP/1\.[01] \d{3}[^\r\n]*\r\n")
+_ANSWER = re.compile(rb"HTTP/1\.[01] (\d{3})[^\r\n]*\r\n")
 
 
 class ClosingAnswer:
-    """Passes an answer on piece by piece, its head changed. What has no head of HTTP/1 passes as it came."""
+    """Passes an answer on piece by piece, its head changed. What has no head of HTTP/1 passes as it came.
 
-    def __init__(self) -> None:
+    `check` is told the status before the head is passed on, and may raise.
+    """
+
+    def __init__(self, check: Callable[[int], None] = lambda _status: None) -> None:
         self._held: bytearray | None = bytearray()
+        self._check = check
 
     def take(self, data: bytes | memoryview) -> bytes | memoryview:
         """Return what may be passed on of everything so far."""
@@ -33,6 +38,8 @@ class ClosingAnswer:
             if _INTERIM.match(head):
                 ready += head
                 continue
+            if status := _ANSWER.match(head):
+                self._check(int(status[1]))
             ready += closing(head) + self._held
             self._held = None
             return bytes(ready)

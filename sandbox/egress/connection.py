@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TypeVar
 
+from sandbox.egress.by_proxy import refused_by
 from sandbox.egress.client_hello import ClientHelloReader, HelloRefused
 from sandbox.egress.refusal import Refusal
 from sandbox.egress.request_body import body_of
 from sandbox.egress.request_head import END, HeadRefused, RequestHead, parse_head
 from sandbox.egress.rules import Allowlist, literal_address, shown
 from sandbox.egress.splice import Meter, Splice
-from sandbox.egress.upstream import Resolve, connect
+from sandbox.egress.upstream import Resolve, Server, Upstream, connect
 from sandbox.models import EgressRecord
 
 __all__ = ["STILL_OPEN", "EgressCaps", "EgressConnection", "Surroundings"]
@@ -60,6 +61,7 @@ class Surroundings:
     meter: Meter
     resolve: Resolve
     own: Collection[str]
+    upstream: Upstream
 
 
 class EgressConnection:
@@ -69,13 +71,12 @@ class EgressConnection:
         self._client = client
         self._around = around
         self._loop = asyncio.get_running_loop()
-        self._server: socket.socket | None = None
+        self._server: Server | None = None
         self._splice: Splice | None = None
         self._answer_begun = False
         self._host = ""
         self._port = 0
         self._allowed = False
-        self._address = ""
         self._reason = STILL_OPEN
 
     async def serve(self) -> None:
@@ -106,17 +107,18 @@ class EgressConnection:
         """Close both sockets."""
         self._client.close()
         if self._server is not None:
-            self._server.close()
+            self._server.socket.close()
 
     def record(self) -> EgressRecord:
         """Return what became of the connection."""
-        splice = self._splice
+        splice, server = self._splice, self._server
         complete = self._reason == STILL_OPEN and splice is not None and splice.received_all
         return EgressRecord(
             host=shown(self._host),
             port=self._port,
             allowed=self._allowed,
-            address=self._address,
+            address=server.address if server else "",
+            proxy=server.proxy.shown if server and server.proxy else "",
             reason="" if complete else self._reason,
             bytes_up=splice.bytes_up if splice else 0,
             bytes_down=splice.bytes_down if splice else 0,
@@ -136,19 +138,21 @@ class EgressConnection:
         self._host, self._port, self._allowed = decision.host, decision.port, decision.allowed
         if not decision.allowed:
             raise Refusal(HTTPStatus.FORBIDDEN, decision.reason)
-        self._server, self._address = await connect(
+        self._server = server = await connect(
             self._host,
             self._port,
+            tls=head.tunnel,
             allow=around.allow,
             own=around.own,
             resolve=around.resolve,
+            upstream=around.upstream,
             timeout_s=caps.connect_timeout_s,
         )
-        splice = Splice(self._client, self._server, around.meter, idle_timeout_s=caps.idle_timeout_s)
+        splice = Splice(self._client, server.socket, around.meter, idle_timeout_s=caps.idle_timeout_s)
         if head.tunnel:
             await self._tunnel(splice)
         else:
-            await self._exchange(splice, head, rest)
+            await self._exchange(splice, server, head, rest)
 
     async def _tunnel(self, splice: Splice) -> None:
         self._answer_begun = True
@@ -157,9 +161,17 @@ class EgressConnection:
         self._splice = splice
         await splice.tunnel(first)
 
-    async def _exchange(self, splice: Splice, head: RequestHead, rest: bytes) -> None:
+    async def _exchange(self, splice: Splice, server: Server, head: RequestHead, rest: bytes) -> None:
         self._splice = splice
-        await splice.exchange(head.forwarded(self._host), body_of(head.body_bytes), rest)
+        relay = server.proxy if server.relays else None
+
+        def check(status: int) -> None:
+            # What other answers it gives are those of a gateway, and stand for the server's.
+            if relay is not None and status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                raise refused_by(relay, status, "", f"{self._host}:{self._port}")
+
+        forwarded = head.forwarded(self._host, by=relay)
+        await splice.exchange(forwarded, body_of(head.body_bytes), rest, check)
         if not splice.bytes_down:
             raise Refusal(HTTPStatus.BAD_GATEWAY, f"{self._host}:{self._port} closed the connection without an answer")
 

@@ -16,7 +16,7 @@ from sandbox.egress.own_addresses import own_addresses
 from sandbox.egress.refusal import Refusal
 from sandbox.egress.rules import Allowlist
 from sandbox.egress.splice import Meter
-from sandbox.egress.upstream import Resolve, system_resolve
+from sandbox.egress.upstream import Resolve, Upstream, system_resolve
 from sandbox.errors import Internal
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class EgressProxy:
     The directory of `socket_path` must be private. Only processes of `peer_uid` (of this host) are served. Rules and
     caps hold for the whole life. `resolve` gives the addresses of a host, by default the host's own resolver;
     `on_bytes` is told of each number of bytes that pass. `own_addresses` are this host's, read when not given.
+    `upstream` is the way on from here, directly by default.
 
     `records` has the first 1000 connections in the order of their end, `records_dropped` the number of further ones.
     """
@@ -51,6 +52,7 @@ class EgressProxy:
         resolve: Resolve | None = None,
         on_bytes: Callable[[int], None] | None = None,
         own_addresses: frozenset[str] | None = None,
+        upstream: Upstream = Upstream(),  # noqa: B008 - frozen
     ) -> None:
         self._socket_path = socket_path
         self._peer_uid = peer_uid
@@ -59,6 +61,7 @@ class EgressProxy:
         self._resolve = resolve or system_resolve
         self._on_bytes = on_bytes
         self._own = own_addresses
+        self._upstream = upstream
         self._accepted = 0
         self._serving: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -81,6 +84,7 @@ class EgressProxy:
             meter=Meter(self._caps.transfer_bytes, self._on_bytes),
             resolve=self._resolve,
             own=own_addresses() if self._own is None else self._own,
+            upstream=self._upstream,
         )
         self._loop = asyncio.get_running_loop()
         self._listener = self._bound()

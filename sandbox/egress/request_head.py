@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from sandbox.egress.rules import parse_port
+from sandbox.proxies import ProxyServer
 
 __all__ = ["HeadRefused", "RequestHead", "parse_head"]
 
@@ -51,9 +52,16 @@ class RequestHead:
         """Whether TLS is to follow."""
         return self.method == "CONNECT"
 
-    def forwarded(self, host: str) -> bytes:
-        """Return the head for the server: origin form, the canonical `host`, one request on this connection."""
-        lines = [f"{self.method} {self.path} HTTP/1.1", f"Host: {host}" + (f":{self.port}" if self.port != 80 else "")]
+    def forwarded(self, host: str, *, by: ProxyServer | None = None) -> bytes:
+        """Return the head for the server: origin form, the canonical `host`, one request on this connection.
+
+        For a proxy that is to relay it, in absolute form and with the proxy's login.
+        """
+        authority = host + (f":{self.port}" if self.port != 80 else "")
+        target = f"http://{authority}{self.path}" if by else self.path
+        lines = [f"{self.method} {target} HTTP/1.1", f"Host: {authority}"]
+        if by and by.authorization:
+            lines.append(by.authorization.rstrip())
         lines += [f"{name}: {value}" for name, value in self.fields]
         if self.body_bytes is None:
             lines.append("Transfer-Encoding: chunked")

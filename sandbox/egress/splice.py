@@ -67,9 +67,12 @@ class Splice:
         """Send `first`, then pass on what comes from either side until both have ended."""
         await self._both(self._send_all(first), self._receive_and_end(), until_down=False)
 
-    async def exchange(self, head: bytes, body: Body, rest: bytes) -> None:
-        """Send one request, whose body begins with `rest`, and pass on the answer until the server ends it."""
-        await self._both(self._send_request(head, body, rest), self._receive(ClosingAnswer()), until_down=True)
+    async def exchange(self, head: bytes, body: Body, rest: bytes, check: Callable[[int], None]) -> None:
+        """Send one request, whose body begins with `rest`, and pass on the answer until the server ends it.
+
+        `check` is told the answer's status before anything of it is passed on; what it raises is raised.
+        """
+        await self._both(self._send_request(head, body, rest), self._receive(ClosingAnswer(check)), until_down=True)
 
     async def _both(self, up: Coroutine[Any, Any, None], down: Coroutine[Any, Any, None], *, until_down: bool) -> None:
         """Run both directions until they have ended, or only `down` has. Silence in both is too long a silence."""

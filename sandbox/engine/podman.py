@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from sandbox.engine.failed_request import never_sent, timed_out
 from sandbox.engine.hidden_layers import complains_of_one, take_away_hidden_layers
-from sandbox.engine.program import last_line, missing_podman, scrubbed_environment
+from sandbox.engine.program import last_line, missing_podman, reaching_environment
 from sandbox.engine.protocol import EXPORT_LABEL, ContainerRecord, EngineInfo, ImageRecord
 from sandbox.engine.registry_advice import registry_advice
 from sandbox.engine.service import PodmanService, remove_dead_sockets
@@ -167,7 +167,7 @@ class PodmanEngine:
         try:
             answer = subprocess.run(
                 command,
-                env={**scrubbed_environment(), "TMPDIR": str(temporary)},
+                env={**reaching_environment(), "TMPDIR": str(temporary)},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

@@ -14,6 +14,7 @@ from sandbox.engine.protocol import EngineInfo
 from sandbox.errors import EngineUnavailable
 from sandbox.kernel import process as kernel
 from sandbox.places import home, user_runtime_dir
+from sandbox.proxies import podman_variables
 
 MINIMUM_VERSION = (4, 3, 0)
 RUNTIMES = ("crun", "runc")
@@ -36,6 +37,14 @@ def scrubbed_environment() -> dict[str, str]:
         "CONTAINERS_CONF": "/dev/null",
         **kept,
     }
+
+
+def reaching_environment() -> dict[str, str]:
+    """Return the same, with the host's HTTP proxy, for the Podman that reaches registries.
+
+    No container inherits it (`unsetenvall`, `httpproxy` off).
+    """
+    return scrubbed_environment() | podman_variables(os.environ)
 
 
 def scope_prefix() -> list[str]:

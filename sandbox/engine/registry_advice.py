@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from sandbox.proxies import proxy_advice
+
 __all__ = ["registry_advice"]
 
 ADVICE = (
@@ -24,4 +26,6 @@ ADVICE = (
 
 def registry_advice(reason: str) -> str:
     """Return what to do, or an empty text for a reason that is none of these."""
-    return next((advice for pattern, advice in ADVICE if re.search(pattern, reason, re.IGNORECASE)), "")
+    return proxy_advice(reason) or next(
+        (advice for pattern, advice in ADVICE if re.search(pattern, reason, re.IGNORECASE)), ""
+    )

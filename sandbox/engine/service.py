@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sandbox.engine.program import last_line, missing_podman, scope_prefix, scrubbed_environment
+from sandbox.engine.program import last_line, missing_podman, reaching_environment, scope_prefix
 from sandbox.errors import EngineUnavailable
 
 START_TIMEOUT_S = 30.0
@@ -49,7 +49,7 @@ class PodmanService:
         try:
             self._process = subprocess.Popen(
                 command,
-                env=scrubbed_environment(),
+                env=reaching_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._complaints,

@@ -41,6 +41,7 @@ PROGRAM = Path(__file__).parents[1] / "inside/install_program.py"
 TOOLS_DIR = "/run/sandbox/tools"
 WHEELS_DIR = "/run/sandbox/wheels"
 INDEX_DIR = "/run/sandbox/index"
+CLIENT_FILE = "client.pem"
 # A lock of a thousand packages with the hashes of all their files.
 MAX_ANSWER_BYTES = 4 << 20
 MAX_ERROR_CHARS = 20_000
@@ -159,6 +160,7 @@ class Installer:
             filename=PROGRAM.name,
             policy=self._policy.name,
             payload_json=json.dumps({**payload, "index": self._index_inside(online=online)}).encode(),
+            files={CLIENT_FILE: client} if online and (client := self._index.client_bytes()) else {},
         )
         permitted = replace(
             self._wanted.permitted,
@@ -207,6 +209,7 @@ class Installer:
                     step=step,
                     subject=subject,
                     refused=refusals(result),
+                    broken=broken(result),
                     index=self._index,
                     policy=self._policy,
                     python=self._wanted.base.python_version,
@@ -236,11 +239,13 @@ class Installer:
         """Return the way out of a build."""
         from sandbox.egress.proxy import EgressCaps
         from sandbox.egress.rules import Allowlist
+        from sandbox.egress.upstream import Upstream
 
         build = self._policy.build
         return Egress(
             allow=Allowlist(tuple(rules_of(self._hosts())), networks(build.allow_addresses), "build"),
             caps=EgressCaps(transfer_bytes=build.download_mib << 20, connections=10_000),
+            upstream=Upstream(proxies=self._index.proxies, resolver=build.resolver),
             certificates=self._index.certificate,
             on_bytes=count,
         )
@@ -337,3 +342,8 @@ def libc_of(said: Sequence[str]) -> tuple[str, int, int]:
 def refusals(result: RunResult) -> list[str]:
     """Return in words which connections the egress proxy refused."""
     return list(dict.fromkeys(record.reason for record in result.egress if record.host and not record.allowed))[:10]
+
+
+def broken(result: RunResult) -> list[str]:
+    """Return in words which connections were allowed and could not be made."""
+    return list(dict.fromkeys(r.reason for r in result.egress if r.allowed and r.reason and not r.bytes_down))[:10]

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 from sandbox.environment.requirements import HASHED_HINT, without_hashes
 from sandbox.errors import BuildFailed, clipped
+from sandbox.index.client_certificate import CLIENT_HINT, WANTS_CERTIFICATE
 from sandbox.index.listing import listing_of
 from sandbox.index.package_names import CALLED, POPULAR
+from sandbox.index.pages import NETWORK_HINT
 from sandbox.index.pip_config import LOGIN_HINT, Index
 from sandbox.policy.model import Policy
+from sandbox.proxies import proxy_advice
 
 __all__ = ["StepFailure", "explained", "last_lines", "named", "nearest"]
 
@@ -34,13 +37,15 @@ DOING = {"resolve": "resolving", "fetch": "fetching", "install": "installing"}
 class StepFailure:
     """A step that failed: what its tool said, what it was about, and which connections the egress proxy refused.
 
-    `python` is the image's (3, 11), where that is known.
+    `broken` are the reasons of those that it allowed and could not make. `python` is the image's (3, 11), where that is
+    known.
     """
 
     text: str
     step: str
     subject: Sequence[str]
     refused: Sequence[str]
+    broken: Sequence[str]
     index: Index
     policy: Policy
     python: tuple[int, int] | None
@@ -251,13 +256,15 @@ def _tls(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     )
 
 
+def _client(_failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
+    return "the package index wants a client certificate, or another one", CLIENT_HINT
+
+
 def _unreachable(failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:
     if failure.refused:
         return _refused(failure, match)
-    return (
-        f"the package index can't be reached: {failure.reason}",
-        "check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used",
-    )
+    why = failure.broken[0] if failure.broken else failure.reason
+    return f"the package index can't be reached: {why}", proxy_advice(why) or NETWORK_HINT
 
 
 def _no_tool(*_: object) -> tuple[str, str]:
@@ -280,6 +287,7 @@ PATTERNS: tuple[tuple[str, Callable[[StepFailure, re.Match[str]], tuple[str, str
         ),
         _login,
     ),
+    (WANTS_CERTIFICATE, _client),
     (r"invalid peer certificate|certificate verify failed|UnknownIssuer|CERTIFICATE_VERIFY_FAILED|SSLError", _tls),
     (rf"{NAME} was not found in the (?:package registry|provided package locations|cache)", _unknown),
     (rf"that satisfies the requirement {NAME}{VERSIONS}[^\n]*\(from versions: none\)", _nothing_fits),

@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from sandbox.errors import BuildFailed
+from sandbox.index.client_certificate import CLIENT_HINT, WANTS_CERTIFICATE
 from sandbox.index.links import PageLinks, hosts_of
+from sandbox.proxies import proxy_advice, refusal
 
 if TYPE_CHECKING:
     import requests
 
     from sandbox.index.pip_config import Index
+    from sandbox.proxies import ProxyServer
 
+NETWORK_HINT = (
+    "check the network, and index-url of pip's configuration (pip config list); where a proxy is the only way out, name"
+    " it there (proxy), or in HTTPS_PROXY"
+)
 MAX_PAGE_BYTES = 32 << 20
 MAX_PAGE_WAITS = 6
 MAX_REDIRECTS = 5
@@ -78,6 +85,9 @@ def _page_links(index: Index, url: str, timeout_s: float) -> list[str]:
         # Not checking a trusted host's certificate is what pip was told to do.
         warnings.filterwarnings("ignore", message="Unverified HTTPS request")
         session.max_redirects = MAX_REDIRECTS
+        session.cert = str(index.client_certificate) if index.client_certificate else None
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, by_proxy(index))
         session.trust_env = (
             False  # the index has its login already, and ~/.netrc may have others for whom it redirects to
         )
@@ -85,12 +95,22 @@ def _page_links(index: Index, url: str, timeout_s: float) -> list[str]:
             with session.get(url, headers={"Accept": ACCEPT}, timeout=timeout_s, verify=verify, stream=True) as answer:
                 if answer.status_code == 404:
                     return []
+                if answer.status_code == 407 and (server := index.proxies.leading_to_url(answer.url)):
+                    raise _proxy_failed(shown, server, refusal(server, 407, "", shown))
                 if answer.status_code != 200:
                     raise _refused(shown, answer.status_code)
                 body = _body(answer, shown, timeout_s)
                 way = [step.url for step in (*answer.history, answer)]
                 kind = answer.headers.get("Content-Type", "")
-        except requests.exceptions.SSLError:
+        except requests.exceptions.ProxyError as error:
+            raise _not_by_proxy(index, url, error) from None
+        except requests.exceptions.SSLError as error:
+            if re.search(WANTS_CERTIFICATE, str(error)):
+                raise BuildFailed(
+                    f"the package index {shown} wants a client certificate, or another one",
+                    hint=CLIENT_HINT,
+                    host=shown,
+                ) from None
             raise BuildFailed(
                 f"the certificate of the package index {shown} is not trusted by {index.certificate or 'requests'}",
                 hint="name a bundle that has its certificate authority: cert in pip.conf, or PIP_CERT",
@@ -99,6 +119,40 @@ def _page_links(index: Index, url: str, timeout_s: float) -> list[str]:
         except (requests.RequestException, OSError, ValueError) as error:
             raise _unreachable(shown, error) from None
     return [*way, *_links_of(body, kind, way[-1], shown)]
+
+
+def by_proxy(index: Index) -> requests.adapters.HTTPAdapter:
+    """Return what sends each request, also one that a page redirected, by the proxy that leads to its address."""
+    from requests.adapters import HTTPAdapter
+
+    class ByProxy(HTTPAdapter):
+        def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+            url = request.url or ""
+            server = index.proxies.leading_to_url(url)
+            options["proxies"] = {urlsplit(url).scheme: server.url} if server else {}
+            return super().send(request, *args, **options)
+
+    return ByProxy()
+
+
+def _not_by_proxy(index: Index, url: str, error: Exception) -> BuildFailed:
+    """Explain by what the proxy or the system said; the library's own words may hold the login."""
+    asked = getattr(getattr(error, "request", None), "url", None) or url
+    shown = hosts_of([asked])[0]
+    server = index.proxies.leading_to_url(asked)
+    answered = re.search(r"Tunnel connection failed: (\d{3}) ?([A-Za-z0-9 ,.-]{0,60})", str(error))
+    if server is None:
+        return _unreachable(shown, error)
+    if answered:
+        return _proxy_failed(shown, server, refusal(server, int(answered[1]), answered[2], shown))
+    return _proxy_failed(shown, server, f"can't be reached: {_system_words(error)}")
+
+
+def _proxy_failed(shown: str, server: ProxyServer, what: str) -> BuildFailed:
+    said = f"the proxy {server.shown} ({server.source}) {what}"
+    return BuildFailed(
+        f"the package index {shown} can't be reached: {said}", hint=proxy_advice(said), host=shown, proxy=server.shown
+    )
 
 
 def _body(answer: requests.Response, shown: str, timeout_s: float) -> bytes:
@@ -140,12 +194,12 @@ def _refused(shown: str, status: int) -> BuildFailed:
 
 
 def _unreachable(shown: str, error: Exception) -> BuildFailed:
-    # The error's own text may hold the address, and that a password: only the system's words are taken.
-    system = re.search(r"\[Errno -?\d+\] ([A-Za-z ]{1,80})", str(error))
     return BuildFailed(
-        f"the package index {shown} can't be reached: {system[1] if system else type(error).__name__}",
-        hint=(
-            "check the network, and index-url of pip's configuration (pip config list); a proxy named there is not used"
-        ),
-        host=shown,
+        f"the package index {shown} can't be reached: {_system_words(error)}", hint=NETWORK_HINT, host=shown
     )
+
+
+def _system_words(error: Exception) -> str:
+    """Return why; the error's own text may hold an address, and that a password: only the system's words are taken."""
+    system = re.search(r"\[Errno -?\d+\] ([A-Za-z ]{1,80})", str(error))
+    return system[1] if system else type(error).__name__

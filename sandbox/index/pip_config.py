@@ -16,15 +16,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from sandbox.errors import InvalidRequest
+from sandbox.index.client_certificate import client_certificate, client_pem
 from sandbox.index.links import PageLinks, hosts_of
 from sandbox.index.netrc_logins import logins
 from sandbox.places import home
+from sandbox.proxies import DIRECT, Proxies, read_proxies
 
-__all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "environment_for_handover", "read_index"]
+__all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "environment_for_handover", "read_index", "read_sources"]
 
 VARIABLES = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_CERT", "PIP_TRUSTED_HOST",
-    "PIP_CONFIG_FILE",
+    "PIP_CONFIG_FILE", "PIP_PROXY", "PIP_CLIENT_CERT",
 )  # fmt: skip # a table
 BUNDLES = ("etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt")
 FIRST_PERSON = 1000
@@ -43,13 +45,18 @@ MAX_LOCAL_PAGE_BYTES = 256 << 10
 class Index:
     """The package sources of a host: `urls` with the main one first, pages or directories of files, and trust.
 
-    Every local source is a `file://` URL. Without `urls`, only `find_links` are used.
+    Every local source is a `file://` URL. Without `urls`, only `find_links` are used. `proxies` lead to the remote
+    ones, `proxy` being pip's own setting; `client_certificate` is a file with the certificate and the key that this
+    host shows to them.
     """
 
     urls: tuple[str, ...] = field(repr=False)
     find_links: tuple[str, ...] = field(default=(), repr=False)
     certificate: Path | None = None
     trusted_hosts: tuple[str, ...] = ()
+    proxy: str = field(default="", repr=False)
+    proxies: Proxies = DIRECT
+    client_certificate: Path | None = None
 
     @property
     def local_paths(self) -> tuple[Path, ...]:
@@ -77,6 +84,10 @@ class Index:
         """`host:port` of every index and page of links that is reached over the network."""
         return hosts_of((*self.urls, *self.find_links))
 
+    def client_bytes(self) -> bytes:
+        """Return the certificate and the key that this host shows, as PEM; nothing where it shows none."""
+        return client_pem(self.client_certificate) if self.client_certificate else b""
+
     def public(self) -> Index:
         """Return the same without user names and passwords."""
         return replace(self, urls=tuple(map(_bare, self.urls)), find_links=tuple(map(_bare, self.find_links)))
@@ -87,6 +98,12 @@ class Index:
 
 
 def read_index(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -> Index:
+    """Return the same as `read_sources`, with what leads there. Raises `InvalidRequest` also for what is no proxy."""
+    index = read_sources(environ, home, root)
+    return replace(index, proxies=read_proxies(environ, pip=index.proxy))
+
+
+def read_sources(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -> Index:
     """Return what pip would use for a user with this environment and home. `root` stands before system files.
 
     Raises `InvalidRequest` for a file that can't be read: going on without it could ask another index.
@@ -105,6 +122,8 @@ def read_index(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -
         ),
         certificate=_certificate(settings.get("cert", ""), environ, home, root),
         trusted_hosts=tuple(dict.fromkeys(settings.get("trusted-host", "").split())),
+        proxy=settings.get("proxy", "").strip(),
+        client_certificate=client_certificate(settings.get("client-cert", ""), home),
     )
 
 
@@ -125,7 +144,7 @@ def default_url() -> str:
 
 def host_certificates() -> Path | None:
     """Return the host's bundle of certificate authorities, as pip is told of it, for programs in sandboxes."""
-    return read_index(os.environ, home()).certificate
+    return read_sources(os.environ, home()).certificate
 
 
 def as_pip_environment(index: Index) -> dict[str, str]:
@@ -138,6 +157,8 @@ def as_pip_environment(index: Index) -> dict[str, str]:
         str(index.certificate or ""),
         " ".join(index.trusted_hosts),
         os.devnull,
+        index.proxy,
+        str(index.client_certificate or ""),
     )
     return {name: value for name, value in zip(VARIABLES, values, strict=True) if value}
 
@@ -148,7 +169,7 @@ def environment_for_handover(environ: Mapping[str, str], home: Path, root: Path 
     That user can neither read this one's files nor should its own count. Raises `InvalidRequest`.
     """
     others = {name: value for name, value in environ.items() if name not in VARIABLES}
-    return others | as_pip_environment(read_index(environ, home, root))
+    return others | as_pip_environment(read_sources(environ, home, root))
 
 
 def _settings(environ: Mapping[str, str], home: Path, root: Path) -> dict[str, str]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 APP = Path("/app")
 WHEELS = Path("/run/sandbox/wheels")
+CLIENT = APP / "client.pem"  # what is shown to the index, if anything is
 UV = "/run/sandbox/tools/uv"
 LIBRARIES = "/opt/environment"
 CHUNK_BYTES = 1 << 20
@@ -59,7 +60,9 @@ CONNECTIONS = 6
 TIMEOUT_S = 60
 UV_OPTIONS = ("--python", sys.executable, "--no-config", "--no-python-downloads", "--color", "never", "--no-progress")
 PIP = (sys.executable, "-m", "pip")
-PIP_OPTIONS = ("--isolated", "--no-cache-dir", "--disable-pip-version-check", "--no-input")
+PIP_OPTIONS = ("--no-cache-dir", "--disable-pip-version-check", "--no-input")
+UV_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS", "UV_INSECURE_HOST", "SSL_CLIENT_CERT")
+PIP_VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_TRUSTED_HOST", "PIP_CLIENT_CERT")
 DIRECTORY, FILE, EXECUTABLE, LINK, END = 1, 2, 3, 4, 0
 HEADER = struct.Struct(">BIQ")
 # In byte code (PEP 552): unchecked, since the files get other times in the image and nobody can change them there.
@@ -72,12 +75,12 @@ class StepError(Exception):
     """A step that can't be done, in the words of the tool that said so."""
 
 
-def run_tool(*command: str) -> str:
-    """Run a tool and return what it printed. Raises StepError with its last words."""
+def run_tool(*command: str, **variables: str) -> str:
+    """Run a tool with more variables and return what it printed. Raises StepError with its last words."""
     scratch = APP / "tmp"
     scratch.mkdir(exist_ok=True)
     try:
-        own = {**os.environ, "TMPDIR": str(scratch)}
+        own = {**os.environ, "TMPDIR": str(scratch), **variables}
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=own)
     except OSError as error:
         raise StepError(f"{command[0]} could not start: {error}") from None
@@ -97,20 +100,18 @@ def uv_works() -> bool:
         return False
 
 
-def index_options(index: dict[str, Any], *, pip: bool) -> list[str]:
-    """Return the options that name the index, for uv or for pip."""
-    first, more, trusted = (
-        ("--index-url", "--extra-index-url", "--trusted-host")
-        if pip
-        else ("--default-index", "--index", "--allow-insecure-host")
-    )
-    options = [] if pip else ["--index-strategy", "unsafe-best-match"]  # which is pip's own: the best of all indexes
+def index_variables(index: dict[str, Any], *, pip: bool) -> dict[str, str]:
+    """Return the variables that name the index, for uv or for pip: everybody on the host could read a command line."""
     urls = [] if index["no_index"] else index["urls"]
-    options += ["--no-index"] if not urls else [first, urls[0]]
-    options += [f"{more}={url}" for url in urls[1:]]
-    options += [f"--find-links={place}" for place in index["find_links"]]
-    options += [f"{trusted}={host}" for host in index["trusted_hosts"]]
-    return options
+    links, trusted = (" " if pip else ",").join(index["find_links"]), " ".join(index["trusted_hosts"])
+    values = ("".join(urls[:1]), " ".join(urls[1:]), links, trusted, str(CLIENT) if CLIENT.exists() else "")
+    named = {name: value for name, value in zip(PIP_VARIABLES if pip else UV_VARIABLES, values) if value}  # noqa: B905 - 3.8
+    return {"PIP_CONFIG_FILE": os.devnull, "UV_INDEX_STRATEGY": "unsafe-best-match", **named}  # which is pip's own
+
+
+def no_index(index: dict[str, Any]) -> list[str]:
+    """Return the option for having no index, if there is none."""
+    return ["--no-index"] if index["no_index"] or not index["urls"] else []
 
 
 # ---------------------------------------------------------------- resolve
@@ -123,7 +124,7 @@ def resolve(job: dict[str, Any]) -> dict[str, Any]:
     kinds = [] if job["sdists"] else ["--only-binary", ":all:"]
     ask = resolve_with_uv if uv_works() else resolve_with_pip
     return {
-        "pylock": ask(str(requirements), [*kinds, *index_options(job["index"], pip=not uv_works())]),
+        "pylock": ask(str(requirements), kinds, job["index"]),
         "python": list(sys.version_info[:3]),
         "libc": list(platform.libc_ver()),
         "machine": platform.machine(),
@@ -131,20 +132,20 @@ def resolve(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolve_with_uv(requirements: str, options: list[str]) -> str:
+def resolve_with_uv(requirements: str, options: list[str], index: dict[str, Any]) -> str:
     """Return what uv resolves to."""
     return run_tool(
         UV, "pip", "compile", requirements, "--format", "pylock.toml", "--no-header", "--no-annotate", "--quiet",
-        "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *options,
+        "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *options, *no_index(index), **index_variables(index, pip=False),
     )  # fmt: skip # a command line
 
 
-def resolve_with_pip(requirements: str, options: list[str]) -> str:
+def resolve_with_pip(requirements: str, options: list[str], index: dict[str, Any]) -> str:
     """Return the same from the image's own pip."""
     report = APP / "report.json"
     run_tool(
         *PIP, "install", "--dry-run", "--ignore-installed", "--report", str(report), "-r", requirements,
-        *PIP_OPTIONS, *options,
+        *PIP_OPTIONS, *options, *no_index(index), **index_variables(index, pip=True),
     )  # fmt: skip # a command line
     lines = ['lock-version = "1.0"', 'created-by = "pip"']
     for entry in json.loads(report.read_text())["install"]:
@@ -172,8 +173,7 @@ class Opener:
         lax.check_hostname = False
         lax.verify_mode = ssl.CERT_NONE
         self._strict, self._lax = map(opener_with, (ssl.create_default_context(), lax))
-        self._trusted = set(index["trusted_hosts"])
-        self._credentials = index["credentials"]
+        self._trusted, self._credentials = set(index["trusted_hosts"]), index["credentials"]
 
     def open(self, url: str) -> IO[bytes]:
         """Return the stream of an address. Raises OSError."""
@@ -190,6 +190,8 @@ class Opener:
 
 def opener_with(context: ssl.SSLContext) -> urllib.request.OpenerDirector:
     """Return what opens addresses with one idea of trust."""
+    if CLIENT.exists():
+        context.load_cert_chain(CLIENT)
     return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
 
 
@@ -250,13 +252,13 @@ def build(name: str, index: dict[str, Any]) -> str:
     try:
         if uv_works():
             run_tool(
-                UV, "build", "--wheel", "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *index_options(index, pip=False),
-                "--out-dir", str(target), source,
+                UV, "build", "--wheel", "--cache-dir", f"{APP}/cache", *UV_OPTIONS, *no_index(index),
+                "--out-dir", str(target), source, **index_variables(index, pip=False),
             )  # fmt: skip # a command line
         else:
             run_tool(
-                *PIP, "wheel", "--no-deps", *PIP_OPTIONS, *index_options(index, pip=True),
-                "--wheel-dir", str(target), source,
+                *PIP, "wheel", "--no-deps", *PIP_OPTIONS, *no_index(index),
+                "--wheel-dir", str(target), source, **index_variables(index, pip=True),
             )  # fmt: skip # a command line
     except StepError as error:
         raise StepError(f"{name}: its build failed\n{error}") from None
@@ -330,7 +332,7 @@ def unpack(wheel: dict[str, Any], top: str) -> None:
             with contextlib.suppress(OSError):  # another was faster
                 found.rename(known / found.name)
     else:
-        run_tool(*PIP, "install", *what, "--no-compile", *PIP_OPTIONS)
+        run_tool(*PIP, "install", *what, "--no-compile", *PIP_OPTIONS, PIP_CONFIG_FILE=os.devnull)
     shutil.rmtree(cache, ignore_errors=True)
     Path(top, ".lock").unlink(missing_ok=True)  # uv's own
 

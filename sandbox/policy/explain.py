@@ -104,6 +104,14 @@ def _preloaded(modules: tuple[str, ...]) -> str:
     return f"Sandboxes that stand ready have imported: {', '.join(modules)}."
 
 
+RESOLVERS: dict[Any, str] = {
+    "host": "Names of allowed hosts are looked up on this host, and an HTTP proxy is asked for the checked address.",
+    "proxy": (
+        "Where this host goes through an HTTP proxy, that proxy looks names up: nobody here checks which address it"
+        " connects to, which may be private."
+    ),
+}
+
 MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "isolation.per_run": {
         "container": "Each run gets a container of its own, which is thrown away afterwards.",
@@ -141,6 +149,7 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     },
     "network.allow": _run_hosts,
     "network.allow_addresses": _addresses,
+    "network.resolver": RESOLVERS,
     "network.transfer_mib": "Through the proxy, {} MiB may be sent and received together; beyond, it cuts connections.",
     "network.connections": "One run may make {} connections through the proxy; it refuses more.",
     "seccomp.profile": "Only the system calls of the profile {} work; all others fail.",
@@ -155,6 +164,7 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "build.libraries": _libraries,
     "build.allow": _build_hosts,
     "build.allow_addresses": _addresses,
+    "build.resolver": RESOLVERS,
     "build.allow_sdists": {
         False: "Libraries are installed from wheels alone, which run no code of theirs while they are installed.",
         True: "Source archives may be installed: their own code runs, in the sandbox of the build.",

@@ -81,6 +81,7 @@ ORDER: dict[str, Order] = {
     "network.mode": _ranked("none", "allowlist"),
     "network.allow": _subset,
     "network.allow_addresses": _fewer_addresses,
+    "network.resolver": _ranked("host", "proxy"),
     "seccomp.profile": _same,
     "variables.allow": _fewer_names,
     "secrets.allow": _fewer_names,
@@ -90,6 +91,7 @@ ORDER: dict[str, Order] = {
     "build.libraries": _fewer_patterns,
     "build.allow": _subset,  # "@index" is an entry like any other: a list of hosts is never within it
     "build.allow_addresses": _fewer_addresses,
+    "build.resolver": _ranked("host", "proxy"),
     "build.allow_sdists": _off,
     "build.allow_pth": _off,
     "history.output": _ranked("none", "failed", "all"),

@@ -180,6 +180,11 @@ class Network(Strict):
         "Addresses that are refused otherwise (private, loopback, ...) and that allowed hosts may have.",
         example=("192.168.1.20", "10.0.0.0/8"),
     )
+    resolver: Literal["host", "proxy"] = _key(
+        "host",
+        "Who looks up the names of allowed hosts, where this host goes through an HTTP proxy: this host, which then"
+        " judges each address, or that proxy.",
+    )
     transfer_mib: int = _key(64, "Sent and received through the proxy together.", unit="MiB", low=1, high=1_048_576)
     connections: int = _key(100, "Connections that one run may make.", unit="connections", low=1, high=100_000)
 
@@ -229,6 +234,11 @@ class Build(Strict):
         (),
         "Addresses that are refused otherwise (private, loopback, ...) and that allowed hosts may have.",
         example=("192.168.1.20", "10.0.0.0/8"),
+    )
+    resolver: Literal["host", "proxy"] = _key(
+        "host",
+        "Who looks up the names of allowed hosts, where this host goes through an HTTP proxy: this host, which then"
+        " judges each address, or that proxy.",
     )
     allow_sdists: bool = _key(False, "Whether source archives, whose build runs their code, may be installed.")  # noqa: FBT003
     allow_pth: bool = _key(False, "Whether .pth files may run code at every start of Python.")  # noqa: FBT003

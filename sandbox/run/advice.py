@@ -12,6 +12,7 @@ from collections.abc import Callable
 from sandbox.index.package_names import is_popular, package_of_module
 from sandbox.models import ProgramError
 from sandbox.policy.model import Policy
+from sandbox.proxies import proxy_advice
 
 __all__ = ["advice"]
 
@@ -110,6 +111,10 @@ def _forbidden(_match: re.Match[str], policy: Policy) -> str:
     return f"{_allowed(policy)}: sandbox policy explain {policy.name}" if policy.network.mode != "none" else ""
 
 
+def _by_proxy(match: re.Match[str], _policy: Policy) -> str:
+    return proxy_advice(match[0])
+
+
 def _proxy(policy: Policy) -> str:
     return (
         "use a client that honours HTTP_PROXY and HTTPS_PROXY (requests, httpx, urllib; aiohttp with trust_env=True); "
@@ -129,6 +134,7 @@ RULES: tuple[Rule, ...] = (
     ("ModuleNotFoundError", r"No module named '([A-Za-z0-9_.]{1,80})'([\s\S]{0,200})", _module),
     ("ImportError", r": (lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]*): cannot open shared object file", _shared_library),
     ("FileNotFoundError", r"\[Errno 2\] No such file or directory: '([ -~]{1,200})'", _no_file),
+    (ANY, r"this host's proxy [^\n]{1,300}|has no address here", _by_proxy),
     (ANY, r"Tunnel connection failed: 403|ProxyError[\s\S]{0,200}?403 Forbidden", _forbidden),
     (ANY, NO_NAME, _network),
     (ANY, r"Connection refused|Errno 111\]", _refused),

@@ -75,7 +75,7 @@ class EgressRecord(Given, frozen=True, kw_only=True):
 
     `allowed` says whether the policy let it through; `reason` says in words why it was refused or broke off, and is
     empty when all went well. `host` is printable, and empty when none was asked for; `address` is where it went, if
-    anywhere.
+    anywhere. `proxy` is the host's own proxy that it went through; with one and no `address`, the proxy chose that.
     """
 
     host: str
@@ -83,6 +83,7 @@ class EgressRecord(Given, frozen=True, kw_only=True):
     allowed: bool
     reason: str = ""
     address: str = ""
+    proxy: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
 

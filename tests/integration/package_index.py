@@ -11,6 +11,7 @@ import html
 import io
 import json
 import re
+import socket
 import ssl
 import tarfile
 import threading
@@ -216,10 +217,15 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def package_index(context: ssl.SSLContext | None = None) -> Iterator[PackageIndex]:
-    """Serve an empty index on a free port of 127.0.0.1, encrypted when there is a context."""
+def package_index(
+    context: ssl.SSLContext | None = None, *, listener: socket.socket | None = None
+) -> Iterator[PackageIndex]:
+    """Serve an empty index on a free port of 127.0.0.1, or on `listener`, encrypted when there is a context."""
     index = PackageIndex()
-    server = Server(("127.0.0.1", 0), handler(index))
+    listener = listener or socket.create_server(("127.0.0.1", 0), backlog=Server.request_queue_size)
+    server = Server(listener.getsockname(), handler(index), bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     index.url = f"{'https' if context else 'http'}://127.0.0.1:{server.server_address[1]}/simple"

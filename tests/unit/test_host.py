@@ -142,6 +142,14 @@ def test_podman_gets_nothing_of_the_callers_environment(monkeypatch: pytest.Monk
     }
 
 
+def test_the_podman_that_reaches_registries_gets_the_proxy_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "http_proxy", "no_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:1")
+    more = podman_program.reaching_environment().items() - podman_program.scrubbed_environment().items()
+    assert dict(more) == {"HTTPS_PROXY": "http://proxy.test:1"}
+
+
 def test_sockets_of_dead_processes_are_removed_and_live_ones_kept(tmp_path: Path) -> None:
     live, dead = tmp_path / f"engine-{os.getppid()}.sock", tmp_path / "engine-4194999.sock"
     live.touch()

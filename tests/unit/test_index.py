@@ -212,6 +212,28 @@ def test_the_variables_for_pip_give_the_same_configuration_elsewhere(home: Path,
         assert read_index(as_pip_environment(same), elsewhere, tmp_path / "nothing") == same
 
 
+def test_pips_proxy_and_client_certificate_are_read_and_handed_over(home: Path, root: Path) -> None:
+    write(home / "client.pem", "-----BEGIN PRIVATE KEY-----\n-----BEGIN CERTIFICATE-----\n")
+    write(home / ".config/pip/pip.conf", "[global]\nproxy = http://ada:s3cr3t@pip.test:8\nclient-cert = ~/client.pem\n")
+    environ = {"HTTPS_PROXY": "http://environment.test:9", "NO_PROXY": "*"}
+    index = read_index(environ, home, root)
+    assert index.proxies.https is not None
+    assert index.proxies.https.shown == "http://pip.test:8"
+    assert index.client_certificate == home / "client.pem"
+    assert b"PRIVATE" in index.client_bytes()
+    assert "s3cr3t" not in repr(index)
+    handed = environment_for_handover(environ, home, root)
+    assert handed["HTTPS_PROXY"] == "http://environment.test:9"
+    assert read_index(handed, root, root) == index
+
+
+def test_what_is_no_proxy_is_nobodys_matter_who_reaches_no_index(home: Path, root: Path) -> None:
+    environ = {"HTTPS_PROXY": "socks5://127.0.0.1:1"}
+    assert environment_for_handover(environ, home, root)["HTTPS_PROXY"] == "socks5://127.0.0.1:1"
+    with pytest.raises(InvalidRequest, match="HTTPS_PROXY"):
+        read_index(environ, home, root)
+
+
 def test_root_hands_its_configuration_over_and_nothing_of_the_old_one(home: Path, root: Path) -> None:
     write(home / ".config/pip/pip.conf", "[global]\nindex-url = https://user.example/simple\n")
     environ = {

@@ -25,9 +25,10 @@ from sandbox.inside.install_program import (
     check_paths,
     compile_modules,
     download,
-    index_options,
+    index_variables,
     install_one,
     main,
+    no_index,
     pack,
     run_tool,
 )
@@ -262,16 +263,30 @@ def test_passwords_go_to_the_index_and_to_nobody_it_redirects_to(shop: Any, tmp_
 # ---- the rest
 
 
-def test_the_index_is_named_in_the_options_of_each_tool() -> None:
-    assert index_options(INDEX, pip=True) == [
-        "--index-url", "https://a.test/simple", "--extra-index-url=https://b.test/simple",
-        "--find-links=/run/sandbox/index/0", "--trusted-host=b.test",
-    ]  # fmt: skip # a command line
-    assert index_options(INDEX, pip=False) == [
-        "--index-strategy", "unsafe-best-match", "--default-index", "https://a.test/simple",
-        "--index=https://b.test/simple", "--find-links=/run/sandbox/index/0", "--allow-insecure-host=b.test",
-    ]  # fmt: skip # a command line
-    assert index_options({**INDEX, "no_index": True}, pip=True)[0] == "--no-index"
+def test_the_index_is_named_in_the_variables_of_each_tool_and_in_no_option(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(install_program, "CLIENT", tmp_path / "client.pem")
+    own = {"PIP_CONFIG_FILE": "/dev/null", "UV_INDEX_STRATEGY": "unsafe-best-match"}
+    assert index_variables({**INDEX, "find_links": ["file:///a", "file:///b"]}, pip=True) == {
+        **own,
+        "PIP_INDEX_URL": "https://a.test/simple",
+        "PIP_EXTRA_INDEX_URL": "https://b.test/simple",
+        "PIP_FIND_LINKS": "file:///a file:///b",
+        "PIP_TRUSTED_HOST": "b.test",
+    }
+    (tmp_path / "client.pem").touch()
+    assert index_variables({**INDEX, "find_links": ["file:///a", "file:///b"]}, pip=False) == {
+        **own,
+        "UV_DEFAULT_INDEX": "https://a.test/simple",
+        "UV_INDEX": "https://b.test/simple",
+        "UV_FIND_LINKS": "file:///a,file:///b",
+        "UV_INSECURE_HOST": "b.test",
+        "SSL_CLIENT_CERT": str(tmp_path / "client.pem"),
+    }
+    assert no_index(INDEX) == []
+    assert no_index({**INDEX, "no_index": True}) == ["--no-index"]
+    assert "PIP_INDEX_URL" not in index_variables({**INDEX, "no_index": True}, pip=True)
 
 
 def test_a_tool_that_fails_is_quoted_from_its_end_behind_the_package_that_it_was_about(

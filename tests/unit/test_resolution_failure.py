@@ -51,6 +51,7 @@ def told(text: str, step: str = "resolve", refused: Sequence[str] = ()) -> Build
             step=step,
             subject=["tiny", "wants"],
             refused=refused,
+            broken=[],
             index=Index(urls=("https://index.test/simple",), certificate=Path("/etc/bundle.crt")),
             policy=POLICY,
             python=(3, 11),

@@ -437,3 +437,32 @@ def test_webhooks_are_read_with_the_file_of_their_key(tmp_path: Path) -> None:
     file = tmp_path / "service.toml"
     file.write_text('[webhooks]\nallowed = ["http://127.0.0.1:1880/ended"]\nkey_file = "/etc/key"\n')
     assert load_config(file, {}).config.webhooks.key_file == "/etc/key"
+
+
+# ---- the proxy -----------------------------------------------------------------------------------
+
+
+def test_the_proxy_becomes_variables_without_a_login(file: Path) -> None:
+    text = '[proxy]\nurl = "http://Proxy.example:3128/"\nlogin_file = "/etc/login"\nbypass = ".example"\n'
+    assert load(file, text).config.proxy.variables() == {
+        "SANDBOX_PROXY__URL": "http://proxy.example:3128",
+        "SANDBOX_PROXY__LOGIN_FILE": "/etc/login",
+        "SANDBOX_PROXY__BYPASS": ".example",
+    }
+    assert load(file, "").config.proxy.variables() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[proxy]\nurl = "http://ada:s3cr3t@proxy.example:3128"\n', "must have no login"),
+        ('[proxy]\nurl = "socks5://ada:s3cr3t@proxy.example:3128"\n', "must be the address of an HTTP proxy"),
+        ('[proxy]\nurl = "http://ada:s3cr3t@proxy.example:x"\n', "must be the address of an HTTP proxy"),
+        ('[proxy]\nbypass = ".example"\n', "need proxy.url"),
+        ('[proxy]\nlogin_file = "/etc/login"\n', "need proxy.url"),
+    ],
+)
+def test_a_mistake_about_the_proxy_is_told_without_the_login(file: Path, text: str, message: str) -> None:
+    (told,) = mistakes(file, text)
+    assert message in told
+    assert "s3cr3t" not in told

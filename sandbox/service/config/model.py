@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sandbox.places import usual_data_dir, usual_socket
 from sandbox.service.admission import AdmissionLimits
+from sandbox.service.config.proxy import Proxy
 from sandbox.service.config.values import (
     directory_value,
     granted,
@@ -338,6 +339,7 @@ class ServiceConfig(Strict):
     cells: Cells = Field(default_factory=Cells)
     history: History = Field(default_factory=History)
     webhooks: Webhooks = Field(default_factory=Webhooks)
+    proxy: Proxy = Field(default_factory=Proxy)
     stop: Stop = Field(default_factory=Stop)
     log: Log = Field(default_factory=Log)
 

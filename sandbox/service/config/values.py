@@ -9,6 +9,7 @@ from pathlib import Path
 from sandbox.errors import InvalidRequest
 from sandbox.policy.directories import NAME as POLICY_NAME
 from sandbox.policy.model import ANY
+from sandbox.proxies import parse_proxy
 from sandbox.service.webhooks.rules import address_of
 
 MAX_PATH_BYTES = 107  # of sun_path, without the byte that ends it
@@ -40,6 +41,19 @@ def directory_value(path: str) -> str:
 def key_file_value(path: str | None) -> str | None:
     """Return the path of a file with a key, if there is one."""
     return path if path is None else directory_value(path)
+
+
+def proxy_value(url: str | None) -> str | None:
+    """Return the address of a proxy, if there is one."""
+    if url is None:
+        return None
+    try:
+        proxy = parse_proxy(url, "it")
+    except InvalidRequest:
+        raise ValueError("must be the address of an HTTP proxy, such as http://proxy.example.com:3128") from None
+    if proxy.login:
+        raise ValueError("must have no login: write USER:PASSWORD into a file, and name that in proxy.login_file")
+    return proxy.shown
 
 
 def webhook_value(url: str) -> str:
