@@ -137,7 +137,7 @@ HOLDERS: dict[str, Callable[[], Any]] = {
     "what the runner takes": lambda: RunRequest(code="1", secrets={"TOKEN": SECRET}),
     "what an embedder got wrong": lambda: RunRequest(code="1", secrets=cast("Any", [SECRET])),
     "a run on its way": lambda: Run(request=RunRequest(code="1", secrets={"TOKEN": SECRET})),
-    "a body": lambda: run_body(BODY),
+    "a body": lambda: run_body(BODY)[0],
     "what a body asks for": lambda: run_asked(BODY, {"default": 1}),
     "what the parser answers": lambda: Understood(run_asked(BODY, {"default": 1})[0], []),
     "what is run of it": lambda: wanted(BODY),
