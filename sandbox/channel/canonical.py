@@ -15,17 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from math import isinf
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
-from sandbox.inside.harness.json_text import whole_pairs
 from sandbox.inside.harness.values import MAX_DEPTH
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-__all__ = ["MAX_NUMBER_CHARS", "Canonical", "NotCanonical", "canonical", "read_as_sent"]
+__all__ = ["MAX_NUMBER_CHARS", "Canonical", "NotCanonical", "canonical", "cuts"]
 
 # Python refuses integers of more digits (`sys.set_int_max_str_digits`).
 MAX_NUMBER_CHARS = 4_300
@@ -56,8 +52,6 @@ HIGH, LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 HALF = re.compile(rb"%s(?!%s)|(?<!%s)%s" % (HIGH, LOW, HIGH, LOW))
 UNIT = re.compile(HIGH + LOW + rb"|\\u.{4}|\\.|[^\\]+", re.DOTALL)
 
-Value = TypeVar("Value")
-
 
 class NotCanonical(ValueError):
     """A text that is no JSON, or none that every reader survives; says so in words that follow "something that"."""
@@ -81,33 +75,6 @@ def canonical(text: bytes) -> Canonical:
     return Canonical(text, look.replaced)
 
 
-def read_as_sent(decode: Callable[[Buffer], Value], text: Buffer) -> tuple[Value, bool]:
-    r"""Return what a decoder of msgspec reads in JSON that somebody sent, and whether that had half of a pair.
-
-    JavaScript's `slice` may leave half of a surrogate pair, which `JSON.stringify` writes as `\ud83d`. msgspec alone
-    takes none; it reads what the harness reads, U+FFFD. Raises as `decode` does.
-    """
-    try:
-        return decode(text), False
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        whole = _with_whole_pairs(text)
-        if whole is None:
-            raise
-    return decode(whole), True
-
-
-def _with_whole_pairs(text: Buffer) -> bytearray | None:
-    """Return JSON whose halves of surrogate pairs were replaced, place for place; None where there is none."""
-    whole = bytearray(text)
-    mended = False
-    for start, end in _cuts(whole):
-        piece = bytes(whole[start:end])
-        if (changed := whole_pairs(piece)) is not piece:
-            whole[start:end] = changed
-            mended = True
-    return whole if mended else None
-
-
 def _changed(text: bytes, change: Callable[[bytes], bytes]) -> bytes:
     """Return a text with each piece of it changed; nothing is copied up to the first change."""
     if len(text) <= PIECE_BYTES:
@@ -115,7 +82,7 @@ def _changed(text: bytes, change: Callable[[bytes], bytes]) -> bytes:
     done: list[bytes] = []
     same = 0
     began = time.monotonic()
-    for start, end in _cuts(text):
+    for start, end in cuts(text):
         piece = text[start:end]
         changed = change(piece)
         if not done and changed == piece:
@@ -128,7 +95,7 @@ def _changed(text: bytes, change: Callable[[bytes], bytes]) -> bytes:
     return b"".join((text[:same], *done)) if done else text
 
 
-def _cuts(text: bytes | bytearray) -> Iterator[tuple[int, int]]:
+def cuts(text: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Yield where pieces begin and end.
 
     That is never inside a character, an escape, a surrogate pair or what may be a number.

@@ -62,14 +62,13 @@ def check_payload(data: bytes, text: str | None) -> None:
     """Raise `InvalidRequest`, with line and column, unless the payload is JSON: what the service takes, too."""
     if text is None:
         return
-    from msgspec import DecodeError, Raw
-    from msgspec import json as reader
+    from msgspec import DecodeError
 
-    from sandbox.channel.canonical import read_as_sent
+    from sandbox.channel.sent import text_as_sent
 
     with contextlib.suppress(DecodeError, UnicodeDecodeError, RecursionError):
         data.decode()
-        read_as_sent(reader.Decoder(Raw).decode, data)
+        text_as_sent(data)
         return
     explain_payload(data, text)
 

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 
 BATCH_ITEMS = 512
 HALF_REPLACED = "text that is not valid Unicode (a lone surrogate) had characters replaced"
-# U+FFFD, as nobody else writes it: whoever has a text's parts later sees in which of them it stands for a half.
-IN_PLACE_OF_HALF = b"\\uFfFd"
-FIRST_HALF, SECOND_HALF = frozenset(b"89abAB"), frozenset(b"cdefCDEF")  # behind \ud
-HEX_DIGITS = b"0123456789abcdefABCDEF"
 
 
 def _texts(value: Any, encode: Callable[[Any], str], level: int = 0) -> Iterator[str]:
@@ -72,35 +68,6 @@ def whole_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def whole_pairs(text: bytes | bytearray) -> bytes | bytearray:
-    r"""Return JSON in which `IN_PLACE_OF_HALF` stands for each `\ud800` that is half of a pair; of the same length.
-
-    Without one, it is the very same object. What is no escape is left to the parser.
-    """
-    if (b"\\ud" not in text and b"\\uD" not in text) or b"\0" in text:
-        return text
-    parts = text.replace(b"\\\\", b"\0\0").replace(b"\\uD", b"\\ud").split(b"\\ud")
-    halves = []  # where each begins
-    first, at = -1, len(parts[0])
-    for part in parts[1:]:
-        kind = part[0] if part else 0
-        paired = kind in SECOND_HALF and first >= 0 and at - first == len(IN_PLACE_OF_HALF)
-        if first >= 0 and not paired:
-            halves.append(first)
-        if kind in SECOND_HALF and not paired:
-            halves.append(at)
-        first = at if kind in FIRST_HALF else -1
-        at += 3 + len(part)
-    if first >= 0:
-        halves.append(first)
-    mended = bytearray(text) if halves else text
-    for at in halves:
-        digits = text[at + 3 : at + 6]
-        if len(digits) == 3 and not digits.strip(HEX_DIGITS):
-            mended[at : at + len(IN_PLACE_OF_HALF)] = IN_PLACE_OF_HALF  # type: ignore[index]
-    return mended
-
-
 def json_chunks(value: Any, converter: Converter) -> Iterator[bytes]:
     """Yield the strict JSON (UTF-8) of any convertible value. Raises as `Converter.convert` does."""
     return _encoded(_texts(converter.convert(value), json_encoder()), converter)
@@ -113,15 +80,8 @@ def as_json_text(value: Any, *, max_bytes: int = 1 << 30) -> tuple[bytes, list[s
     return text, converter.warnings()
 
 
-def from_json(text: bytes | bytearray, on_half: Callable[[], object] = lambda: None) -> Any:
-    """Parse JSON, turning Node Buffers (`{"type": "Buffer", "data": [...]}`) into bytes.
-
-    U+FFFD stands for half of a surrogate pair; `on_half` is called if there was one.
-    """
-    whole = whole_pairs(text)
-    if whole is not text:
-        on_half()
-        text = whole
+def from_json(text: bytes | bytearray) -> Any:
+    """Parse JSON, turning Node Buffers (`{"type": "Buffer", "data": [...]}`) into bytes."""
     # Node never escapes these letters: a text without the word holds no Buffer and parses at full speed.
     return json_value(text, _unbuffered if b'"Buffer"' in text else None)
 

@@ -10,7 +10,7 @@ from sandbox.inside.harness.channel import Nobody
 from sandbox.inside.harness.compiling import compile_program, execute
 from sandbox.inside.harness.directory import forget_harness
 from sandbox.inside.harness.failures import error_record, location_of, traceback_text, type_and_message
-from sandbox.inside.harness.json_text import HALF_REPLACED, from_json, json_chunks, json_record, whole_text
+from sandbox.inside.harness.json_text import from_json, json_chunks, json_record
 from sandbox.inside.harness.limits import CHUNK_BYTES, MAX_TOPIC_CHARS, MAX_WARNING_CHARS, MAX_WARNINGS
 from sandbox.inside.harness.process import (
     LIBRARIES,
@@ -58,7 +58,6 @@ class Program:
         self.pid = os.getpid()
         self.given = set(os.listdir(app_dir))
         self.helpers: Helpers | None = None
-        self.warnings: list[str] = []
         # Address space to give back when memory runs out, so that the error can still be told.
         self.reserve = address_space(RESERVE_BYTES)
 
@@ -121,15 +120,12 @@ class Program:
 
     def _namespace(self, started: float) -> dict[str, Any]:
         job = self.job
-        topic = whole_text(job["topic"])
-        if topic != job["topic"]:
-            self._half_replaced("topic")
         payload = self._parsed("payload", b"null")
         message = self._parsed("message", b"{}")
         if not isinstance(message, dict):
             raise TypeError(f"the message must be a JSON object, not {type_name(message)}")
         message["payload"] = payload
-        message.setdefault("topic", topic)
+        message.setdefault("topic", job["topic"])
         helpers = self.helpers = Helpers(self.channel, self.app_dir, started)
         # Preloaded modules may hold on to the main module that they have seen.
         module = sys.modules["__main__"] if job["preloaded"] else type(sys)("__main__")
@@ -137,7 +133,7 @@ class Program:
             __builtins__=__builtins__,
             __file__=os.path.join(self.app_dir, os.path.basename(self.filename)),
             payload=payload,
-            topic=topic,
+            topic=job["topic"],
             timestamp=job["timestamp"],
             previous_result=payload,
             execution_id=job["run_id"],
@@ -154,14 +150,11 @@ class Program:
 
     def _parsed(self, part: str, absent: bytes) -> Any:
         try:
-            return from_json(self.parts.pop(part, b"") or absent, lambda: self._half_replaced(part))
+            return from_json(self.parts.pop(part, b"") or absent)
         except ValueError as error:
             raise ValueError(f"the {part} is not valid JSON: {error}") from None
         except RecursionError:
             raise ValueError(f"the {part} is nested too deeply") from None
-
-    def _half_replaced(self, part: str) -> None:
-        self.warnings.append(f"{HALF_REPLACED} (at {part})")
 
     def _left_behind(self) -> list[str]:
         """Return a warning of files that the program wrote and did not save, if it never saved any."""
@@ -184,7 +177,7 @@ class Program:
     def _send_result(self, namespace: dict[str, Any]) -> int:
         """Convert and send the result; M comes last and makes it count."""
         max_bytes = self.job["limits"]["result_bytes"]
-        warnings = self.warnings
+        warnings: list[str] = []
         try:
             for kind, name in ((b"V", "result"), (b"A", "additional_data")):
                 value = namespace.get(name)

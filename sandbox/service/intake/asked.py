@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sandbox.channel.modules import check_modules
+from sandbox.channel.sent import half_replaced
 from sandbox.environment.declared import Declared, parse_script
 from sandbox.environment.requirements import parse_libraries
 from sandbox.errors import InvalidRequest
-from sandbox.inside.harness.json_text import HALF_REPLACED
 from sandbox.models import RunRequest
 from sandbox.printable import printable
 from sandbox.service.intake.bodies import (
@@ -72,8 +72,7 @@ def run_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     files = files_of(asked)
     options = {name: getattr(asked, name) for name in RunOptions.__struct_fields__}
     options |= {"requirements": libraries.libraries, "requires_python": libraries.python}
-    warnings = tuple(f"{HALF_REPLACED} (at {name})" for name in replaced)
-    request = RunRequest(**options, code=code, warnings=warnings)
+    request = RunRequest(**options, code=code, warnings=tuple(map(half_replaced, replaced)))
     found = Asked(request=request, files=tuple(files), wait_for_end=asked.wait_for_end, notify=asked.notify)
     return found, [asked.payload, asked.message, *files.values()]
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from sandbox.channel.canonical import read_as_sent
+from sandbox.channel.sent import has_replaced, read_as_sent
 from sandbox.errors import InvalidRequest
-from sandbox.inside.harness.json_text import IN_PLACE_OF_HALF
 from sandbox.run.request import check_code_size, reason_of
 from sandbox.wire.requests import CheckBody, EnvironmentBody, PruneBody, RunBody
 
@@ -77,7 +76,7 @@ class Form(Generic[Body]):
         with _told(self._hint):
             outline, halves = read_as_sent(self._outline.decode, body)
         fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
-        replaced = tuple(name for name, written in fields if halves and IN_PLACE_OF_HALF in bytes(written))
+        replaced = tuple(name for name, written in fields if has_replaced(written)) if halves else ()
         small = []
         for name, written in fields:
             if written and name not in UNPARSED:
