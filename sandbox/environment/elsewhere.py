@@ -38,7 +38,7 @@ _UV_WITHOUT_EFFECT = {
 }  # fmt: skip # a list
 # What Poetry and PDM take files from.
 _SOURCES = {"poetry": ("source",), "pdm": ("source", "resolution", "overrides")}
-_SHEBANG = re.compile(r"#!.*\b(?:uv\s+run|uvx|pipx\s+run)\b(.*)")
+_SHEBANG = re.compile(r"#!.*\b(?:uv[ \t]+run|uvx|pipx[ \t]+run)\b(.*)")
 _HARMLESS = frozenset(("-s", "--script", "-q", "--quiet", "-v", "--verbose", "--no-project", "--isolated", "--offline"))
 
 
@@ -60,7 +60,7 @@ def check_tools(table: dict[str, Any], text: str, name: str, first_line: int) ->
     for tool, said in tools.items() if isinstance(tools, dict) else ():
         for key in said if isinstance(said, dict) else ():
             if key in _SOURCES.get(tool, ()) or (tool == "uv" and key not in _UV_WITHOUT_EFFECT):
-                at = re.search(rf"^\s*(?:\[+\s*tool\s*\.\s*{tool}\s*\.\s*)?{re.escape(key)}\b", text, re.MULTILINE)
+                at = re.search(rf"^[ \t]*(?:\[+ *tool *\. *{tool} *\. *)?{re.escape(key)}\b", text, re.MULTILINE)
                 line = first_line + text.count("\n", 0, at.end() if at else 0)
                 raise InvalidRequest(
                     f"{name}:{line}: {key} of [tool.{tool}] is not followed here: libraries come from the index that"
@@ -83,7 +83,7 @@ def check_header(table: dict[str, Any], code: str, name: str, line: int) -> None
         for word in shebang[1].split():
             if word.startswith("-") and word not in _HARMLESS:
                 raise InvalidRequest(
-                    f"{name}:1: the option {word[:40]} of the first line is not followed here",
+                    f"{name}:1: the option {word[:40]!r} of the first line is not followed here",
                     hint="write libraries and requires-python into the script's header, and remove it",
                 )
 

@@ -281,7 +281,7 @@ def test_what_nobody_reads_of_a_header_is_refused(key: str, hint: str) -> None:
     ],
 )
 def test_options_of_a_first_line_are_refused(line: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"^script:1: the option -\S+ of the first line is not followed"):
+    with pytest.raises(InvalidRequest, match=r"^script:1: the option '-\S+' of the first line is not followed"):
         parse_script(f"{line}\n# /// script\n# dependencies = ['six']\n# ///\n")
 
 

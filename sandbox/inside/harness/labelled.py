@@ -20,8 +20,11 @@ TWICE = "a label occurs twice, so the series became a list of objects"
 def is_of(value: object, module: str, *names: str) -> bool:
     """Tell whether `value` is an instance of a class of a module that may not even be imported."""
     there = sys.modules.get(module)
-    kinds = [getattr(there, name, None) for name in names] if there is not None else []
-    return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
+    for name in names:
+        kind = getattr(there, name, None)
+        if isinstance(kind, type) and isinstance(value, kind):
+            return True
+    return False
 
 
 def offers(value: object, *names: str) -> bool:
