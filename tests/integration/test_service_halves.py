@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from sandbox.inside.harness.json_text import HALF_REPLACED
 from sandbox.service.intake.spool import SMALL_BYTES
-from tests.command import document, environment
+from tests.command import COMMAND, TIMEOUT_S, document, environment
 from tests.integration.service import Service, served
 
 CODE = "print(payload, end='')\nresult = {'again': payload, 'topic': topic, 'props': original_message.get('props')}"
@@ -54,6 +55,20 @@ def test_a_payload_with_half_of_a_pair_has_one_answer(service: Service, tmp_path
         str(found)[:50],
         [AT_PAYLOAD],
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_standard_input_may_be_what_powershell_and_node_write(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "script.py").write_text("result = payload")
+    answer = subprocess.run(
+        [*COMMAND, "run", str(tmp_path / "script.py"), "--input", "-", "--json"],
+        input='{"text": "déjà 😀"}'.encode(encoding),
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=environment(),
+    )
+    assert json.loads(answer.stdout)["result"] == {"text": "déjà 😀"}
 
 
 @pytest.mark.parametrize("policy", ["small", "cells"])
