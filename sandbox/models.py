@@ -58,7 +58,8 @@ class RunRequest(RunOptions, frozen=True, kw_only=True):
     `files` maps a flat name to content that `read_file(name)` will find. `policy` is a name, or the path of a file.
     `requirements` are the libraries it needs, in the form of PEP 508, and `requires_python` the Pythons, such as
     ">=3.10". `preload` are the modules that a sandbox made ahead of need has imported; None leaves that to the imports
-    of the code.
+    of the code. `warnings` are for whoever gets the result: what was changed when the
+    request was read; None is one that nobody has read yet.
 
     To make one checks nothing. The runner checks every request before it starts anything.
     """
@@ -68,6 +69,7 @@ class RunRequest(RunOptions, frozen=True, kw_only=True):
     payload_json: bytes = b"null"
     message_json: bytes = b"{}"
     files: dict[str, bytes] = msgspec.field(default_factory=dict)
+    warnings: tuple[str, ...] | None = None
 
 
 class SavedFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,5 +2,5 @@
 
 Nothing that comes from a sandbox is believed: each record has its exact shape, or the run ends. Imports the basic
 modules (`errors`, `models` and their like) and constants of `inside`. Read `frames`, then `records`, `canonical`,
-`collector`.
+`sent`, `collector`.
 """

@@ -21,7 +21,7 @@ import msgspec
 
 from sandbox.inside.harness.values import MAX_DEPTH
 
-__all__ = ["MAX_NUMBER_CHARS", "Canonical", "NotCanonical", "canonical"]
+__all__ = ["MAX_NUMBER_CHARS", "Canonical", "NotCanonical", "canonical", "cuts"]
 
 # Python refuses integers of more digits (`sys.set_int_max_str_digits`).
 MAX_NUMBER_CHARS = 4_300
@@ -82,7 +82,7 @@ def _changed(text: bytes, change: Callable[[bytes], bytes]) -> bytes:
     done: list[bytes] = []
     same = 0
     began = time.monotonic()
-    for start, end in _cuts(text):
+    for start, end in cuts(text):
         piece = text[start:end]
         changed = change(piece)
         if not done and changed == piece:
@@ -95,7 +95,7 @@ def _changed(text: bytes, change: Callable[[bytes], bytes]) -> bytes:
     return b"".join((text[:same], *done)) if done else text
 
 
-def _cuts(text: bytes) -> Iterator[tuple[int, int]]:
+def cuts(text: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Yield where pieces begin and end.
 
     That is never inside a character, an escape, a surrogate pair or what may be a number.

@@ -21,6 +21,7 @@ from sandbox.channel.records import (
     in_form,
     shaped,
 )
+from sandbox.channel.sent import half_replaced
 from sandbox.inside.harness.text import name_problem
 from sandbox.models import LogRecord, ProgramError, SavedFile
 
@@ -230,7 +231,5 @@ class Collector:
         name = {"V": "result", "A": "additional_data"}[kind]
         text, replaced = in_form(bytes(self._json[kind]), {"V": "a result", "A": "additional data"}[kind])
         if replaced:
-            self._mended[name] = (
-                f"text that is not valid Unicode (a lone surrogate) had characters replaced (at {name})"
-            )
+            self._mended[name] = half_replaced(name)
         return text

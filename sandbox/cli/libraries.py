@@ -90,7 +90,7 @@ def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:
         )
     text = decoded(read_bytes(path, what="the requirements file", max_bytes=MAX_TEXT_BYTES), path)
     name = Path(path).name
-    if name.endswith(".toml"):
+    if name.endswith(".toml") and not name.startswith("pixi"):
         return parse_pyproject(text, name=name)
 
     def include(other: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -36,18 +37,48 @@ def read_payload(text: str | None) -> bytes:
     if text is None:
         return b"null"
     if text == "-":
-        return read_bytes("-", what="the input")
+        return in_utf8(read_bytes("-", what="the input"))
     if text.startswith("@"):
-        return read_bytes(text[1:], what="the input")
+        return in_utf8(read_bytes(text[1:], what="the input"))
     return text.encode(errors="surrogateescape")
 
 
+def in_utf8(data: bytes) -> bytes:
+    """Return JSON in UTF-8, without a mark at its beginning.
+
+    PowerShell writes UTF-16, and other programs of Windows UTF-8 with a mark. What can't be read so stays as it is.
+    """
+    encoding = json.detect_encoding(data)
+    if encoding == "utf-8":
+        return data
+    try:
+        # Half of a surrogate pair has no UTF-8, but an escape, which is the same in JSON.
+        return data.decode(encoding, "surrogatepass").encode("utf-8", "backslashreplace")
+    except UnicodeDecodeError:
+        return data
+
+
 def check_payload(data: bytes, text: str | None) -> None:
-    """Raise `InvalidRequest`, with line and column, unless the payload is JSON."""
-    file = text[1:] if text is not None and text.startswith("@") else None
+    """Raise `InvalidRequest`, with line and column, unless the payload is JSON: what the service takes, too."""
+    if text is None:
+        return
+    from msgspec import DecodeError
+
+    from sandbox.channel.sent import text_as_sent
+
+    with contextlib.suppress(DecodeError, UnicodeDecodeError, RecursionError):
+        data.decode()
+        text_as_sent(data)
+        return
+    explain_payload(data, text)
+
+
+def explain_payload(data: bytes, text: str) -> NoReturn:
+    """Raise `InvalidRequest` that says why a payload is no JSON."""
+    file = text[1:] if text.startswith("@") else None
     source = "--input" if file is None else f"--input @{file}"
     try:
-        json.loads(data, parse_constant=refuse_constant)
+        json.loads(data.decode(), parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"{source} is not UTF-8 text: byte {error.start + 1}", hint=as_file(file) or "save it as UTF-8"
@@ -61,6 +92,7 @@ def check_payload(data: bytes, text: str | None) -> None:
         ) from None
     except ValueError as error:
         raise InvalidRequest(f"{source} is not JSON: {error}", hint="send null or text instead") from None
+    raise InvalidRequest(f"{source} is not JSON that every reader takes", hint=as_file(file) or as_text(text))
 
 
 def as_file(file: str | None) -> str:

@@ -9,6 +9,7 @@ import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sandbox.environment.elsewhere import check_header, check_tools
 from sandbox.environment.requirements import MAX_REQUIREMENT_CHARS, canonical_requirement, check_text, collected
 from sandbox.errors import InvalidRequest
 
@@ -22,24 +23,6 @@ MAX_TOML_LINE_CHARS = 2_000
 MAX_TOML_HEADER_CHARS = 200
 MAX_PATCH = 99
 _HEADER = re.compile(r"^# /// script[^\S\n]*$", re.MULTILINE)
-# What uv would install other files for: we don't follow it, and must not seem to.
-_UV_CHOICES = {
-    "sources",
-    "index",
-    "index-url",
-    "extra-index-url",
-    "default-index",
-    "find-links",
-    "no-index",
-    "exclude-newer",
-    "exclude-newer-package",
-    "constraint-dependencies",
-    "override-dependencies",
-    "prerelease",
-    "resolution",
-    "index-strategy",
-    "pip",
-}
 
 
 class Declared(NamedTuple):
@@ -61,6 +44,7 @@ def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
                 f"build exactly these: sandbox env build --lock {name}; then run with the image that it names: --image"
             ),
         )
+    check_tools(table, text, name, 1)
     if not isinstance(project, dict):
         raise InvalidRequest(
             f"{name} has no table [project], where libraries are listed",
@@ -72,7 +56,6 @@ def parse_pyproject(text: str, *, name: str = "pyproject.toml") -> Declared:
             f"{name} says that its dependencies are dynamic: only running its build would tell them",
             hint="list them in a requirements.txt, or write them into dependencies of [project]",
         )
-    _check_uv(table, text, name, 1)
     return _declared(project, text, name, 1)
 
 
@@ -104,7 +87,8 @@ def parse_script(code: str, *, name: str = "script") -> Declared | None:
     text = "\n".join(line[2:] for line in lines[:closing])
     check_text(text, "the script's header", MAX_TOML_CHARS)
     table = _toml(text, name, first + 1)
-    _check_uv(table, text, name, first + 1)
+    check_tools(table, text, name, first + 1)
+    check_header(table, code, name, first)
     return _declared(table, text, name, first + 1)
 
 
@@ -139,24 +123,6 @@ def _declared(table: dict[str, Any], text: str, name: str, first_line: int) -> D
             f"{at('dependencies')}: dependencies is not a list of texts", hint='write dependencies = ["pandas>=1.3"]'
         )
     return Declared(collected(canonical_requirement(entry.strip(), at(entry)) for entry in entries), str(python))
-
-
-def _check_uv(table: dict[str, Any], text: str, name: str, first_line: int) -> None:
-    """Refuse what [tool.uv] says of where files come from: taking others in silence would be the wrong answer."""
-    tool = table.get("tool")
-    uv = tool.get("uv") if isinstance(tool, dict) else None
-    for key in uv if isinstance(uv, dict) else ():
-        if key in _UV_CHOICES:
-            at = re.search(rf"^\s*(?:\[+\s*tool\s*\.\s*uv\s*\.\s*)?{re.escape(key)}\b", text, re.MULTILINE)
-            line = first_line + text.count("\n", 0, at.end() if at else 0)
-            raise InvalidRequest(
-                f"{name}:{line}: {key} of [tool.uv] is not followed here: libraries come from the index that pip is"
-                " configured to use",
-                hint=(
-                    "remove it; or have uv choose, and give its choice: uv export --format requirements-txt >"
-                    " requirements.txt, --requirements requirements.txt"
-                ),
-            )
 
 
 def _constraint(required: object, where: str) -> SpecifierSet:

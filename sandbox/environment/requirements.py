@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from sandbox.environment.elsewhere import check_format
 from sandbox.errors import InvalidRequest
 from sandbox.index.package_names import POPULAR
 
@@ -95,6 +96,7 @@ def parse_requirements_txt(
     option: a file can't choose an index.
     """
     check_text(text, name)
+    check_format(text, name)
     found: list[str] = []
     hashed = ""
     for number, line in _logical_lines(text.removeprefix("\ufeff")):

@@ -215,7 +215,7 @@ class Execution:
             stderr=collector.stderr,
             logs=tuple(collector.logs),
             files=collector.files,
-            warnings=collector.warnings,
+            warnings=(*(self.decided.run.request.warnings or ()), *collector.warnings),
             error=collector.error,
             exit_code=said.exit_code if said else None,
             signal=said.signal if said else None,

@@ -5,12 +5,15 @@ Nothing of what is meant for the sandbox is parsed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sandbox.channel.sent import half_replaced, text_as_sent
 from sandbox.errors import InvalidRequest, PolicyDenied
+from sandbox.inside.harness.json_text import whole_text
 from sandbox.inside.harness.text import name_problem
 from sandbox.models import RunRequest, Tightening
 
@@ -34,7 +37,20 @@ def checked(request: RunRequest) -> RunRequest:
     fields = msgspec.structs.asdict(request)
     if isinstance(request.limits, Tightening):
         fields["limits"] = msgspec.structs.asdict(request.limits)
-    return request_from(fields, hint="correct this field of the `RunRequest`")
+    return as_read(request_from(fields, hint="correct this field of the `RunRequest`"))
+
+
+def as_read(request: RunRequest) -> RunRequest:
+    """Return a request as the service would have read it. What is no JSON stays: the harness says so."""
+    if request.warnings is not None:
+        return request
+    fields: dict[str, Any] = {"topic": whole_text(request.topic)}
+    replaced = ["topic"] if fields["topic"] != request.topic else []
+    for name, text in (("payload", request.payload_json), ("message", request.message_json)):
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            fields[f"{name}_json"], halves = text_as_sent(text)
+            replaced += [name] if halves else []
+    return msgspec.structs.replace(request, **fields, warnings=tuple(map(half_replaced, replaced)))
 
 
 def reason_of(error: Exception) -> str:

@@ -7,6 +7,7 @@ An HTML comment right before a block, which no reader sees, may say how it is fo
     <!-- save as: NAME -->       the block is the content of this file
     <!-- run with: COMMAND -->   the block is a file whose path is the command's last word
     <!-- before: COMMANDS -->    what to call before it, such as for a file that the reader would have
+    <!-- the result -->          the block is what the program right before it gives (tests/e2e/test_docs_results.py)
 
 Without one, `sh` is called line by line, `python` goes to `sandbox run`, `toml` to `sandbox policy check`, and other
 languages are not followed.
@@ -23,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(?P<language>\S*)\s*$")
 COMMENT = re.compile(
-    r"<!--\s*(?P<key>not run|run last|save as|run with|before)\s*(?::\s*(?P<value>.*?))?\s*-->", re.DOTALL
+    r"<!--\s*(?P<key>not run|run last|save as|run with|before|the result)\s*(?::\s*(?P<value>.*?))?\s*-->", re.DOTALL
 )
 USUALLY = {"python": "sandbox run --quiet", "toml": "sandbox policy check"}
 END = "@@ the end"  # printed last: a script that a block breaks off is not followed

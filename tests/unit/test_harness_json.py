@@ -9,7 +9,6 @@ import datetime as dt
 import decimal
 import enum
 import fractions
-import importlib.util
 import itertools
 import json
 import math
@@ -252,25 +251,7 @@ class FakeScalar:
 
 
 class FakeArray(FakeScalar):
-    """What NumPy's arrays and pandas' Series offer; `astype` as NumPy has it for dates."""
-
-    def __init__(self, value: Any, kind: str = "f") -> None:
-        super().__init__(value)
-        self.dtype = types.SimpleNamespace(kind=kind)
-
-    def astype(self, unit: str) -> FakeArray:
-        assert unit == "datetime64[us]"
-        return FakeArray([dt.datetime(2024, 1, 1), None], "O")  # noqa: DTZ001
-
-
-class FakeFrame:
-    """What pandas' DataFrame offers."""
-
-    columns = ("a", "b")
-
-    def to_dict(self, orient: str) -> Any:
-        assert orient == "records"
-        return [{"a": 1, "b": math.nan}, {"a": 2, "b": NAType()}]
+    """What NumPy's arrays and Arrow's offer."""
 
 
 class NAType:
@@ -309,45 +290,15 @@ class LongDouble(FakeScalar):
     [
         (FakeScalar(3), 3),
         (FakeArray([[1.0, math.nan], [2.0, 3.0]]), [[1.0, None], [2.0, 3.0]]),
-        (FakeArray([0], "M"), ["2024-01-01T00:00:00", None]),
-        (FakeFrame(), [{"a": 1, "b": None}, {"a": 2, "b": None}]),
         (NAType(), None),
         (NaT(2024, 1, 1), None),
         (LongDouble(0), 1.5),
         ({FakeScalar(7): 1}, {"7": 1}),
     ],
 )
-def test_numpy_and_pandas_values_convert_by_what_they_offer(value: Any, expected: Any) -> None:
+def test_values_of_libraries_convert_by_what_their_class_offers(value: Any, expected: Any) -> None:
     assert converted(value) == expected
     assert converted({"x": value}) == {"x": expected}
-
-
-def numpy_and_pandas_cases() -> list[tuple[str, Any]]:
-    if importlib.util.find_spec("numpy") is None or importlib.util.find_spec("pandas") is None:
-        return []
-    numpy, pandas = importlib.import_module("numpy"), importlib.import_module("pandas")
-    stamp = pandas.Timestamp("2024-01-01")
-    frame = pandas.DataFrame({"t": [stamp, pandas.NaT], "n": [1, 2]})
-    return [
-        ("int64", (numpy.int64(3), 3)),
-        ("float64 nan", (numpy.float64("nan"), None)),
-        ("bool", (numpy.bool_(True), True)),
-        ("array", (numpy.arange(4).reshape(2, 2), [[0, 1], [2, 3]])),
-        ("long double", (numpy.longdouble(1.5), 1.5)),
-        ("datetime64", (numpy.array(["2024-01-01", "NaT"], "M8[ns]"), ["2024-01-01T00:00:00", None])),
-        ("scalar datetime64", (numpy.datetime64("2024-01-01", "ns"), "2024-01-01T00:00:00")),
-        ("timedelta64", (numpy.array([1500], "m8[ms]"), [1.5])),
-        ("frame", (frame, [{"t": "2024-01-01T00:00:00", "n": 1}, {"t": None, "n": 2}])),
-        ("series", (frame["n"], [1, 2])),
-        ("dates", (frame["t"], ["2024-01-01T00:00:00", None])),
-        ("index", (frame.columns, ["t", "n"])),
-        ("na", (pandas.NA, None)),
-    ]
-
-
-def test_the_real_numpy_and_pandas_convert_too_where_they_are_installed() -> None:
-    for name, (value, expected) in numpy_and_pandas_cases():
-        assert (name, converted(value)) == (name, expected)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,12 @@ def test_what_a_field_can_t_be_is_told_with_its_place_and_without_its_value(plac
 def test_a_request_that_can_be_one_stays_as_it_is_and_as_it_was_checked() -> None:
     payload = b"[1]"
     request = RunRequest(
-        code="1", payload_json=payload, limits=Tightening(timeout_s=1, cpus=0.5), env={"A": "b"}, files={"f": b"c"}
+        code="1",
+        payload_json=payload,
+        limits=Tightening(timeout_s=1, cpus=0.5),
+        env={"A": "b"},
+        files={"f": b"c"},
+        warnings=(),
     )
     found = checked(request)
     assert found == request
@@ -137,7 +142,7 @@ HOLDERS: dict[str, Callable[[], Any]] = {
     "what the runner takes": lambda: RunRequest(code="1", secrets={"TOKEN": SECRET}),
     "what an embedder got wrong": lambda: RunRequest(code="1", secrets=cast("Any", [SECRET])),
     "a run on its way": lambda: Run(request=RunRequest(code="1", secrets={"TOKEN": SECRET})),
-    "a body": lambda: run_body(BODY),
+    "a body": lambda: run_body(BODY)[0],
     "what a body asks for": lambda: run_asked(BODY, {"default": 1}),
     "what the parser answers": lambda: Understood(run_asked(BODY, {"default": 1})[0], []),
     "what is run of it": lambda: wanted(BODY),

@@ -210,6 +210,90 @@ def test_what_uv_is_told_about_sources_is_refused_and_not_passed_over(choice: st
     assert parse_pyproject('[project]\ndependencies = ["six"]\n[tool.uv]\npackage = false\n').libraries == ("six",)
 
 
+@pytest.mark.parametrize("key", ["index-strategy", "no-binary-package", "some-later-choice"])
+def test_what_uv_may_choose_files_by_is_refused_also_where_it_is_not_known(key: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^pyproject\.toml:4: {key} of \[tool\.uv\] is not followed"):
+        parse_pyproject(f'[project]\ndependencies = ["six"]\n[tool.uv]\n{key} = "a"\n')
+
+
+@pytest.mark.parametrize(("tool", "key"), [("poetry", "source"), ("pdm", "source"), ("pdm", "resolution")])
+def test_what_other_tools_are_told_about_sources_is_refused(tool: str, key: str) -> None:
+    table = f'[[tool.{tool}.{key}]]\nname = "own"\nurl = "https://own.test/simple"\n'
+    with pytest.raises(InvalidRequest, match=rf"^pyproject\.toml:3: {key} of \[tool\.{tool}\]") as caught:
+        parse_pyproject(f'[project]\ndependencies = ["six"]\n{table}')
+    assert f"{tool} export" in caught.value.hint
+    assert parse_pyproject('[project]\ndependencies = ["six"]\n[tool.ruff]\nsource = 1\n').libraries == ("six",)
+
+
+PIPFILE = '[[source]]\nurl = "https://own.test/simple"\n\n[packages]\nsix = "*"\n'
+CONDA = "# ours\nname: science\nchannels:\n  - conda-forge\ndependencies:\n  - six\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "tool", "hint"),
+    [
+        ("Pipfile", PIPFILE, "pipenv", "pipenv requirements >"),
+        ("Pipfile.lock", "{}", "pipenv", "pipenv requirements >"),
+        ("requirements.txt", "\n" + PIPFILE, "pipenv", "pipenv requirements >"),
+        ("environment.yml", CONDA, "conda", "list the libraries"),
+        ("env.yaml", CONDA, "conda", "list the libraries"),
+        ("requirements.txt", CONDA, "conda", "list the libraries"),
+        ("poetry.lock", "[[package]]\n", "Poetry", "poetry export"),
+        ("uv.lock", "version = 1\n", "uv", "uv export"),
+        ("pdm.lock", "[metadata]\n", "PDM", "pdm export"),
+        ("pixi.toml", "[workspace]\n", "pixi", "list the libraries"),
+        ("setup.py", "from setuptools import setup\n", "setuptools", "list the libraries"),
+        ("setup.cfg", "[options]\n", "setuptools", "list the libraries"),
+    ],
+)
+def test_a_list_of_another_tool_is_refused_with_how_to_give_it(name: str, text: str, tool: str, hint: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name} is a file of {tool}, not a requirements.txt") as caught:
+        parse_requirements_txt(text, name=name)
+    assert hint in caught.value.hint
+
+
+def test_names_that_only_resemble_those_of_other_tools_are_libraries() -> None:
+    assert parse_requirements_txt("name\nchannels\n# dependencies:\n", name="Pipfile.txt") == ("channels", "name")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("dependancies", "did you mean dependencies?"),
+        ("requires_python", "did you mean requires-python?"),
+        ("run", "it may have"),
+    ],
+)
+def test_what_nobody_reads_of_a_header_is_refused(key: str, hint: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^script:2: the script's header has '{key}'") as caught:
+        parse_script(f"#!/usr/bin/env -S uv run --script\n# /// script\n# {key} = ['six']\n# ///\n")
+    assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#!/usr/bin/env -S uv run --with pandas --script",
+        "#!/usr/bin/env -S uv run --index-url=https://own.test/simple -s",
+        "#!/usr/bin/env -S uv run -p 3.12",
+        "#!/usr/bin/uvx --from own tool",
+        "#!/usr/bin/env -S pipx run --pip-args=--pre",
+    ],
+)
+def test_options_of_a_first_line_are_refused(line: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^script:1: the option '-\S+' of the first line is not followed"):
+        parse_script(f"{line}\n# /// script\n# dependencies = ['six']\n# ///\n")
+
+
+@pytest.mark.parametrize(
+    "line", ["#!/usr/bin/env python3", "#!/usr/bin/env -S uv run --script -q", "#!/usr/bin/env -S python3 -u"]
+)
+def test_a_first_line_that_chooses_no_files_is_taken(line: str) -> None:
+    found = parse_script(f"{line}\n# /// script\n# dependencies = ['six']\n# ///\n")
+    assert found is not None
+    assert found.libraries == ("six",)
+
+
 @given(st.text(alphabet=" \n\t,;#\\-@[]()<>=!~'\"/.:+abz019", max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for parse in (parse_libraries, parse_requirements_txt, parse_script):

@@ -72,7 +72,7 @@ def test_many_files_are_taken_as_few_are(count: int, size: int) -> None:
         "requirements": libraries,
     }
     body = {**others, "files": {name: base64.b64encode(content).decode() for name, content in files.items()}}
-    made = run_body(json.dumps(body).encode())
+    made, _ = run_body(json.dumps(body).encode())
     assert (list(made.requirements), made.env, made.topic, len(memoryview(made.code))) == (
         libraries,
         env,

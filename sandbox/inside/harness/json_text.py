@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 BATCH_ITEMS = 512
+HALF_REPLACED = "text that is not valid Unicode (a lone surrogate) had characters replaced"
 
 
 def _texts(value: Any, encode: Callable[[Any], str], level: int = 0) -> Iterator[str]:
@@ -58,9 +59,13 @@ def _utf8_of_json(text: str, converter: Converter) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        replaced = "text that is not valid Unicode (a lone surrogate) had characters replaced"
-        converter.counts[replaced] = (1, converter.root)
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8")
+        converter.counts[HALF_REPLACED] = (1, converter.root)
+        return whole_text(text).encode("utf-8")
+
+
+def whole_text(text: str) -> str:
+    """Return a text in which U+FFFD stands for each half of a surrogate pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def json_chunks(value: Any, converter: Converter) -> Iterator[bytes]:

@@ -162,6 +162,8 @@ class Program:
             return from_json(self.parts.pop(part, b"") or absent)
         except ValueError as error:
             raise ValueError(f"the {part} is not valid JSON: {error}") from None
+        except RecursionError:
+            raise ValueError(f"the {part} is nested too deeply") from None
 
     def _left_behind(self) -> list[str]:
         """Return a warning of files that the program wrote and did not save, if it never saved any."""

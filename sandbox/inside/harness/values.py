@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 
+from sandbox.inside.harness.labelled import Pairs, Table, is_of, labelled, offers
 from sandbox.inside.harness.text import clean
 
 TYPE_CHECKING = False
@@ -17,17 +17,12 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 MAX_ITERATOR_ITEMS = 1_000_000
 MAX_EXACT_INT = 2**53
+SAME_NAME = "two keys became the same text; the later one was kept"
 MAX_INT_BITS = 14_000  # a little below Python's own limit of 4300 digits
 
 
 class ResultTooLargeError(Exception):
     """The JSON text of a value is certain to be longer than its cap."""
-
-
-def _is(value: object, module: str, name: str) -> bool:
-    """Tell whether `value` is an instance of a class of a module that may not even be imported."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def _is_plain(value: object, *, depth: int, max_bytes: int) -> bool:
@@ -70,8 +65,8 @@ def _is_plain(value: object, *, depth: int, max_bytes: int) -> bool:
 class Converter:
     """Turns Python values into plain JSON values, collecting warnings about what JSON cannot say.
 
-    Converts dates, `Decimal`, sets, dataclasses, enums, named tuples (to objects), bytes (to Node Buffers),
-    NumPy and pandas values; the last two by what they offer, without importing either.
+    Converts dates, `Decimal`, sets, dataclasses, enums, named tuples (to objects), bytes (to Node Buffers), values
+    with labels (`labelled`), and arrays; those of libraries without importing them.
     """
 
     def __init__(self, root: str, max_bytes: int) -> None:
@@ -162,9 +157,10 @@ class Converter:
         self.active.discard(marker)
         return converted
 
-    def _object(self, value: Any) -> dict[str, Any]:
-        self._inside(value)
-        self.active.add(id(value))
+    def _object(self, value: Any, owner: object = None) -> dict[str, Any]:
+        marker = id(value if owner is None else owner)
+        self._inside(value if owner is None else owner)
+        self.active.add(marker)
         self.path.append(None)
         converted: dict[str, Any] = {}
         for key, item in value.items():
@@ -172,10 +168,10 @@ class Converter:
             name = key if type(key) is str else self._key(key)
             self._grow(len(name))
             if name in converted:
-                self._warn("two keys became the same text; the later one was kept")
+                self._warn(SAME_NAME)
             converted[name] = self._plain(item)
         self.path.pop()
-        self.active.discard(id(value))
+        self.active.discard(marker)
         return converted
 
     def _key(self, key: Any) -> str:
@@ -200,7 +196,7 @@ class Converter:
 
     def _converted(self, value: Any) -> Any:
         """Convert a value of any type other than the plain ones."""
-        if _is(value, "enum", "Enum"):
+        if is_of(value, "enum", "Enum"):
             return self._plain(value.value)
         if isinstance(value, (bytes, bytearray, memoryview)):
             return self._buffer(bytes(value))
@@ -212,10 +208,7 @@ class Converter:
             return self._plain(float.__float__(value))
         if isinstance(value, dict):
             return self._object(value)
-        if isinstance(value, tuple):
-            fields = getattr(value, "_fields", None)
-            return self._array(value) if fields is None else self._object(dict(zip(fields, value)))  # noqa: B905
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)) and not offers(value, "keys") and not offers(value, "_asdict"):
             return self._array(value)
         if isinstance(value, complex):
             return self._object({"real": value.real, "imag": value.imag})
@@ -223,7 +216,7 @@ class Converter:
             return self._array(_in_order(value), value)
         if type_name(value).endswith("NAType"):
             return None
-        for convert in (self._of_library, self._of_duck, self._of_iterable):
+        for convert in (self._of_library, self._of_labelled, self._of_duck, self._of_iterable):
             done, converted = convert(value)
             if done:
                 return converted
@@ -239,23 +232,23 @@ class Converter:
 
     def _of_library(self, value: Any) -> tuple[bool, Any]:
         """Convert values of the standard library."""
-        if _is(value, "datetime", "datetime"):
+        if is_of(value, "datetime", "datetime"):
             if value != value:  # pandas' NaT
                 return True, None
             return True, value.isoformat()
-        if _is(value, "datetime", "date") or _is(value, "datetime", "time"):
+        if is_of(value, "datetime", "date") or is_of(value, "datetime", "time"):
             return True, value.isoformat()
-        if _is(value, "datetime", "timedelta"):
+        if is_of(value, "datetime", "timedelta"):
             seconds = value.total_seconds()
             return True, self._float(seconds)
-        if _is(value, "decimal", "Decimal"):
+        if is_of(value, "decimal", "Decimal"):
             return True, self._decimal(value)
-        if _is(value, "fractions", "Fraction"):
+        if is_of(value, "fractions", "Fraction"):
             try:
                 return True, float(value)
             except OverflowError:
                 return True, str(value)
-        if _is(value, "uuid", "UUID") or type(value).__module__ == "ipaddress":
+        if is_of(value, "uuid", "UUID") or type(value).__module__ == "ipaddress":
             return True, str(value)
         if isinstance(value, os.PathLike):
             return True, self._plain(os.fsdecode(os.fspath(value)))
@@ -272,20 +265,40 @@ class Converter:
         number = float(value)
         return number if type(value)(repr(number)) == value else str(value)
 
-    def _of_duck(self, value: Any) -> tuple[bool, Any]:
-        """Convert NumPy, pandas and the like by the methods they offer."""
+    def _of_labelled(self, value: Any) -> tuple[bool, Any]:
+        """Convert tables, series and records: labels become names."""
         if isinstance(value, type):
             return False, None
-        if hasattr(value, "columns") and callable(getattr(value, "to_dict", None)):
-            return True, self._plain(value.to_dict("records"))
-        if callable(getattr(value, "to_dicts", None)):  # Polars
-            return True, self._plain(value.to_dicts())
-        if not callable(getattr(value, "tolist", None)):
+        found = labelled(value, self._warn)
+        if isinstance(found, Table):
+            return True, self._table(found)
+        if isinstance(found, Pairs):
+            return True, self._object(found, value)
+        return found is not None, self._plain(found)
+
+    def _table(self, table: Table) -> list[Any]:
+        """Return a list of objects, one for each row."""
+        names = [name if type(name) is str else self._key(name) for name in table.names]
+        if len(set(names)) < len(names):
+            self._warn(SAME_NAME)
+        rows = len(table.columns[0]) if names else 0
+        if rows * len(names) + self.size > self.max_bytes:
+            raise ResultTooLargeError
+        plain: list[Any] = self._plain([dict(zip(names, row)) for row in zip(*table.columns)])  # noqa: B905
+        return plain
+
+    def _of_duck(self, value: Any) -> tuple[bool, Any]:
+        """Convert what NumPy and its like have, by the methods that its class offers."""
+        if isinstance(value, type):
             return False, None
-        kind = getattr(getattr(value, "dtype", None), "kind", "")
-        if kind in ("M", "m") and not hasattr(value, "array"):  # NumPy; pandas gives Timestamps by itself
-            value = value.astype("datetime64[us]" if kind == "M" else "timedelta64[us]")
-        listed = value.tolist()
+        for method in ("to_dicts", "to_pylist", "as_py", "tolist", "to_list"):  # Polars, Arrow, NumPy, Polars
+            if offers(value, method):
+                break
+        else:
+            return False, None
+        if is_of(value, "numpy", "ndarray", "generic") and value.dtype.kind in ("M", "m"):
+            value = value.astype("datetime64[us]" if value.dtype.kind == "M" else "timedelta64[us]")
+        listed = getattr(value, method)()
         if type(listed) is type(value):  # a long double has no Python equivalent
             return True, self._float(float(value))
         return True, self._plain(listed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sandbox.channel.modules import check_modules
+from sandbox.channel.sent import half_replaced
 from sandbox.environment.declared import Declared, parse_script
 from sandbox.environment.requirements import parse_libraries
 from sandbox.errors import InvalidRequest
@@ -63,7 +64,7 @@ def run_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
 
     Raises `UnknownPolicy`, `PolicyDenied`, `InvalidRequest`.
     """
-    asked = run_body(body)
+    asked, replaced = run_body(body)
     code, libraries = _program(asked, code_kib, asked.requires_python)
     check_modules(asked.preload or ())
     if not bytes(memoryview(asked.message)[:1]).startswith(b"{"):
@@ -71,7 +72,7 @@ def run_asked(body: Written, code_kib: Mapping[str, int]) -> Taken:
     files = files_of(asked)
     options = {name: getattr(asked, name) for name in RunOptions.__struct_fields__}
     options |= {"requirements": libraries.libraries, "requires_python": libraries.python}
-    request = RunRequest(**options, code=code)
+    request = RunRequest(**options, code=code, warnings=tuple(map(half_replaced, replaced)))
     found = Asked(request=request, files=tuple(files), wait_for_end=asked.wait_for_end, notify=asked.notify)
     return found, [asked.payload, asked.message, *files.values()]
 

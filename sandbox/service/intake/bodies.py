@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from sandbox.channel.sent import has_replaced, read_as_sent
 from sandbox.errors import InvalidRequest
 from sandbox.run.request import check_code_size, reason_of
 from sandbox.wire.requests import CheckBody, EnvironmentBody, PruneBody, RunBody
@@ -67,10 +68,15 @@ class Form(Generic[Body]):
         self._decoder = msgspec.json.Decoder(kind)
         self._hint = fields_of(kind)
 
-    def decoded(self, body: Written) -> Body:
-        """Return what a body says. Raises `InvalidRequest` with the place in the body."""
-        outline = _decoded(self._outline, body, self._hint)
+    def decoded(self, body: Written) -> tuple[Body, tuple[str, ...]]:
+        """Return what a body says, and which of its fields had half of a surrogate pair: U+FFFD stands for it.
+
+        Raises `InvalidRequest` with the place in the body.
+        """
+        with _told(self._hint):
+            outline, halves = read_as_sent(self._outline.decode, body)
         fields = [(name, memoryview(getattr(outline, name))) for name in self._names]
+        replaced = tuple(name for name, written in fields if has_replaced(written)) if halves else ()
         small = []
         for name, written in fields:
             if written and name not in UNPARSED:
@@ -79,7 +85,8 @@ class Form(Generic[Body]):
         skipped = {name: written for name, written in fields if written and name in UNPARSED}
         if "code" in skipped:  # which no body may lack
             small.append(b'"code":""')
-        return msgspec.structs.replace(_decoded(self._decoder, b"{%s}" % b",".join(small), self._hint), **skipped)
+        decoded = _decoded(self._decoder, b"{%s}" % b",".join(small), self._hint)
+        return msgspec.structs.replace(decoded, **skipped), replaced
 
 
 def check_size(what: str, size_bytes: int, most_bytes: int) -> None:
@@ -104,24 +111,24 @@ _CHECK = Form(CheckBody)
 _PRUNE = Form(PruneBody)
 
 
-def run_body(body: Written) -> RunBody:
-    """Return what a client wants run. Raises `InvalidRequest` with the place in the body."""
+def run_body(body: Written) -> tuple[RunBody, tuple[str, ...]]:
+    """Return what a client wants run, and which fields had halves (`Form.decoded`). Raises `InvalidRequest`."""
     return _RUN.decoded(body)
 
 
 def environment_body(body: Written) -> EnvironmentBody:
     """Return which libraries a client wants. Raises `InvalidRequest`."""
-    return _ENVIRONMENT.decoded(body)
+    return _ENVIRONMENT.decoded(body)[0]
 
 
 def check_body(body: Written) -> CheckBody:
     """Return which code a client wants checked. Raises `InvalidRequest`."""
-    return _CHECK.decoded(body)
+    return _CHECK.decoded(body)[0]
 
 
 def prune_body(body: Written) -> PruneBody:
     """Return what a client wants removed. Raises `InvalidRequest`."""
-    return _PRUNE.decoded(body or bytearray(b"{}"))
+    return _PRUNE.decoded(body or bytearray(b"{}"))[0]
 
 
 def code_of(body: RunBody | CheckBody, code_kib: int) -> str:
