@@ -306,7 +306,7 @@ export interface Problem {
 /**
  * A top-level name that the code imports and nothing has, and where first; a relative import is one, too.
  *
- * `install` is the distribution that most likely brings it, None where none does.
+ * `install` is what to install for it, None where no reviewed table says so.
  */
 export interface MissingModule {
   module: string;
@@ -336,7 +336,11 @@ export interface BuiltEnvironment {
   packages: Array<string>;
 }
 
-/** An environment of the service's host; `size_bytes` is what its libraries add to the base image. */
+/**
+ * An environment of the service's host; `size_bytes` is what its libraries add to the base image.
+ *
+ * `left_out` are the start-up files of packages that Python does not run there, each with what is lost so.
+ */
 export interface ListedEnvironment {
   id: string;
   image: string;
@@ -350,6 +354,7 @@ export interface ListedEnvironment {
   size_bytes: number;
   created: number;
   last_used: number;
+  left_out: Array<string>;
 }
 
 /** Connections of one kind that a step of a build asked the egress proxy for; `last` is when the last one was. */

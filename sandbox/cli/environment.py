@@ -165,6 +165,7 @@ def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) 
         "asked for": ", ".join(map(without_hashes, record.requirements)),
         "size": f"{record.size_bytes // MIB} MiB beyond the base image",
         "packages": f"\n{'':14}".join(record.packages),
+        **({"left out": "; ".join(record.left_out)} if record.left_out else {}),
     }
     for name, value in rows.items():
         click.echo(f"{name:<12}  {escaped(value) if name != 'packages' else value}")

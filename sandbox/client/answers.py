@@ -276,7 +276,7 @@ class Problem(TypedDict):
 class MissingModule(TypedDict):
     """A top-level name that the code imports and nothing has, and where first; a relative import is one, too.
 
-    `install` is the distribution that most likely brings it, None where none does.
+    `install` is what to install for it, None where no reviewed table says so.
     """
 
     module: str
@@ -308,7 +308,10 @@ class BuiltEnvironment(TypedDict):
 
 
 class ListedEnvironment(TypedDict):
-    """An environment of the service's host; `size_bytes` is what its libraries add to the base image."""
+    """An environment of the service's host; `size_bytes` is what its libraries add to the base image.
+
+    `left_out` are the start-up files of packages that Python does not run there, each with what is lost so.
+    """
 
     id: str
     image: str
@@ -322,6 +325,7 @@ class ListedEnvironment(TypedDict):
     size_bytes: int
     created: float
     last_used: float
+    left_out: list[str]
 
 
 class BuildConnections(TypedDict):

@@ -78,6 +78,19 @@ def tmpfs_bytes(path: str, places: tuple[str, ...]) -> int:
     return total
 
 
+def full_places(pid: int, places: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which tmpfs of a sandbox has no room left, for one more page or one more file."""
+    found = []
+    for place in places:
+        try:
+            status = os.statvfs(f"/proc/{pid}/root{place}")
+        except OSError:
+            continue
+        if not status.f_bfree or (status.f_files and not status.f_ffree):
+            found.append(place)
+    return tuple(found)
+
+
 @functools.cache
 def anonymous_device() -> bytes:
     """Return the device of all shared anonymous mappings.

@@ -237,6 +237,7 @@ class Environments:
             name=plan.name,
             labels=plan.labels,
             created=datetime.fromtimestamp(epoch(), tz=timezone.utc),
+            allow_pth=plan.wanted.policy.build.allow_pth,
         )
 
     def _keep(self, plan: EnvironmentPlan, written: environment_image.WrittenImage) -> InstalledEnvironment:
@@ -246,7 +247,7 @@ class Environments:
         try:
             with storing(plan.lock):
                 record = environment_image.add(self._engine, written)
-            self.store.keep(record_of(plan, image_id=record.id, size_bytes=written.size_bytes, now=time.time()))
+            self.store.keep(record_of(plan, written, image_id=record.id, now=time.time()))
         except BaseException:
             with contextlib.suppress(SandboxError):  # the next sweep tries again
                 self.removal.discard(plan.id)
@@ -329,7 +330,9 @@ class Environments:
         return Lock.from_toml(text)
 
 
-def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: float) -> EnvironmentRecord:
+def record_of(
+    plan: EnvironmentPlan, written: environment_image.WrittenImage, *, image_id: str, now: float
+) -> EnvironmentRecord:
     """Return what is kept of an environment that was made now."""
     wanted, lock = plan.wanted, plan.lock
     return EnvironmentRecord(
@@ -342,7 +345,8 @@ def record_of(plan: EnvironmentPlan, *, image_id: str, size_bytes: int, now: flo
         build_hash=wanted.build_hash,
         packages=tuple(f"{p.name}=={p.version}" for p in lock.packages),
         requirements=lock.requirements,
-        size_bytes=size_bytes,
+        left_out=written.left_out,
+        size_bytes=written.size_bytes,
         created=now,
         last_used=now,
     )

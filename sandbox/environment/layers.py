@@ -17,13 +17,14 @@ import mmap
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 from sandbox.engine.protocol import Engine, ImageRecord
-from sandbox.environment.tree import Kind, TreeDecoder, TreeLimits, TreeRefused
+from sandbox.environment.startup_files import DISTUTILS, LEFT_OUT, what_is_lost
+from sandbox.environment.tree import Kind, TreeDecoder, TreeLimits, TreeRefused, starts_code
 from sandbox.errors import BuildFailed
 from sandbox.image.base.layer import PATH_VARIABLE, epoch
 
@@ -55,7 +56,7 @@ class WrittenImage:
     """An image in a docker-archive, and what Podman must say of it once it has it.
 
     `size_bytes` is what our layers take, uncompressed; `files_count` counts files, directories and links below
-    `PREFIX`.
+    `PREFIX`. `left_out` are the start-up files that are in it under another name, each with what is lost so.
     """
 
     archive: Path
@@ -66,6 +67,7 @@ class WrittenImage:
     architecture: str
     size_bytes: int
     files_count: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,24 @@ def write_image(
     name: str,
     labels: Mapping[str, str],
     created: datetime,
+    allow_pth: bool = False,
 ) -> WrittenImage:
     """Write the image `name` (`repository:tag`) to the new file `archive`: `base`, with the `trees` below `PREFIX`.
 
-    A tree is a package's name and its stored stream. Where two packages have the same path, the alphabetically later
+    A tree is a package's name and its stored stream. Unless `allow_pth`, start-up files that are known are in the image
+    under another name. Where two packages have the same path, the alphabetically later
     one's entry is in the image. Raises `TreeRefused` for a stream that is damaged, or when one package has a directory
     where another has a file or a link; `BuildFailed` when the archive can't be written. No file is left then.
     """
     entries = merged(trees)
+    if not allow_pth:
+        entries = without_startup(entries)
     contents = [list(_pieces(paths, entries)) for paths in divided(entries)]
     try:
-        return _write_archive(
+        written = _write_archive(
             archive, base, contents, name=name, labels=labels, created=created, files_count=len(entries)
         )
+        return replace(written, left_out=tuple(sorted(left_out(entries))))
     except OSError as error:
         archive.unlink(missing_ok=True)
         raise BuildFailed(
@@ -135,6 +142,32 @@ def merged(trees: Sequence[tuple[str, Path]]) -> dict[str, _Entry]:
                 )
             entries[name] = entry
     return entries
+
+
+def without_startup(entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    """Return the entries with start-up files under a name that Python does not look for, and what stands in for them.
+
+    Raises `TreeRefused` for one that is not known.
+    """
+    kept = dict(entries)
+    for path, entry in entries.items():
+        if not starts_code(path, entry.body):
+            continue
+        if what_is_lost(bytes(entry.body)) is None:
+            raise TreeRefused(f"{entry.package}: {path!a} has lines that Python executes at every start", path=path)
+        kept[path + LEFT_OUT] = kept.pop(path)
+        stand_in, content = DISTUTILS
+        if path == "distutils-precedence.pth" and "distutils" not in entries:
+            kept["distutils"] = _Entry(Kind.DIRECTORY, entry.package, NOTHING)
+            kept[stand_in] = _Entry(Kind.FILE, entry.package, memoryview(content))
+    return kept
+
+
+def left_out(entries: Mapping[str, _Entry]) -> Iterator[str]:
+    """Yield the start-up files that are there under another name, and what is lost without each."""
+    for path, entry in entries.items():
+        if "/" not in path and path.endswith(LEFT_OUT) and (lost := what_is_lost(bytes(entry.body))):
+            yield f"{path.removesuffix(LEFT_OUT)}, without which is lost: {lost}"
 
 
 def divided(entries: Mapping[str, _Entry]) -> list[list[str]]:

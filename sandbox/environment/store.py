@@ -31,7 +31,10 @@ CACHED_FILES = "cached-files"
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRecord:
-    """One environment. Times are seconds since 1970; `size_bytes` is what its libraries add to the base image."""
+    """One environment. Times are seconds since 1970; `size_bytes` is what its libraries add to the base image.
+
+    `left_out` are the start-up files of packages that are not looked for, each with what is lost so.
+    """
 
     id: str
     image: str
@@ -45,6 +48,7 @@ class EnvironmentRecord:
     size_bytes: int
     created: float
     last_used: float
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +208,7 @@ class Store:
         values.update(
             packages=tuple(values["packages"]),
             requirements=tuple(values["requirements"]),
+            left_out=tuple(values.get("left_out", ())),
             last_used=path.stat().st_mtime,
         )
         return EnvironmentRecord(**values)

@@ -14,9 +14,10 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
+from sandbox.environment.startup_files import what_is_lost
 from sandbox.errors import BuildFailed
 
-__all__ = ["Kind", "TreeDecoder", "TreeLimits", "TreeRefused", "TreeSink", "encode_header"]
+__all__ = ["Kind", "TreeDecoder", "TreeLimits", "TreeRefused", "TreeSink", "encode_header", "starts_code"]
 
 HEADER = struct.Struct(">BIQ")
 MAX_PATH_BYTES = 1024
@@ -71,6 +72,11 @@ class TreeSink(Protocol):
 
     def data(self, chunk: memoryview) -> None:
         """Take the next piece of the last entry's body: a view of what was fed."""
+
+
+def starts_code(path: str, content: memoryview) -> bool:
+    """Tell whether Python would execute lines of a file at every start, as an entry of a tree that was accepted."""
+    return "/" not in path and path.endswith(STARTUP_FILES) and bool(_EXECUTED.search(content))
 
 
 def encode_header(kind: Kind, path: str, size_bytes: int) -> bytes:
@@ -239,7 +245,8 @@ class TreeDecoder:
         if self._kinds[self._path] is Kind.LINK:
             self._targets[self._path] = _checked_target(self._path, kept)
         elif _EXECUTED.search(kept):
-            raise _refused(self._path, "has lines that Python executes at every start", hint=_ALLOW_PTH)
+            if what_is_lost(kept) is None:
+                raise _refused(self._path, "has lines that Python executes at every start", hint=_ALLOW_PTH)
         elif _SEARCHED.search(kept):
             self._searches_below = self._path
 

@@ -2,120 +2,25 @@
 
 from __future__ import annotations
 
-# What many ask for, under the names of the index.
-POPULAR = (
-    "numpy",
-    "pandas",
-    "scipy",
-    "scikit-learn",
-    "scikit-image",
-    "matplotlib",
-    "seaborn",
-    "statsmodels",
-    "requests",
-    "httpx",
-    "aiohttp",
-    "beautifulsoup4",
-    "lxml",
-    "pillow",
-    "opencv-python",
-    "opencv-python-headless",
-    "tensorflow",
-    "torch",
-    "torchvision",
-    "keras",
-    "xgboost",
-    "lightgbm",
-    "joblib",
-    "sympy",
-    "networkx",
-    "pyyaml",
-    "python-dateutil",
-    "pytz",
-    "openpyxl",
-    "xlrd",
-    "sqlalchemy",
-    "psycopg2-binary",
-    "pymongo",
-    "redis",
-    "paho-mqtt",
-    "pyserial",
-    "pymodbus",
-    "asyncua",
-    "influxdb-client",
-    "pydantic",
-    "jinja2",
-    "geopandas",
-    "shapely",
-    "pyproj",
-    "polars",
-    "pyarrow",
-    "plotly",
-    "cryptography",
-    "paramiko",
-    "websockets",
-    "jsonschema",
-)
+import re
 
-# What people import, or how they misremember it, and what it is called on the index.
+from sandbox.index.package_table import MISREMEMBERED, PACKAGES
+
+__all__ = ["CALLED", "POPULAR", "package_of_module"]
+
+_MODULES = {module.lower(): package for module, package in PACKAGES.items()}
+_PLAIN = {module: package for module, package in _MODULES.items() if re.fullmatch(r"[a-z0-9.-]+", package)}
+# What many ask for, under the names of the index: a slip of the pen is corrected to one of these.
+POPULAR = (*dict.fromkeys(package for module, package in _PLAIN.items() if "." not in module), "opencv-python")
+# What people ask the index for by another name, which may be a stranger's, and what they mean.
 CALLED = {
-    "cv2": "opencv-python-headless",
-    "opencv": "opencv-python-headless",
-    "sklearn": "scikit-learn",
-    "skimage": "scikit-image",
-    "pil": "pillow",
-    "bs4": "beautifulsoup4",
-    "yaml": "pyyaml",
-    "dateutil": "python-dateutil",
-    "dotenv": "python-dotenv",
-    "serial": "pyserial",
-    "usb": "pyusb",
-    "jwt": "pyjwt",
-    "crypto": "pycryptodome",
-    "attr": "attrs",
-    "mqtt": "paho-mqtt",
-    "paho": "paho-mqtt",
-    "modbus": "pymodbus",
-    "opcua": "asyncua",
-    "mysqldb": "mysqlclient",
-    "psycopg2": "psycopg2-binary",
-    "git": "gitpython",
-    "magic": "python-magic",
-    "docx": "python-docx",
-    "pptx": "python-pptx",
-    "telegram": "python-telegram-bot",
-    "googleapiclient": "google-api-python-client",
-    "fitz": "pymupdf",
-    "websocket": "websocket-client",
-    "zmq": "pyzmq",
-    "openssl": "pyopenssl",
-    "nacl": "pynacl",
-    "jose": "python-jose",
-    "slugify": "python-slugify",
-    "snap7": "python-snap7",
-    "ruamel": "ruamel.yaml",
-    "grpc": "grpcio",
-    "faiss": "faiss-cpu",
-    "discord": "discord.py",
-    "influxdb_client": "influxdb-client",
-    "flask_cors": "flask-cors",
-    "ldap": "python-ldap",
-    "can": "python-can",
-    "bluetooth": "pybluez",
-    "smbus": "smbus2",
-    "gi": "pygobject",
-    "pkg_resources": "setuptools",
-    "distutils": "setuptools",
+    **{module.replace("_", "-"): package for module, package in _PLAIN.items() if module.replace("_", "-") != package},
+    **MISREMEMBERED,
 }
 
 
-def package_of_module(module: str) -> str:
-    """Return the name of the package that a module most likely comes from."""
-    top = module.partition(".")[0]
-    return CALLED.get(top.lower(), top)
-
-
-def is_popular(module: str) -> bool:
-    """Tell whether the package of a module is one that many know by name."""
-    top = module.partition(".")[0].lower()
-    return top in CALLED or top.replace("_", "-") in POPULAR
+def package_of_module(module: str) -> str | None:
+    """Return what is installed for a module, by its full name, or None where nobody has looked it up for the table."""
+    parts = module.lower().split(".")
+    names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((_MODULES[name] for name in names if name in _MODULES), None)

@@ -50,6 +50,10 @@ DANGEROUS = frozenset((
     "socketcall", "splice", "statmount", "swapoff", "swapon", "syslog", "tee", "umount", "umount2",
     "unshare", "uselib", "userfaultfd", "vhangup", "vm86", "vm86old", "vmsplice",
 ))  # fmt: skip # a table
+# Advice to the scheduler and on memory: no program can rely on its being followed.
+IGNORABLE = frozenset({
+    "ioprio_set", "sched_setaffinity", "sched_setparam", "sched_setscheduler", "set_mempolicy",
+})  # fmt: skip # a table
 CONDITIONAL = frozenset({"clone", "ioctl", "mknod", "mknodat", "personality", "prctl", "socket", "socketpair"})
 
 
@@ -60,7 +64,7 @@ class _SourceModel(BaseModel):
 class CallGroup(_SourceModel):
     """Calls that are answered alike, and why."""
 
-    action: Literal["allow", "EPERM"]
+    action: Literal["allow", "EPERM", "ignore"]
     why: str = Field(min_length=10)
     names: tuple[str, ...] = Field(min_length=1)
     when: tuple[str, ...] = ()
@@ -193,7 +197,9 @@ def compile_source(path: Path) -> dict[str, Any]:
 
 
 def _rules(group: CallGroup, ways: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    answer: dict[str, Any] = {"action": ALLOW} if group.action == "allow" else {"action": ERRNO, "errnoRet": EPERM}
+    # An error number of 0 is success: the call returns, and the kernel has not carried it out (seccomp(2)).
+    number = {"EPERM": EPERM, "ignore": 0}
+    answer = {"action": ALLOW} if group.action == "allow" else {"action": ERRNO, "errnoRet": number[group.action]}
     names = sorted(group.names)
     if not ways:
         yield {"names": names, **answer}
@@ -274,16 +280,19 @@ def _check_keys(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_actions(document: dict[str, Any]) -> Iterator[str]:
+    allowed = {name for rule in _allowing(document) for name in rule["names"]}
     for rule in document["syscalls"]:
         first = rule["names"][0]
         if rule.get("action") not in (ALLOW, ERRNO):
             yield f"the action of {first} must be to allow it or to refuse it with an error number"
-        if rule.get("action") == ERRNO and rule.get("args"):
+        if rule.get("action") == ERRNO and rule.get("args") and not allowed.isdisjoint(rule["names"]):
             yield f"{first} is refused under a condition, which a high bit in the argument walks around"
         if rule.get("action") == ERRNO and type(rule.get("errnoRet")) is not int:
             yield f"the refusal of {first} gives no error number"
         if rule.get("action") == ERRNO and rule.get("errnoRet") == document.get("defaultErrnoRet"):
             yield f"the rule of {first} equals the default, so a runtime leaves it out"
+        if rule.get("action") == ERRNO and rule.get("errnoRet") == 0 and not IGNORABLE.issuperset(rule["names"]):
+            yield f"{first} must not be answered as done when it is not"
 
 
 def _check_comparisons(document: dict[str, Any]) -> Iterator[str]:

@@ -6,21 +6,21 @@ The program could have made its error up: what is taken from it is bounded, and 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from sandbox.index.package_names import is_popular, package_of_module
+from sandbox.index.package_names import package_of_module
 from sandbox.models import ProgramError
 from sandbox.policy.model import Policy
 from sandbox.proxies import proxy_advice
+from sandbox.run.limit_advice import Circumstances, limit_advice
+from sandbox.run.module_advice import missing_library, missing_module
 
-__all__ = ["advice"]
+__all__ = ["advice", "last_advice"]
 
-Rule = tuple[str, str, Callable[[re.Match[str], Policy], str]]
 MAX_TEXT_CHARS = 4_000
 SHOWN_HOSTS = 5
 PLAIN_PATH = r"[A-Za-z0-9_][A-Za-z0-9_+,@:./-]*"  # in the directory of the command
-SCREEN = {"tkinter", "_tkinter", "turtle", "turtledemo", "idlelib"}
 NO_NAME = (
     r"Temporary failure in name resolution|Name or service not known|No address associated with"
     r" hostname|NameResolutionError|getaddrinfo failed"
@@ -28,47 +28,57 @@ NO_NAME = (
 )
 
 
-def advice(error: ProgramError, policy: Policy) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An error that a rule is about, and what its pattern found in it."""
+
+    match: re.Match[str]
+    error: ProgramError
+    place: Circumstances
+
+
+def advice(error: ProgramError, place: Circumstances) -> str:
     """Return what to do, to follow the sentence that names the exception, or an empty text."""
     said = f"{error.type}: {error.message}"[:MAX_TEXT_CHARS]
     # Libraries wrap the errors of sockets in their own; the traceback still has them.
-    whole = f"{said}\n{error.traceback[-MAX_TEXT_CHARS:]}"
+    traceback = error.traceback[-MAX_TEXT_CHARS:]
     for kind, pattern, explain in RULES:
-        if re.fullmatch(kind, error.type) and (match := re.search(pattern, said if kind != ANY else whole)):
-            return f"; {explain(match, policy)}"
-    return ""
+        text = said if kind != ANY else f"{said}\n{traceback}"
+        if re.fullmatch(kind, error.type) and (match := re.search(pattern, text)):
+            told = explain(Found(match=match, error=error, place=place))
+            break
+    else:
+        # What is indented are lines of code, which speak of errors, too.
+        told = limit_advice(f"{said}\n{INDENTED.sub('', traceback)}", place)
+    return f"; {told}" if told else ""
 
 
-# ---- one function per kind of error: (match, policy) -> what to do
+def last_advice(words: str, place: Circumstances) -> str:
+    """Return the same for a program that left no exception: what it wrote last to standard error says why it ended."""
+    last = words[-MAX_TEXT_CHARS:]
+    match = re.search(LIBRARY, last)
+    told = missing_library(match[1]) if match else limit_advice(last, place)
+    return f"; {told}" if told else ""
 
 
-def _module(match: re.Match[str], _policy: Policy) -> str:
-    module, top = match[1], match[1].partition(".")[0]
-    if top in SCREEN:
-        return (
-            f"{top} needs a screen, which a sandbox does not have: draw into a file (matplotlib with the backend Agg,"
-            " pillow) and save_file() it"
-        )
-    if match[2] and "not a package" in match[2]:
-        return f"a file of yours named {top}.py is found before the library of that name: give it another name"
-    if top in sys.stdlib_module_names and not is_popular(module):
-        return f"{top} is a part of Python that this image does not have: use another image (--image), or do without"
-    package = package_of_module(module)
-    if is_popular(module):
-        return f"to install it: --with {package}"
-    # Anybody may register a name that nobody knows: it is not offered alone.
-    return (
-        f"a module of your own is sent along: --file {top}.py; a library is installed: --with NAME, with its name on"
-        f" the package index, which may be another than {package}"
-    )
+# ---- one function per kind of error
 
 
-def _shared_library(match: re.Match[str], _policy: Policy) -> str:
-    return f"the image does not have {match[1]} (instead of opencv-python, opencv-python-headless needs no screen)"
+def _module(found: Found) -> str:
+    return missing_module(found.match[1], found.match[2], found.error.traceback[-MAX_TEXT_CHARS:])
 
 
-def _no_file(match: re.Match[str], _policy: Policy) -> str:
-    path = match[1].removeprefix("/app/").removeprefix("./")
+def _optional(found: Found) -> str:
+    package = package_of_module(found.match[1])
+    return f"to install it: --with {package}" if package else ""
+
+
+def _shared_library(found: Found) -> str:
+    return missing_library(found.match[1])
+
+
+def _no_file(found: Found) -> str:
+    path = found.match[1].removeprefix("/app/").removeprefix("./")
     directory, _, name = path.rpartition("/")
     if not name:
         return ""
@@ -84,12 +94,12 @@ def _no_file(match: re.Match[str], _policy: Policy) -> str:
     )
 
 
-def _read_only(_match: re.Match[str], _policy: Policy) -> str:
+def _read_only(_found: Found) -> str:
     return "a program writes into its working directory and /tmp, and save_file() hands files over"
 
 
-def _network(_match: re.Match[str], policy: Policy) -> str:
-    network = policy.network
+def _network(found: Found) -> str:
+    policy, network = found.place.policy, found.place.policy.network
     if network.mode == "none":
         # Not with the host of the message: a program must not have itself recommended one.
         return (
@@ -100,19 +110,21 @@ def _network(_match: re.Match[str], policy: Policy) -> str:
     return f"names and connections go through a proxy only: {_proxy(policy)}"
 
 
-def _refused(_match: re.Match[str], policy: Policy) -> str:
+def _refused(found: Found) -> str:
+    policy = found.place.policy
     own = "127.0.0.1 and localhost are the sandbox's own, not this host's"
     if policy.network.mode == "none":
         return f"{own}, and policy {policy.name} gives programs no network: sandbox policy explain {policy.name}"
     return f"{own}; others are reached through a proxy only: {_proxy(policy)}"
 
 
-def _forbidden(_match: re.Match[str], policy: Policy) -> str:
+def _forbidden(found: Found) -> str:
+    policy = found.place.policy
     return f"{_allowed(policy)}: sandbox policy explain {policy.name}" if policy.network.mode != "none" else ""
 
 
-def _by_proxy(match: re.Match[str], _policy: Policy) -> str:
-    return proxy_advice(match[0])
+def _by_proxy(found: Found) -> str:
+    return proxy_advice(found.match[0])
 
 
 def _proxy(policy: Policy) -> str:
@@ -129,10 +141,13 @@ def _allowed(policy: Policy) -> str:
 
 
 ANY = r"[\s\S]*"
+LIBRARY = r"\b(lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]{0,20}): cannot open shared object file"
+INDENTED = re.compile(r"^[ \t].*$", re.MULTILINE)
 # In the order of what is most telling: one text may match several.
-RULES: tuple[Rule, ...] = (
+RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("ModuleNotFoundError", r"No module named '([A-Za-z0-9_.]{1,80})'([\s\S]{0,200})", _module),
-    ("ImportError", r": (lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]*): cannot open shared object file", _shared_library),
+    ("ImportError", r"Missing optional dependency '([A-Za-z0-9_.]{1,80})'", _optional),
+    (ANY, LIBRARY, _shared_library),
     ("FileNotFoundError", r"\[Errno 2\] No such file or directory: '([ -~]{1,200})'", _no_file),
     (ANY, r"this host's proxy [^\n]{1,300}|has no address here", _by_proxy),
     (ANY, r"Tunnel connection failed: 403|ProxyError[\s\S]{0,200}?403 Forbidden", _forbidden),

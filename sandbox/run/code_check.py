@@ -7,8 +7,6 @@ Nothing is parsed on this host. The code goes into an ordinary verified sandbox 
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +16,7 @@ from msgspec import Meta
 from msgspec.structs import asdict
 
 from sandbox.errors import Internal, InvalidRequest
+from sandbox.index.absent_modules import ELSEWHERE, STANDARD, WINDOWS
 from sandbox.index.package_names import package_of_module
 from sandbox.inside.code_check_program import MAX_IMPORTS, MAX_MISSING, MAX_NAME_CHARS, MAX_TEXT_CHARS
 from sandbox.models import Outcome, RunRequest, RunResult
@@ -30,45 +29,6 @@ MAX_PLACE = 1 << 31
 CUT_CHARS = 20  # the mark of a text that was cut
 # How a compiler ends that a program drove too deep, rather than one that was ended.
 CRASHES = {"SIGSEGV", "SIGABRT", "SIGBUS"}
-# What one Python or another brings along: no package of that name on an index is meant.
-STANDARD = sys.stdlib_module_names | {
-    "_bootlocale",
-    "aifc",
-    "annotationlib",
-    "asynchat",
-    "asyncore",
-    "audioop",
-    "binhex",
-    "cgi",
-    "cgitb",
-    "chunk",
-    "compression",
-    "crypt",
-    "distutils",
-    "dummy_threading",
-    "formatter",
-    "imghdr",
-    "imp",
-    "lib2to3",
-    "macpath",
-    "mailcap",
-    "msilib",
-    "nis",
-    "nntplib",
-    "ossaudiodev",
-    "parser",
-    "pipes",
-    "smtpd",
-    "sndhdr",
-    "spwd",
-    "sunau",
-    "symbol",
-    "telnetlib",
-    "tomllib",
-    "uu",
-    "xdrlib",
-}
-DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 Execute = Callable[[DecidedRun], Awaitable[RunResult]]
 Place = Annotated[int, Meta(ge=1, le=MAX_PLACE)]
@@ -149,9 +109,6 @@ def answer_of(result: RunResult, filename: str) -> CodeCheck:
 
 
 def distribution_of(module: str) -> str | None:
-    """Return what to install for a module that is missing, or None when no index can have it."""
+    """Return what to install for a module that is missing, or None when nobody knows for sure what has it."""
     top = module.partition(".")[0]
-    if top.startswith("_") or top in STANDARD:
-        return None
-    found = package_of_module(top)
-    return found if DISTRIBUTION.fullmatch(found) else None
+    return None if top in STANDARD or top in WINDOWS or top in ELSEWHERE else package_of_module(top)

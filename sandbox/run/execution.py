@@ -19,7 +19,7 @@ from sandbox.channel.frames import CANCEL, ProtocolViolation, RunCaps, job_frame
 from sandbox.container import spec
 from sandbox.container.sandbox import Sandbox
 from sandbox.container.standby import AcquiredSandbox, Egress, Source
-from sandbox.container.watchdog import Watchdog
+from sandbox.container.watchdog import Watchdog, full_places
 from sandbox.errors import Internal
 from sandbox.host.facts import HostFacts
 from sandbox.kernel.oom import killed_for_memory
@@ -31,6 +31,7 @@ from sandbox.run.outcome import Evidence, decide
 
 START_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.4
+LAST_WORDS_BYTES = 4_000
 CHANNEL_CLOSE_S = 2.0
 HARDEST = 8  # so many times as long as copying it may it take to bring JSON into its form
 PROXY = f"http://127.0.0.1:{spec.EGRESS_PORT}"
@@ -55,6 +56,7 @@ class Execution:
         self._timed_out = False
         self._cancelled = False
         self._violation = ""
+        self._full: tuple[str, ...] = ()
         self._result_json: bytes | None = None
         self._additional_data_json: bytes | None = None
 
@@ -134,8 +136,11 @@ class Execution:
                     break
         except ProtocolViolation as violation:
             self._broken(sandbox, violation)
-        # Process 1 stays until we close the channel, so that its cgroup can still be read.
+        # Process 1 stays until we close the channel, so that its cgroup can still be read, and its file systems.
         sandbox.keep_events()
+        if self.collector.quit is not None:
+            places = tuple(mount.destination for mount in sandbox.spec.tmpfs)
+            self._full = full_places(sandbox.pid, places)
 
     async def _take_results(self, sandbox: Sandbox) -> None:
         """Take what the program gave, if it is JSON; looking at it takes nothing of its time."""
@@ -197,6 +202,9 @@ class Execution:
             error=self.collector.error,
             cause=self.collector.cause,
             has_result=self._result_json is not None,
+            last_words=self.collector.stderr[-LAST_WORDS_BYTES:].decode(errors="replace"),
+            full=self._full,
+            address_space_mib=(sandbox.spec.address_space_bytes or 0) // spec.MIB or None,
         )
 
     def _result(self, sandbox: Sandbox, *, removed: float) -> RunResult:

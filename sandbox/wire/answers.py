@@ -121,7 +121,7 @@ class Problem(Given, frozen=True, kw_only=True):
 class MissingModule(Given, frozen=True, kw_only=True):
     """A top-level name that the code imports and nothing has, and where first; a relative import is one, too.
 
-    `install` is the distribution that most likely brings it, None where none does.
+    `install` is what to install for it, None where no reviewed table says so.
     """
 
     module: str
@@ -156,7 +156,10 @@ class BuiltEnvironment(Given, frozen=True, kw_only=True):
 
 
 class ListedEnvironment(Given, frozen=True, kw_only=True):
-    """An environment of the service's host; `size_bytes` is what its libraries add to the base image."""
+    """An environment of the service's host; `size_bytes` is what its libraries add to the base image.
+
+    `left_out` are the start-up files of packages that Python does not run there, each with what is lost so.
+    """
 
     id: str
     image: str
@@ -170,6 +173,7 @@ class ListedEnvironment(Given, frozen=True, kw_only=True):
     size_bytes: int
     created: float
     last_used: float
+    left_out: tuple[str, ...]
 
 
 class BuildConnections(Given, frozen=True, kw_only=True):

@@ -130,3 +130,32 @@ def test_a_path_file_runs_code_where_a_policy_allows_it_and_nowhere_else(builds:
     code = "import sys\nresult = getattr(sys, 'started', False)"
     assert builds.run("started", code=code, policy=allowed).result_json == b"true"
     assert "started" in builds.refused("started").message, "what another policy allowed is not taken over"
+
+
+SHIM = (
+    "import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == 'local';"
+    " enabled and __import__('_distutils_hack').add_shim(); \n"
+)
+HACK = "import sys\ndef add_shim():\n    sys.started = True\n"
+STARTED = "import sys\nresult = getattr(sys, 'started', False)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SHIM + "import os; os.environ['STARTED'] = '1'\n",
+        SHIM.replace("_distutils_hack", "distutils_hack"),
+        "import started\n",
+    ],
+)
+def test_a_path_file_with_a_known_name_and_other_code_is_refused(builds: Builds, content: str) -> None:
+    files = {"distutils-precedence.pth": content, "started.py": "import sys\nsys.started = True\n"}
+    assert "executes at every start" in builds.wheel_refused(hostile_wheel("started", files)).message
+
+
+def test_a_copy_of_a_known_path_file_runs_no_code_of_the_package_that_brings_it(builds: Builds) -> None:
+    wheel = hostile_wheel("copied", {"distutils-precedence.pth": SHIM, "_distutils_hack.py": HACK})
+    assert builds.value_in(builds.wheel_built(wheel), STARTED) is False
+    # The control: where a policy trusts such files, it does.
+    trusted = builds.wheel_built(wheel, policy=builds.policy(allow_pth=True))
+    assert builds.value_in(trusted, STARTED) is True

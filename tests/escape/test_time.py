@@ -9,7 +9,7 @@ import pytest
 
 from sandbox.models import Outcome, RunResult
 from sandbox.run.decision import Follow, Run
-from tests.escape.bench import Bench, tightening
+from tests.escape.bench import UNCONFINED, Bench, tightening
 from tests.waiting import SLOWER
 
 SLACK_S = 4.0 * SLOWER
@@ -73,18 +73,47 @@ def test_a_program_can_not_take_more_cpu_than_its_share(bench: Bench) -> None:
     assert bench.value(text) <= bench.policy().limits.cpus * 1.25
 
 
-def test_the_cores_that_hold_the_share_can_not_be_changed(bench: Bench) -> None:
-    text = """
-        import os
-        before = os.sched_getaffinity(0)
-        try:
-            os.sched_setaffinity(0, range(os.cpu_count()))
-        except OSError as error:
-            result = [error.errno, os.sched_getaffinity(0) == before]
-        else:
-            result = ["changed"]
+# Libraries ask for cores, so that the answer is "done" (docs/policies.md), but no core is won or lost.
+CORES = {
+    "python": "os.sched_setaffinity(0, range(os.cpu_count()))",
+    "another process": "os.sched_setaffinity(1, range(os.cpu_count()))",
+    "a thread of its own": "libc.pthread_setaffinity_np(ctypes.c_void_p(libc.pthread_self()), 128, b'\\xff' * 128)",
+    "a child": (
+        "subprocess.run([sys.executable, '-c', 'import os; os.sched_setaffinity(os.getppid(), range(os.cpu_count()))'],"
+        " check=True)"
+    ),
+}
+
+
+def asking_for_cores(way: str) -> str:
+    return f"""
+        import ctypes, os, subprocess, sys, threading
+        libc = ctypes.CDLL(None)
+        libc.pthread_self.restype = ctypes.c_ulong
+
+        def cores():
+            return [sorted(os.sched_getaffinity(task)) for task in (0, 1)]
+
+        before = cores()
+        {CORES[way]}
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(sorted(os.sched_getaffinity(0))))
+        thread.start()
+        thread.join()
+        result = [cores() == before, found == before[0]]
     """
-    assert bench.value(text) == [1, True]
+
+
+@pytest.mark.parametrize("way", CORES)
+def test_the_cores_that_hold_the_share_can_not_be_changed(bench: Bench, way: str) -> None:
+    assert bench.value(asking_for_cores(way)) == [True, True]
+
+
+@pytest.mark.host_only
+@pytest.mark.control
+@pytest.mark.parametrize("way", ["python", "a thread of its own"])
+def test_without_the_filter_the_cores_are_changed(bench: Bench, way: str) -> None:
+    assert bench.run_weakened(asking_for_cores(way), UNCONFINED).value == [False, False]
 
 
 @pytest.mark.host_only  # where no cgroup holds the share

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.index.absent_modules import ELSEWHERE, REMOVED, STANDARD, WINDOWS
+from sandbox.index.package_names import package_of_module
+from sandbox.index.package_table import PACKAGES
 from sandbox.models import ProgramError
 from sandbox.policy.model import Policy
-from sandbox.run.advice import advice
+from sandbox.run.advice import advice, last_advice
+from sandbox.run.limit_advice import Circumstances
 from tests.unit.factory import policy
 
 DNS = "[Errno -3] Temporary failure in name resolution"
@@ -22,29 +30,205 @@ OPEN = NONE.model_copy(
 )
 
 
-def told(kind: str, message: str, traceback: str = "", *, under: Policy = NONE) -> str:
-    return advice(ProgramError(type=kind, message=message, traceback=traceback), under)
+def told(kind: str, message: str, traceback: str = "", *, under: Policy = NONE, **seen: Any) -> str:
+    return advice(ProgramError(type=kind, message=message, traceback=traceback), Circumstances(policy=under, **seen))
 
 
 @pytest.mark.parametrize(
     ("module", "said", "not_said"),
     [
         ("pandas", "to install it: --with pandas", "--file"),
-        ("sklearn.linear_model", "--with scikit-learn", "--file"),
+        ("sklearn", "--with scikit-learn", "--file"),
         ("cv2", "--with opencv-python-headless", "--file"),
         ("websocket", "--with websocket-client", "--file"),
+        ("serial", "--with pyserial", "--file"),
+        ("PIL", "--with pillow", "--file"),
+        ("pkg_resources", "--with 'setuptools<81'", "--file"),
+        ("ruamel.yaml", "--with ruamel.yaml", "--file"),
+        ("mysql.connector", "--with mysql-connector-python", "--file"),
         ("plant_helpers", "--file plant_helpers.py", "--with plant"),
+        ("utils", "--file utils.py", "--with utils"),
+        ("google", "--file google.py", "--with google"),
+        ("board", "drives the pins of a small computer", "--with"),
+        ("RPi", "drives the pins of a small computer", "--with"),
+        ("win32com", "Windows alone", "--with"),
+        ("winreg", "Windows alone", "--with"),
         ("tkinter", "needs a screen", "--with"),
         ("_tkinter", "needs a screen", "--with"),
         ("turtle", "needs a screen", "--with"),
-        ("sqlite3", "a part of Python that this image does not have", "--with"),
-        ("distutils", "--with setuptools", "--file"),
+        ("idlelib", "needs a screen", "--with"),
+        ("sqlite3", "a part of Python, not in this image", "--with"),
+        ("ensurepip", "a part of Python, not in this image", "--with"),
+        ("tomllib", "a part of Python, not in this image", "--with"),
+        ("distutils", "was a part of Python until 3.11", "--with distutils"),
+        ("imp", "use an image with Python 3.11", "--with"),
+        ("telnetlib", "--with standard-telnetlib", "--with telnetlib"),
+        ("sklearn.externals", "sklearn is there and has no externals", "--with sklearn"),
+        ("plant.helpers", "plant is there and has no helpers", "--with"),
     ],
 )
 def test_a_module_that_is_missing(module: str, said: str, not_said: str) -> None:
     found = told("ModuleNotFoundError", f"No module named {module!r}")
     assert said in found
     assert not_said not in found
+
+
+@pytest.mark.parametrize(
+    ("line", "package"),
+    [
+        ("from google.cloud import storage", "google-cloud-storage"),
+        ("import google.protobuf.message as m", "protobuf"),
+        ("    from google.cloud.bigquery import Client", "google-cloud-bigquery"),
+        ("from azure.storage.blob import BlobServiceClient", "azure-storage-blob"),
+    ],
+)
+def test_a_part_of_a_namespace_is_named_by_the_import_itself(line: str, package: str) -> None:
+    top = line.split()[1].partition(".")[0]
+    traceback = f'Traceback (most recent call last):\n  File "a.py", line 1, in <module>\n    {line}\n'
+    assert told("ModuleNotFoundError", f"No module named '{top}'", traceback) == f"; to install it: --with {package}"
+
+
+@given(st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}(\.[a-z]{1,8})?", fullmatch=True), st.text(max_size=200))
+def test_no_package_is_named_that_is_not_in_a_reviewed_table(module: str, traceback: str) -> None:
+    found = told("ModuleNotFoundError", f"No module named '{module}'", traceback)
+    words = shlex.split(found.replace(";", " ").replace(",", " "))
+    named = {words[at + 1].partition("==")[0] for at, word in enumerate(words) if word == "--with"} - {"NAME"}
+    assert named <= {re.split(r"[<\[]", one)[0] for one in PACKAGES.values()} | {one for _, one in REMOVED.values()}
+
+
+def test_the_tables_are_of_one_mind() -> None:
+    assert len(PACKAGES) >= 150
+    tops = {name for name in PACKAGES if "." not in name}
+    assert not tops & (STANDARD | WINDOWS | ELSEWHERE.keys())
+    for package in PACKAGES.values():
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(\[[a-z]+\])?(<\d+)?", package.replace("typing_", "")), (
+            package
+        )
+    assert package_of_module("sklearn.linear_model") == "scikit-learn"
+    assert package_of_module("google.cloud") is None
+
+
+def test_an_optional_library_of_another_is_named_from_the_table_alone() -> None:
+    said = "Missing optional dependency '{}'. Use pip or conda to install it."
+    assert told("ImportError", said.format("openpyxl")) == "; to install it: --with openpyxl"
+    assert told("ImportError", said.format("evilpkg")) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "said"),
+    [
+        ("OSError", "libgomp.so.1: {}", "does not have libgomp.so.1"),
+        ("ImportError", "libGL.so.1: {}", "opencv-python-headless"),
+        ("XGBoostError", "it could not be loaded.\nError message(s): ['libgomp.so.1: {}']", "Debian: libgomp1"),
+        ("OSError", "cannot load library 'libcairo.so.2': libcairo.so.2: {}", "Debian: libcairo2"),
+        ("ImportError", "libpq.so.5: {}", "psycopg2-binary"),
+        ("ImportError", "libcudart.so.12: {}", "no graphics processor"),
+        ("OSError", "libsomething-else.so: {}", "does not have libsomething-else.so"),
+    ],
+)
+def test_a_shared_library_that_is_missing_is_named_whoever_says_so(kind: str, message: str, said: str) -> None:
+    found = told(kind, message.format("cannot open shared object file: No such file or directory"))
+    assert said in found
+    assert "--image" in found
+
+
+# ---- limits
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "keys"),
+    [
+        ("OSError", "[Errno 28] No space left on device: '/tmp/a.bin'", ["tmp_mib"]),
+        ("OSError", "[Errno 28] No space left on device: '/dev/shm/psm_1'", ["shm_mib"]),
+        ("OSError", "[Errno 28] No space left on device: '/app/out.csv'", ["app_mib"]),
+        ("OSError", "[Errno 28] No space left on device", ["app_mib", "tmp_mib", "shm_mib"]),
+        ("OperationalError", "database or disk is full", ["app_mib", "tmp_mib", "shm_mib"]),
+        ("RuntimeError", "unable to write to file </torch_9_1>: No space left on device (28)", ["shm_mib"]),
+        ("RuntimeError", "DataLoader worker (pid 9) is killed by signal: Bus error.", ["shm_mib"]),
+        ("TerminatedWorkerError", "The exit codes of the workers are {SIGBUS(-7)}", ["shm_mib"]),
+    ],
+)
+def test_no_room_is_explained_by_the_key_of_the_place(kind: str, message: str, keys: list[str]) -> None:
+    found = told(kind, message)
+    assert {key for key in ("app_mib", "tmp_mib", "shm_mib") if f"filesystem.{key}" in found} >= set(keys)
+    if len(keys) == 1 and "'/" in message:
+        assert found.count("filesystem.") == 1
+    assert "filesystem.tmp_mib" in told(kind, message, full=("/tmp",)) or "'/" in message or "torch" in message
+
+
+def test_the_place_that_was_seen_to_be_full_is_named_alone() -> None:
+    found = told("OSError", "[Errno 28] No space left on device", full=("/tmp",))
+    assert "filesystem.tmp_mib" in found
+    assert "shm_mib" not in found
+    died = "A process in the process pool was terminated abruptly while the future was running or pending."
+    assert "filesystem.shm_mib" in told("BrokenProcessPool", died, full=("/dev/shm",))
+    assert told("BrokenProcessPool", died) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "key"),
+    [
+        ("OSError", "[Errno 24] Too many open files: 'a'", "limits.open_files"),
+        ("ClientConnectorError", "Cannot do it [Too many open files]", "limits.open_files"),
+        ("PanicException", 'Os { code: 24, message: "Too many open files" }', "limits.open_files"),
+        ("WasmtimeError", "mmap failed to reserve 0x100000000 bytes", "limits.memory_mib"),
+        ("RuntimeError", "Cannot allocate memory (os error 12)", "limits.memory_mib"),
+        ("RuntimeError", "std::bad_alloc", "limits.memory_mib"),
+        ("OSError", "[Errno 12] Cannot allocate memory: 'a'", "limits.memory_mib"),
+        ("ComputeError", "failed to spawn thread: Resource temporarily unavailable (os error 11)", "limits.processes"),
+        ("RuntimeError", "pthread_create has failed: Resource temporarily unavailable", "limits.processes"),
+        ("Error", "can't start new thread", "limits.processes"),
+    ],
+)
+def test_an_error_of_a_limit_names_its_key(kind: str, message: str, key: str) -> None:
+    assert key in told(kind, message)
+    assert key in told(
+        "WrappedError", "it failed", f"{kind}: {message}\n\nDuring handling of it\nWrappedError: it failed"
+    )
+
+
+def test_what_a_process_may_reserve_is_told_where_that_counts() -> None:
+    assert "reserve" not in told("WasmtimeError", "mmap failed")
+    assert "may reserve 2560 MiB" in told("WasmtimeError", "mmap failed", address_space_mib=2560)
+
+
+def test_code_that_speaks_of_a_limit_is_not_an_error_of_it() -> None:
+    traceback = 'Traceback (most recent call last):\n  File "a.py", line 1\n    raise ValueError(x)  # Out of memory, Errno 28\n'
+    assert told("ValueError", "no", traceback) == ""
+    assert told("BlockingIOError", "[Errno 11] Resource temporarily unavailable") == "", (
+        "as of a socket that has nothing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (
+            "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n",
+            "limits.memory_mib",
+        ),
+        ("libgomp: Thread creation failed: Resource temporarily unavailable\n", "limits.processes"),
+        (
+            "terminate called after throwing an instance of 'std::system_error'\n  what():  Resource temporarily"
+            " unavailable\n",
+            "limits.processes",
+        ),
+        (
+            "OpenBLAS blas_thread_init: pthread_create failed for thread 5 of 8: Resource temporarily unavailable\n",
+            "limits.processes",
+        ),
+        ("runtime: failed to create new OS thread (have 5 already; errno=11)\n", "limits.processes"),
+        (
+            "Error occurred during initialization of VM\nCould not reserve enough space for object heap\n",
+            "limits.memory_mib",
+        ),
+        ("cp: error writing '/tmp/b': No space left on device\n", "filesystem.tmp_mib"),
+        ("x: error while loading shared libraries: libgomp.so.1: cannot open shared object file", "libgomp.so.1"),
+    ],
+)
+def test_last_words_explain_an_end_without_an_exception(words: str, key: str) -> None:
+    assert key in last_advice(words, Circumstances(policy=NONE))
+    assert last_advice("all went well\n", Circumstances(policy=NONE)) == ""
 
 
 def test_a_file_that_hides_a_library_is_told_so() -> None:
@@ -170,6 +354,8 @@ def test_other_errors_get_no_advice(kind: str, message: str) -> None:
 def test_whatever_a_program_says_advice_stays_one_short_line(kind: str, message: str, traceback: str) -> None:
     for text in (
         message,
+        f"[Errno 28] No space left on device: '{message}'",
+        f"{message}.so: cannot open shared object file",
         f"No module named '{message}'",
         f"[Errno 2] No such file or directory: '{message}'",
         f"host='{message}' {DNS}",

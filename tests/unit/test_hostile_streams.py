@@ -57,6 +57,7 @@ class Played:
 
     def __init__(self, frames: list[Frame]) -> None:
         self.spec = container_spec()
+        self.pid = 0
         self.ready = ("R", json.dumps(READY).encode())
         self.evidence: tuple[Any, ...] = ()
         self.events = None

@@ -75,3 +75,36 @@ def test_the_explanation_of_an_exception_ends_with_what_to_do() -> None:
     error = ProgramError(type="ModuleNotFoundError", message="No module named 'pandas'", line=2)
     explanation = decide(Evidence(ended="exited", exit_code=1, error=error), policy())[1]
     assert explanation == "the program raised ModuleNotFoundError at line 2; to install it: --with pandas"
+
+
+def test_a_bus_error_is_explained_by_the_size_of_what_is_mapped() -> None:
+    files = policy().filesystem
+    outcome, said = decide(Evidence(ended="exited", signal_name="SIGBUS"), policy())
+    assert outcome is Outcome.KILLED
+    assert f"/dev/shm holds {files.shm_mib} MiB (filesystem.shm_mib)" in said
+    assert "filesystem.app_mib" in said
+    only = decide(Evidence(ended="exited", signal_name="SIGBUS", full=("/dev/shm",)), policy())[1]
+    assert "filesystem.shm_mib" in only
+    assert "filesystem.app_mib" not in only
+
+
+def test_last_words_explain_a_signal_and_an_exit_status() -> None:
+    words = "what():  std::bad_alloc\n"
+    for evidence in (
+        Evidence(ended="exited", signal_name="SIGABRT", last_words=words),
+        Evidence(ended="exited", exit_code=1, last_words=words),
+        Evidence(ended="exited", exit_code=1, last_words=words, error=ProgramError(type="SystemExit", message="1")),
+        Evidence(
+            ended="exited", exit_code=1, last_words=words, error=ProgramError(type="CalledProcessError", message="1")
+        ),
+    ):
+        assert "limits.memory_mib" in decide(evidence, policy())[1]
+    assert "limits" not in decide(Evidence(ended="exited", exit_code=1, error=RAISED, last_words=words), policy())[1]
+    assert "limits" not in decide(Evidence(ended="exited", exit_code=0, has_result=True, last_words=words), policy())[1]
+
+
+def test_reserved_memory_is_told_apart_from_used_memory() -> None:
+    raised = Evidence(ended="exited", exit_code=1, error=RAISED, cause="memory", address_space_mib=2560)
+    assert "reserved more than 2560 MiB for one process" in decide(raised, policy())[1]
+    used = Evidence(memory_exceeded=True, address_space_mib=2560)
+    assert "reserved" not in decide(used, policy())[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,46 @@ def test_shipped_profile_has_no_findings(document: dict[str, Any]) -> None:
 
 def test_unknown_calls_look_missing_and_dangerous_ones_are_refused(document: dict[str, Any]) -> None:
     assert document["defaultErrnoRet"] == ENOSYS
-    assert {rule["errnoRet"] for rule in document["syscalls"] if rule["action"] == ERRNO} == {EPERM}
-    for name in ("unshare", "setns", "mount", "ptrace", "bpf", "keyctl", "io_uring_setup", "sched_setaffinity"):
+    assert {rule["errnoRet"] for rule in document["syscalls"] if rule["action"] == ERRNO} == {EPERM, 0}
+    for name in ("unshare", "setns", "mount", "ptrace", "bpf", "keyctl", "io_uring_setup", "sched_setattr"):
         assert answer(document, name, 0, 0, 0) == str(EPERM)
+
+
+IGNORED = {"ioprio_set", "sched_setaffinity", "sched_setparam", "sched_setscheduler", "set_mempolicy"}
+
+
+def test_advice_to_the_kernel_is_answered_as_done_and_nothing_else_is(document: dict[str, Any]) -> None:
+    ignored = {name for rule in document["syscalls"] if rule.get("errnoRet") == 0 for name in rule["names"]}
+    assert ignored == IGNORED
+    for name in IGNORED:
+        assert answer(document, name, 0, 0, 0) == "0"
+        assert "allow" not in {answer(document, name, 0, policy, 0) for policy in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [(0, 0), (1, EPERM), (2, EPERM), (3, 0), (4, ENOSYS), (5, 0), (6, EPERM)]
+)
+@pytest.mark.parametrize("high", [0, 1 << 32])
+def test_real_time_scheduling_is_refused_as_everywhere(
+    document: dict[str, Any], policy: int, expected: int, high: int
+) -> None:
+    assert answer(document, "sched_setscheduler", 0, policy | high, 0) == str(expected)
+
+
+def test_the_page_on_policies_has_the_answer_of_each_call_that_it_lists(document: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs/policies.md").read_text()
+    table = page.partition("| call | answer | why |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+    assert len(rows) >= 15
+    words = {"works": {"allow"}, "`EPERM`": {"1"}, "`ENOSYS`": {"38"}, "done, without effect": {"0"}}
+    for calls, said, why in rows:
+        expected = words[said.partition(" (")[0]]
+        for name in re.findall(r"`([a-z0-9_]+)`", calls):
+            given = {str(rule.get("errnoRet", "allow")) for rule in rules(document, name)} or {"38"}
+            assert expected <= given, (name, said, given)
+            assert len(given) == 1 or " (" in said, (name, "depends on its arguments")
+        assert len(why) > 10
+    assert set(re.findall(r"`([a-z0-9_]+)`", " ".join(row[0] for row in rows))) >= IGNORED
 
 
 def test_clone3_looks_missing_so_that_the_c_library_uses_clone(document: dict[str, Any]) -> None:
@@ -239,7 +277,7 @@ def test_profile_that_others_can_write_is_refused(tmp_path: Path) -> None:
         ("[groups]\na = 1", r"groups.a is 1, but it must be a section, \[groups.a\]"),
         (
             '[groups.a]\naction = "log"\nwhy = "a good reason"\nnames = ["read"]',
-            r':3: groups.a.action is "log", but it must be "allow" or "EPERM"',
+            r':3: groups.a.action is "log", but it must be "allow"',
         ),
         (
             '[groups.a]\naction = "allow"\nnames = ["read"]',
@@ -303,7 +341,12 @@ def test_lint_finds_a_weak_document(document: dict[str, Any], change: dict[str, 
         ({"names": ["zzz"], "action": "SCMP_ACT_TRACE"}, "the action of zzz"),
         ({"names": ["zzz"], "action": "SCMP_ACT_LOG"}, "the action of zzz"),
         ({"names": ["zzz"]}, "the action of zzz"),
-        ({"names": ["zzz"], "action": ERRNO, "errnoRet": 1, "args": [eq(0, 40)]}, "zzz is refused under a condition"),
+        (
+            {"names": ["clone"], "action": ERRNO, "errnoRet": 1, "args": [eq(0, 40)]},
+            "clone is refused under a condition",
+        ),
+        ({"names": ["setuid"], "action": ERRNO, "errnoRet": 0}, "setuid must not be answered as done"),
+        ({"names": ["munmap", "ioprio_set"], "action": ERRNO, "errnoRet": 0}, "munmap must not be answered as done"),
         ({"names": ["zzz"], "action": ERRNO}, "gives no error number"),
         ({"names": ["zzz"], "action": ERRNO, "errnoRet": ENOSYS}, "equals the default"),
         ({**allow("zzz"), "includes": {"caps": ["CAP_SYS_ADMIN"]}}, "includes in the rule of zzz"),

@@ -98,6 +98,21 @@ def report_by_traceback() -> None:
         setattr(sys.modules["threading"], "excepthook", in_thread)  # noqa: B010
 
 
+class Distutils:
+    """Finds an environment's `distutils` before the standard library's, of which some images have a part alone."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:  # noqa: ARG002
+        """Answer as a finder of `sys.meta_path`."""
+        if name != "distutils":
+            return None
+        from importlib.machinery import PathFinder
+
+        return PathFinder.find_spec(name, [self.directory])
+
+
 def add_libraries(directory: str) -> None:
     """Let the program import an environment's libraries: behind the standard library, before what the image has.
 
@@ -114,6 +129,8 @@ def add_libraries(directory: str) -> None:
         places = (n for n, entry in enumerate(own) if entry.endswith(("site-packages", "dist-packages")))
         behind = next(places, len(own))
         sys.path[:] = [*own[:behind], *added, *own[behind:]]
+        if os.path.isdir(f"{directory}/distutils"):
+            sys.meta_path.insert(0, Distutils(directory))
     os.environ["PYTHONPATH"] = directory  # for the Python programs that it starts
     if not os.environ["PATH"].startswith(f"{directory}/bin:"):
         os.environ["PATH"] = f"{directory}/bin:{os.environ['PATH']}"
