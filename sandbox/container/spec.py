@@ -282,7 +282,7 @@ def bind_json(bind: Bind) -> dict[str, Any]:
 
 
 def binds_of(place: Place) -> tuple[Bind, ...]:
-    """Return what every sandbox sees of the host: harness, names, job channel and, with a way out, the proxy's socket."""
+    """Return what every sandbox sees of the host: harness, names, job channel, perhaps the proxy's socket."""
     binds = (
         Bind(source=place.lib_dir, destination=LIB_DIR),
         Bind(source=place.lib_dir / HOSTS_FILE, destination="/etc/hosts"),

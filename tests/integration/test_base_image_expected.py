@@ -14,7 +14,7 @@ from tests.integration.service import Service, served
 pytestmark = pytest.mark.podman
 
 OUTSIDE = 'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n'
-WARM_CELLS = 'extends = "cells"\n[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n'
+WARM_CELLS = f'{OUTSIDE}[isolation]\nper_run = "cell"\n'
 
 PROGRAM = """
 import ctypes, ctypes.util, getpass, http.server, os, platform, socket, subprocess, sys, threading, urllib.request
@@ -38,12 +38,12 @@ result = {
     "system": platform.freedesktop_os_release()["ID"] != "",
     "text tools": shell("printf 'b 2\\\\na 1\\\\n' | sort | grep -v x | sed s/1/one/ | awk '{print $2}' | xargs echo"),
     "archives": shell("cd /tmp && echo hello > f && tar czf f.tgz f && rm f && tar xzf f.tgz && cat f"),
-    "search": shell("find /app -maxdepth 0 -type d; command -v which bash hostname"),
+    "search": shell("find /app -maxdepth 0 -type d; which which bash hostname"),
     "merged": [os.path.samefile(f"/bin/{each}", f"/usr/bin/{each}") for each in ("sh", "ls", "env", "python3", "bash")],
 }
 """
 EXPECTED: dict[str, Any] = {
-    "own name": [HOSTNAME, "127.0.0.1", HOSTNAME],
+    "own name": [HOSTNAME, "127.0.0.1", "localhost"],
     "every address": ["127.0.0.1"],
     "own server": 200,
     "localhost": "127.0.0.1",
@@ -53,7 +53,7 @@ EXPECTED: dict[str, Any] = {
     "no library": None,
     "interpreters": ["3"] * 3,
     "system": True,
-    "text tools": "2 one",
+    "text tools": "one 2",
     "archives": "hello",
     "search": "/app\n/usr/bin/which\n/usr/bin/bash\n/usr/bin/hostname",
     "merged": [True] * 5,
@@ -74,12 +74,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(params=["command", "default", "cells", "outside", "outside-cells"])
-def way(request: pytest.FixtureRequest, service: Service) -> Way:
+def way(request: pytest.FixtureRequest, service: Service) -> Iterator[Way]:
     if request.param == "command":
-        return lambda program: document("run", "-", stdin=program)["result"]
-    client = service.client()
-    # The second run of a kind is one that a sandbox was kept ready for.
-    return lambda program: [client.run(program, policy=request.param, node_id="n").value for _ in range(2)][1]
+        yield lambda program: document("run", "-", stdin=program)["result"]
+        return
+    with service.client() as client:
+        # The second run of a kind is one that a sandbox was kept ready for.
+        yield lambda program: [client.run(program, policy=request.param, node_id="n").value for _ in range(2)][1]
 
 
 def test_a_program_finds_what_every_system_has(way: Way) -> None:

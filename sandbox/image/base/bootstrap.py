@@ -1,6 +1,6 @@
-"""Images made on this host from its distribution's own packages, without a container registry: the base image, and
-images of one's own, which have more packages and locales.
+"""Images made on this host from its distribution's own packages, without a container registry.
 
+These are the base image, and images of one's own, which have more packages and locales.
 `mmdebstrap` unpacks the packages as an ordinary user in a user namespace; `sandbox.inside.image_tree` makes there what
 their scripts would have made, and `sandbox.image.base.layer` makes the image. No maintainer script of a package runs.
 """
@@ -150,9 +150,7 @@ def _make(engine: Engine, build: _Build, work_dir: Path, progress: Callable[[str
             packages.unlink()
             _refuse(build, layer.refusals, {name.partition("_")[0] for name in layer.packages})
             archive = scratch / "image.tar"
-            write_archive(
-                layer, archive, labels=build.labels, architecture=oci_architecture(), names=build.names
-            )
+            write_archive(layer, archive, labels=build.labels, architecture=oci_architecture(), names=build.names)
             layer.path.unlink()
         except OSError as error:
             raise mmdebstrap.write_failure(build.what, error) from None

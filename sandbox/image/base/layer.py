@@ -39,7 +39,8 @@ _COREUTILS = """
 """
 # What programs start by name: text, archives, and the linker's cache, by which ctypes finds libraries.
 _TOOLS = """
-    awk bash egrep fgrep find grep gunzip gzip hostname ldconfig ldconfig.real mawk sed tar which which.debianutils xargs zcat
+    awk bash egrep fgrep find grep gunzip gzip hostname ldconfig ldconfig.real mawk sed tar which which.debianutils
+    xargs zcat
 """
 _PROGRAMS = frozenset((_COREUTILS + _TOOLS).split())
 _PROGRAM = re.compile(r"(?:usr/)?s?bin/(?P<name>[^/]+)")
@@ -51,7 +52,7 @@ _KEPT = re.compile(
     r"|usr/lib/locale/C\.(utf8|UTF-8)/.*"
     r"|usr/lib/ssl/.*|etc/ssl/openssl\.cnf|etc/mime\.types"
     r"|etc/(protocols|services|rpc|ethertypes|os-release|debian_version|ld\.so\.(cache|conf|conf\.d/.*))|usr/lib/os-release"
-    r"|etc/alternatives/(awk|which)"
+    r"|etc/alternatives/awk"
     r"|usr/libexec/coreutils/.*|usr/share/zoneinfo/.*"
 )
 _LEFT_OUT = re.compile(

@@ -1,4 +1,4 @@
-"""What an image of one's own is made of: packages and locales beyond the base image's. Pure but for the file's reading."""
+"""What an image of one's own is made of: packages and locales beyond those of the base image."""
 
 from __future__ import annotations
 

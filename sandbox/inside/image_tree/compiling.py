@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import py_compile
 import sys
+from pathlib import Path
 
 UNUSED_MODULES = frozenset(
     {"__phello__", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtledemo"}
@@ -20,7 +21,7 @@ def compile_below(directories: list[str], *, strict: bool) -> None:
     running = 0
     for path in _modules(directories):
         if running >= (os.cpu_count() or 1):
-            _finish(strict)
+            _finish(strict=strict)
             running -= 1
         if os.fork() == 0:
             status = 1
@@ -34,7 +35,7 @@ def compile_below(directories: list[str], *, strict: bool) -> None:
                 os._exit(status)
         running += 1
     for _ in range(running):
-        _finish(strict)
+        _finish(strict=strict)
 
 
 def _modules(directories: list[str]) -> list[str]:
@@ -42,15 +43,15 @@ def _modules(directories: list[str]) -> list[str]:
     for top in directories:
         for directory, names, found in os.walk(top):
             names[:] = sorted(name for name in names if name not in UNUSED_MODULES and name != "__pycache__")
-            files += [os.path.join(directory, name) for name in sorted(found) if name.endswith(".py")]
+            files += [f"{directory}/{name}" for name in sorted(found) if name.endswith(".py")]
     return files
 
 
-def _finish(strict: bool) -> None:
+def _finish(*, strict: bool) -> None:
     if os.wait()[1] and strict:
         sys.exit("a module of the standard library could not be compiled")
 
 
 if __name__ == "__main__":
-    compile_below([os.path.dirname(os.__file__)], strict=True)
+    compile_below([str(Path(os.__file__).parent)], strict=True)
     compile_below(sys.argv[1:], strict=False)

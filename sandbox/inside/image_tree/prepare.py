@@ -6,13 +6,13 @@ What it is told lies in `job.json`, what it made and why it refuses in `made.jso
 from __future__ import annotations
 
 import difflib
-import glob
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SEARCHED = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/ga
 # Scripts that matter on a first installation, with what the package manager gives them.
 SCRIPTS = {"preinst": ("install", ""), "postinst": ("configure", "")}
 SHOWN = 12
-# Accepts every package without what its scripts would make, apart from its alternatives.
+# Accepts every package without what its scripts would make, apart from links and alternatives.
 ALL = "*"
 
 
@@ -51,9 +51,11 @@ def prepare(tree: Tree, job: dict[str, list[str]]) -> None:
     effects = read_scripts(tree, accepted=accepted)
     if ALL in accepted:
         tree.refusals.clear()
-        found = [each for each in effects.alternatives if tree.exists(each.path)]
-        effects = Effects(alternatives=found)
-    for step in (
+        effects = Effects(
+            alternatives=[each for each in effects.alternatives if tree.exists(each.path)],
+            links=[(path, target) for path, target in effects.links if tree.exists(target)],
+        )
+    steps: tuple[Callable[[], None], ...] = (
         lambda: make_python(tree, job["python"]),
         lambda: make_links(tree, effects.links),
         lambda: make_alternatives(tree, effects.alternatives),
@@ -62,7 +64,8 @@ def prepare(tree: Tree, job: dict[str, list[str]]) -> None:
         lambda: link_libraries(tree),
         lambda: check_programs(tree, job["checked"]),
         lambda: compile_modules(tree),
-    ):
+    )
+    for step in steps:
         if tree.refusals:
             return
         step()
@@ -114,7 +117,7 @@ def make_python(tree: Tree, wanted: list[str]) -> None:
 def make_links(tree: Tree, links: list[tuple[str, str]]) -> None:
     """Make links as the scripts would; the target must be there."""
     for path, target in links:
-        if tree.exists(os.path.join(os.path.dirname(path), target)):
+        if tree.exists(str(Path(path).parent / target)):
             link(tree, path, target)
         else:
             tree.refusals.append(f"{path} would lead to {target}, which no package brings")
@@ -156,44 +159,53 @@ def make_locales(tree: Tree, locales: list[str]) -> None:
     """Compile locales from their sources; which there are is said by the package that brings them."""
     if not locales:
         return
-    supported = dict(
-        line.split()[:2]
-        for line in tree.at("/usr/share/i18n/SUPPORTED").read_text(encoding="utf-8").splitlines()
-        if len(line.split()) == 2
-    )
-    # A name without a character set means UTF-8, as people write it today.
+    lines = tree.at("/usr/share/i18n/SUPPORTED").read_text(encoding="utf-8").splitlines()
+    supported = [(words[0], words[1]) for words in map(str.split, lines) if len(words) == 2]
     for asked in locales:
-        name = next((name for name in (asked, utf8_name(asked)) if supported.get(name) == "UTF-8"), asked)
-        if name not in supported:
-            near = difflib.get_close_matches(name, supported, n=3, cutoff=0.6)
+        found = find_locale(asked, supported)
+        if found is None:
+            near = difflib.get_close_matches(asked, [name for name, _ in supported], n=3, cutoff=0.6)
             tree.refusals.append(
                 f"the release has no locale {asked}" + (f"; near are {', '.join(near)}" if near else "")
             )
             continue
-        language, _, modifier = name.partition("@")
-        source = language.partition(".")[0] + (f"@{modifier}" if modifier else "")
-        compiled = canonical_locale(name, supported[name])
-        answer = run(["localedef", "--no-archive", "-i", source, "-f", supported[name], compiled])
+        source, charset = found
+        compiled = canonical_locale(source, charset)
+        answer = run(["localedef", "--no-archive", "-i", source, "-f", charset, compiled])
         check = "import locale, sys; locale.setlocale(locale.LC_ALL, sys.argv[1])"
         if answer.returncode == 0:
-            answer = run(["/usr/bin/python3", "-I", "-S", "-c", check, name])
+            answer = run(["/usr/bin/python3", "-I", "-S", "-c", check, compiled])
         if answer.returncode:
-            tree.refusals.append(f"the locale {name} can't be compiled: {last_line(answer.stderr)}")
+            tree.refusals.append(f"the locale {asked} can't be compiled: {last_line(answer.stderr)}")
         else:
-            tree.made.append(f"locale {name}")
+            tree.made.append(f"locale {compiled}")
 
 
-def utf8_name(locale: str) -> str:
-    """Return a locale's name with UTF-8 as its character set."""
-    language, at, modifier = locale.partition("@")
-    return f"{language.partition('.')[0]}.UTF-8{at}{modifier}"
+def find_locale(asked: str, supported: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Return the source and the character set of a locale; without a set, UTF-8 is meant, as people mean it today."""
+    source, charset = split_locale(asked)
+    for name, its_charset in supported:
+        if split_locale(name)[0] == source and short_charset(its_charset) == short_charset(charset or "UTF-8"):
+            return source, its_charset
+    return None
 
 
-def canonical_locale(name: str, charset: str) -> str:
-    """Return the name of a compiled locale's directory, as the C library looks for it: `de_DE.utf8`."""
+def split_locale(name: str) -> tuple[str, str]:
+    """Return what a locale is called without its character set, and that."""
     language, at, modifier = name.partition("@")
-    short = re.sub(r"[^a-z0-9]", "", charset.lower())
-    return f"{language.partition('.')[0]}.{short}{at}{modifier}"
+    language, _, charset = language.partition(".")
+    return f"{language}{at}{modifier}", charset
+
+
+def short_charset(charset: str) -> str:
+    """Return a character set as the C library writes it in names of directories."""
+    return re.sub(r"[^a-z0-9]", "", charset.lower())
+
+
+def canonical_locale(source: str, charset: str) -> str:
+    """Return the name of a compiled locale's directory, where the C library looks for it: `de_DE.utf8`."""
+    language, at, modifier = source.partition("@")
+    return f"{language}.{short_charset(charset)}{at}{modifier}"
 
 
 def run_tools(tree: Tree, tools: list[tuple[str, ...]]) -> None:
@@ -204,9 +216,9 @@ def run_tools(tree: Tree, tools: list[tuple[str, ...]]) -> None:
             continue
         answer = run([program, *words[1:]])
         if answer.returncode:
-            tree.refusals.append(f"{os.path.basename(program)} failed: {last_line(answer.stderr)}")
+            tree.refusals.append(f"{Path(program).name} failed: {last_line(answer.stderr)}")
         else:
-            tree.made.append(f"what {os.path.basename(program)} makes")
+            tree.made.append(f"what {Path(program).name} makes")
 
 
 def link_libraries(tree: Tree) -> None:
@@ -218,7 +230,7 @@ def link_libraries(tree: Tree) -> None:
 
 def check_programs(tree: Tree, wanted: list[str]) -> None:
     """Refuse where a program of the packages would not find its libraries."""
-    loaders = [path for path in sorted(glob.glob("/lib*/ld-linux*.so*")) if os.access(path, os.X_OK)]
+    loaders = [str(path) for path in sorted(Path("/").glob("lib*/ld-linux*.so*")) if os.access(path, os.X_OK)]
     if not wanted or not loaders:
         return
     for directory in SEARCHED[1:]:

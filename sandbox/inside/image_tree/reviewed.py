@@ -13,7 +13,7 @@ MULTIARCH = "{multiarch}"
 
 @dataclass(frozen=True)
 class Reviewed:
-    """What is done instead of a package's scripts: links (path, target), then programs; `why` nothing more is needed."""
+    """What is done instead of a package's scripts: links (path, target), programs; `why` nothing more is needed."""
 
     why: str
     links: tuple[tuple[str, str], ...] = ()

@@ -10,16 +10,16 @@ import fnmatch
 import posixpath
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sandbox.inside.image_tree.shell import (
     Case,
     Chain,
     For,
     Function,
-    Group,
     If,
-    Node,
     Not,
     NotUnderstood,
     Simple,
@@ -27,10 +27,12 @@ from sandbox.inside.image_tree.shell import (
     parse,
 )
 
+if TYPE_CHECKING:
+    from sandbox.inside.image_tree.shell import Node
+
 # Ask or print; change owners, modes, users, services, menus or dpkg's own records, none of which a sandbox has; or make
 # what is made here for all packages together: byte code, the linker's cache.
-_WITHOUT_TRACE = frozenset(
-    """
+_COMMANDS = """
     : set unset echo printf return break continue shift cd pwd command type which umask trap getopts hash wait
     sleep grep egrep fgrep awk cut tr sort uniq head tail ls stat readlink realpath basename dirname uname id getent
     md5sum sha256sum cmp diff wc seq date expr logger pgrep cat file sed find mountpoint ischroot tempfile mktemp
@@ -42,8 +44,8 @@ _WITHOUT_TRACE = frozenset(
     telinit modprobe sysctl update-grub update-initramfs update-locale dbus-send apparmor_parser aa-status aa-enabled
     update-menus update-desktop-database update-mime update-icon-caches gtk-update-icon-cache update-binfmts
     install-info install-docs py3compile pypy3compile py3clean ldconfig fc-cache mandb
-    """.split()
-)
+"""
+_WITHOUT_TRACE = frozenset(_COMMANDS.split())
 # Makers of an index over the files of all packages: run as they are, on the tree.
 _TOOLS = frozenset(
     {"glib-compile-schemas", "gio-querymodules", "update-mime-database"}
@@ -108,10 +110,8 @@ class _Walk:
     def script(self, nodes: list[Node], arguments: tuple[str, ...]) -> None:
         self._variables = {"DPKG_ROOT": "", "0": "postinst", "?": None, "@": None, "*": None, "RET": None}
         self._positional(arguments)
-        try:
+        with suppress(_Exit):
             self._all(nodes)
-        except _Exit:
-            pass
 
     def _positional(self, arguments: tuple[str | None, ...]) -> None:
         for number in range(1, 10):
@@ -132,7 +132,11 @@ class _Walk:
         if isinstance(node, Simple):
             return self._simple(node)
         if isinstance(node, If):
-            return self._branch(self._all(node.condition), node.then, node.otherwise)
+            condition = self._all(node.condition)
+            if condition is not None:
+                return self._all(node.then if condition else node.otherwise)
+            self._perhaps(node.then, node.otherwise)
+            return None
         if isinstance(node, Chain):
             return self._chain(node)
         if isinstance(node, Not):
@@ -148,11 +152,6 @@ class _Walk:
         status = self._all(node.nodes)
         return status if node.last_counts else None
 
-    def _branch(self, condition: bool | None, then: list[Node], otherwise: list[Node]) -> bool | None:
-        if condition is not None:
-            return self._all(then if condition else otherwise)
-        return self._perhaps(then, otherwise)
-
     def _perhaps(self, *ways: list[Node]) -> None:
         """Walk every way that may be taken; a variable that they leave with different values is unknown afterwards."""
         before = dict(self._variables)
@@ -160,10 +159,8 @@ class _Walk:
         self._uncertain += 1
         for way in ways:
             self._variables = dict(before)
-            try:
+            with suppress(_Exit):
                 self._all(way)
-            except _Exit:
-                pass
             after.append(self._variables)
         self._uncertain -= 1
         names = {name for variables in after for name in variables}
@@ -217,12 +214,12 @@ class _Walk:
             self._note(f"it runs {node.words[0]}")
             return None
         name = posixpath.basename(words[0])
-        if name in ("exit", "exec") and not self._uncertain:
+        if name in ("exit", "exec"):
             if name == "exec":
                 self._note(self._shown("exec", node))
-            raise _Exit
-        if name in ("exit", "exec"):
-            return None if name == "exit" else self._note(self._shown("exec", node))
+            if not self._uncertain:
+                raise _Exit
+            return None
         return self._command(name, words, node)
 
     def _command(self, name: str, words: list[str | None], node: Simple) -> bool | None:
@@ -247,7 +244,8 @@ class _Walk:
         if name == "update-alternatives":
             return self._alternatives(words, node)
         if name in _TOOLS:
-            return self._tool(words, node)
+            self._tool(words, node)
+            return None
         if name == "ln" and self._link(words[1:]):
             return True
         if not _leaves_nothing(name, words):
@@ -286,10 +284,9 @@ class _Walk:
     def _tool(self, words: list[str | None], node: Simple) -> None:
         known = [word for word in words if word is not None]
         if len(known) != len(words):
-            return self._note(self._shown(known[0], node))
-        if tuple(known) not in self._effects.tools:
+            self._note(self._shown(known[0], node))
+        elif tuple(known) not in self._effects.tools:
             self._effects.tools.append(tuple(known))
-        return None
 
     def _alternatives(self, words: list[str | None], node: Simple) -> bool | None:
         if "--install" not in words:

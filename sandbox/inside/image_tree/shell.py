@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Union
+from typing import TYPE_CHECKING, NamedTuple
 
 OPERATORS = ("&&", "||", ";;", ";", "|", "&", "(", ")", "\n")
 _REDIRECTION = re.compile(r"(?P<fd>\d*)(?P<kind>>>|>\||>&|<<-|<<<|<<|<&|<>|>|<)")
@@ -74,7 +74,8 @@ class Group(NamedTuple):
     last_counts: bool
 
 
-Node = Union[Simple, If, Case, For, Function, Chain, Not, Group]
+if TYPE_CHECKING:
+    Node = Simple | If | Case | For | Function | Chain | Not | Group
 
 
 class _Token(NamedTuple):
@@ -378,7 +379,8 @@ def expand(word: str, variables: dict[str, str | None]) -> str | None:
             found = _VARIABLE.match(word, at)
             if found is None:
                 return None
-            value = variables.get(found[1] or found[3], "")
+            # What nobody has set here may come from elsewhere.
+            value = variables.get(found[1] or found[3], None if found[2] is None else "")
             if value is None:
                 return None
             result.append(value or (found[2] or "").lstrip(":")[1:])
