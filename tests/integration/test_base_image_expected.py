@@ -14,7 +14,6 @@ from tests.integration.service import Service, served
 pytestmark = pytest.mark.podman
 
 OUTSIDE = 'extends = "default"\n[network]\nmode = "allowlist"\nallow = ["api.example.com:443"]\n'
-WARM_CELLS = f'{OUTSIDE}[isolation]\nper_run = "cell"\n'
 
 PROGRAM = """
 import ctypes, ctypes.util, getpass, http.server, os, platform, socket, subprocess, sys, threading, urllib.request
@@ -67,13 +66,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     home = tmp_path_factory.mktemp("service")
     (home / "policies").mkdir()
     (home / "policies/outside.toml").write_text(OUTSIDE)
-    (home / "policies/outside-cells.toml").write_text(WARM_CELLS)
     with served(home) as running:
         yield running
     assert left_behind() == []
 
 
-@pytest.fixture(params=["command", "default", "cells", "outside", "outside-cells"])
+@pytest.fixture(params=["command", "default", "cells", "outside"])
 def way(request: pytest.FixtureRequest, service: Service) -> Iterator[Way]:
     if request.param == "command":
         yield lambda program: document("run", "-", stdin=program)["result"]

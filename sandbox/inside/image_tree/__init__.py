@@ -1,4 +1,5 @@
-"""What runs in the tree of an image that is being made, on the tree's own Python; standard library only.
+"""What runs in the tree of an image that is being made, on the tree's own Python.
 
-Read `prepare`: it makes what the packages' installation scripts would have made, without running one.
+Imports the standard library alone, and its own modules. Read `prepare` first: it makes what the packages' installation
+scripts would have made, without running one.
 """
