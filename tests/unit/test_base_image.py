@@ -379,7 +379,6 @@ def failing_mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: 
         ("W: GPG error: http://x s InRelease: NO_PUBKEY 0123", "signature", "keyring"),
         ("E: Certificate verification failed: the certificate is NOT trusted", "not trusted", "update-ca-certificates"),
         ("E: unable to pick a user namespace: Operation not permitted", "user namespaces", "max_user_namespaces"),
-        ("E: Unable to locate package python3", "not in the apt sources", "--suite"),
     ],
 )
 def test_a_failed_build_gives_the_cause_and_the_fix_and_leaves_nothing(
@@ -390,6 +389,25 @@ def test_a_failed_build_gives_the_cause_and_the_fix_and_leaves_nothing(
     )
     assert cause in error.message
     assert line in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ("E: Unable to locate package imagemagik", "imagemagik is not in the apt sources", "apt-cache search"),
+        ("E: Package awk has no installation candidate", "awk is not in the apt sources", "apt-cache search"),
+        ("E: Unable to locate package python3.14", "does not have Python 3.14", "python:3.14-slim"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named_alone(
+    line: str, said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failing_mmdebstrap(
+        tmp_path, monkeypatch, line, "E: Couldn't find any package by regex", "E: mmdebstrap failed"
+    )
+    assert said in error.message
+    assert "E:" not in error.message
     assert hint in error.hint
 
 

@@ -83,6 +83,8 @@ def test_what_is_for_another_occasion_is_passed_over(text: str) -> None:
 
 
 HARMLESS = (
+    'in_root() { ( set -e; "$@" ); }\nin_root adduser --system --home /nonexistent thing',
+    'for t in gzip gunzip; do dpkg-divert --no-rename --divert "/usr/bin/$t.usr-is-merged" --add "/usr/bin/$t"; done',
     "deb-systemd-helper enable x.service >/dev/null || true",
     'if command -v py3compile >/dev/null 2>&1; then py3compile -p x; fi',
     'chown root:staff /usr/local/share || true; chmod 2775 /usr/local/share',

@@ -110,7 +110,7 @@ def build_own(
         names=[name],
         labels={f"{LABEL_PREFIX}.suite": wanted, LABEL_RECIPE: own_recipe(recipe), LABEL_ASKED: recipe.text()},
         needed_mib=OWN_NEEDED_MIB,
-        wanted=frozenset(recipe.packages),
+        wanted=frozenset((*recipe.packages, *(f"python{p}" for p in python))),
     )  # fmt: skip # a list of packages
     return _make(engine, build, work_dir, progress)
 

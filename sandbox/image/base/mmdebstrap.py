@@ -196,7 +196,9 @@ def _failure(what: str, lines: Sequence[str]) -> BuildFailed:
     text = "\n".join(told)
     for pattern, cause, hint in _CAUSES:
         if found := re.search(pattern, text, re.MULTILINE):
-            cause, hint = cause.format_map(found.groupdict()), hint.format_map(found.groupdict())
+            if named := found.groupdict():
+                # The package is all there is to say.
+                return BuildFailed(f"{what} can't be built: {cause.format_map(named)}", hint=hint.format_map(named))
             return BuildFailed(f"{what} can't be built: {cause}: {detail}", hint=hint, output=list(lines[-20:]))
     return BuildFailed(
         f"{what} can't be built: mmdebstrap failed: {detail}",

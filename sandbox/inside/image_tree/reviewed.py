@@ -49,6 +49,8 @@ _TABLE = {
     "python3-minimal": Reviewed("it compiles modules, which is done for all of them together"),
     "openssl": Reviewed("it mends a link of earlier versions"),
     "readline-common": Reviewed("it copies keys for typing"),
+    "usrmerge": Reviewed("everything is below /usr from the start"),
+    "dbus-daemon": Reviewed("it gives the machine an identity, and no daemon runs in a sandbox"),
     "libsensors5": Reviewed("its settings are for the sensors of a machine"),
     "libsensors-config": Reviewed("its settings are for the sensors of a machine"),
     "libdebuginfod-common": _CONFIGURATION,

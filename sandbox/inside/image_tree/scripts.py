@@ -106,6 +106,7 @@ class _Walk:
         self._functions: dict[str, list[Node]] = {}
         self._uncertain = 0
         self._depth = 0
+        self._arguments: tuple[str | None, ...] = ()
 
     def script(self, nodes: list[Node], arguments: tuple[str, ...]) -> None:
         self._variables = {"DPKG_ROOT": "", "0": "postinst", "?": None, "@": None, "*": None, "RET": None}
@@ -114,6 +115,7 @@ class _Walk:
             self._all(nodes)
 
     def _positional(self, arguments: tuple[str | None, ...]) -> None:
+        self._arguments = arguments
         for number in range(1, 10):
             self._variables[str(number)] = arguments[number - 1] if number <= len(arguments) else ""
         known = all(argument is not None for argument in arguments)
@@ -209,7 +211,11 @@ class _Walk:
                 self._note(f"it writes {path}")
         if not node.words:
             return True
-        words = [expand(word, self._variables) for word in node.words]
+        words: list[str | None] = []
+        for word in node.words:
+            words += self._arguments if word in ('"$@"', "$@") else (expand(word, self._variables),)
+        if not words:
+            return None
         if words[0] is None:
             self._note(f"it runs {node.words[0]}")
             return None
@@ -248,7 +254,8 @@ class _Walk:
             return None
         if name == "ln" and self._link(words[1:]):
             return True
-        if not _leaves_nothing(name, words):
+        # The diversion of a path that a merged /usr no longer has.
+        if not _leaves_nothing(name, words) and not (name == "dpkg-divert" and "usr-is-merged" in str(node.words)):
             self._note(self._shown(name, node))
         return None
 
@@ -266,14 +273,14 @@ class _Walk:
     def _call(self, name: str, arguments: tuple[str | None, ...]) -> bool | None:
         if self._depth >= _ENDLESS:
             raise RecursionError
-        kept = {key: self._variables.get(key) for key in (*"123456789", "@", "*", "#")}
+        kept = self._arguments
         self._positional(arguments)
         self._depth += 1
         try:
             return self._all(self._functions[name])
         finally:
             self._depth -= 1
-            self._variables.update(kept)
+            self._positional(kept)
 
     def _declare(self, node: Simple) -> None:
         for word in node.words[1:]:
