@@ -23,7 +23,7 @@ from tests.integration.service import Service, served
 from tests.integration.test_service_load import CROWDS, HEALTH_S, answered, held, parsers, rss_mib
 
 CLIENTS = 16
-CROWD_S = 10.0
+CROWD_S = 6.0
 DEADLINE_S = 3.0
 # What the machine takes besides the program: two cores compile four hostile texts meanwhile.
 SLACK_S = 1.5

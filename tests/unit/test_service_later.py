@@ -284,8 +284,9 @@ def test_a_list_of_runs_is_short_whatever_those_that_go_on_were_asked_to_have(tm
         _, _, listed = await ask(here, "GET", "/v1/runs")
         (run,) = listed["runs"]
         assert run["run_id"] == begun["run_id"]
-        assert run["requirements"][0] == many[0]
-        assert run["requirements"][-1] == f"and {1_001 - len(run['requirements'])} more"
+        first, *_, last = run["requirements"].split(", ")
+        assert first == many[0]
+        assert last == f"and {1_001 - len(run['requirements'].split(', '))} more"
         assert len(json.dumps(run)) < 4_000
         here.runner.go.set()
 

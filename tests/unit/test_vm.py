@@ -307,18 +307,28 @@ def test_the_job_is_whole_sectors_with_all_that_the_machine_reads(
         (
             ["tests/kernel", "tests/escape", "tests/e2e", "-m", "not host_only"],
             {
-                "tester": ["tests/kernel", "-m", "not host_only"],
-                "colleague": ["tests/escape", "tests/e2e", "-m", "not host_only"],
+                "tester": ["tests/kernel", *job.EVENS_OUT, "-m", "not host_only"],
+                "colleague": [
+                    *("tests/escape", "tests/e2e"),
+                    *(f"--ignore={path}" for path in job.EVENS_OUT),
+                    *("-m", "not host_only"),
+                ],
             },
         ),
         (["-q", "tests/kernel/test_caps.py::test_one"], {"tester": ["tests/kernel/test_caps.py::test_one", "-q"]}),
         (["tests/e2e", "-x"], {"colleague": ["tests/e2e", "-x"]}),
     ],
 )
+@pytest.mark.usefixtures("there")
 def test_the_kernel_tier_and_the_other_tests_go_to_a_user_each(
     arguments: list[str], shares: dict[str, list[str]]
 ) -> None:
     assert job.sessions(arguments) == shares
+
+
+@pytest.fixture
+def there() -> None:
+    assert all(Path(path).is_file() for path in job.EVENS_OUT)
 
 
 def test_files_of_a_container_s_users_go_to_the_range_of_the_machine_s_user() -> None:

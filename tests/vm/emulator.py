@@ -132,14 +132,16 @@ def go_socket(console: Path) -> Path:
     return console.with_name("go")
 
 
-def go_on(process: subprocess.Popen[bytes], at: Path, hold: int | None) -> None:
-    """Tell the machine to begin its tests, once something can be read from `hold`; at once without it."""
+def go_on(process: subprocess.Popen[bytes], told: socket.socket, at: Path, hold: int | None) -> None:
+    """Tell the machine to begin its tests, once something can be read from `hold`; at once without it.
+
+    `told` must stay open until it has been read: what a caller says that has gone is lost.
+    """
     while hold is not None and not select.select([hold], [], [], HOLD_POLL_S)[0]:
         if process.poll() is not None:
             return
-    with socket.socket(socket.AF_UNIX) as told:
-        told.connect(str(at))
-        told.sendall(b"go\n")
+    told.connect(str(at))
+    told.sendall(b"go\n")
 
 
 def lines(process: subprocess.Popen[bytes], deadline: Callable[[], float]) -> Iterator[str]:
@@ -204,13 +206,14 @@ def boot(
         env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(scratch)},
     )
     last = ""
+    told = socket.socket(socket.AF_UNIX)
     try:
         for line in lines(process, deadline):
             last = line or last
             booted = booted or line.startswith(BOOTED)
             say(line)
             if line.startswith(READY):
-                go_on(process, go_socket(console), hold)
+                go_on(process, told, go_socket(console), hold)
                 began = time.monotonic()
         process.wait(timeout=30)
     except (TimeoutError, subprocess.TimeoutExpired):
@@ -218,6 +221,7 @@ def boot(
         raise MachineFailed(f"the machine {what}; it said last: {last or '(nothing)'}\n{tail(console)}") from None
     finally:
         end(process)
+        told.close()
     if not booted or not results.exists() or not results.stat().st_size:
         raise MachineFailed(f"the machine ended without results; it said last: {last or '(nothing)'}\n{tail(console)}")
     return results.read_bytes()

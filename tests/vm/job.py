@@ -18,6 +18,8 @@ from tests.vm import disk, emulator, storage
 # Under emulation everything takes this many times as long; time limits of tests grow with it.
 SLOWER = {"kvm": 1, "tcg": 8}
 KERNEL_TIER = "tests/kernel"
+ESCAPE = "tests/escape"
+EVENS_OUT = ("tests/escape/test_cells_more.py", "tests/escape/test_verification.py")
 EXAMPLES = "tests/e2e"
 BASE_IMAGE = f"{image.REPOSITORY}:latest"
 LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}
@@ -26,9 +28,9 @@ LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".h
 def sessions(arguments: list[str]) -> dict[str, list[str]]:
     """Return what pytest is told, for each user of the machine who has something to do.
 
-    `tester`, whom sudo asks for no password, gets the kernel tier and `colleague` the other tests. They work at the
-    same time: each has a Podman of its own, so that neither finds what the other has left, and one alone keeps one
-    processor busy.
+    `tester`, whom sudo asks for no password, gets the kernel tier and `colleague` the other tests, but for those that
+    would keep it at work when `tester` is done. They work at the same time: each has a Podman of its own, so that
+    neither finds what the other has left, and one alone keeps one processor busy.
     """
     paths = [argument for argument in arguments if argument.startswith("tests/")]
     options = [argument for argument in arguments if argument not in paths]
@@ -36,6 +38,9 @@ def sessions(arguments: list[str]) -> dict[str, list[str]]:
         "tester": [path for path in paths if path.startswith(KERNEL_TIER)],
         "colleague": [path for path in paths if not path.startswith(KERNEL_TIER)],
     }
+    if {KERNEL_TIER, ESCAPE} <= set(paths):
+        shares["tester"] += EVENS_OUT
+        shares["colleague"] += [f"--ignore={path}" for path in EVENS_OUT]
     return {user: [*share, *options] for user, share in shares.items() if share}
 
 

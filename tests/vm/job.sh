@@ -77,8 +77,10 @@ as tester /srv/venv/bin/python -m pip install --quiet --no-index --no-deps "$JOB
 loaded colleague "$colleague"
 loaded tester "$tester"
 STEP "ready"
-# Other tests may have the processors: the host says when it is our turn.
-read -r _ </dev/virtio-ports/go
+# Other tests may have the processors: the host says when it is our turn. Until it has called, there is nothing to read.
+exec 3</dev/virtio-ports/go
+until read -r _ <&3; do sleep 0.5; done
+exec 3<&-
 run_tests colleague &
 run_tests tester &
 wait
