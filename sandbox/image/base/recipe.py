@@ -15,7 +15,7 @@ from sandbox.toml_file import read_toml
 from sandbox.toml_mistakes import Checker, Strict
 
 WHAT = "file of an image"
-HINT = "the keys are packages, locales, python, suite and accept; see docs/images.md"
+HINT = "the keys are packages, locales, python, suite and accept: sandbox image build --help"
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,100}")
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(_[A-Z]{2})?(\.[A-Za-z0-9-]{1,20})?(@[a-z]{1,20})?")
 _PYTHON = re.compile(r"3\.\d{1,2}")

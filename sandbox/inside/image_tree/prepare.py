@@ -1,6 +1,6 @@
 """Makes, in the tree of an image, what installation scripts would have made; runs in that tree, as its root directory.
 
-What it is told lies in `job.json`, what it made and why it refuses in `made.json`, both beside the packages' scripts.
+What it is told, and what it made or why it refuses, lies in two files beside the packages' scripts.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def effects_of(text: str, *, arguments: tuple[str, ...], exists: Callable[[str],
         effects.unknown.append(f"it is no shell script ({first[:60]!r})")
         return effects
     try:
-        _Walk(effects, exists).script(parse(text), arguments)
+        _Evaluation(effects, exists).script(parse(text), arguments)
     except NotUnderstood as error:
         effects.unknown.append(f"it can't be read: {error}")
     except RecursionError:
@@ -98,7 +98,7 @@ class _Exit(Exception):
     """The script ends here for certain."""
 
 
-class _Walk:
+class _Evaluation:
     def __init__(self, effects: Effects, exists: Callable[[str], bool]) -> None:
         self._effects = effects
         self._exists = exists
