@@ -17,7 +17,8 @@ from sandbox.cli.screen import escaped
 from sandbox.engine.protocol import Engine
 from sandbox.errors import ImageUnavailable
 from sandbox.image.admission import REPOSITORY, admit, ensure, resolve
-from sandbox.image.base.bootstrap import LABEL_RECIPE, RECIPE, bootstrap
+from sandbox.image.base.bootstrap import LABEL_ASKED, LABEL_RECIPE, RECIPE, bootstrap, build_own, own_recipe
+from sandbox.image.base.recipe import Recipe, image_name, read_recipe
 
 
 @contextlib.contextmanager
@@ -47,18 +48,54 @@ def bootstrap_command(suite: str | None, force: bool) -> None:
     """Build the base image from this host's package sources, without a registry."""
     with _engine() as engine:
         name = f"{REPOSITORY}:{suite or 'latest'}"
-        if not force:
-            with contextlib.suppress(ImageUnavailable):
-                record = engine.image(name)
-                if record.labels.get(LABEL_RECIPE) == RECIPE:
-                    click.echo(f"{name} is here already ({_mib(record.size_bytes)}); --force builds it again.")
-                    return
-                click.echo(f"{name} was made by another version of this program: building it again.")
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)  # end like Ctrl-C: with nothing left behind
-        work_dir = _work_dir()
-        record = bootstrap(engine, suite=suite, work_dir=work_dir, progress=_progress)
+        if not force and _is_here(engine, name, RECIPE):
+            return
+        _end_like_ctrl_c()
+        record = bootstrap(engine, suite=suite, work_dir=_work_dir(), progress=_progress)
         click.echo(f"Built {name}: {_mib(record.size_bytes)}, {record.digest}")
+
+
+@image.command("build")
+@click.argument("name")
+@click.option("--package", "packages", multiple=True, metavar="NAME", help="A package of the distribution. Repeatable.")
+@click.option("--locale", "locales", multiple=True, metavar="NAME", help="A locale, such as de_DE.UTF-8. Repeatable.")
+@click.option("--python", metavar="3.X", help="This version of Python, if the distribution has it.")
+@click.option("--suite", metavar="NAME", help="Release of the distribution. Default: the one of this host.")
+@click.option(
+    "--accept", multiple=True, metavar="NAME",
+    help="Take this package without what its installation script would make. Repeatable.",
+)  # fmt: skip # a table
+@click.option(
+    "--from", "file", metavar="FILE.toml", type=click.Path(path_type=Path),
+    help="Read packages, locales, python, suite and accept from a file.",
+)  # fmt: skip # a table
+@click.option("--force", is_flag=True, help="Build it again, with the current packages.")
+def build_command(
+    name: str,
+    packages: tuple[str, ...],
+    locales: tuple[str, ...],
+    python: str | None,
+    suite: str | None,
+    accept: tuple[str, ...],
+    file: Path | None,
+    force: bool,
+) -> None:
+    """Build the image localhost/NAME: the base image with more packages or locales, without a registry."""
+    asked = Recipe(packages=packages, locales=locales, python=python, suite=suite, accept=accept)
+    recipe = (asked if file is None else read_recipe(file).merged(asked)).checked()
+    full = image_name(name)
+    with _engine() as engine:
+        if not force and _is_here(engine, full, own_recipe(recipe)):
+            return
+        _end_like_ctrl_c()
+        record = build_own(engine, recipe, name=full, work_dir=_work_dir(), progress=_progress)
+        try:
+            admit(engine, record, cache_dir=verdict_dir())
+        except ImageUnavailable:
+            engine.remove_image(full)
+            raise
+    click.echo(f"Built {full}: {_mib(record.size_bytes)}, {record.digest}")
+    click.echo(f"Use it: sandbox run --image {full.removesuffix(':latest')} SCRIPT")
 
 
 @image.command("list")
@@ -89,6 +126,8 @@ def check_command(reference: str, pull: bool) -> None:
     click.echo(f"{escaped(admitted.name)} is admitted.")
     click.echo(f"  id      {admitted.id}\n  digest  {admitted.digest}")
     click.echo(f"  Python  {version} at {escaped(admitted.python_path)}")
+    if made_of := record.labels.get(LABEL_ASKED):
+        click.echo(f"  made of {escaped(made_of)}")
     for finding in admitted.findings:
         click.echo(f"  note    {escaped(finding)}")
 
@@ -112,6 +151,23 @@ def _work_dir() -> Path:
     asked = os.environ.get("TMPDIR", "")
     # On disk, where /tmp may be small and in memory.
     return Path(asked) if asked and os.access(asked, os.W_OK) else Path("/var/tmp")  # noqa: S108
+
+
+def _is_here(engine: Engine, name: str, recipe: str) -> bool:
+    """Say, also to the user, whether the image is here and made by this recipe."""
+    with contextlib.suppress(ImageUnavailable):
+        record = engine.image(name)
+        if record.labels.get(LABEL_RECIPE) == recipe:
+            click.echo(f"{name} is here already ({_mib(record.size_bytes)}); --force builds it again.")
+            return True
+        click.echo(f"{name} was made by another version of this program, or of other parts: building it again.")
+    return False
+
+
+def _end_like_ctrl_c() -> None:
+    """Let a signal that ends this process leave nothing behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from sandbox.container.spec import HOSTS, HOSTS_FILE
 from sandbox.errors import EngineUnavailable
 from sandbox.policy.seccomp import SeccompProfile
 
@@ -46,7 +47,7 @@ def harness_directory(cache_dir: Path) -> Path:
 
     The byte code serves images with this host's Python version; others compile the source at each start (~15 ms).
     """
-    version = hashlib.sha256()
+    version = hashlib.sha256(HOSTS.encode())
     for path in (
         Path(__file__),
         *sorted(HARNESS.glob("*.py")),
@@ -58,6 +59,7 @@ def harness_directory(cache_dir: Path) -> Path:
     try:
         temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix="harness-new-"))
         (temporary / "harness.py").write_text(harness_source())
+        (temporary / HOSTS_FILE).write_text(HOSTS)
         # Unchecked: the file in the sandbox has other times, and nobody inside can change it.
         py_compile.compile(
             str(temporary / "harness.py"),

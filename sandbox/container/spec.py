@@ -31,6 +31,9 @@ EGRESS_PORT = 3128
 CERTIFICATES = "/run/sandbox/certificates.pem"
 PLACE_LABEL = "podman-sandbox-runner.place"
 HOSTNAME = "sandbox"
+# An image need not name its own host, nor have the file at all.
+HOSTS_FILE = "hosts"
+HOSTS = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.0.1 {HOSTNAME}\n"
 
 # Container user ids handed out to live sandboxes, one each. Above every id that images use for real users.
 UID_FIRST = 20_000
@@ -279,9 +282,10 @@ def bind_json(bind: Bind) -> dict[str, Any]:
 
 
 def binds_of(place: Place) -> tuple[Bind, ...]:
-    """Return what every sandbox sees of the host: harness, job channel and, with a way out, the proxy's socket."""
+    """Return what every sandbox sees of the host: harness, names, job channel, perhaps the proxy's socket."""
     binds = (
         Bind(source=place.lib_dir, destination=LIB_DIR),
+        Bind(source=place.lib_dir / HOSTS_FILE, destination="/etc/hosts"),
         Bind(source=place.job_dir, destination=JOB_DIR),
     )
     return binds if place.egress_dir is None else (*binds, Bind(source=place.egress_dir, destination=EGRESS_DIR))

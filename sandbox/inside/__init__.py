@@ -5,5 +5,6 @@ own modules and nothing else. The rest of the project may import from here: the 
 and on how a program is compiled.
 
 Read `harness` first: it is process 1 of every sandbox and runs the others as ordinary programs. `install_program`
-resolves and installs libraries, `code_check_program` checks code without running it.
+resolves and installs libraries, `code_check_program` checks code without running it. `image_tree` is another matter: it
+makes the tree of an image ready, before there is a sandbox.
 """

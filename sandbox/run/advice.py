@@ -140,6 +140,15 @@ def _allowed(policy: Policy) -> str:
     return f"policy {policy.name} lets them reach {', '.join(allow[:SHOWN_HOSTS]) or 'nothing'}{more} (network.allow)"
 
 
+LOCALES = (
+    "the base image has the locale C.UTF-8 alone: Babel (--with babel) brings names and formats of its own, and an"
+    " image with another locale is made by: sandbox image build NAME --locale de_DE.UTF-8"
+)
+INTERFACES = (
+    "a sandbox has loopback alone, and a program may not ask the kernel for a list of interfaces, whatever the image:"
+    " do without, or use 127.0.0.1"
+)
+
 ANY = r"[\s\S]*"
 LIBRARY = r"\b(lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]{0,20}): cannot open shared object file"
 INDENTED = re.compile(r"^[ \t].*$", re.MULTILINE)
@@ -154,4 +163,6 @@ RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     (ANY, NO_NAME, _network),
     (ANY, r"Connection refused|Errno 111\]", _refused),
     ("OSError", r"\[Errno 30\] Read-only file system", _read_only),
+    (r"(locale\.)?Error", r"unsupported locale setting", lambda *_: LOCALES),
+    (ANY, r"\b(net_if_addrs|net_if_stats|if_nameindex|getifaddrs)\b[\s\S]*OSError", lambda *_: INTERFACES),
 )

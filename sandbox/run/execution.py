@@ -302,7 +302,8 @@ def proxy_variables(egress: Egress) -> dict[str, str]:
     """
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), PROXY)
     allowed = {rule.host for rule in egress.allow.rules}
-    direct = ",".join(host for host in ("localhost", "127.0.0.1", "::1") if not {host, f"[{host}]"} & allowed)
+    own = ("localhost", "127.0.0.1", "::1", spec.HOSTNAME)
+    direct = ",".join(host for host in own if not {host, f"[{host}]"} & allowed)
     trusted = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT") if egress.certificates else ()
     return {
         **proxies,

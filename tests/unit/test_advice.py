@@ -363,3 +363,23 @@ def test_whatever_a_program_says_advice_stays_one_short_line(kind: str, message:
         found = told(kind, text, traceback)
         assert len(found) < 900
         assert found.isprintable()
+
+
+def test_a_locale_that_the_image_lacks_is_answered_with_what_has_it() -> None:
+    found = told("locale.Error", "unsupported locale setting")
+    assert "C.UTF-8 alone" in found
+    assert "sandbox image build NAME --locale" in found
+    assert told("locale.Error", "another thing") == ""
+
+
+@pytest.mark.parametrize(
+    "traceback",
+    [
+        "  rawlist = _psplatform.net_if_addrs()\nOSError: [Errno 38] Function not implemented",
+        "  socket.if_nameindex()\nOSError: [Errno 97] Address family not supported by protocol",
+        "  getifaddrs()\nOSError: [Errno 1] Operation not permitted",
+    ],
+)
+def test_a_list_of_interfaces_is_answered_with_what_there_is(traceback: str) -> None:
+    kind, _, message = traceback.rpartition("\n")[2].partition(": ")
+    assert "loopback alone" in told(kind, message, traceback)

@@ -24,7 +24,7 @@ from sandbox.image.base.apt_sources import (
     transport_options,
     with_key_files,
 )
-from sandbox.image.base.layer import DEFAULT_EPOCH, PACKAGES_FILE, write_archive, write_layer
+from sandbox.image.base.layer import DEFAULT_EPOCH, MADE_FILE, PACKAGES_FILE, kept_of_own, write_archive, write_layer
 
 ONE_LINE = """
 # deb http://archive.example/debian bookworm main
@@ -222,9 +222,9 @@ def content(tmp_path: Path, name: str) -> bytes:
         return found.read()
 
 
-def test_the_layer_holds_python_sh_coreutils_and_nothing_to_install_with(layer: dict[str, tarfile.TarInfo]) -> None:
+def test_the_layer_holds_python_the_usual_tools_and_nothing_to_install_with(layer: dict[str, tarfile.TarInfo]) -> None:
     programs = {name for name in layer if name.startswith(("bin/", "usr/bin/"))}
-    assert programs == {"usr/bin/python3", "usr/bin/python3.11", "bin/dash", "bin/sh", "bin/ls"}
+    assert programs == {"usr/bin/python3", "usr/bin/python3.11", "bin/dash", "bin/sh", "bin/ls", "bin/tar"}
 
 
 def test_the_layer_leaves_out_documents_tests_and_the_build_hosts_configuration(
@@ -236,7 +236,7 @@ def test_the_layer_leaves_out_documents_tests_and_the_build_hosts_configuration(
         "apt",
         "dpkg",
         "resolv",
-        "hostname",
+        "etc/hostname",
         "idlelib",
         "/test",
         "ensurepip",
@@ -248,6 +248,26 @@ def test_the_layer_leaves_out_documents_tests_and_the_build_hosts_configuration(
     assert [name for name in layer if any(part in name for part in unwanted)] == []
     assert {"usr/lib/x86_64-linux-gnu/gconv/UTF-16.so", "usr/share/zoneinfo/Europe/Paris"} <= set(layer)
     assert "usr/lib/python3.11/__pycache__/os.cpython-311.pyc" in layer
+
+
+def test_where_the_tree_could_not_be_prepared_there_is_no_layer(tmp_path: Path) -> None:
+    packages = packages_tar(tmp_path / "packages.tar")
+    with tarfile.open(packages, "a") as archive:
+        content = json.dumps({"refusals": ["the package x needs its postinst script: it runs y"]}).encode()
+        info = tarfile.TarInfo(f"./{MADE_FILE}")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    layer = write_layer(packages, tmp_path / "layer.tar")
+    assert layer.refusals == ("the package x needs its postinst script: it runs y",)
+    assert layer.sha256 == ""
+
+
+def test_an_image_of_ones_own_keeps_all_but_what_no_sandbox_uses(tmp_path: Path) -> None:
+    write_layer(packages_tar(tmp_path / "packages.tar"), tmp_path / "layer.tar", kept_of_own)
+    with tarfile.open(tmp_path / "layer.tar") as archive:
+        names = set(archive.getnames())
+    assert {"usr/bin/perl", "usr/bin/openssl", "usr/lib/x86_64-linux-gnu/gconv/EUC-KR.so"} <= names
+    assert not any(name.startswith(("usr/share/doc", "etc/apt", "var/lib/dpkg", "etc/resolv")) for name in names)
 
 
 def test_no_file_of_the_layer_has_privilege_or_can_be_written_by_others(layer: dict[str, tarfile.TarInfo]) -> None:
@@ -359,7 +379,6 @@ def failing_mmdebstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: 
         ("W: GPG error: http://x s InRelease: NO_PUBKEY 0123", "signature", "keyring"),
         ("E: Certificate verification failed: the certificate is NOT trusted", "not trusted", "update-ca-certificates"),
         ("E: unable to pick a user namespace: Operation not permitted", "user namespaces", "max_user_namespaces"),
-        ("E: Unable to locate package python3", "not in the apt sources", "--suite"),
     ],
 )
 def test_a_failed_build_gives_the_cause_and_the_fix_and_leaves_nothing(
@@ -370,6 +389,25 @@ def test_a_failed_build_gives_the_cause_and_the_fix_and_leaves_nothing(
     )
     assert cause in error.message
     assert line in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ("E: Unable to locate package imagemagik", "imagemagik is not in the apt sources", "apt-cache search"),
+        ("E: Package awk has no installation candidate", "awk is not in the apt sources", "apt-cache search"),
+        ("E: Unable to locate package python3.14", "does not have Python 3.14", "python:3.14-slim"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named_alone(
+    line: str, said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = failing_mmdebstrap(
+        tmp_path, monkeypatch, line, "E: Couldn't find any package by regex", "E: mmdebstrap failed"
+    )
+    assert said in error.message
+    assert "E:" not in error.message
     assert hint in error.hint
 
 

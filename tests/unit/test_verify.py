@@ -72,6 +72,7 @@ def faithful(spec: ContainerSpec) -> Observed:
         mount("/proc/keys", "rw", "devtmpfs", root="/null"),
         mount("/proc/interrupts", "rw", "devtmpfs", root="/null"),
         mount("/etc/hostname", "ro", "ext4"),
+        mount("/etc/hosts", "ro,nosuid,nodev,noexec", "ext4"),
         mount(LIB_DIR, "ro,nosuid,nodev,noexec", "ext4"),
         mount(JOB_DIR, "ro,nosuid,nodev,noexec", "ext4"),
         *(

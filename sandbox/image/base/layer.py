@@ -1,8 +1,9 @@
 """From unpacked distribution packages to one small, reproducible image layer.
 
-What is kept is listed here, everything else is left out: Python with its standard library, the programs
-of coreutils, `sh`, the shared libraries they need, time zones and certificates. The same packages give the
-same bytes.
+What the base image keeps is listed here, everything else is left out: Python with its standard library, `sh`, the
+programs of coreutils and those that work on text and archives, the shared libraries they need, time zones and
+certificates. An image of one's own keeps all but documentation and what serves to install and to run a machine.
+The same packages give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandbox.inside.image_tree.compiling import UNUSED_MODULES
+
 # 2020-01-01: zip files can't hold dates before 1980, so zero would break programs that archive files.
 DEFAULT_EPOCH = 1_577_836_800
-PACKAGES_FILE = "sandbox-packages"
+BUILD_DIR = "sandbox-build"
+PACKAGES_FILE = f"{BUILD_DIR}/packages"
+MADE_FILE = f"{BUILD_DIR}/made.json"
 PATH_VARIABLE = "PATH=/usr/local/bin:/usr/bin:/bin"
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 LABEL_PREFIX = "podman-sandbox-runner"
-# Parts of the standard library that a program without a terminal, a screen or pip has no use for.
-UNUSED_MODULES = (
-    "__phello__", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtledemo",
-)  # fmt: skip # a table
 
 _COREUTILS = """
     [ arch b2sum base32 base64 basename basenc cat chgrp chmod chown cksum comm cp csplit cut date dd df
@@ -36,15 +37,22 @@ _COREUTILS = """
     sha384sum sha512sum shred shuf sleep sort split stat stdbuf stty sum sync tac tail tee test timeout
     touch tr true truncate tsort tty uname unexpand uniq unlink users vdir wc who whoami yes
 """
-_PROGRAMS = frozenset(_COREUTILS.split())
+# What programs start by name: text, archives, and the linker's cache, by which ctypes finds libraries.
+_TOOLS = """
+    awk bash egrep fgrep find grep gunzip gzip hostname ldconfig ldconfig.real mawk sed tar which which.debianutils
+    xargs zcat
+"""
+_PROGRAMS = frozenset((_COREUTILS + _TOOLS).split())
 _PROGRAM = re.compile(r"(?:usr/)?s?bin/(?P<name>[^/]+)")
-_PYTHON = re.compile(r"(python3|python3\.\d+|sh|dash)")
+_PYTHON = re.compile(r"(python|python3|python3\.\d+|sh|dash)")
 _KEPT = re.compile(
     r"(usr/)?lib(64|32|x32)?/[^/]*\.so[^/]*"
     r"|(usr/)?lib/[^/]+-linux-[^/]+/.*"
     r"|usr/lib/python3(\.\d+)?/.*"
     r"|usr/lib/locale/C\.(utf8|UTF-8)/.*"
     r"|usr/lib/ssl/.*|etc/ssl/openssl\.cnf|etc/mime\.types"
+    r"|etc/(protocols|services|rpc|ethertypes|os-release|debian_version|ld\.so\.(cache|conf|conf\.d/.*))|usr/lib/os-release"
+    r"|etc/alternatives/awk"
     r"|usr/libexec/coreutils/.*|usr/share/zoneinfo/.*"
 )
 _LEFT_OUT = re.compile(
@@ -53,6 +61,16 @@ _LEFT_OUT = re.compile(
     r"|usr/share/zoneinfo/(posix|right)/.*"
     r"|.*/gconv/(?!(gconv-modules|ISO8859-1|ISO8859-15|CP1252|UTF-16|UTF-32|UTF-7)(\.so)?$).*"
     r"|usr/lib/ssl/(private|misc)(/.*)?"
+)
+# Of an image of one's own, what has no use in a sandbox: documents, sources, records of packages, services, and what
+# the build host has put there.
+_NEVER = re.compile(
+    rf"{BUILD_DIR}(/.*)?|usr/share/(doc|man|info|locale|lintian|i18n|doc-base|bug|menu|bash-completion|zsh|fish)/.*"
+    r"|(boot|dev|home|media|mnt|proc|root|run|srv|sys|tmp)(/.*)?|usr/src/.*|usr/share/zoneinfo/localtime"
+    r"|etc/(apt|cron[^/]*|default|dpkg|init\.d|kernel|logrotate\.d|pam\.d|rc.\.d|skel|systemd|sysctl\.d|udev)(/.*)?"
+    r"|etc/(hostname|resolv\.conf|mtab|machine-id|fstab|g?shadow-?|passwd-?|group-?|subuid-?|subgid-?|\.pwd\.lock)"
+    r"|(usr/)?lib/(systemd|udev|init|modules|firmware)(/.*)?|usr/lib/python3[^/]*/(test|ensurepip)/.*"
+    r"|var/(?!lib/).*|var/lib/(apt|dpkg|systemd|pam|ucf)(/.*)?"
 )
 # Every place that a sandbox mounts something on, as a real directory.
 _DIRECTORIES = {
@@ -63,8 +81,12 @@ _FILES = {
     "etc/passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    "etc/nsswitch.conf": (
+        "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\nnetworks: files\n"
+    ),
+    "etc/timezone": "Etc/UTC\n",
 }
+_LINKS = {"etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "etc/mtab": "/proc/self/mounts"}
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
 
@@ -77,6 +99,7 @@ class LayerPlan:
     links: dict[str, str] = field(default_factory=dict)
     directories: dict[str, int] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
     def names(self) -> set[str]:
         """Return every path of the layer."""
@@ -90,7 +113,13 @@ class Layer:
     path: Path
     sha256: str
     size_bytes: int
-    packages_sha256: str
+    packages: tuple[str, ...]
+    refusals: tuple[str, ...] = ()
+
+    @property
+    def packages_sha256(self) -> str:
+        """Return a digest of which versions of which packages went in."""
+        return hashlib.sha256("\n".join(self.packages).encode()).hexdigest()
 
 
 def epoch() -> int:
@@ -107,9 +136,14 @@ def kept(path: str) -> bool:
     return _KEPT.fullmatch(path) is not None and _LEFT_OUT.fullmatch(path) is None
 
 
-def plan_layer(packages: tarfile.TarFile) -> LayerPlan:
-    """Choose from the unpacked packages and add what their maintainer scripts would have made."""
-    plan = LayerPlan(content={path: text.encode() for path, text in _FILES.items()})
+def kept_of_own(path: str) -> bool:
+    """Say whether a file or link of the packages belongs in an image of one's own."""
+    return _NEVER.fullmatch(path) is None
+
+
+def plan_layer(packages: tarfile.TarFile, keep: Callable[[str], bool] = kept) -> LayerPlan:
+    """Choose from the unpacked packages and add what every image has."""
+    plan = LayerPlan()
     certificates: dict[str, bytes] = {}
     for member in packages:
         path = member.name.removeprefix("./").strip("/")
@@ -117,10 +151,18 @@ def plan_layer(packages: tarfile.TarFile) -> LayerPlan:
             certificates[path] = _read(packages, member)
         elif path == PACKAGES_FILE:
             plan.packages = tuple(sorted(_read(packages, member).decode().split()))
-        elif member.issym() and kept(path):
+        elif path == MADE_FILE:
+            plan.refusals = tuple(json.loads(_read(packages, member))["refusals"])
+        elif path in _MERGED:
+            continue
+        elif member.issym() and keep(path):
             plan.links[path] = member.linkname
-        elif (member.isreg() or member.islnk()) and kept(path):
+        elif (member.isreg() or member.islnk()) and keep(path):
             plan.files[path] = member
+    plan.links.update(_LINKS)
+    plan.content.update((path, text.encode()) for path, text in _FILES.items())
+    for path in plan.content:
+        plan.links.pop(path, None)
     _drop_orphaned_bytecode(plan)
     plan.content[CERTIFICATES] = b"".join(certificates[path].strip() + b"\n" for path in sorted(certificates))
     # OpenSSL looks here by itself; the hashed directory that it would also take needs a maintainer script.
@@ -137,13 +179,18 @@ def plan_layer(packages: tarfile.TarFile) -> LayerPlan:
     return plan
 
 
-def write_layer(packages: Path, target: Path) -> Layer:
-    """Write the layer made from the tar of unpacked packages `packages` to `target`."""
+def write_layer(packages: Path, target: Path, keep: Callable[[str], bool] = kept) -> Layer:
+    """Write the layer made from the tar of unpacked packages `packages` to `target`.
+
+    Where the preparation of the tree refused, nothing is written, and the layer has the `refusals`.
+    """
     with (
         tarfile.open(packages, "r:") as source,
         tarfile.open(target, "w:", format=tarfile.PAX_FORMAT) as layer,
     ):
-        plan = plan_layer(source)
+        plan = plan_layer(source, keep)
+        if plan.refusals:
+            return Layer(path=target, sha256="", size_bytes=0, packages=plan.packages, refusals=plan.refusals)
         for path in sorted(plan.names()):
             info = tarfile.TarInfo(path)
             info.mtime = epoch()
@@ -163,7 +210,7 @@ def write_layer(packages: Path, target: Path) -> Layer:
         path=target,
         sha256=sha256_of(target),
         size_bytes=target.stat().st_size,
-        packages_sha256=hashlib.sha256("\n".join(plan.packages).encode()).hexdigest(),
+        packages=plan.packages,
     )
 
 

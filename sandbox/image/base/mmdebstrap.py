@@ -67,9 +67,14 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
         "as root: sysctl -w user.max_user_namespaces=15000; on Debian also kernel.unprivileged_userns_clone=1",
     ),
     (
-        r"Unable to locate package",
-        "a package is not in the apt sources of this suite",
-        "name another suite: sandbox image bootstrap --suite NAME",
+        r"Unable to locate package python3\.(?P<name>\d+)",
+        "this release of the distribution does not have Python 3.{name}",
+        "name a release that has it with --suite, or pull an image: --image docker.io/library/python:3.{name}-slim",
+    ),
+    (
+        r"(Unable to locate package|Package) (?P<name>\S+?)( has no installation candidate)?$",
+        "{name} is not in the apt sources of this suite",
+        "apt-cache search WORD finds names of packages; another release is named with --suite",
     ),
 )
 
@@ -190,7 +195,10 @@ def _failure(what: str, lines: Sequence[str]) -> BuildFailed:
     detail = "; ".join(told[-4:]) or "it gave no reason"
     text = "\n".join(told)
     for pattern, cause, hint in _CAUSES:
-        if re.search(pattern, text):
+        if found := re.search(pattern, text, re.MULTILINE):
+            if named := found.groupdict():
+                # The package is all there is to say.
+                return BuildFailed(f"{what} can't be built: {cause.format_map(named)}", hint=hint.format_map(named))
             return BuildFailed(f"{what} can't be built: {cause}: {detail}", hint=hint, output=list(lines[-20:]))
     return BuildFailed(
         f"{what} can't be built: mmdebstrap failed: {detail}",
