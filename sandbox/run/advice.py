@@ -163,6 +163,6 @@ RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     (ANY, NO_NAME, _network),
     (ANY, r"Connection refused|Errno 111\]", _refused),
     ("OSError", r"\[Errno 30\] Read-only file system", _read_only),
-    (r"(locale\.)?Error", r"unsupported locale setting", lambda *_: LOCALES),
-    (ANY, r"\b(net_if_addrs|net_if_stats|if_nameindex|getifaddrs)\b[\s\S]*OSError", lambda *_: INTERFACES),
+    (r"(locale\.)?Error", r"unsupported locale setting", lambda _found: LOCALES),
+    (ANY, r"\b(net_if_addrs|net_if_stats|if_nameindex|getifaddrs)\b[\s\S]*OSError", lambda _found: INTERFACES),
 )
