@@ -38,7 +38,7 @@ def without_socket(**changes: str) -> dict[str, str]:
 
 
 def sandbox(
-    *arguments: str | Path, stdin: str = "", env: dict[str, str] | None = None
+    *arguments: str | Path, stdin: str = "", env: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
@@ -46,7 +46,7 @@ def sandbox(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
         env=environment() if env is None else env,
         errors="backslashreplace",

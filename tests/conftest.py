@@ -31,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("none", "only"),
         help="leave out the tests that need a quiet machine, or take them alone",
     )
+    parser.addoption(
+        "--libraries",
+        choices=("quick", "all"),
+        default="quick",
+        help="the few libraries of every day, or the whole table of docs/will-it-run.md",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,7 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in out]
     for item in items:
         tier = item.path.relative_to(Path(__file__).parent).parts[0]
-        if tier in ("integration", "escape", "e2e", "kernel") or (tier == "contract" and "podman" in item.name.lower()):
+        if tier in ("integration", "escape", "e2e", "libraries", "kernel") or (
+            tier == "contract" and "podman" in item.name.lower()
+        ):
             item.add_marker(pytest.mark.podman)
 
 
