@@ -16,7 +16,11 @@ export interface NotifyBody {
   url: string;
 }
 
-/** What a run is asked for with beside its code and its data. */
+/**
+ * What a run is asked for with beside its code and its data.
+ *
+ * With `save_new`, each file that the program leaves in its working directory is saved.
+ */
 export interface RunOptions {
   topic?: string;
   node_id?: string;
@@ -29,13 +33,14 @@ export interface RunOptions {
   limits?: Tightening;
   env?: Record<string, string>;
   secrets?: Record<string, string>;
+  save_new?: boolean;
 }
 
 /**
  * A run: the code, the message it runs on, and under which policy with which libraries.
  *
- * `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go
- * on when the client goes away; `notify` goes with `Prefer: respond-async`.
+ * `payload` is any JSON, `message` a JSON object; `files` maps names, which may have directories, to base64;
+ * `wait_for_end` lets the run go on when the client goes away; `notify` goes with `Prefer: respond-async`.
  */
 export interface RunBody extends RunOptions {
   code: string;

@@ -55,7 +55,8 @@ class RunRequest(RunOptions, frozen=True, kw_only=True):
     """One piece of code to run on one message.
 
     `payload_json` and `message_json` are JSON texts (UTF-8) and travel as bytes: they are parsed in the sandbox only.
-    `files` maps a flat name to content that `read_file(name)` will find. `policy` is a name, or the path of a file.
+    `files` maps a name, which may have directories, to content that `read_file(name)` will find. `policy` is a name, or
+    the path of a file.
     `requirements` are the libraries it needs, in the form of PEP 508, and `requires_python` the Pythons, such as
     ">=3.10". `preload` are the modules that a sandbox made ahead of need has imported; None leaves that to the imports
     of the code. `warnings` are for whoever gets the result: what was changed when the

@@ -16,7 +16,7 @@ from typing import Any
 from sandbox.channel.modules import check_modules
 from sandbox.channel.records import ProtocolViolation
 from sandbox.errors import InvalidRequest
-from sandbox.inside.harness.text import name_problem
+from sandbox.inside.harness.text import path_problem
 
 __all__ = [
     "CANCEL",
@@ -85,15 +85,17 @@ def job_frames(
     message_json: bytes,
     files: Mapping[str, bytes],
     relay: Mapping[str, Any] | None = None,
+    save_new: bool = False,
 ) -> Iterator[bytes]:
     """Yield the frames of one job, small ones joined. `message_json` needs no payload: the harness puts it in.
 
-    `relay` is `{"port", "target"}`: the loopback port that leads to the egress socket at the path `target`.
+    `relay` is `{"port", "target"}`: the loopback port that leads to the egress socket at the path `target`. With
+    `save_new`, every file that the program leaves is handed over.
     Raises InvalidRequest when topic, names and environment together exceed one frame, or for a file name
-    that is not flat.
+    that leads elsewhere than into the working directory.
     """
     for name in files:
-        if problem := name_problem(name):
+        if problem := path_problem(name):
             raise InvalidRequest(f"the file name {name[:80]!r} {problem}", hint="give files plain names")
     contents = [("code", code), ("payload", payload_json), ("message", message_json)]
     parts: list[dict[str, Any]] = [{"kind": kind, "size": len(body)} for kind, body in contents]
@@ -109,6 +111,7 @@ def job_frames(
         "limits": asdict(limits),
         "parts": parts,
         "relay": dict(relay) if relay else None,
+        "save_new": save_new,
     }
     body = json.dumps(job).encode("ascii")
     if len(body) > MAX_BODY_BYTES:

@@ -43,6 +43,11 @@ def check_detached(options: dict[str, Any], policy_dirs: list[Path]) -> None:
                 " --no-service"
             ),
         )
+    if options.get("save_new"):
+        raise InvalidRequest(
+            "--save-new DIR writes files once the run is over, and --detach does not wait for that",
+            hint="leave --detach out, or have the program call save_file() and fetch the files: sandbox result",
+        )
     if options["save_files"]:
         raise InvalidRequest("--save-files goes with `sandbox result`, once the run is over", hint="leave it out here")
 
@@ -83,7 +88,7 @@ def result(*, run_id: str, wait: bool, timeout: str | None, save_files: str | No
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
         limit_s = parse_duration(timeout) if timeout is not None else float("inf") if wait else 0.0
-        directory = open_directory(save_files)
+        directory = open_directory({"save_files": save_files})
         with connected() as client:
             run_id = full_id(run_id, lambda: client.runs(limit=MAX_LISTED))
             document = ended(client, run_id, limit_s)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli import completion
+from sandbox.cli import beside, completion
 from sandbox.cli.amounts import MAX_COUNT, parse_duration, parse_memory
 from sandbox.cli.ending import READER_GONE, conclude
 from sandbox.cli.files import read_bytes, read_text
@@ -217,6 +217,7 @@ def request_fields(inputs: Inputs, filename: str, options: dict[str, Any]) -> di
         "env": pairs(options["env"], option="--env"),
         "secrets": pairs(names, option="--secret"),
         "files": inputs.files,
+        "save_new": options.get("save_new") is not None,
     }
 
 
@@ -287,6 +288,11 @@ RUN_OPTIONS = (
         metavar="DIR",
         help="Directory for files saved with save_file(). Names that programs act upon are changed.",
     ),
+    click.option(
+        "--save-new",
+        metavar="DIR",
+        help="The same for every file that the program leaves in its working directory.",
+    ),
     click.option("--keep-names", is_flag=True, help="Save files under exactly the names that the program gave them."),
     click.option("--json", "as_json", is_flag=True, help="Print the whole result and its receipt as JSON."),
     click.option("--quiet", "-q", is_flag=True, help="Show only the program's output and its result."),
@@ -314,11 +320,13 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("run", context_settings={"ignore_unknown_options": False})
 @click.argument("file", metavar="FILE|-|template:NAME", shell_complete=completion.scripts)
 @run_options
+@click.option("--no-local", is_flag=True, help="Send none of the modules that lie beside the script along.")
 @click.pass_obj
-def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
+def run(obj: dict[str, Any], /, *, file: str, no_local: bool, **options: Any) -> int:
     """Run the Python script FILE in a sandbox of its own.
 
-    FILE may be - for standard input, or template:NAME for a built-in script.
+    FILE may be a directory with a __main__.py, - for standard input, or template:NAME for a built-in script. Modules
+    that lie beside the script, and that its imports name, are sent along.
     """
     if file.startswith("template:"):
         return run_template(obj, file.removeprefix("template:"), options)
@@ -326,8 +334,15 @@ def run(obj: dict[str, Any], /, *, file: str, **options: Any) -> int:
         raise InvalidRequest(
             "the script and the input can't both come from standard input", hint="give one of them as a file"
         )
+    file = beside.script_of(file)
     filename = DEFAULT_NAME if file == "-" or name_problem(Path(file).name) else Path(file).name
-    return run_code(obj, lambda: read_text(file, what="the script"), filename=filename, options=options)
+    return run_code(
+        obj,
+        lambda: read_text(file, what="the script"),
+        filename=filename,
+        options=options,
+        script=None if file == "-" or no_local else file,
+    )
 
 
 def run_template(obj: dict[str, Any], name: str, options: dict[str, Any]) -> int:
@@ -340,13 +355,20 @@ def run_template(obj: dict[str, Any], name: str, options: dict[str, Any]) -> int
     return run_code(obj, lambda: entry.code, filename=f"{entry.name}.py", options=options)
 
 
-def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, options: dict[str, Any]) -> int:
-    """Run the code that `read` gives, with the options of `run_options`; return the exit status."""
+def run_code(
+    obj: dict[str, Any], read: Callable[[], str], *, filename: str, options: dict[str, Any], script: str | None = None
+) -> int:
+    """Run the code that `read` gives, with the options of `run_options`; return the exit status.
+
+    What lies beside the file `script` may go along.
+    """
     output = Output(as_json=options["as_json"], quiet=options["quiet"])
     try:
         # Inputs are read before root is given up: they are the caller's to read. They are parsed afterwards.
         code = read()
         payload, files = read_payload(options["input_text"]), read_files(options["files"])
+        if script is not None:
+            files = {**beside.modules_for(script, code, without=files, quiet=options["quiet"]), **files}
         asked = requirements_of(options, code=code, filename=filename) if asks_for_libraries(options, code=code) else ()
         inputs = Inputs(code, payload, files, *asked)
         if obj.get("own_process"):
@@ -354,7 +376,7 @@ def run_code(obj: dict[str, Any], read: Callable[[], str], *, filename: str, opt
         fields = request_fields(inputs, filename, options)
         if options["detach"]:
             return detached(obj, fields, inputs.payload, options)
-        directory = open_directory(options["save_files"])
+        directory = open_directory(options)
         answer = carried_out(obj, fields, inputs.payload, options=options, output=output)
         return conclude(answer, output, directory, options)
     except SandboxError as error:

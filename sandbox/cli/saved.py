@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,11 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["open_directory", "save_files"]
 
+OPTIONS = {"--save-files": "save_files", "--save-new": "save_new"}
 
-def open_directory(path: str | None) -> int | None:
+
+def open_directory(options: Mapping[str, Any]) -> int | None:
     """Open the directory for saved files before the run, so that a run is not wasted. Raises `InvalidRequest`."""
-    if path is None:
+    named = [(option, options[key]) for option, key in OPTIONS.items() if options.get(key) is not None]
+    if not named:
         return None
+    if len(named) > 1:
+        raise InvalidRequest(
+            "--save-files and --save-new each name a directory for files", hint="give --save-new alone: it saves both"
+        )
+    option, path = named[0]
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -30,11 +38,11 @@ def open_directory(path: str | None) -> int | None:
             raise PermissionError(13, f"user id {os.geteuid()} may not write there")
     except (FileExistsError, NotADirectoryError):
         raise InvalidRequest(
-            f"--save-files {path} can't be used: there is a file of that name, or above it", hint="name a directory"
+            f"{option} {path} can't be used: there is a file of that name, or above it", hint="name a directory"
         ) from None
     except OSError as error:
         raise InvalidRequest(
-            f"--save-files {path} can't be used: {error.strerror}",
+            f"{option} {path} can't be used: {error.strerror}",
             hint=f"name a directory that user id {os.geteuid()} may write",
         ) from None
     return fd

@@ -106,7 +106,7 @@ class AsyncClient(ClientBase):
 
         `payload` is anything that `json` takes, `payload_json` its text instead, which is passed on as it is.
         `on_event` gets every event as it happens (see `stream`). `options` are the other fields of a run: topic,
-        message, node_id, policy, image, limits, env, secrets, filename, preload, wait_for_end.
+        message, node_id, policy, image, limits, env, secrets, filename, preload, save_new, wait_for_end.
         """
         fields = calls.fields_of(options, files, requirements)
         if on_event is None:

@@ -42,6 +42,7 @@ OPTIONAL: dict[str, Any] = {
     "env": {},
     "secrets": {},
     "files": {},
+    "save_new": False,
     "wait_for_end": False,
     "notify": None,
 }

@@ -100,7 +100,7 @@ class Client(ClientBase):
 
         `payload` is anything that `json` can encode. `payload_json` is a JSON text instead, which is passed on as it
         is. `on_event` gets every event as it happens (see `stream`). `options` are the other fields of a run: topic,
-        message, node_id, policy, image, limits, env, secrets, filename, preload, wait_for_end.
+        message, node_id, policy, image, limits, env, secrets, filename, preload, save_new, wait_for_end.
         """
         fields = calls.fields_of(options, files, requirements)
         if on_event is None:

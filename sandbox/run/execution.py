@@ -178,6 +178,7 @@ class Execution:
             payload_json=request.payload_json,
             message_json=request.message_json,
             files=request.files,
+            save_new=request.save_new,
             relay={"port": spec.EGRESS_PORT, "target": spec.EGRESS_SOCKET} if egress else None,
         )
 

@@ -30,6 +30,12 @@ def modules_of(code: str) -> tuple[str, ...]:
     return _bounded(_imported(code))
 
 
+def roots_of(code: str) -> tuple[str, ...]:
+    """Return what the names of these modules begin with (`sklearn`), each once, from the whole of a text."""
+    roots = (name.partition(".")[0] for name in _imported(code, len(code)))
+    return tuple(dict.fromkeys(root for root in roots if root.isidentifier()))
+
+
 def brings_modules(files: Iterable[str]) -> bool:
     """Tell whether one of these files, in the working directory, could be imported.
 
@@ -48,12 +54,12 @@ def _bounded(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _imported(code: str) -> Iterator[str]:
+def _imported(code: str, max_chars: int = MAX_SCANNED_CHARS) -> Iterator[str]:
     """Yield the full names of the modules in the order of the text.
 
     What stands in texts of several lines is not looked at.
     """
-    scanned = code[:MAX_SCANNED_CHARS].removeprefix("\ufeff")
+    scanned = code[:max_chars].removeprefix("\ufeff")
     for outside in LONG_TEXT.split(scanned)[::2]:
         for statement in STATEMENT.finditer(outside):
             names = [statement[1]] if statement[1] else statement[2].split(",", MAX_MODULES)

@@ -105,7 +105,8 @@ def decide_end(seen: Evidence, policy: Policy, *, finished: bool, too_many: str)
         )
     if seen.signal_name == signal.SIGSYS.name:
         return Outcome.KILLED, "the program made a system call of another architecture, which is denied (SIGSYS)"
-    if seen.ended is None or seen.signal_name is not None:
+    # An error that was told before comes first: whoever told it may have ended the program, see `child_start`.
+    if seen.ended is None or (seen.signal_name is not None and seen.error is None):
         if seen.processes_exceeded:
             return Outcome.TOO_MANY_PROCESSES, too_many
         return (

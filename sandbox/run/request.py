@@ -14,7 +14,7 @@ import msgspec
 from sandbox.channel.sent import half_replaced, text_as_sent
 from sandbox.errors import InvalidRequest, PolicyDenied
 from sandbox.inside.harness.json_text import whole_text
-from sandbox.inside.harness.text import name_problem
+from sandbox.inside.harness.text import path_problem
 from sandbox.models import RunRequest, Tightening
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ def check_request(request: RunRequest, policy: Policy) -> None:
             "`filename` has control or invisible characters", hint="give the script a plain name, such as script.py"
         )
     for name in request.files:
-        if problem := name_problem(name):
+        if problem := path_problem(name):
             raise InvalidRequest(
-                f"the file name {name[:80]!r} {problem}", hint="give files plain names, without a path"
+                f"the file name {name[:80]!r} {problem}",
+                hint="give files names as they are to lie below the working directory: data.csv, plant/names.json",
             )
     for name in request.env:
         policy.env_allowed(name)

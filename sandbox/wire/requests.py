@@ -29,7 +29,10 @@ class NotifyBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class RunOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """What a run is asked for with beside its code and its data."""
+    """What a run is asked for with beside its code and its data.
+
+    With `save_new`, each file that the program leaves in its working directory is saved.
+    """
 
     topic: Topic = ""
     node_id: Annotated[str, Meta(max_length=512)] = ""
@@ -42,6 +45,7 @@ class RunOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     limits: Tightening = Tightening()
     env: dict[str, str] = {}
     secrets: dict[str, str] = {}
+    save_new: bool = False
 
     def __rich_repr__(self) -> list[tuple[str, object]]:
         secrets: Any = self.secrets  # nothing checks that it is one
@@ -55,8 +59,8 @@ class RunOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
 class RunBody(RunOptions, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A run: the code, the message it runs on, and under which policy with which libraries.
 
-    `payload` is any JSON, `message` a JSON object; `files` maps plain names to base64; `wait_for_end` lets the run go
-    on when the client goes away; `notify` goes with `Prefer: respond-async`.
+    `payload` is any JSON, `message` a JSON object; `files` maps names, which may have directories, to base64;
+    `wait_for_end` lets the run go on when the client goes away; `notify` goes with `Prefer: respond-async`.
     """
 
     code: Raw

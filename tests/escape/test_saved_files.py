@@ -130,6 +130,24 @@ def test_files_left_in_the_working_directory_are_not_taken_along(bench: Bench) -
     assert (ended.outcome, ended.files) == (Outcome.SUCCEEDED, ())
 
 
+def test_of_what_is_left_nothing_leads_out_where_all_of_it_is_asked_for(bench: Bench) -> None:
+    code = r"""
+        import os
+        os.symlink("/etc/passwd", "/app/link")
+        os.symlink("/etc", "/app/directory")
+        os.mkfifo("/app/pipe")
+        os.makedirs("/app/a/b")
+        for name in ("kept.txt", "a/b/deep.txt", "a\nb", "\u202e"):
+            open(f"/app/{name}", "w").write("x")
+        result = 1
+    """
+    ended = bench.run(code, save_new=True)
+    assert {file.name: file.content for file in ended.files} == {"kept.txt": b"x", "a_b_deep.txt": b"x"}
+    assert len(ended.warnings) == 2
+    limits = bench.run("for n in range(2000): open(f'/app/{n}', 'w').close()\nresult = 1", save_new=True)
+    assert (limits.outcome, limits.result_json) == (Outcome.OUTPUT_LIMIT, None)
+
+
 # ---------------------------------------------------------------- where they land
 
 

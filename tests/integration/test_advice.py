@@ -73,9 +73,9 @@ def test_a_file_that_was_not_sent_is_after_following_the_advice(tmp_path: Path, 
 def test_a_module_of_ones_own_is_after_following_the_advice(tmp_path: Path, here: None) -> None:
     (tmp_path / "plant_helpers.py").write_text("def mean(values):\n    return sum(values) / len(values)\n")
     code = "import plant_helpers\nresult = plant_helpers.mean([1, 2, 3])"
-    advised = re.search(r"--file \S+(?=;)", run(tmp_path, code)["explanation"])
+    advised = re.search(r"--file \S+(?=;)", run(tmp_path, code, "--no-local")["explanation"])
     assert advised
-    assert run(tmp_path, code, *shlex.split(advised[0]))["result"] == 2
+    assert run(tmp_path, code, "--no-local", *shlex.split(advised[0]))["result"] == 2
 
 
 @pytest.mark.parametrize("given", ["@data.csv", "data.csv"])
@@ -104,7 +104,10 @@ def test_a_file_of_json_that_was_typed_without_its_sign_is_told_the_sign(tmp_pat
 
 
 LEFT = [
-    ("open('chart.png', 'wb').write(b'x' * 10)\nresult = 1", "save_file('chart.png') hands one over (left: chart.png)"),
+    (
+        "open('chart.png', 'wb').write(b'x' * 10)\nresult = 1",
+        "save_file('chart.png') hands one over, --save-new DIR all (left: chart.png)",
+    ),
     (
         "import os\nos.mkdir('out')\nopen('out/chart.png', 'w').write('x')\nresult = 1",
         "save_file('chart.png', read_file('out/chart.png', binary=True))",

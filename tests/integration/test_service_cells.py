@@ -85,6 +85,33 @@ def test_all_that_a_run_has_works_in_a_cell(client: Client) -> None:
     assert again.value == [None, []]
 
 
+def test_a_script_is_a_file_whose_processes_have_its_names_in_a_cell_too(client: Client) -> None:
+    code = """
+import multiprocessing, subprocess, sys
+import plant.press
+
+def scaled(n):
+    log(f"working on {n}")
+    return plant.press.HOURS * n * payload
+
+if len(sys.argv) > 1:
+    return print(payload)
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        values = pool.map(scaled, range(3))
+    again = subprocess.run([sys.executable, __file__, "again"], capture_output=True, text=True).stdout
+    open("left.txt", "w").write("left")
+    return [values, again, __file__]
+"""
+    for payload in (5, 7):
+        result = client.run(
+            code, payload=payload, filename="flow 1.py", files={"plant/press.py": b"HOURS = 2"}, save_new=True, **NODE
+        )
+        assert result.value == [[0, 2 * payload, 4 * payload], f"{payload}\n", "/app/flow 1.py"]
+        assert result.files == {"left.txt": b"left"}
+        assert len(result.document["logs"]) == 3
+
+
 def test_failures_limits_and_cancelling_are_the_same_as_in_a_container(client: Client) -> None:
     def outcome(code: str, **options: Any) -> str:
         return client.run(code, **NODE, **options).outcome

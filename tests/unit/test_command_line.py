@@ -311,5 +311,5 @@ def test_a_file_is_no_directory_for_saved_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     for place in (tmp_path / "a", tmp_path / "a" / "b"):
         with pytest.raises(InvalidRequest, match="there is a file of that name, or above it") as told:
-            open_directory(str(place))
+            open_directory({"save_files": str(place)})
         assert told.value.hint == "name a directory"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import runpy
@@ -19,6 +18,8 @@ from sandbox.cli.main import cli
 from sandbox.client import Client
 from sandbox.errors import SandboxError
 from sandbox.inside.harness.compiling import compile_program
+from sandbox.inside.harness.program import GIVEN, variables
+from sandbox.inside.harness.program_functions import FUNCTIONS
 from sandbox.models import EXIT_STATUS, Outcome
 from sandbox.service.config.load import variable_of
 from sandbox.service.config.model import KEYS, ServiceConfig
@@ -314,15 +315,8 @@ def test_every_dependency_is_justified() -> None:
 
 
 def contract_names() -> list[str]:
-    """Return the names that the harness puts into a program's namespace, from its source."""
-    tree = ast.parse((ROOT / "sandbox/inside/harness/program.py").read_text())
-    function = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_namespace")
-    calls = [
-        node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".update")
-    ]
-    return [
-        keyword.arg for call in calls for keyword in call.keywords if keyword.arg and not keyword.arg.startswith("__")
-    ]
+    """Return the names that the harness puts into a program's namespace."""
+    return [*variables(dict.fromkeys(GIVEN, ""), b"", b""), *(function.__name__ for function in FUNCTIONS)]
 
 
 def test_every_name_a_program_finds_is_documented() -> None:

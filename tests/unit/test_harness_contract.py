@@ -240,7 +240,7 @@ def test_files_are_written_and_handed_over() -> None:
     """)
     *paths, listing = done.result
     assert [path.rsplit("/", 1)[1] for path in paths] == ["a.txt", "b.bin", "c.bin", "big", "empty", "a.txt"]
-    assert listing == ["a.txt", "b.bin", "big", "c.bin", "empty"]
+    assert listing == ["a.txt", "b.bin", "big", "c.bin", "empty", "script.py"]
     files = {file.name: file.content for file in done.files}
     assert files == {"a.txt": b"again", "b.bin": b"\0\xff", "c.bin": b"ac", "big": b"x" * 200_000, "empty": b""}
 

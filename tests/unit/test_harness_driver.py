@@ -20,7 +20,7 @@ import pytest
 
 from sandbox.channel.collector import Collector
 from sandbox.channel.frames import HEADER, RunCaps, job_frames
-from sandbox.container.harness_files import harness_source
+from sandbox.container.harness_files import harness_source, write_sources
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
@@ -115,7 +115,7 @@ def started_harness(python: str = PYTHON) -> Iterator[Harness]:
     with tempfile.TemporaryDirectory(prefix="h-") as directory:
         base = Path(directory)
         (base / "lib").mkdir()
-        (base / "lib/harness.py").write_text(harness_source())
+        write_sources(base / "lib")
         (base / "app").mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(base / "job.sock"))

@@ -462,3 +462,42 @@ def test_the_supervisor_is_opaque_and_the_program_is_not() -> None:
 
         os._exit(ctypes.CDLL(None).prctl(3))
     assert os.waitpid(pid, 0)[1] == 0
+
+
+# ---- processes that were handed the channel
+
+CHILD = """
+import subprocess, sys
+look = CODE
+subprocess.run([sys.executable, "-c", look], check=False)
+result = "the program's own"
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "ended", "kept"),
+    [
+        (CHANNEL + "raw.send(b'?nonsense')", "channel", False),
+        (CHANNEL + "raw.send(b'V' + b'\"forged\"'); raw.send(b'M{}')", "channel", False),
+        (CHANNEL + "raw.send(b'L{}')", "exited", False),
+        (
+            "import sys\nlog = sys.modules['sandbox_program'].helpers.log\nwhile True: log('x' * 1000)",
+            "log_limit",
+            False,
+        ),
+        ("import os\nos.closerange(3, 200)", "exited", True),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "exited", True),
+    ],
+)
+def test_a_new_process_can_do_with_the_channel_what_the_program_can_and_no_more(
+    code: str, ended: str, kept: bool
+) -> None:
+    from sandbox.channel.frames import ProtocolViolation
+
+    try:
+        done = run(CHILD.replace("CODE", repr(code)))
+    except ProtocolViolation:  # the runner ends such a run
+        assert not kept
+        return
+    assert done.ended == ended
+    assert (done.result_json() == b'"the program\'s own"') is kept

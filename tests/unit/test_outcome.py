@@ -17,6 +17,7 @@ RAISED = ProgramError(type="ValueError", message="no", line=3)
         (Evidence(ended="exited", exit_code=0, has_result=True), Outcome.SUCCEEDED),
         (Evidence(ended="exited", exit_code=0), Outcome.NO_RESULT),
         (Evidence(ended="exited", exit_code=1, error=RAISED), Outcome.FAILED),
+        (Evidence(ended="exited", signal_name="SIGKILL", error=RAISED), Outcome.FAILED),
         (Evidence(ended="exited", exit_code=9), Outcome.FAILED),
         (Evidence(ended="exited", exit_code=9, has_result=True), Outcome.FAILED),
         (Evidence(ended="exited", exit_code=0, error=RAISED, has_result=True), Outcome.FAILED),

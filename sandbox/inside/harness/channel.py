@@ -28,6 +28,10 @@ class Channel:
 
         self._lock = allocate_lock()  # a thread that held it doesn't exist in the copy
 
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._socket.fileno()
+
     def send(self, kind: bytes, body: bytes | memoryview = b"") -> None:
         """Send one packet; packets of several threads and processes never mix."""
         self._socket.send(b"".join((kind, body)))

@@ -8,9 +8,11 @@ import sys
 
 from sandbox.inside.harness.channel import Nobody
 from sandbox.inside.harness.compiling import compile_program, execute
-from sandbox.inside.harness.directory import forget_harness
+from sandbox.inside.harness.directory import DIRECTORY, forget_harness
 from sandbox.inside.harness.failures import error_record, location_of, traceback_text, type_and_message
+from sandbox.inside.harness.handing_on import MAX_KEPT_BYTES, MODULE, STARTUP, hand_on, stored
 from sandbox.inside.harness.json_text import from_json, json_chunks, json_record
+from sandbox.inside.harness.leavings import Leavings
 from sandbox.inside.harness.limits import CHUNK_BYTES, MAX_TOPIC_CHARS, MAX_WARNING_CHARS, MAX_WARNINGS
 from sandbox.inside.harness.process import (
     LIBRARIES,
@@ -26,23 +28,20 @@ from sandbox.inside.harness.process import (
     wait_for_threads,
 )
 from sandbox.inside.harness.program_functions import Helpers
-from sandbox.inside.harness.sources import SourceLoader, show_own_lines, shown_name
+from sandbox.inside.harness.sources import SourceLoader, own_name, show_own_lines, write_own
 from sandbox.inside.harness.streams import hear_of_the_end, open_streams
-from sandbox.inside.harness.text import clean
+from sandbox.inside.harness.text import clean, text_of
 from sandbox.inside.harness.values import Converter, ResultTooLargeError, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, NoReturn
 
     from sandbox.inside.harness.channel import Channel
 
 
-MAX_LOOKED_AT = 200  # files and directories that a program may have left
-SHOWN_LEFT = 5
-PASSING = (".pyc", ".tmp", ".lock", "-journal", "-wal", "-shm")
 RESERVE_BYTES = 8 << 20
+GIVEN = ("topic", "timestamp", "run_id", "node_id")
 # For what has buffers of its own on these pipes: other Python programs, and what is written in Fortran.
 UNBUFFERED = {"PYTHONUNBUFFERED": "1", "GFORTRAN_UNBUFFERED_PRECONNECTED": "y"}
 
@@ -63,9 +62,10 @@ class Program:
         self.parts = parts
         self.channel = channel
         self.app_dir = app_dir
-        self.filename = shown_name(job["filename"], app_dir)
+        self.filename = own_name(job["filename"], app_dir)
+        self.path = os.path.join(app_dir, self.filename)
         self.pid = os.getpid()
-        self.given = set(os.listdir(app_dir))
+        self.leavings = Leavings(app_dir, self.filename, handed_over=job.get("save_new", False))
         self.helpers: Helpers | None = None
         # Address space to give back when memory runs out, so that the error can still be told.
         self.reserve = address_space(RESERVE_BYTES)
@@ -89,6 +89,7 @@ class Program:
             try:
                 namespace = self._namespace(started)
                 source = self._source(namespace)
+                self._settle(started)
                 execute(compile_program(source, self.filename), namespace)
             finally:
                 self.reserve = None
@@ -103,6 +104,8 @@ class Program:
                 self._complain(error)
             return status
         wait_for_threads()
+        if self.helpers is not None:
+            self.warnings += self.leavings.hand_over(self.helpers)
         if error is not None:
             self._send_error(error)
             return status
@@ -121,64 +124,56 @@ class Program:
             return
 
     def _source(self, namespace: dict[str, Any]) -> str:
-        source = bytes(self.parts.pop("code", b"")).decode("utf-8", "surrogateescape")
-        source = source[1:] if source.startswith("\ufeff") else source
+        source = text_of(self.parts.get("code", b""))
         namespace["__loader__"] = SourceLoader(source)
         show_own_lines(source, self.filename, namespace["__file__"])
         return source
 
     def _namespace(self, started: float) -> dict[str, Any]:
         job = self.job
-        payload = self._parsed("payload", b"null")
-        message = self._parsed("message", b"{}")
-        if not isinstance(message, dict):
-            raise TypeError(f"the message must be a JSON object, not {type_name(message)}")
-        message["payload"] = payload
-        message.setdefault("topic", job["topic"])
         helpers = self.helpers = Helpers(self.channel, self.app_dir, started)
         # Preloaded modules may hold on to the main module that they have seen.
         module = sys.modules["__main__"] if job["preloaded"] else type(sys)("__main__")
         module.__dict__.update(
             __builtins__=__builtins__,
-            __file__=os.path.join(self.app_dir, os.path.basename(self.filename)),
-            payload=payload,
-            topic=job["topic"],
-            timestamp=job["timestamp"],
-            previous_result=payload,
-            execution_id=job["run_id"],
-            node_id=job["node_id"],
-            original_message=message,
-            msg=dict(message),
-            log=helpers.log,
-            save_file=helpers.save_file,
-            read_file=helpers.read_file,
-            run_command=helpers.run_command,
+            __file__=self.path,
+            **variables(job, self.parts.get("payload", b""), self.parts.get("message", b"")),
+            **helpers.by_name(),
         )
         sys.modules["__main__"] = module
         return module.__dict__
 
-    def _parsed(self, part: str, absent: bytes) -> Any:
+    def _settle(self, started: float) -> None:
+        """Let the program lie in its directory, and other processes of it find what this one has."""
+        sys.argv[:] = [self.filename]  # in place: preloaded modules may hold on to the list
         try:
-            return from_json(self.parts.pop(part, b"") or absent)
-        except ValueError as error:
-            raise ValueError(f"the {part} is not valid JSON: {error}") from None
-        except RecursionError:
-            raise ValueError(f"the {part} is nested too deeply") from None
+            write_own(self.path, self.parts.pop("code", b""))
+        except OSError as error:
+            self.warnings.append(f"the script does not lie in {self.app_dir}: {error.strerror}")
+        module = sys.modules[MODULE] = type(sys)(MODULE)
+        module.__dict__.update(Helpers=Helpers, helpers=self.helpers)
+        parts = [self.parts.pop(part, b"") for part in ("payload", "message")]
+        if sum(map(len, parts)) > MAX_KEPT_BYTES:
+            parts = []
+        facts = {
+            "program": self.pid,
+            "path": self.path,
+            "directory": self.app_dir,
+            "channel": self.channel.fileno(),
+            "started": started,
+            "given": {name: self.job[name] for name in GIVEN},
+            "sizes": [len(part) for part in parts],
+        }
+        made: list[int] = []
 
-    def _left_behind(self) -> list[str]:
-        """Return a warning of files that the program wrote and did not save, if it never saved any."""
-        if self.helpers is None or self.helpers.saved:
-            return []
-        try:
-            found = sorted(_files_below(self.app_dir, self.given))
-        except Exception:
-            return []
-        if not found:
-            return []
-        content = f", read_file({found[0]!r}, binary=True)" if "/" in found[0] else ""
-        advice = f"save_file({os.path.basename(found[0])!r}{content}) hands one over"
-        more = ", ..." if len(found) > SHOWN_LEFT else ""
-        return [f"files end with the run unless they are saved: {advice} (left: {', '.join(found[:SHOWN_LEFT])}{more})"]
+        def file() -> int:
+            from marshal import dumps
+
+            if not made:
+                made.append(stored(dumps(facts, 2), parts))
+            return made[0]
+
+        hand_on(self.channel.fileno(), file, os.path.join(DIRECTORY, STARTUP))
 
     def _send_error(self, error: BaseException) -> None:
         self.channel.send(b"X", error_record(error, self.filename))
@@ -186,7 +181,7 @@ class Program:
     def _send_result(self, namespace: dict[str, Any]) -> int:
         """Convert and send the result; M comes last and makes it count."""
         max_bytes = self.job["limits"]["result_bytes"]
-        warnings = list(self.warnings)
+        warnings = self.warnings
         try:
             for kind, name in ((b"V", "result"), (b"A", "additional_data")):
                 value = namespace.get(name)
@@ -200,7 +195,8 @@ class Program:
                 if not isinstance(topic, str):
                     warnings.append(f"output_topic is a {type_name(topic)} and became text")
                 meta["output_topic"] = clean(str(topic), MAX_TOPIC_CHARS)
-            warnings += self._left_behind()
+            if self.helpers is not None:
+                warnings += self.leavings.warning(self.helpers)
             meta["warnings"] = [clean(text, MAX_WARNING_CHARS) for text in warnings[:MAX_WARNINGS]]
             self.channel.send(b"M", json_record(meta, ()))
         except ResultTooLargeError:
@@ -212,27 +208,31 @@ class Program:
         return 0
 
 
-def _files_below(top: str, given: set[str]) -> Iterator[str]:
-    """Yield the files below `top` that may be meant for somebody, among the first that are there.
+def variables(given: dict[str, Any], payload: bytes | bytearray, message: bytes | bytearray) -> dict[str, Any]:
+    """Return the variables that a program finds: what it was `given`, and the two parts as they came."""
+    value = _parsed("payload", payload or b"null")
+    whole = _parsed("message", message or b"{}")
+    if not isinstance(whole, dict):
+        raise TypeError(f"the message must be a JSON object, not {type_name(whole)}")
+    whole["payload"] = value
+    whole.setdefault("topic", given["topic"])
+    return {
+        "payload": value,
+        "topic": given["topic"],
+        "timestamp": given["timestamp"],
+        "previous_result": value,
+        "execution_id": given["run_id"],
+        "node_id": given["node_id"],
+        "original_message": whole,
+        "msg": dict(whole),
+    }
 
-    No link is followed.
-    """
-    looked = 0
-    directories = [""]
-    while directories:
-        directory = directories.pop()
-        with os.scandir(os.path.join(top, directory)) as entries:
-            for entry in entries:
-                looked += 1
-                if looked > MAX_LOOKED_AT:
-                    return
-                name = os.path.join(directory, entry.name)
-                if name in given or entry.name.startswith((".", "_")) or not name.isprintable():
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    directories.append(name)
-                elif entry.is_file(follow_symlinks=False) and not name.endswith(PASSING):
-                    yield name
+
+def _parsed(part: str, text: bytes | bytearray) -> Any:
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise ValueError(f"the {part} is not valid JSON: {error}") from None
 
 
 def become_program(out: int, err: int, app_dir: str, *, preloaded: bool) -> None:
@@ -270,7 +270,6 @@ def take_on(job: dict[str, Any]) -> list[str]:
     os.environ.update(job["env"])
     warning = set_local_time()
     set_limits(job["limits"])
-    sys.argv[:] = [job["filename"]]  # in place: preloaded modules may hold on to the list
     add_libraries(LIBRARIES)  # once more: the job may have brought variables of its own
     report_by_traceback()
     if job["preloaded"]:
@@ -283,12 +282,14 @@ def rehearse(app_dir: str) -> None:
 
     The program finds no trace of it but a few compiled modules of the standard library, imported already.
     """
+    import _posixsubprocess  # noqa: F401 - for the processes that it starts
     import atexit  # noqa: F401 - for the end
     import fcntl  # noqa: F401 - for save_file()
+    import marshal  # noqa: F401 - likewise
     import resource  # noqa: F401 - for the limits
 
     main_module = sys.modules["__main__"]
-    job: dict[str, Any] = dict.fromkeys(("topic", "timestamp", "run_id", "node_id"), "")
+    job: dict[str, Any] = dict.fromkeys(GIVEN, "")
     job.update(filename="script.py", limits={"result_bytes": CHUNK_BYTES}, preloaded=False)
     parts: dict[str, bytes | bytearray] = {
         "code": b"result = payload",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from sandbox.inside.harness.handing_on import MODULE
 from sandbox.inside.harness.json_text import json_record
 from sandbox.inside.harness.limits import MAX_RECORD_BYTES
 from sandbox.inside.harness.text import clean, name_problem
@@ -12,6 +13,7 @@ from sandbox.inside.harness.values import type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sandbox.inside.harness.channel import Channel
@@ -21,13 +23,25 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class Helpers:
-    """The functions that a program finds in its namespace."""
+    """The functions that a program finds in its namespace.
+
+    They are pickled by their names in the module `MODULE`, which every process of the program has.
+    """
+
+    __module__ = MODULE
 
     def __init__(self, channel: Channel, app_dir: str, started: float) -> None:
         self._channel = channel
         self._app_dir = app_dir
         self._started = started
-        self.saved = False
+        self.saved: set[str] = set()
+
+    def __reduce__(self) -> str:
+        return "helpers"
+
+    def by_name(self) -> dict[str, Callable[..., Any]]:
+        """Return the functions as the program finds them."""
+        return {function.__name__: getattr(self, function.__name__) for function in FUNCTIONS}
 
     def log(self, message: object, level: str = "info") -> None:
         """Add a record to the run's log; levels are debug, info, warning and error."""
@@ -48,10 +62,10 @@ class Helpers:
         problem = name_problem(name)
         if problem:
             raise ValueError(f"save_file: the name {clean(repr(name), 80)} {problem}")
-        self.saved = True
+        self.saved.add(name)
         path = os.path.join(self._app_dir, name)
         if content is None:
-            self._send_existing(name, path)
+            self.send_existing(name, path)
             return path
         if isinstance(content, str):
             view = memoryview(content.encode("utf-8", "backslashreplace"))
@@ -78,7 +92,8 @@ class Helpers:
         self._channel.send_file(name, len(view), read)
         return path
 
-    def _send_existing(self, name: str, path: str) -> None:
+    def send_existing(self, name: str, path: str) -> None:
+        """Hand over a file under a name. Raises OSError, ValueError."""
         import stat
 
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,3 +155,8 @@ class Helpers:
                 status, reason = 124, f"timed out after {timeout} seconds"
         shown = [part.decode("utf-8", "backslashreplace") for part in (out, err)]
         return {"returncode": status, "stdout": shown[0], "stderr": shown[1] + reason}
+
+
+FUNCTIONS = (Helpers.log, Helpers.save_file, Helpers.read_file, Helpers.run_command)
+for _function in FUNCTIONS:
+    _function.__module__ = MODULE

@@ -12,7 +12,7 @@ from sandbox.inside.harness.failures import setup_error
 from sandbox.inside.harness.json_text import json_value
 from sandbox.inside.harness.limits import EXIT_BROKEN, MAX_PART_BYTES, PROTOCOL
 from sandbox.inside.harness.supervisor import Supervisor, report_end, start_relay, wake_up
-from sandbox.inside.harness.text import clean, name_problem
+from sandbox.inside.harness.text import clean, path_problem
 from sandbox.inside.harness.values import type_name
 
 TYPE_CHECKING = False
@@ -82,9 +82,11 @@ def _pass_on(connection: Connection, job: dict[str, Any], child: Child, app_dir:
 
 
 def _write_input(app_dir: str, name: str, content: bytearray) -> None:
-    problem = name_problem(name)
+    problem = path_problem(name)
     if problem:
         raise HarnessError(f"an input file's name {problem}")
+    if "/" in name:
+        os.makedirs(os.path.join(app_dir, os.path.dirname(name)), exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(os.path.join(app_dir, name), flags, 0o644)
     with open(descriptor, "wb") as file:

@@ -1,0 +1,414 @@
+"""A program is a file, as on any disk: its processes, its libraries and it itself find it, with its names."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_harness_driver import Run, run, started_harness
+from tests.unit.test_harness_preload import run_preloaded
+
+PAYLOAD = {"factor": 3}
+SPAWN = """
+import multiprocessing
+
+def scaled(n):
+    log(f"working on {n}")
+    return n * payload["factor"]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        result = pool.map(scaled, range(4))
+"""
+FORKSERVER = SPAWN.replace('"spawn"', '"forkserver"')
+EXECUTOR = """
+import concurrent.futures, multiprocessing
+
+def scaled(n):
+    log(f"working on {n}")
+    return n * msg["payload"]["factor"]
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        result = list(pool.map(scaled, range(4)))
+"""
+RETURNS = SPAWN.replace("result =", "return")
+AWAITS = "import asyncio\nawait asyncio.sleep(0)\n" + SPAWN
+PROCESS = """
+import multiprocessing
+
+def work(say, queue):
+    for n in range(4):
+        say(f"working on {n}")
+    save_file("from-a-worker.txt", topic)
+    queue.put([n * payload["factor"] for n in range(4)])
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    process = spawn.Process(target=work, args=(log, queue))
+    process.start()
+    result = queue.get()
+    process.join()
+"""
+PARALLEL = {
+    "spawn": SPAWN,
+    "forkserver": FORKSERVER,
+    "executor": EXECUTOR,
+    "top-level return": RETURNS,
+    "top-level await": AWAITS,
+    "one process": PROCESS,
+}
+
+
+@pytest.mark.parametrize("code", PARALLEL.values(), ids=PARALLEL)
+def test_a_new_interpreter_that_imports_the_program_finds_its_variables_and_functions(code: str) -> None:
+    done = run(code, payload=PAYLOAD)
+    assert done.result == [0, 3, 6, 9]
+    assert sorted(record.message for record in done.logs) == [f"working on {n}" for n in range(4)]
+    assert done.stderr == b""
+    if code is PROCESS:
+        assert [(file.name, file.content) for file in done.files] == [("from-a-worker.txt", b"t/1")]
+
+
+def test_a_program_whose_process_was_forked_ahead_starts_new_ones_like_any(tmp_path: Path) -> None:
+    done = run_preloaded(SPAWN, "subprocess", payload=PAYLOAD)
+    assert done.result == [0, 3, 6, 9]
+    assert len(done.logs) == 4
+
+
+def test_a_message_that_is_too_large_to_be_handed_on_is_said_and_the_rest_is_there() -> None:
+    code = SPAWN.replace('payload["factor"]', "len(topic)")
+    done = run(code, payload="x" * (17 << 20))
+    assert done.result == [0, 3, 6, 9]
+    assert b"too large for a new process" in done.stderr
+
+
+AGAIN = """
+import subprocess, sys
+
+if len(sys.argv) > 1:
+    log("in the child", "warning")
+    print(payload["factor"], topic, __name__, sys.argv[1:], __file__ == sys.argv[0])
+    LEAVE
+child = subprocess.run([sys.executable, __file__, "again"], capture_output=True, text=True)
+result = [child.stdout, child.returncode, child.stderr]
+"""
+
+
+@pytest.mark.parametrize(
+    ("leave", "status"),
+    [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("return 1", 0), ("await __import__('asyncio').sleep(0); sys.exit(0)", 0)],
+)
+@pytest.mark.parametrize("filename", ["script.py", "größe 1.py", "-x.py", "flow", "[1].py"])
+def test_a_program_starts_itself_again(leave: str, status: int, filename: str) -> None:
+    done = run(AGAIN.replace("LEAVE", leave), payload=PAYLOAD, filename=filename)
+    assert done.result == ["3 t/1 __main__ ['again'] True\n", status, ""]
+    assert [(record.level, record.message) for record in done.logs] == [("warning", "in the child")]
+
+
+def test_a_process_of_a_process_and_one_with_an_environment_of_its_own_have_the_names_too() -> None:
+    done = run(
+        """
+        import subprocess, sys
+        depth = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+        log(f"depth {depth}")
+        if depth < 3:
+            subprocess.run([sys.executable, "-u", __file__, str(depth + 1)], env={"PATH": "/usr/bin"}, check=True)
+        result = depth
+        """
+    )
+    assert [record.message for record in done.logs] == [f"depth {n}" for n in range(4)]
+
+
+UNGUARDED = """
+import concurrent.futures, multiprocessing
+def work(n):
+    return n
+START
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "with multiprocessing.get_context('spawn').Pool(3) as pool: result = pool.map(work, range(4))",
+        "with multiprocessing.get_context('forkserver').Pool(3) as pool: result = pool.map(work, range(4))",
+        "spawn = multiprocessing.get_context('spawn')\nresult = list(concurrent.futures.ProcessPoolExecutor(3, spawn).map(work, range(4)))",
+        "import time\nmultiprocessing.get_context('spawn').Process(target=work, args=(1,)).start()\ntime.sleep(30)\nresult = 1",
+    ],
+)
+def test_a_program_that_would_start_processes_for_ever_fails_at_once_and_is_told_why(start: str) -> None:
+    done = run(UNGUARDED.replace("START", start))
+    assert done.error.type == "RuntimeError"
+    assert "if __name__ == '__main__':" in done.error.message
+    assert done.error.line == 5 + start.count("\n") - (1 if "sleep" in start else 0) - ("sleep" in start)
+    assert (done.ended, done.quit.signal) == ("exited", "SIGKILL")
+    assert done.quit.wall_s < 25
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import os; os.closerange(3, 200)",
+        "import os; os.closerange(3, 200); kept = [open(__file__) for _ in range(5)]",
+        "import os; os.environ['TMPDIR'] = '/not/there'",
+    ],
+)
+def test_processes_start_also_where_nothing_can_be_handed_on(before: str) -> None:
+    look = "import sys; print(len(sys.argv), 'sandbox_program' in sys.modules)"
+    done = run(
+        f"{before}\nimport subprocess, sys\n"
+        f"child = subprocess.run([sys.executable, '-c', {look!r}], capture_output=True, text=True)\n"
+        "print(child.stdout, child.returncode, flush=True)\nresult = 1"
+    )
+    assert done.stdout == b"1 False\n 0\n"
+    assert (b"does without the program's variables" in done.stderr) is ("TMPDIR" in before)
+
+
+FAILS = """
+import subprocess, sys
+if len(sys.argv) > 1:
+    1 / 0  # mine
+child = subprocess.run([sys.executable, __file__, "again"], capture_output=True, text=True)
+result = [child.returncode, child.stderr]
+"""
+
+
+def test_a_child_that_fails_shows_the_line_of_the_program() -> None:
+    status, said = run(FAILS).result
+    assert status == 1
+    assert 'script.py", line 4' in said
+    assert "1 / 0  # mine" in said
+    assert said.endswith("ZeroDivisionError: division by zero\n")
+
+
+CODES = [
+    "result = [open(__file__, 'rb').read().hex(), __file__]",
+    "\ufeffresult = [open(__file__, 'rb').read().hex(), __file__]\r\n",
+    "# coding: latin-1\nö = 1\nresult = [open(__file__, 'rb').read().hex(), __file__]",
+]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize(
+    ("filename", "lies"),
+    [
+        ("script.py", "script.py"),
+        ("boiler 1.py", "boiler 1.py"),
+        ("flows/boiler.py", "boiler.py"),
+        ("../../etc/boiler.py", "boiler.py"),
+        ("..", "script.py"),
+        ("a\nb.py", "script.py"),
+        ("x" * 300, "script.py"),
+        ("__main__.py", "__main__.py"),
+        ("json.py", "<json.py>"),
+        ("sys.py", "<sys.py>"),
+        ("colorsys", "colorsys"),
+    ],
+)
+def test_the_program_lies_in_its_directory_as_it_came_whatever_it_is_called(
+    code: str, filename: str, lies: str
+) -> None:
+    done = run(code, filename=filename)
+    content, path = done.result
+    assert bytes.fromhex(content) == code.encode()
+    assert path == str(done.app / lies)
+
+
+def test_a_program_that_is_called_as_a_module_does_not_stand_in_its_way() -> None:
+    for name in ("json", "colorsys", "statistics"):
+        code = f"import {name}\nresult = [{name}.__file__ != __file__, __file__]"
+        other, path = run(code, filename=f"{name}.py").result
+        assert other is True
+        assert path.endswith(f"/<{name}.py>")
+
+
+def test_a_file_that_was_sent_under_the_same_name_stays_what_it_is() -> None:
+    code = "result = [open('script.py').read(), 'result' in open(__file__).read()]"
+    assert run(code, files={"script.py": b"data"}).result == ["data", True]
+
+
+def test_a_directory_that_can_not_be_written_costs_a_warning_and_no_result() -> None:
+    from sandbox.channel.collector import Collector
+    from tests.unit.test_harness_driver import LIMITS
+
+    collector = Collector(LIMITS)
+    with started_harness() as process:
+        process.app.chmod(0o555)
+        process.send_job("result = 1")
+        for kind, body in process.frames_until_quit():
+            collector.feed(kind, body)
+        done = Run(collector, *process.finish(), process.app)
+        process.app.chmod(0o755)
+    assert done.result == 1
+    if os.geteuid():
+        assert [warning.split(":")[0] for warning in done.warnings] == [f"the script does not lie in {process.app}"]
+
+
+INSPECTED = """
+import inspect, os, pickle, copy
+os.chdir("/")
+
+def double(n):
+    return 2 * n
+
+class Press:
+    hours = 2
+
+again = [pickle.loads(pickle.dumps(thing)) for thing in (double, Press, log, save_file, read_file, run_command)]
+assert pickle.loads(pickle.dumps(log.__func__)) is log.__func__  # as cloudpickle takes methods apart
+copied = [copy.deepcopy(thing) for thing in (log, save_file)]
+result = [inspect.getsource(double), inspect.getsource(Press), inspect.getsourcefile(Press) == __file__,
+          again == [double, Press, log, save_file, read_file, run_command], copied == [log, save_file],
+          os.path.basename(inspect.getsourcefile(double)), pickle.dumps(Press()) != b""]
+"""
+
+
+def test_functions_and_classes_can_be_inspected_and_pickled() -> None:
+    assert run(INSPECTED).result == [
+        "def double(n):\n    return 2 * n\n",
+        "class Press:\n    hours = 2\n",
+        True,
+        True,
+        True,
+        "script.py",
+        True,
+    ]
+
+
+TRACES = """
+import json, os, subprocess, sys
+look = "import json, os, sys; print(json.dumps([{k: v for k, v in os.environ.items()}, sys.path, sorted(sys.modules)]))"
+child = json.loads(subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout)
+result = [dict(os.environ) == child[0], [p for p in child[1] if "children" in p], "harness" in child[2],
+          "PYTHONPATH" in os.environ, child[2].count("sandbox_program"), "json" in sys.modules,
+          sorted(set(os.environ) - set(child[0]))]
+"""
+
+
+def test_start_up_code_leaves_no_trace_in_the_environment_and_the_path_of_a_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert run(TRACES).result == [True, [], False, False, 1, True, []]
+
+
+def test_the_image_s_own_start_up_code_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.theirs = 1\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code = """
+        import os, subprocess, sys
+        look = "import os, sys; print(sys.theirs, os.environ['PYTHONPATH'])"
+        result = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True).stdout
+    """
+    assert run(code).result == f"1 {tmp_path}\n"
+
+
+def test_programs_that_are_no_python_start_as_ever() -> None:
+    done = run("""
+        import subprocess
+        ran = subprocess.run(["sh", "-c", "echo $0 $1; exit 3", "a", "b"], capture_output=True, text=True)
+        result = [ran.stdout, ran.returncode, run_command("echo c")["stdout"]]
+        try:
+            subprocess.run(["/not/there"])
+        except FileNotFoundError as error:
+            result.append(error.filename)
+    """)
+    assert done.result == ["a b\n", 3, "c\n", "/not/there"]
+
+
+# ---- what a program leaves
+
+
+def files_of(done: Run) -> dict[str, Any]:
+    return {file.name: file.content for file in done.files}
+
+
+LEAVES = """
+import os
+open("chart.png", "w").write("x")
+os.makedirs("out/deep")
+open("out/deep/table.csv", "w").write("y")
+open("out_deep_table.csv", "w").write("other")
+open("given.csv", "a").write("more")
+open(".cache", "w").write("z")
+os.makedirs("__pycache__")
+open("__pycache__/script.pyc", "w").write("z")
+os.symlink("/etc/passwd", "link")
+os.mkfifo("pipe")
+save_file("kept.txt", "k")
+result = 1
+"""
+
+
+def test_every_file_that_a_program_leaves_is_handed_over_when_asked_for() -> None:
+    done = run(LEAVES, files={"given.csv": b"a,", "same.csv": b"b"}, save_new=True)
+    assert files_of(done) == {
+        "chart.png": b"x",
+        "out_deep_table.csv": b"other",
+        "_out_deep_table.csv": b"y",
+        "given.csv": b"a,more",
+        "kept.txt": b"k",
+    }
+    assert done.warnings == ()
+    assert done.result == 1
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('x')", "raise SystemExit(3)", "import sys; sys.exit()"])
+def test_it_is_so_however_the_program_ends(end: str) -> None:
+    done = run(f"open('chart.png', 'w').write('x')\n{end}", save_new=True)
+    assert files_of(done) == {"chart.png": b"x"}
+
+
+def test_without_asking_nothing_is_handed_over_and_the_warning_names_both_ways() -> None:
+    done = run("open('chart.png', 'w').write('x')\nresult = 1")
+    assert files_of(done) == {}
+    assert "save_file('chart.png') hands one over, --save-new DIR all (left: chart.png)" in done.warnings[0]
+
+
+def test_the_program_itself_is_never_handed_over_nor_named() -> None:
+    assert files_of(run("result = 1", save_new=True)) == {}
+    assert run("result = 1").warnings == ()
+    assert files_of(run("result = 1", save_new=True, filename="json.py")) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "ended"),
+    [
+        ("for n in range(30): open(f'{n}.txt', 'w').write('x')\nresult = 1", "files_limit"),
+        ("open('big', 'wb').write(b'x' * (1 << 21))\nresult = 1", "files_limit"),
+    ],
+)
+def test_the_limits_of_saved_files_hold_for_those_that_are_left(code: str, ended: str) -> None:
+    assert run(code, save_new=True).ended == ended
+
+
+def test_a_name_that_no_saved_file_may_have_is_told() -> None:
+    done = run("open('a\\nb', 'w').write('x')\nresult = 1", save_new=True)
+    assert files_of(done) == {}
+    assert "was not saved: its name must not contain control" in done.warnings[0]
+
+
+@pytest.mark.parametrize("end", ["import shutil; shutil.rmtree('.', ignore_errors=True)", "import os; os.chdir('/')"])
+def test_a_program_that_clears_or_leaves_its_directory_has_its_result(end: str) -> None:
+    assert run(f"{end}\nresult = 1", save_new=True).result == 1
+
+
+def test_files_sent_with_directories_lie_where_they_are_imported_and_opened_from() -> None:
+    files = {
+        "plant/__init__.py": b"",
+        "plant/press.py": b"HOURS = 2",
+        "plant/names.txt": b"a",
+        "deep/er/data.csv": b"1,2",
+    }
+    code = """
+        from plant.press import HOURS
+        result = [HOURS, open("plant/names.txt").read(), read_file("deep/er/data.csv")]
+    """
+    assert run(textwrap.dedent(code), files=files).result == [2, "a", "1,2"]
