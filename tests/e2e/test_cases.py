@@ -1,7 +1,7 @@
 """Scripts as people write them, each in every way there is: what its header says is what happens.
 
 A header's lines: `expect` (in words), and what is checked, all of them: `outcome` (a|b, error:CODE), `result`,
-`result-if-succeeded` (JSON), `stdout-has`, `stderr-is`, `says`, `says-any`, `says-not`, `warns` (regular expressions),
+`result-if-succeeded` (JSON), `stdout-has`, `stderr-is`, `stderr-lacks`, `says`, `says-any`, `says-not`, `warns` (regular expressions),
 `file`. `options` are those of `sandbox run`; `needs: index` says that libraries are installed.
 """
 
@@ -67,6 +67,8 @@ def fits(key: str, value: str, answer: dict[str, Any], everything: str) -> bool:
             return value in (answer.get("stdout") or "")
         case "stderr-is":
             return bool((answer.get("stderr") or "").strip() == value)
+        case "stderr-lacks":
+            return re.search(value, answer.get("stderr") or "") is None
         case "says" | "says-any":
             return re.search(value, everything) is not None
         case "says-not":
