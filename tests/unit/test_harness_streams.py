@@ -154,3 +154,15 @@ def test_streams_that_preloaded_modules_hold_lose_nothing(library: Library) -> N
     library(holds="import ctypes, sys\nlibc = ctypes.CDLL(None)\nout = sys.stdout\nlibc.puts(b'silent')\n")
     done = run_preloaded("import holds, os\nholds.libc.printf(b'c ')\nholds.out.write('p ')\nos._exit(0)", "holds")
     assert done.stdout == b"c p "
+
+
+def test_a_line_that_is_written_in_two_pieces_is_told_as_one() -> None:
+    frames: list[bytes] = []
+    with started_harness() as process:
+        process.send_job(
+            "import os, time\nfor part in (b'one', b' line\\n', b'half'):\n    os.write(1, part)\n    time.sleep(0.002)\ntime.sleep(1)\nos.write(1, b' more')"
+        )
+        for kind, body in process.frames_until_quit():
+            if kind == "O":
+                frames.append(body)
+    assert frames == [b"one line\n", b"half", b" more"]

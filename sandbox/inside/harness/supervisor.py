@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HIGH_WATER_BYTES = 262_144
 DRAIN_S = 1.0
 LAST_WORDS_S = 0.1
+REST_S = 0.02
 
 
 class Supervisor:
@@ -147,9 +148,26 @@ class Supervisor:
         if not data:
             self._close(source)
         elif kind:
-            self._output(kind, data)
+            self._output(kind, self._with_the_rest(source, data))
         elif self.ended is None:
             self._packet(data[:1], data[1:])
+
+    def _with_the_rest(self, source: int, data: bytes) -> bytes:
+        """Return output with the rest of its last line, if that comes at once: `print` writes the end by itself."""
+        if data.endswith(b"\n"):
+            return data
+        poll = select.poll()
+        poll.register(source, select.POLLIN)
+        deadline = time.monotonic() + REST_S
+        while not data.endswith(b"\n") and len(data) < CHUNK_BYTES:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not poll.poll(left_s * 1000):
+                break
+            more = os.read(source, CHUNK_BYTES - len(data))
+            if not more:  # its end, which the next look finds, too
+                break
+            data += more
+        return data
 
     def _close(self, source: int) -> None:
         if self.sources.pop(source):
