@@ -53,7 +53,7 @@ CASES = {
     "a mapped file in /tmp": (MAPPED.format(path="/tmp/a"), "filesystem.tmp_mib"),
     "a mapped file in the working directory": (MAPPED.format(path="a"), "filesystem.app_mib"),
     "files": ("kept = [open('/tmp/a', 'w') for _ in range(2000)]", "limits.open_files"),
-    "connections": ("import socket\nkept = [socket.socketpair() for _ in range(2000)]", "limits.open_files"),
+    "descriptors": ("import os\nkept = [os.dup(1) for _ in range(2000)]", "limits.open_files"),
     "a command that needs files": (
         "import os, subprocess\nkept = [os.open('/dev/null', 0) for _ in range(1021)]\nsubprocess.run(['true'], capture_output=True)",
         "limits.open_files",
