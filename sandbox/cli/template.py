@@ -8,7 +8,8 @@ import click
 
 from sandbox import templates
 from sandbox.cli import completion
-from sandbox.cli.run import run_options, run_template
+from sandbox.cli.run import run_template
+from sandbox.cli.run_options import run_options
 
 
 @click.group("template")

@@ -55,10 +55,11 @@ def joined(first: Path) -> str:
 
 
 def write_sources(directory: Path) -> None:
-    """Write the harness, and beside it the start-up code of a program's processes. Raises OSError."""
+    """Write the harness, the start-up code of a program's processes and the names of hosts. Raises OSError."""
     (directory / STARTUP).mkdir()
     (directory / "harness.py").write_text(harness_source())
     (directory / STARTUP / "sitecustomize.py").write_text(startup_source())
+    (directory / HOSTS_FILE).write_text(HOSTS)
 
 
 def harness_directory(cache_dir: Path) -> Path:
@@ -67,18 +68,14 @@ def harness_directory(cache_dir: Path) -> Path:
     The byte code serves images with this host's Python version; others compile the source at each start (~15 ms).
     """
     version = hashlib.sha256(HOSTS.encode())
-    for path in (
-        Path(__file__),
-        *sorted(HARNESS.glob("*.py")),
-    ):  # joining them takes a hundred times as long as reading them
-        version.update(path.read_bytes())
+    for path in (Path(__file__), *sorted(HARNESS.glob("*.py"))):
+        version.update(path.read_bytes())  # joining them takes a hundred times as long
     directory = cache_dir / f"harness-{version.hexdigest()[:16]}"
     if directory.is_dir():
         return directory
     try:
         temporary = Path(tempfile.mkdtemp(dir=cache_dir, prefix="harness-new-"))
         write_sources(temporary)
-        (temporary / HOSTS_FILE).write_text(HOSTS)
         for name in ("harness.py", f"{STARTUP}/sitecustomize.py"):
             # Unchecked: the file in the sandbox has other times, and nobody inside can change it.
             py_compile.compile(

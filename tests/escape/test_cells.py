@@ -7,6 +7,7 @@ Nothing of a run is left for the next. All other attacks of this tier are made i
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pytest
 
 from sandbox.cell import verify as verify_cell
 from sandbox.container import harness_files as library
+from sandbox.container.harness_files import write_sources
 from sandbox.errors import NotEnforceable
 from sandbox.kernel.family import children, family
 from sandbox.models import ControlEvidence, Outcome, RunResult
@@ -150,6 +152,9 @@ result = {
 """)
 
 
+OWN_ALONE = {"/app": ["attack.py"], "/tmp": [], "/dev/shm": []}  # the file of the script that looks
+
+
 def test_nothing_of_any_kind_is_left_for_the_next_cell(flow: Flow) -> None:
     untouched = flow.value(LOOK)
     done = flow.value(LEAVE)
@@ -160,7 +165,7 @@ def test_nothing_of_any_kind_is_left_for_the_next_cell(flow: Flow) -> None:
     assert flow.started() == before == 1, "another container would show nothing"
     assert seen.pop("random") != untouched.pop("random")
     assert seen == untouched
-    assert seen["files"] == {"/app": [], "/tmp": [], "/dev/shm": []}
+    assert seen["files"] == OWN_ALONE
     assert seen["processes"] == [1, seen["own"]]
     assert (seen["abstract"], seen["port"]) == ("ECONNREFUSED", "ECONNREFUSED")
 
@@ -173,7 +178,7 @@ def test_a_program_that_fails_hangs_or_floods_leaves_nothing_either(flow: Flow) 
     ):
         assert flow.run(code).outcome is outcome
         seen = flow.value(LOOK)
-        assert seen["files"] == {"/app": [], "/tmp": [], "/dev/shm": []}
+        assert seen["files"] == OWN_ALONE
         assert seen["processes"] == [1, seen["own"]]
     assert flow.run(LEAVE + "\nwhile True: pass", limits={"timeout_s": 1}).outcome is Outcome.TIMED_OUT
 
@@ -400,6 +405,7 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **
     directory = bench.places.runtime_dir / "weak-harness"
     directory.mkdir(mode=0o755)
     directory.chmod(0o755)
+    write_sources(directory)
     (directory / "harness.py").write_text(source)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sandbox.container.standby.harness_directory", lambda _: directory)
@@ -410,8 +416,7 @@ def weakened(bench: Bench, policy: str, changes: dict[str, str], *codes: str, **
             return Weak(value_of(results[-1]), noticed)
         finally:
             runs.close()
-            (directory / "harness.py").unlink()
-            directory.rmdir()
+            shutil.rmtree(directory)
 
 
 @pytest.mark.host_only

@@ -74,7 +74,7 @@ def seen(bench: Bench) -> dict[str, Any]:
 
 
 def test_nothing_but_the_three_places_can_be_written(seen: dict[str, Any]) -> None:
-    assert set(seen["written"]) - DEVICES == set(PLACES)
+    assert set(seen["written"]) - DEVICES == {*PLACES, "/app/attack.py"}, "and the script's own file"
     assert sum(seen["answers"].values()) > 100
     assert "ok" not in seen["mine"].values()
 

@@ -119,7 +119,7 @@ result = {"taken": sorted(set(taken)), "tried": tried}
 )
 # What all sandboxes share, and nobody of this project or of Podman ever locks.
 SHARED = (
-    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", LIB_DIR, SYSTEM_DEVICES,
+    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", LIB_DIR, "/etc/hosts", SYSTEM_DEVICES,
     "/proc/self/ns/user", "/proc/self/ns/time",  # of all sandboxes of one user; of the machine
     "an eventfd",  # and what else has the kernel's one anonymous inode
 )  # fmt: skip # a table

@@ -66,7 +66,7 @@ def payload(mine: int, other: int, wait_s: float) -> dict[str, Any]:
 
 
 def check_sees_only_itself(seen: dict[str, Any], given: dict[str, Any]) -> None:
-    assert seen["files"] == [given["mine"]] * 3
+    assert seen["files"] == ["attack.py", *[given["mine"]] * 3], "its own, and its own script"
     assert (seen["own port"], seen["own abstract"]) == ("ok", "ok")
     assert (seen["other port"], seen["other abstract"]) == ("ECONNREFUSED", "ECONNREFUSED")
     assert given["mine"] in seen["commands"]

@@ -284,31 +284,32 @@ def test_one_user_s_connections_are_bounded_and_come_back(service: Service) -> N
     until(answers)
 
 
-NUL_OR_HALF: list[tuple[dict[str, Any], int, str]] = [
-    ({"code": "\0"}, 200, "failed"),
-    ({"env": {"A": "\0"}}, 400, "has a NUL character"),
-    ({"env": {"A\0B": "x"}}, 400, "is not a name for a variable"),
-    ({"node_id": "\0\n"}, 200, "succeeded"),
-    ({"topic": "\0"}, 200, "succeeded"),
-    ({"filename": "a\0b"}, 400, "has control or invisible characters"),
-    ({"files": {"a\0b": ""}}, 400, "must not contain control or invisible characters"),
-    ({"secrets": {"A": "\0"}}, 400, "has a NUL character"),
-    ({"policy": "\0"}, 403, "is not the name of a policy"),
-    ({"image": "a\0b"}, 400, "is not the name of an image"),
-    ({"requirements": ["a\0b"]}, 400, "has the control character"),
+# Fields, what becomes of NUL there, and the status where it is half a character, which is read as U+FFFD.
+NUL_OR_HALF: list[tuple[dict[str, Any], int, str, int]] = [
+    ({"code": "\0"}, 200, "failed", 200),
+    ({"env": {"A": "\0"}}, 400, "has a NUL character", 200),
+    ({"env": {"A\0B": "x"}}, 400, "is not a name for a variable", 400),
+    ({"node_id": "\0\n"}, 200, "succeeded", 200),
+    ({"topic": "\0"}, 200, "succeeded", 200),
+    ({"filename": "a\0b"}, 400, "has control or invisible characters", 200),
+    ({"files": {"a\0b": ""}}, 400, "must not contain control or invisible characters", 200),
+    ({"secrets": {"A": "\0"}}, 400, "has a NUL character", 200),
+    ({"policy": "\0"}, 403, "is not the name of a policy", 403),
+    ({"image": "a\0b"}, 400, "is not the name of an image", 400),
+    ({"requirements": ["a\0b"]}, 400, "has the control character", 400),
 ]
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "said"),
+    ("fields", "status", "said", "half"),
     NUL_OR_HALF,
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
 def test_a_nul_or_half_a_character_in_a_field_is_a_refusal_or_the_program_s_affair(
-    service: Service, fields: dict[str, Any], status: int, said: str
+    service: Service, fields: dict[str, Any], status: int, said: str, half: int
 ) -> None:
     text = json.dumps({"code": "result = 1", **fields})
     found, _, body = raw(service, "POST", "/v1/runs", text.encode())
     assert (found, said in body.decode()) == (status, True), body
     found, _, body = raw(service, "POST", "/v1/runs", text.replace("\\u0000", "\\ud800").encode())
-    assert (found, json.loads(body)["error"]["code"]) == (400, "invalid_request")
+    assert found == half, body

@@ -82,7 +82,7 @@ def test_all_that_a_run_has_works_in_a_cell(client: Client) -> None:
     assert (result.stdout, result.stderr, result.files) == ("out\n", "err\n", {"f": b"\x00\xff"})
     assert {"stdout", "stderr", "log"} <= set(events)
     again = client.run("import os\nresult = [os.environ.get('TOKEN'), os.listdir('/app')]", **NODE)
-    assert again.value == [None, []]
+    assert again.value == [None, ["script.py"]]
 
 
 def test_a_script_is_a_file_whose_processes_have_its_names_in_a_cell_too(client: Client) -> None:
