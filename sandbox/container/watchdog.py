@@ -28,6 +28,7 @@ from sandbox.kernel.memory import (
     socket_bytes,
 )
 
+FULL_BLOCKS = 16
 INTERVAL_S = 0.02
 # A program that has just begun has nothing yet, and many are over before this.
 FIRST_S = 0.01
@@ -79,14 +80,17 @@ def tmpfs_bytes(path: str, places: tuple[str, ...]) -> int:
 
 
 def full_places(pid: int, places: tuple[str, ...]) -> tuple[str, ...]:
-    """Return which tmpfs of a sandbox has no room left, for one more page or one more file."""
+    """Return which tmpfs of a sandbox has hardly any room left, or none for one more file.
+
+    At its end, a program gives back what only it had open.
+    """
     found = []
     for place in places:
         try:
             status = os.statvfs(f"/proc/{pid}/root{place}")
         except OSError:
             continue
-        if not status.f_bfree or (status.f_files and not status.f_ffree):
+        if status.f_bfree < FULL_BLOCKS or (status.f_files and not status.f_ffree):
             found.append(place)
     return tuple(found)
 
