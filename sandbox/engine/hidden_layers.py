@@ -8,6 +8,7 @@ container; this uncovers the mount for a moment, and takes it away.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
@@ -46,7 +47,7 @@ def complains_of_one(answer: str) -> bool:
 
 
 def take_away_hidden_layers(graph_root: Path) -> tuple[str, ...]:
-    """Unmount what is hidden in the namespace that this user's Podman works in; return which mounts those were.
+    """Try to unmount what is hidden in the namespace that this user's Podman works in; return which mounts those were.
 
     Nothing that a container uses is touched. Where it can't be done, Podman says what is wrong at its next call.
     """
@@ -58,7 +59,10 @@ def take_away_hidden_layers(graph_root: Path) -> tuple[str, ...]:
         return ()
     if not found:
         return ()
-    with tempfile.TemporaryDirectory(dir=user_runtime_dir()) as aside:
+    with (
+        contextlib.suppress(OSError, subprocess.SubprocessError),  # no nsenter, or one that hangs
+        tempfile.TemporaryDirectory(dir=user_runtime_dir()) as aside,
+    ):
         subprocess.run(
             ["nsenter", "--target", str(pause), "--user", "--preserve-credentials", "--mount", "--",
              "sh", "-c", UNCOVER, "sh", layers, aside, *found],

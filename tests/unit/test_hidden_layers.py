@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from sandbox.engine.hidden_layers import complains_of_one, hidden
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox.engine import hidden_layers
+from sandbox.engine.hidden_layers import complains_of_one, hidden, take_away_hidden_layers
 
 LAYERS = "/var/lib/ann/.local/share/containers/storage/overlay"
 ONE, TWO = ("ab" * 32, "cd" * 32)
@@ -45,3 +51,17 @@ def test_podmans_complaint_is_known_from_others() -> None:
     assert complains_of_one(f"mounting storage: unlinkat {LAYERS}/{ONE}/merged: device or resource busy")
     assert not complains_of_one(f"unlinkat {LAYERS}/{ONE}/merged: permission denied")
     assert not complains_of_one("device or resource busy")
+
+
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", "/nowhere"], ids=["a namespace that refuses", "no nsenter"])
+def test_where_it_can_t_be_done_nothing_is_raised_and_nothing_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    runtime = tmp_path / "run"
+    (runtime / "libpod/tmp").mkdir(parents=True)
+    (runtime / "libpod/tmp/pause.pid").write_text(str(os.getpid()))  # nobody enters the namespace that they are in
+    monkeypatch.setattr(hidden_layers, "user_runtime_dir", lambda: runtime)
+    monkeypatch.setattr(hidden_layers, "scrubbed_environment", lambda: {"PATH": path})
+    monkeypatch.setattr(hidden_layers, "hidden", lambda _mountinfo, layers: (f"{layers}/{ONE}/merged",))
+    assert take_away_hidden_layers(tmp_path)
+    assert [entry.name for entry in runtime.iterdir()] == ["libpod"]
