@@ -190,7 +190,7 @@ def health_in_a_crowd(service: Service, requests: Sequence[bytes]) -> tuple[floa
 
     There are two times: what nine of ten answers take at most, and what the slowest takes.
     """
-    with looked_at(service.socket) as seen:
+    with looked_at(service.socket, service.process.pid) as seen:
         ends = asyncio.run(crowd(service, requests, CROWD_S))
     assert {"policy_denied", "invalid_request"} < set(ends), ends
     assert set(ends) & {"failed", "timed_out", "out_of_memory", "killed"}, ends

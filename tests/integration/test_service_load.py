@@ -218,7 +218,7 @@ def test_a_run_that_waits_holds_its_payload_once_and_past_the_budget_none_waits(
 
 def health_in_a_crowd(service: Service) -> float:
     """Return how much slower `/v1/health` is at worst among 200 clients than a bare server, in seconds."""
-    with looked_at(service.socket) as seen:
+    with looked_at(service.socket, service.process.pid) as seen:
         ends = asyncio.run(crowd(service, CLIENTS))
     assert set(ends) == {"gone", "succeeded", "queue_full"}, ends
     assert ends["succeeded"] >= 20, ends
