@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -227,13 +228,19 @@ class Execution:
             warnings=(*(self.decided.run.request.warnings or ()), *collector.warnings),
             error=collector.error,
             exit_code=said.exit_code if said else None,
-            signal=said.signal if said else None,
+            signal=self._signal(),
             peak_memory_mib=self._peak_mib(sandbox),
             cpu_s=said.cpu_s if said else None,
             durations=durations,
             egress=self._egress(),
             receipt=self._receipt(sandbox, outcome, durations),
         )
+
+    def _signal(self) -> str | None:
+        """Return the name of the signal that ended the program: the harness says it, where it still could."""
+        if self.collector.quit is not None:
+            return self.collector.quit.signal
+        return signal.SIGKILL.name if self._timed_out or self._cancelled else None
 
     def _peak_mib(self, sandbox: Sandbox) -> float | None:
         if sandbox.events and sandbox.events.peak_bytes is not None:

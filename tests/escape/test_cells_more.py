@@ -209,4 +209,7 @@ def test_what_a_run_took_of_the_kernel_s_counts_the_next_one_has_again(flow: Flo
     assert first["signals"] == 100
     for _ in range(3):
         assert flow.run(TAKE_ALL).outcome is Outcome.KILLED
-        assert flow.value(TAKE) == first
+        found = flow.value(TAKE)
+        assert found | {"in_flight": 0} == first | {"in_flight": 0}
+        # What travels in no one's socket the kernel collects in the background.
+        until(lambda: flow.value(TAKE)["in_flight"] >= first["in_flight"])

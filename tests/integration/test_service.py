@@ -121,7 +121,9 @@ def test_output_comes_while_the_program_still_runs(client: Client) -> None:
     assert result.value == 1
     kinds = [event["event"] for event in seen]
     assert kinds[0] == "accepted"
-    assert [event["text"] for event in seen if event["event"] == "stdout"] == ["first\n", "second\n"]
+    texts = [event["text"] for event in seen if event["event"] == "stdout"]
+    assert len(texts) >= 2, "not all of it at the end"
+    assert "".join(texts) == "first\nsecond\n"
     assert [event["step"] for event in seen if event["event"] == "progress"][-1] == "running"
 
 

@@ -60,7 +60,8 @@ def test_threads_with_one_client_get_each_their_own_runs_streams_and_errors(clie
                 with contextlib.closing(
                     client.stream(f"import time\n{ECHO}\ntime.sleep(60)", payload=tag, node_id=tag)
                 ) as stream:
-                    assert next(event for event in stream if event["event"] == "stdout")["text"] == f"{tag}\n"
+                    # A busy machine may send the end of the line by itself.
+                    assert next(event for event in stream if event["event"] == "stdout")["text"] in (tag, f"{tag}\n")
             elif way == "hasty":
                 with pytest.raises(EngineUnavailable):
                     client.run("import time\ntime.sleep(60)", payload=tag, node_id=tag, timeout_s=chance.random() / 5)

@@ -74,6 +74,9 @@ UPGRADES = (
     'case "$1" in triggered) update-thing;; esac',
     'if [ "$1" != configure ]; then exit 0; fi',
     'exit 0\nunknown-program',
+    'if [ -f /etc/x.dpkg-bak ]; then mv /etc/x.dpkg-bak /etc/x; fi',
+    'adopt() {\n[ -f "$1.dpkg-bak" ] || return 0\nmv "$1.dpkg-bak" "$1"\n}\nadopt /etc/login.defs',
+    'one() { return 1; cp /a /b; }\ntwo() { if [ "$2" = x ]; then return; fi; one; }\ntwo a b',
 )  # fmt: skip # a table
 
 
@@ -134,6 +137,16 @@ def test_what_is_not_understood_is_named(text: str) -> None:
 @pytest.mark.parametrize("head", ["#!/usr/bin/perl -w", "#!/usr/bin/python3", "\x7fELF", ""])
 def test_a_program_of_another_kind_is_named(head: str) -> None:
     assert "it is no shell script" in effects("true", head=head).unknown[0]
+
+
+def test_what_may_come_after_a_function_s_end_is_not_passed_over() -> None:
+    for text in (
+        "one() { return 0; }\none\ncp /a /b",
+        'one() { if [ -f "$UNKNOWN" ]; then return 0; fi; cp /a /b; }\none',
+        'one() { return 0; }\nif [ -e /perhaps ]; then one; cp /a /b; fi',
+        "return 0\ncp /a /b",
+    ):
+        assert effects(text).unknown == ["it runs cp /a /b"], text
 
 
 def test_a_variable_that_depends_on_what_is_not_known_is_not_known() -> None:

@@ -98,6 +98,10 @@ class _Exit(Exception):
     """The script ends here for certain."""
 
 
+class _Return(Exception):
+    """The function ends here for certain."""
+
+
 class _Evaluation:
     def __init__(self, effects: Effects, exists: Callable[[str], bool]) -> None:
         self._effects = effects
@@ -105,6 +109,7 @@ class _Evaluation:
         self._variables: dict[str, str | None] = {}
         self._functions: dict[str, list[Node]] = {}
         self._uncertain = 0
+        self._uncertain_at_call: int | None = None
         self._depth = 0
         self._arguments: tuple[str | None, ...] = ()
 
@@ -237,6 +242,8 @@ class _Evaluation:
             return _compared(words[words.index("--compare-versions") + 1 :])
         if name in ("true", ":", "false"):
             return name != "false"
+        if name == "return" and self._uncertain == self._uncertain_at_call:
+            raise _Return
         if name in ("local", "export", "readonly"):
             self._declare(node)
             return True
@@ -273,14 +280,18 @@ class _Evaluation:
     def _call(self, name: str, arguments: tuple[str | None, ...]) -> bool | None:
         if self._depth >= _ENDLESS:
             raise RecursionError
-        kept = self._arguments
+        kept = self._arguments, self._uncertain_at_call
         self._positional(arguments)
+        self._uncertain_at_call = self._uncertain
         self._depth += 1
         try:
             return self._all(self._functions[name])
+        except _Return:
+            return None
         finally:
             self._depth -= 1
-            self._positional(kept)
+            arguments, self._uncertain_at_call = kept
+            self._positional(arguments)
 
     def _declare(self, node: Simple) -> None:
         for word in node.words[1:]:
@@ -360,6 +371,8 @@ def _test(words: list[str | None], exists: Callable[[str], bool]) -> bool | None
     if len(words) == 2 and words[0] in ("-n", "-z"):
         return bool(words[1]) is (words[0] == "-n")
     if len(words) == 2 and words[0] in ("-e", "-f", "-d", "-x", "-r", "-s", "-L", "-h"):
+        if re.search(r"\.dpkg-(bak|backup|old|new|dist|remove|tmp)$", words[1] or ""):
+            return False  # dpkg's copies of settings that an earlier version had
         # That the kind is right is taken for granted; it is the other branch that matters.
         return True if (words[1] or "").startswith("/") and exists(words[1] or "") else None
     if len(words) == 1:
