@@ -87,7 +87,7 @@ def _no_file(found: Found) -> str:
         # that the user perhaps can't read, nor a name that is more than one word to a shell.
         given = "--file NAME=PATH, and the program opens NAME"
     else:
-        given = f"--file {name}={path}, and the program opens {name}" if directory else f"--file {name}"
+        given = f"--file {path}={path}" if directory else f"--file {name}"
     return (
         f"the sandbox has only those of your files that you send: {given}; what the program writes goes into its"
         " working directory"
@@ -149,6 +149,11 @@ INTERFACES = (
     " do without, or use 127.0.0.1"
 )
 
+DATABASE = (
+    "the sandbox has only those of your files that you send, with --file NAME, and a program may make new ones in its"
+    " working directory and /tmp"
+)
+
 ANY = r"[\s\S]*"
 LIBRARY = r"\b(lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]{0,20}): cannot open shared object file"
 INDENTED = re.compile(r"^[ \t].*$", re.MULTILINE)
@@ -157,6 +162,7 @@ RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("ModuleNotFoundError", r"No module named '([A-Za-z0-9_.]{1,80})'([\s\S]{0,200})", _module),
     ("ImportError", r"Missing optional dependency '([A-Za-z0-9_.]{1,80})'", _optional),
     (ANY, LIBRARY, _shared_library),
+    (r"sqlite3\.OperationalError", r"unable to open database file", lambda _found: DATABASE),
     ("FileNotFoundError", r"\[Errno 2\] No such file or directory: '([ -~]{1,200})'", _no_file),
     (ANY, r"this host's proxy [^\n]{1,300}|has no address here", _by_proxy),
     (ANY, r"Tunnel connection failed: 403|ProxyError[\s\S]{0,200}?403 Forbidden", _forbidden),

@@ -18,6 +18,12 @@ MAX_SCANNED_CHARS = 32 << 10
 # text.
 STATEMENT = re.compile(r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b|import[ \t]+([^\n;#]+))", re.MULTILINE)
 LONG_TEXT = re.compile("\"\"\"|'''")
+# A comment, or a text of any kind. One that has no end goes to the end, so that no part of it is looked at twice.
+WRITTEN = re.compile(
+    r"""#[^\n]*|(\"{3}|'{3})(?:[^\\]|\\.)*?(?:\1|\Z)|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?""", re.DOTALL
+)
+CONTINUED = re.compile(r"\\\r?\n")
+BY_NAME = re.compile(r"""\b(?:import_module|__import__)\([ \t]*["']([\w.]+)["']""")
 IMPORTABLE = re.compile(r"[^.]+\.(?:.+\.)?(?:py|pyc|so)")
 
 
@@ -27,12 +33,18 @@ def modules_of(code: str) -> tuple[str, ...]:
     They are named in full (`sklearn.cluster`, not `sklearn`), since many packages load little by themselves, and their
     parts are what takes the time. They are in the order of the text, each once, at most `MAX_MODULES`.
     """
-    return _bounded(_imported(code))
+    return _bounded(_imported(LONG_TEXT.split(code[:MAX_SCANNED_CHARS].removeprefix("\ufeff"))[::2]))
 
 
 def roots_of(code: str) -> tuple[str, ...]:
-    """Return what the names of these modules begin with (`sklearn`), each once, from the whole of a text."""
-    roots = (name.partition(".")[0] for name in _imported(code, len(code)))
+    """Return what the names of these modules begin with (`sklearn`), each once, from the whole of a text.
+
+    The caller waits for no answer here, so more is looked at: statements over several lines, and modules that
+    `import_module` and `__import__` are given as a text.
+    """
+    statements = CONTINUED.sub(" ", WRITTEN.sub('""', code.removeprefix("\ufeff")))
+    names = [*_imported([statements]), *(name for name in BY_NAME.findall(code) if _is_other(name))]
+    roots = (name.partition(".")[0] for name in names)
     return tuple(dict.fromkeys(root for root in roots if root.isidentifier()))
 
 
@@ -54,16 +66,15 @@ def _bounded(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(known)
 
 
-def _imported(code: str, max_chars: int = MAX_SCANNED_CHARS) -> Iterator[str]:
-    """Yield the full names of the modules in the order of the text.
-
-    What stands in texts of several lines is not looked at.
-    """
-    scanned = code[:max_chars].removeprefix("\ufeff")
-    for outside in LONG_TEXT.split(scanned)[::2]:
-        for statement in STATEMENT.finditer(outside):
+def _imported(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the full names of the modules in the order of the texts, in which no text of several lines stands."""
+    for text in texts:
+        for statement in STATEMENT.finditer(text):
             names = [statement[1]] if statement[1] else statement[2].split(",", MAX_MODULES)
-            for name in (name.strip().partition(" ")[0] for name in names):
-                root = name.partition(".")[0]
-                if root not in sys.stdlib_module_names and root != "__main__":
-                    yield name
+            yield from (name for name in (name.strip().partition(" ")[0] for name in names) if _is_other(name))
+
+
+def _is_other(name: str) -> bool:
+    """Tell whether a module is neither of the standard library nor the program itself."""
+    root = name.partition(".")[0]
+    return root not in sys.stdlib_module_names and root != "__main__"

@@ -62,9 +62,11 @@ def test_a_refused_connection_is_told_whose_loopback_it_was(tmp_path: Path) -> N
     assert "127.0.0.1 and localhost are the sandbox's own" in answer["explanation"]
 
 
-def test_a_file_that_was_not_sent_is_after_following_the_advice(tmp_path: Path, here: None) -> None:
-    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
-    code = "import csv\nwith open('data.csv') as file:\n    result = list(csv.reader(file))"
+@pytest.mark.parametrize("name", ["data.csv", "plant/in/data.csv"])
+def test_a_file_that_was_not_sent_is_after_following_the_advice(tmp_path: Path, here: None, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    code = f"import csv\nwith open({name!r}) as file:\n    result = list(csv.reader(file))"
     advised = re.search(r"--file \S+(?=;)", run(tmp_path, code)["explanation"])
     assert advised
     assert run(tmp_path, code, *shlex.split(advised[0]))["result"] == [["a", "b"], ["1", "2"]]

@@ -243,12 +243,16 @@ def test_a_file_that_hides_a_library_is_told_so() -> None:
         ("data.csv", "--file data.csv;"),
         ("./data.csv", "--file data.csv;"),
         ("/app/data.csv", "--file data.csv;"),
-        ("in/data.csv", "--file data.csv=in/data.csv, and the program opens data.csv;"),
-        ("/app/in/data.csv", "--file data.csv=in/data.csv, and the program opens data.csv;"),
+        ("in/data.csv", "--file in/data.csv=in/data.csv;"),
+        ("/app/in/data.csv", "--file in/data.csv=in/data.csv;"),
     ],
 )
 def test_a_file_that_is_not_there_is_sent_along(path: str, said: str) -> None:
     assert said in told("FileNotFoundError", f"[Errno 2] No such file or directory: {path!r}")
+
+
+def test_a_database_that_is_not_there_is_sent_along() -> None:
+    assert "with --file NAME" in told("sqlite3.OperationalError", "unable to open database file")
 
 
 @pytest.mark.parametrize(

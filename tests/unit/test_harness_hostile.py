@@ -308,6 +308,21 @@ def test_a_thread_that_cannot_start_is_told_as_too_many_processes() -> None:
     assert done.error.type in ("RuntimeError", "MemoryError")
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "os.fork()",
+        "subprocess.Popen(['true'])",
+        "subprocess.run('true', shell=True)",
+        "multiprocessing.get_context('spawn').Process(target=print).start()",
+    ],
+)
+def test_a_process_that_cannot_start_is_told_as_too_many_processes(start: str) -> None:
+    code = "import multiprocessing, os, resource, subprocess\nresource.setrlimit(resource.RLIMIT_NPROC, (1, 1))\n"
+    done = run(code + start)
+    assert (done.error.type, done.cause) == ("BlockingIOError", "processes")
+
+
 def test_a_refused_fork_is_told_as_too_many_processes() -> None:
     def refused_by_fork() -> None:
         assert callable(os.fork)

@@ -412,3 +412,72 @@ def test_files_sent_with_directories_lie_where_they_are_imported_and_opened_from
         result = [HOURS, open("plant/names.txt").read(), read_file("deep/er/data.csv")]
     """
     assert run(textwrap.dedent(code), files=files).result == [2, "a", "1,2"]
+
+
+IN_ITS_PLACE = """
+import os, sys
+
+if "again" not in sys.argv:
+    os.environ["PYTHONHASHSEED"] = "7"
+    os.EXEC
+log(f"again with {payload['factor']}")
+print(sys.flags.hash_randomization, sys.argv[1:], __name__)
+"""
+ENDS = {
+    "a result": ("result = payload", PAYLOAD, None),
+    "a top-level return": ("return payload", PAYLOAD, None),
+    "an error": ("raise KeyError('gone')", None, "KeyError"),
+}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "execv(sys.executable, [sys.executable, __file__, 'again'])",
+        "execl(sys.executable, sys.executable, *sys.argv, 'again')",
+        "execvpe('python3', ['python3', __file__, 'again'], os.environ)",
+    ],
+)
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_program_that_starts_itself_again_in_its_place_goes_on_as_the_same_run(call: str, end: Any) -> None:
+    last, result, kind = end
+    done = run(IN_ITS_PLACE.replace("EXEC", call) + last, payload=PAYLOAD)
+    assert [record.message for record in done.logs] == ["again with 3"]
+    assert done.stdout == b"1 ['again'] __main__\n"
+    assert end is ENDS["an error"] or done.result == result
+    assert (done.error and done.error.type) == kind
+    if done.error is not None:
+        assert done.error.line == len((IN_ITS_PLACE + last).splitlines())
+
+
+def test_a_program_that_another_takes_the_place_of_has_no_result() -> None:
+    done = run("import os, sys\nresult = 1\nos.execv(sys.executable, [sys.executable, '-c', 'print(2)'])")
+    assert (done.stdout, done.collector.result_json()) == (b"2\n", None)
+
+
+def test_a_program_that_can_t_be_started_in_its_place_leaves_everything_as_it_was() -> None:
+    code = """
+import os
+try:
+    os.execv("/nowhere", ["nowhere"])
+except FileNotFoundError as error:
+    log(str(error))
+kept = [int(name) for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+result = sorted(number for number in kept if os.get_inheritable(number))
+"""
+    done = run(code)
+    assert done.result == [0, 1, 2]
+    assert [record.message for record in done.logs] == ["[Errno 2] No such file or directory: '/nowhere'"]
+
+
+def test_a_python_that_a_shell_starts_finds_the_programs_names() -> None:
+    code = """
+import os, sys
+if len(sys.argv) > 1:
+    log(f"worker {sys.argv[1]} of {payload['factor']}")
+    sys.exit(5)
+result = [os.waitstatus_to_exitcode(os.system(f"{sys.executable} {__file__} {n}")) for n in "ab"]
+"""
+    done = run(code, payload=PAYLOAD)
+    assert done.result == [5, 5]
+    assert [record.message for record in done.logs] == ["worker a of 3", "worker b of 3"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sandbox.channel.modules import MAX_MODULES, check_modules
 from sandbox.errors import InvalidRequest
-from sandbox.run.imports import MAX_SCANNED_CHARS, brings_modules, modules_of
+from sandbox.run.imports import MAX_SCANNED_CHARS, brings_modules, modules_of, roots_of
 
 PROGRAM = """
 import os, sys
@@ -163,3 +163,33 @@ def test_only_a_few_modules_are_preloaded() -> None:
 )
 def test_files_that_a_program_could_import_are_told(files: list[str], expected: bool) -> None:
     assert brings_modules(files) is expected
+
+
+BESIDE = r'''
+QUOTES = '"""'  # it's a comment with """ in it
+"""A text with an odd \'\'\' inside."""
+from continued \
+    import name
+import one, two.part as short; import three
+plugin = importlib.import_module("plugin"); other = __import__('other.part')
+text = """
+import only_a_text
+"""
+said = 'it\'s'; import after
+r"""\"""";  import last
+# import commented
+'''
+
+
+def test_what_a_script_needs_from_beside_it_is_found_behind_texts_over_several_lines_and_by_name() -> None:
+    assert roots_of(BESIDE) == ("continued", "one", "two", "three", "after", "last", "plugin", "other")
+    assert roots_of("importlib.import_module('json')\nimport sys, __main__\nfrom . import beside") == ()
+    assert roots_of('"""never ends\nimport inside') == ()
+
+
+HARD_TEXTS = ('"""' + "\\" * 200_000, '"' * 300_001, '"\\\n' * 100_000, "'''a\n" * 50_000, "import_module(" * 30_000)
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS, ids=[text[:6] for text in HARD_TEXTS])
+def test_a_long_text_is_looked_through_once(text: str) -> None:
+    roots_of(text)  # minutes, if a part of it were looked at again and again

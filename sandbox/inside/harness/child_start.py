@@ -54,6 +54,7 @@ class Inherited:
         self.path = os.path.realpath(self.facts["path"])
         self.descriptors = (descriptor, self.facts["channel"])
         self._parts_begin = LENGTH_BYTES + size
+        self._is_first = os.getpid() == self.facts["program"]  # which was replaced, by `os.exec*`
         self._library = library
         self._harness: Any = None
 
@@ -94,12 +95,27 @@ class Inherited:
         namespace.update(self.variables(), **sys.modules[MODULE].helpers.by_name())
         namespace["__loader__"] = harness.SourceLoader(source)
         namespace["__spec__"] = None  # as for every file that is run: `multiprocessing` goes by it
+        if self._is_first and namespace["__name__"] == "__main__":
+            self._is_first = False
+            self._run_again(namespace, source)
         try:
             harness.execute(harness.compile_program(source, self.path), namespace)
         except RuntimeError as error:
             if namespace["__name__"] == "__mp_main__" and "bootstrapping phase" in str(error):
                 self._end_program(error)
             raise
+
+    def _run_again(self, namespace: dict[str, Any], source: str) -> None:
+        """Run the program in place of the process that had it first, whose result counts; never returns."""
+        harness, facts = self.harness(), self.facts
+        channel = harness.Channel(End(facts["channel"]))
+        program = harness.Program(facts["job"], {}, channel, facts["directory"])
+        harness.show_own_lines(source, program.filename, self.path)
+
+        def begin() -> None:
+            harness.execute(harness.compile_program(source, program.filename), namespace)
+
+        program.run_again(namespace, sys.modules[MODULE].helpers, begin)
 
     def _end_program(self, error: RuntimeError) -> None:
         """End a program that starts processes without asking whether it is the first: a pool would do so for ever.

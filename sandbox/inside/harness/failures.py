@@ -11,7 +11,7 @@ from sandbox.inside.harness.values import type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import CodeType, TracebackType
     from typing import Any
 
 
@@ -117,13 +117,16 @@ def cause_of(error: BaseException) -> str | None:
 
     if error.errno == errno.ENOMEM:
         return "memory"
+    code: CodeType | None = None
     tb = error.__traceback__
-    while tb is not None and tb.tb_next is not None:
+    while tb is not None:
+        if not is_ours(tb.tb_frame.f_code.co_filename):  # as what hands on to a new process
+            code = tb.tb_frame.f_code
         tb = tb.tb_next
-    if error.errno != errno.EAGAIN or tb is None:
+    if error.errno != errno.EAGAIN or code is None:
         return None
     starters = {"fork", "forkpty", "fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp"}
-    return "processes" if starters.intersection(tb.tb_frame.f_code.co_names) else None
+    return "processes" if starters.intersection(code.co_names) else None
 
 
 def error_record(error: BaseException, filename: str) -> bytes:

@@ -1,7 +1,8 @@
 """Hands on what a program has, its variables and functions, to the Python processes that it starts.
 
-A fork has everything by itself. A new interpreter (`subprocess`, spawn and forkserver of `multiprocessing`, loky) has
-nothing, and all of these start it through few functions, which close every descriptor that they are not told to keep.
+A fork has everything by itself. A new interpreter (`subprocess`, spawn and forkserver of `multiprocessing`, loky,
+`os.exec*`, `os.system`) has nothing, and all of these start it through few functions, which close every descriptor that
+they are not told to keep.
 So they are told to keep two: the program's end of the channel, and a file that has a name no more, with all that the
 program was given. A variable says which; Python's own search path leads to the start-up code that reads them,
 `sandbox.inside.harness.child_start`. They are the program's own already: nothing is handed on that it could not pass
@@ -66,6 +67,9 @@ def hand_on(channel: int, file: Callable[[], int], startup: str) -> None:
         sys.modules["subprocess"]._fork_exec = fork_exec  # type: ignore[attr-defined]
     for name in ("posix_spawn", "posix_spawnp"):  # which subprocess uses since Python 3.13
         setattr(os, name, _spawning(getattr(os, name), given, startup))
+    os.execve = _replacing(os.execve, given, startup)
+    os.execv = lambda path, argv: os.execve(path, argv, os.environ)  # noqa: S606 - what the program asked for
+    os.system = _system
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:
@@ -96,6 +100,39 @@ def _spawning(spawn: Any, given: Callable[[], tuple[int, ...]], startup: str) ->
 
     posix_spawn.__wrapped__ = spawn  # type: ignore[attr-defined]
     return posix_spawn
+
+
+def _replacing(replace: Any, given: Callable[[], tuple[int, ...]], startup: str) -> Any:
+    """Return `execve`, handing on."""
+    replace = getattr(replace, "__wrapped__", replace)
+
+    def execve(path: Any, argv: Any, env: Any) -> Any:
+        kept = given()
+        if kept:
+            pairs = {os.fsencode(key): os.fsencode(value) for key, value in env.items()}
+            env = _with_startup(pairs, startup, kept[0])
+        try:
+            for one in kept:
+                os.set_inheritable(one, True)  # noqa: FBT003
+            replace(path, argv, env)
+        finally:  # it could not be started
+            for one in kept:
+                os.set_inheritable(one, False)  # noqa: FBT003
+
+    execve.__wrapped__ = replace  # type: ignore[attr-defined]
+    return execve
+
+
+def _system(command: Any) -> int:
+    """Do what `os.system` does, through a function that hands on."""
+    import sys
+
+    sys.audit("os.system", os.fsencode(command))
+    try:
+        pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], os.environ)
+    except OSError:
+        return -1
+    return os.waitpid(pid, 0)[1]
 
 
 def _inheritable(first: int, kept: tuple[int, ...]) -> list[int]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from sandbox.inside.harness.program_functions import Helpers
 
+    States = dict[str, tuple[int, int, int] | None]
+
 
 MAX_LOOKED_AT = 200  # files and directories, for a warning
 MAX_HANDED_OVER = 10_000  # of which the run's own limits let far fewer through
@@ -23,14 +25,16 @@ COMPILED = "__pycache__"
 class Leavings:
     """The files of a program's working directory that were not there when it began, or are not as they were."""
 
-    def __init__(self, top: str, own: str, *, handed_over: bool) -> None:
-        """Look at what is there; `own` is the program's own file, which it did not make."""
+    def __init__(self, top: str, own: str, before: States | None = None, *, handed_over: bool) -> None:
+        """Look at what is there, if not what was there `before` is known; `own` is the program's own file."""
         self._top = top
         self._own = own
         self._handed_over = handed_over
-        self._before = self._states() if handed_over else dict.fromkeys(os.listdir(top))
+        if before is None:
+            before = self._states() if handed_over else dict.fromkeys(os.listdir(top))
+        self.before = before
 
-    def _states(self) -> dict[str, tuple[int, int, int] | None]:
+    def _states(self) -> States:
         return dict(_files_below(self._top, MAX_HANDED_OVER))
 
     def hand_over(self, helpers: Helpers) -> list[str]:
@@ -47,7 +51,7 @@ class Leavings:
         except OSError as error:  # the directory itself has gone
             return [f"files that were left could not be saved: {error.strerror}"]
         for path, state in found:
-            if path == self._own or path in helpers.saved or self._before.get(path) == state:
+            if path == self._own or path in helpers.saved or self.before.get(path) == state:
                 continue
             name = path.replace("/", "_")
             while name in taken:
@@ -79,7 +83,7 @@ class Leavings:
 
     def _is_news(self, path: str) -> bool:
         top = path.partition("/")[0]
-        own = path == self._own or top in self._before
+        own = path == self._own or top in self.before
         return not (own or f"/{path}".find("/_") >= 0 or path.endswith(PASSING) or not path.isprintable())
 
 

@@ -35,6 +35,7 @@ from sandbox.inside.harness.values import Converter, ResultTooLargeError, type_n
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from sandbox.inside.harness.channel import Channel
@@ -62,30 +63,19 @@ class Program:
         self.parts = parts
         self.channel = channel
         self.app_dir = app_dir
-        self.filename = own_name(job["filename"], app_dir)
+        self.filename = job.get("own_name") or own_name(job["filename"], app_dir)
         self.path = os.path.join(app_dir, self.filename)
         self.pid = os.getpid()
-        self.leavings = Leavings(app_dir, self.filename, handed_over=job.get("save_new", False))
+        self.leavings = Leavings(app_dir, self.filename, job.get("before"), handed_over=job.get("save_new", False))
         self.helpers: Helpers | None = None
+        self.names: dict[str, Any] = {}
         # Address space to give back when memory runs out, so that the error can still be told.
         self.reserve = address_space(RESERVE_BYTES)
 
     def run(self, started: float) -> NoReturn:
         """Run the program, report, and leave this process; never returns."""
-        status = 1
-        try:
-            status = self._run(started)
-        except BaseException as error:
-            # Reporting itself failed: a closed channel, or no memory left.
-            self._complain(error)
-        finally:
-            leave(status)
 
-    def _run(self, started: float) -> int:
-        error: BaseException | None = None
-        status = 0
-        namespace: dict[str, Any] = {}
-        try:
+        def begin() -> None:
             try:
                 namespace = self._namespace(started)
                 source = self._source(namespace)
@@ -93,6 +83,30 @@ class Program:
                 execute(compile_program(source, self.filename), namespace)
             finally:
                 self.reserve = None
+
+        self.report(begin)
+
+    def run_again(self, names: dict[str, Any], helpers: Helpers, begin: Callable[[], None]) -> NoReturn:
+        """Do the same in an interpreter that has taken the place of the program's first, by `os.exec*`."""
+        self.names, self.helpers = names, helpers
+        self.report(begin)
+
+    def report(self, begin: Callable[[], None]) -> NoReturn:
+        """Have the program run, report what came of it, and leave this process; never returns."""
+        status = 1
+        try:
+            status = self._reported(begin)
+        except BaseException as error:
+            # Reporting itself failed: a closed channel, or no memory left.
+            self._complain(error)
+        finally:
+            leave(status)
+
+    def _reported(self, begin: Callable[[], None]) -> int:
+        error: BaseException | None = None
+        status = 0
+        try:
+            begin()
         except SystemExit as leaving:
             status = exit_status(leaving.code)
             error = leaving if status else None
@@ -109,7 +123,7 @@ class Program:
         if error is not None:
             self._send_error(error)
             return status
-        return self._send_result(namespace)
+        return self._send_result(self.names)
 
     def _complain(self, error: BaseException) -> None:
         try:
@@ -141,7 +155,8 @@ class Program:
             **helpers.by_name(),
         )
         sys.modules["__main__"] = module
-        return module.__dict__
+        self.names = module.__dict__
+        return self.names
 
     def _settle(self, started: float) -> None:
         """Let the program lie in its directory, and other processes of it find what this one has."""
@@ -163,6 +178,12 @@ class Program:
             "started": started,
             "given": {name: self.job[name] for name in GIVEN},
             "sizes": [len(part) for part in parts],
+            "job": {
+                "own_name": self.filename,
+                "before": self.leavings.before,
+                "save_new": self.job.get("save_new", False),
+                "limits": {"result_bytes": self.job["limits"]["result_bytes"]},
+            },
         }
         made: list[int] = []
 
