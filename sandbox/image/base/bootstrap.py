@@ -207,7 +207,7 @@ def _hook(chroots: Path) -> str:
     )
     debs = '"$1"/var/cache/apt/archives'
     # mkdir, since a package could bring a link of that name, which leads out of the tree.
-    made = f'mkdir "$1/{BUILD_DIR}" "$1/{BUILD_DIR}/control"'
+    made = f'mkdir "$1/{BUILD_DIR}"; mkdir "$1/{BUILD_DIR}/control"'
     provided = f'{made}; cp -R {chroots}/{BUILD_DIR}/. "$1/{BUILD_DIR}"'
     listing = f'ls {debs} | grep "\\.deb$" > "$1/{PACKAGES_FILE}"'
     scripts = (
