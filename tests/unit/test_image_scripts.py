@@ -192,7 +192,7 @@ DISGUISED = {
     "find /etc -okdir cp {} /b ;": "it runs find",
     'python3 -c \'import py_compile; open("/etc/x", "w")\'': "it runs python3",
 }
-HARMLESS = (
+UNDISGUISED = (
     "command -v tool",
     "command ls /",
     "trap - EXIT",
@@ -211,6 +211,6 @@ def test_a_command_that_writes_by_its_arguments_or_runs_another_is_named(body: s
     assert named.startswith(DISGUISED[body])
 
 
-@pytest.mark.parametrize("body", HARMLESS)
+@pytest.mark.parametrize("body", UNDISGUISED)
 def test_the_same_command_without_that_is_passed_over(body: str) -> None:
     assert effects(body).unknown == []
