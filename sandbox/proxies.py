@@ -107,13 +107,24 @@ def read_proxies(environ: Mapping[str, str], *, pip: str = "") -> Proxies:
 
 
 def podman_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which Podman reaches registries: ours, or else the caller's, for Podman to judge."""
+    """Return the variables by which Podman reaches registries: ours, or else the caller's.
+
+    What is no HTTP proxy is for Podman to judge.
+    """
     if environ.get(OWN_URL, "").strip():
         found = read_proxies(environ)
         url = found.https.url if found.https else ""
         return {"HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": ",".join(found.bypass)}
     named = {name.upper(): _named(environ, name)[1] for name in ("http_proxy", "https_proxy", "no_proxy")}
-    return {name: value for name, value in named.items() if value}
+    return {name: value if name == "NO_PROXY" else _as_url(value) for name, value in named.items() if value}
+
+
+def _as_url(text: str) -> str:
+    """Return a proxy's address as Podman needs it: with a login that is not a URL's, it would go without the proxy."""
+    try:
+        return parse_proxy(text, "").url
+    except InvalidRequest:
+        return text
 
 
 def parse_proxy(text: str, source: str, *, login: str = "") -> ProxyServer:

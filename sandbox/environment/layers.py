@@ -155,6 +155,9 @@ def without_startup(entries: Mapping[str, _Entry]) -> dict[str, _Entry]:
             continue
         if what_is_lost(bytes(entry.body)) is None:
             raise TreeRefused(f"{entry.package}: {path!a} has lines that Python executes at every start", path=path)
+        other = entries.get(path + LEFT_OUT)
+        if other is not None and bytes(other.body) != bytes(entry.body):
+            raise TreeRefused(f"{entry.package}: {path + LEFT_OUT!a} is where {path!a} would be kept", path=path)
         kept[path + LEFT_OUT] = kept.pop(path)
         stand_in, content = DISTUTILS
         if path == "distutils-precedence.pth" and "distutils" not in entries:

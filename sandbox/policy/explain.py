@@ -152,7 +152,10 @@ MEANINGS: dict[str, str | dict[Any, str] | Callable[[Any], str]] = {
     "network.resolver": RESOLVERS,
     "network.transfer_mib": "Through the proxy, {} MiB may be sent and received together; beyond, it cuts connections.",
     "network.connections": "One run may make {} connections through the proxy; it refuses more.",
-    "seccomp.profile": "Only the system calls of the profile {} work; all others fail.",
+    "seccomp.profile": (
+        "Only the system calls of the profile {} work; all others fail, or are answered and not carried out where the"
+        " profile says so."
+    ),
     "variables.allow": _names("set", "environment variable"),
     "secrets.allow": _names("hand over", "secret"),
     "images.default": "A request that names no image gets {}.",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -24,7 +25,15 @@ from sandbox.image.base.apt_sources import (
     transport_options,
     with_key_files,
 )
-from sandbox.image.base.layer import DEFAULT_EPOCH, MADE_FILE, PACKAGES_FILE, kept_of_own, write_archive, write_layer
+from sandbox.image.base.layer import (
+    BUILD_DIR,
+    DEFAULT_EPOCH,
+    MADE_FILE,
+    PACKAGES_FILE,
+    kept_of_own,
+    write_archive,
+    write_layer,
+)
 
 ONE_LINE = """
 # deb http://archive.example/debian bookworm main
@@ -480,3 +489,22 @@ def test_an_interrupted_build_ends_what_it_started_and_leaves_nothing(
         base_image.bootstrap(NO_ENGINE, suite="s", work_dir=work, progress=interrupt)
     assert time.monotonic() - started < 10
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("brought", ["link", "directory", "nothing"])
+def test_what_is_laid_into_the_tree_stays_in_it_whatever_a_package_brings(brought: str, tmp_path: Path) -> None:
+    tree, outside, chroots = (tmp_path / name for name in ("tree", "outside", "chroots"))
+    for directory in (tree, outside, chroots / BUILD_DIR):
+        directory.mkdir(parents=True)
+    (chroots / BUILD_DIR / "job.json").write_text("{}")
+    if brought == "link":
+        (tree / BUILD_DIR).symlink_to(outside)
+    elif brought == "directory":
+        (tree / BUILD_DIR).mkdir()
+        (tree / BUILD_DIR / "packages").symlink_to(outside / "packages")
+    hook = base_image._hook(chroots)
+    answer = subprocess.run(["sh", "-c", hook, "sh", str(tree)], capture_output=True, text=True, check=False)
+    assert list(outside.iterdir()) == []
+    laid = (tree / BUILD_DIR / "job.json").exists()
+    assert laid == (brought == "nothing"), answer.stderr
+    assert ("File exists" in answer.stderr) == (brought != "nothing")

@@ -76,6 +76,16 @@ def test_a_program_that_closes_its_streams_still_gives_its_result() -> None:
     assert run("import os, sys\nsys.stdout.close()\nos.close(2)\nresult = 1").result == 1
 
 
+@pytest.mark.parametrize(
+    "lost",
+    ["del sys.stdout, sys.__stderr__", "sys.stdout = None", "sys.modules['__main__'] = None", "sys.stderr = Odd()"],
+)
+def test_a_program_without_its_streams_or_its_own_names_still_gives_its_result(lost: str) -> None:
+    odd = "class Odd:\n    def flush(self): raise SystemExit(3)\n"
+    done = run(f"import sys\n{odd}print('words', end='')\n{lost}\nresult = 1")
+    assert (done.result, done.quit.exit_code, done.stdout) == (1, 0, b"words")
+
+
 def test_a_process_left_behind_in_the_session_dies_with_the_program() -> None:
     done = run("""
         import os, signal, time

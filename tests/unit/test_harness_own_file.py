@@ -180,6 +180,38 @@ result = [child.returncode, child.stderr]
 """
 
 
+NUMBERS = """
+import os, subprocess, sys
+open("child.py", "w").write("from sandbox_program import helpers\\ntry:\\n    helpers.log('said')\\nexcept OSError: print('no channel')")
+kept = {}
+for number in range(3, 10):
+    open("mine.txt", "w").write("import x, which is no length" * 9)
+    shell = f"exec {number}<>mine.txt; {sys.executable} child.py"
+    child = subprocess.run(["/bin/bash", "-c", shell], capture_output=True, text=True)
+    kept[number] = [child.stdout, child.stderr[-200:], open("mine.txt").read() == "import x, which is no length" * 9]
+result = sorted(map(tuple, kept.values()))
+"""
+
+
+def test_a_file_of_a_shell_that_has_the_number_of_what_is_handed_on_stays_as_it_is() -> None:
+    done = run(NUMBERS)
+    assert done.error is None, done.error
+    assert len(done.logs) == len([one for one in done.result if one[0] == ""])
+    assert all(whole for *_, whole in done.result), done.result
+    assert "no channel\n" in [said for said, *_ in done.result], "one number was the channel's"
+
+
+def test_a_new_process_has_the_environment_that_c_has() -> None:
+    done = run("""
+        import ctypes, os, subprocess
+        os.putenv("BY_PUTENV", "1")
+        ctypes.CDLL(None).setenv(b"BY_C", b"2", 1)
+        ctypes.CDLL(None).unsetenv(b"HOME")
+        result = subprocess.run("echo $BY_PUTENV $BY_C $HOME", shell=True, capture_output=True, text=True).stdout
+    """)
+    assert done.result == "1 2\n"
+
+
 def test_a_child_that_fails_shows_the_line_of_the_program() -> None:
     status, said = run(FAILS).result
     assert status == 1
@@ -387,6 +419,58 @@ def test_the_program_itself_is_never_handed_over_nor_named() -> None:
 )
 def test_the_limits_of_saved_files_hold_for_those_that_are_left(code: str, ended: str) -> None:
     assert run(code, save_new=True).ended == ended
+
+
+ODD_DIRECTORIES = {
+    "not to be read": ("os.makedirs('locked')\nos.chmod('locked', 0)", "'locked'", "Permission denied"),
+    "too deep": ("for n in range(20):\n    os.mkdir('d' * 250)\n    os.chdir('d' * 250)", "'ddd", "File name too long"),
+}
+
+
+@pytest.mark.parametrize(("made", "named", "why"), ODD_DIRECTORIES.values(), ids=ODD_DIRECTORIES)
+def test_a_directory_that_can_not_be_read_costs_no_other_file(made: str, named: str, why: str) -> None:
+    done = run(f"import os\nopen('good.txt', 'w').write('good')\n{made}\nresult = 1", save_new=True)
+    assert done.result == 1
+    assert [(file.name, file.content) for file in done.files] == [("good.txt", b"good")]
+    assert len(done.warnings) == 1
+    assert named in done.warnings[0]
+    assert done.warnings[0].endswith(f"were not saved: {why}")
+
+
+SHRINKS = """
+import os
+SIZE = 400_000
+for name in ("a", "b"):
+    open(name, "wb").write(b"x" * SIZE)
+real, calls = os.read, 0
+def read(descriptor, size):  # as another process would, while it is read
+    global calls
+    calls += 1
+    if calls == 2:
+        os.truncate("a", 0)
+    return real(descriptor, size)
+os.read = read
+"""
+
+
+def test_a_file_that_becomes_shorter_while_it_is_sent_costs_no_other_file_and_no_result() -> None:
+    done = run(SHRINKS + "result = 1", save_new=True)
+    assert (done.result, done.ended) == (1, "exited")
+    assert [(file.name, len(file.content), file.content.strip(b"x\0")) for file in done.files] == [
+        ("a", 400_000, b""),
+        ("b", 400_000, b""),
+    ]
+    assert done.warnings == ("the file 'a' was not saved whole: it became shorter meanwhile, and ends in zeros",)
+
+
+def test_a_program_that_interrupts_a_file_can_save_another() -> None:
+    late = (
+        "def read(*_): raise TimeoutError\nos.read = read\ntry:\n    save_file('a')\nexcept TimeoutError:\n    pass\n"
+    )
+    done = run(SHRINKS + late + "os.read = real\nresult = len(save_file('b'))")
+    assert done.error is None
+    assert done.ended == "exited"
+    assert [file.name for file in done.files] == ["a", "b"]
 
 
 def test_a_name_that_no_saved_file_may_have_is_told() -> None:

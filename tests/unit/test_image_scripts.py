@@ -179,3 +179,38 @@ def test_scripts_of_this_machine_s_own_packages_are_read() -> None:
 def test_text_that_is_no_shell_is_refused() -> None:
     with pytest.raises(NotUnderstood):
         parse("case x in a) true")
+
+
+DISGUISED = {
+    "command cp /a /b": "it runs cp /a /b",
+    "trap 'cp /a /b' EXIT": "it runs cp /a /b",
+    "done_with() { cp /a /b; }; trap done_with EXIT": "it runs cp /a /b",
+    "awk '{ print > \"/etc/x\" }' /etc/y": "it runs awk",
+    "awk 'BEGIN { system(\"cp /a /b\") }'": "it runs awk",
+    "sort -u -o /etc/x /etc/y": "it runs sort",
+    "find /etc -fprint0 /etc/x": "it runs find",
+    "find /etc -okdir cp {} /b ;": "it runs find",
+    'python3 -c \'import py_compile; open("/etc/x", "w")\'': "it runs python3",
+}
+UNDISGUISED = (
+    "command -v tool",
+    "command ls /",
+    "trap - EXIT",
+    "trap 'rm -f /tmp/x' EXIT INT",
+    "awk '$1 > 3 { print $2 }' /etc/y",
+    "sort -u /etc/y",
+    "find /etc -name x",
+    "python3 -m py_compile /usr/lib/x.py",
+    "python3 /usr/lib/python3.11/py_compile.py /usr/lib/x.py",
+)
+
+
+@pytest.mark.parametrize("body", DISGUISED)
+def test_a_command_that_writes_by_its_arguments_or_runs_another_is_named(body: str) -> None:
+    (named,) = effects(body).unknown
+    assert named.startswith(DISGUISED[body])
+
+
+@pytest.mark.parametrize("body", UNDISGUISED)
+def test_the_same_command_without_that_is_passed_over(body: str) -> None:
+    assert effects(body).unknown == []

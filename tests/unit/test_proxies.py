@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -131,6 +133,15 @@ def test_the_login_of_the_products_own_proxy_is_in_a_file(tmp_path: Path) -> Non
     file.unlink()
     with pytest.raises(InvalidRequest, match="No such file"):
         read_proxies(environ)
+
+
+@pytest.mark.parametrize("password", ["50%off", "a^b", "a b", "a%20b"])
+def test_podman_gets_every_login_as_a_url_has_it(password: str) -> None:
+    """With one that Go's parser refuses, it would go without the proxy."""
+    given = podman_variables({"https_proxy": f"ada:{password}@proxy:3128", "no_proxy": ".example"})
+    assert re.fullmatch(r"http://ada:([\w-]|%[0-9A-F]{2})+@proxy:3128", given["HTTPS_PROXY"])
+    assert parse_proxy(given["HTTPS_PROXY"], "").login == f"ada:{unquote(password)}"
+    assert given["NO_PROXY"] == ".example"
 
 
 def test_every_trouble_has_its_advice() -> None:

@@ -113,6 +113,14 @@ def test_a_stored_tree_with_an_unknown_one_makes_no_image(tmp_path: Path) -> Non
         image_of([stored(tmp_path / "p.tree", file("x.pth", b"import x\n"))], tmp_path / "i.tar")
 
 
+@pytest.mark.parametrize("taken", ["file", "directory"])
+def test_the_name_under_which_one_is_kept_can_not_be_another_packages(taken: str, tmp_path: Path) -> None:
+    inner = [file(f"hunter.pth{LEFT_OUT}/x", b"")] if taken == "directory" else [file(f"hunter.pth{LEFT_OUT}", b"x")]
+    tree = stored(tmp_path / "p.tree", file("hunter.pth", HUNTER.encode()), *inner)
+    with pytest.raises(TreeRefused, match=r"is where 'hunter.pth' would be kept"):
+        image_of([tree], tmp_path / "i.tar")
+
+
 def test_an_image_made_of_what_another_has_is_the_same(tmp_path: Path) -> None:
     """What was pulled is composed once more, and compared."""
     first = image_of(

@@ -206,7 +206,9 @@ def _hook(chroots: Path) -> str:
         f'PYTHONPATH=/{BUILD_DIR} chroot "$1" /usr/bin/python3 -S -s -m sandbox.inside.image_tree.prepare'
     )
     debs = '"$1"/var/cache/apt/archives'
-    provided = f'cp -R {chroots}/{BUILD_DIR} "$1/{BUILD_DIR}"; mkdir "$1/{BUILD_DIR}/control"'
+    # mkdir, since a package could bring a link of that name, which leads out of the tree.
+    made = f'mkdir "$1/{BUILD_DIR}"; mkdir "$1/{BUILD_DIR}/control"'
+    provided = f'{made}; cp -R {chroots}/{BUILD_DIR}/. "$1/{BUILD_DIR}"'
     listing = f'ls {debs} | grep "\\.deb$" > "$1/{PACKAGES_FILE}"'
     scripts = (
         f'for deb in {debs}/*.deb; do name=${{deb##*/}}; dpkg-deb --control "$deb" '

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 
+class ShortenedError(OSError):
+    """A file became shorter while it was sent; zeros stand for what was cut off."""
+
+
 class Channel:
     """The program's end of the packet socket to the supervisor; shared by its threads and its forks."""
 
@@ -48,12 +52,18 @@ class Channel:
             try:
                 self.send(b"F", struct.pack(">Q", size) + name.encode("utf-8"))
                 missing = size
-                while missing:
-                    chunk = read(min(CHUNK_BYTES, missing))
-                    if not chunk:
-                        raise OSError(f"save_file: {name!r} became shorter while it was sent")
-                    self.send(b"f", chunk)
-                    missing -= len(chunk)
+                try:
+                    while missing:
+                        chunk = read(min(CHUNK_BYTES, missing))
+                        if not chunk:
+                            raise ShortenedError("it became shorter meanwhile, and ends in zeros")
+                        self.send(b"f", chunk)
+                        missing -= len(chunk)
+                finally:
+                    while missing:  # its size was told: nothing else of a file would be taken before all of it
+                        chunk = bytes(min(CHUNK_BYTES, missing))
+                        self.send(b"f", chunk)
+                        missing -= len(chunk)
             finally:
                 fcntl.lockf(self._socket.fileno(), fcntl.LOCK_UN)
 

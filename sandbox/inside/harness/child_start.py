@@ -18,6 +18,7 @@ from sandbox.inside.harness.handing_on import (
     VARIABLE,
     hand_on,
     read_stored,
+    taken_over,
 )
 
 TYPE_CHECKING = False
@@ -52,7 +53,11 @@ class Inherited:
             read_stored(descriptor, LENGTH_BYTES, size)
         )
         self.path = os.path.realpath(self.facts["path"])
-        self.descriptors = (descriptor, self.facts["channel"])
+        self.descriptor = descriptor
+        try:
+            self.channel = taken_over(self.facts["channel"])
+        except OSError:  # a process between has closed it
+            self.channel = -1
         self._parts_begin = LENGTH_BYTES + size
         self._is_first = os.getpid() == self.facts["program"]  # which was replaced, by `os.exec*`
         self._library = library
@@ -70,14 +75,14 @@ class Inherited:
 
     def functions(self) -> Any:
         """Return the program's functions, at work in this process."""
-        channel = self.harness().Channel(End(self.facts["channel"]))
+        channel = self.harness().Channel(End(self.channel))
         return self.harness().Helpers(channel, self.facts["directory"], self.facts["started"])
 
     def variables(self) -> dict[str, Any]:
         """Return the program's variables, as it was given them."""
         parts, offset = [], self._parts_begin
         for size in self.facts["sizes"]:
-            parts.append(read_stored(self.descriptors[0], offset, size))
+            parts.append(read_stored(self.descriptor, offset, size))
             offset += size
         if not parts:
             os.write(2, b"sandbox: the message is too large for a new process, which has no payload and no msg\n")
@@ -107,9 +112,9 @@ class Inherited:
 
     def _run_again(self, namespace: dict[str, Any], source: str) -> None:
         """Run the program in place of the process that had it first, whose result counts; never returns."""
-        harness, facts = self.harness(), self.facts
-        channel = harness.Channel(End(facts["channel"]))
-        program = harness.Program(facts["job"], {}, channel, facts["directory"])
+        harness = self.harness()
+        channel = harness.Channel(End(self.channel))
+        program = harness.Program(self.facts["job"], {}, channel, self.facts["directory"])
         harness.show_own_lines(source, program.filename, self.path)
 
         def begin() -> None:
@@ -126,10 +131,10 @@ class Inherited:
         import signal
 
         try:
-            fcntl.lockf(self.descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return
-        End(self.facts["channel"]).send(b"X" + self.harness().error_record(error, self.path))
+        End(self.channel).send(b"X" + self.harness().error_record(error, self.path))
         os.kill(self.facts["program"], signal.SIGKILL)
         signal.pause()
 
@@ -182,14 +187,15 @@ def take_over(startup: str) -> None:
     rest = [entry for entry in os.environ.pop(PATH_VARIABLE, "").split(":") if entry not in ("", startup)]
     if rest:
         os.environ[PATH_VARIABLE] = ":".join(rest)
-    descriptor = int(os.environ.pop(VARIABLE, "-1"))
     try:
+        descriptor = taken_over(os.environ.pop(VARIABLE, ""))
         inherited = Inherited(descriptor, os.path.dirname(startup))
     except (OSError, ValueError):  # a process between has closed it
         return
-    for kept in inherited.descriptors:
-        os.set_inheritable(kept, False)  # noqa: FBT003
-    hand_on(inherited.descriptors[1], lambda: descriptor, startup)
+    os.set_inheritable(descriptor, False)  # noqa: FBT003
+    if inherited.channel >= 0:
+        os.set_inheritable(inherited.channel, False)  # noqa: FBT003
+        hand_on(inherited.channel, lambda: descriptor, startup)
     sys.modules[MODULE] = module_of(inherited)
     sys.path_hooks.insert(0, Finder(inherited.path))
 

@@ -15,7 +15,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
 
@@ -37,14 +37,14 @@ def hand_on(channel: int, file: Callable[[], int], startup: str) -> None:
     import _posixsubprocess
     import sys
 
-    known = {channel: _identity(channel)}
+    known = {channel: identity(channel)}
 
     def given() -> tuple[int, ...]:
-        if _identity(channel) != known[channel]:
+        if identity(channel) != known[channel]:
             return ()
         try:
             descriptor = file()
-            same = _identity(descriptor) == known.setdefault(descriptor, _identity(descriptor))
+            same = identity(descriptor) == known.setdefault(descriptor, identity(descriptor))
             return (descriptor, channel) if same else ()
         except OSError as error:
             why = f"sandbox: a new process does without the program's variables and functions: {error.strerror}\n"
@@ -57,8 +57,8 @@ def hand_on(channel: int, file: Callable[[], int], startup: str) -> None:
         more_kept = given()
         if more_kept:
             kept = tuple(sorted({*kept, *more_kept}))
-            pairs = os.environb.items() if env is None else (entry.split(b"=", 1) for entry in env)
-            env = [name + b"=" + value for name, value in _with_startup(dict(pairs), startup, more_kept[0]).items()]
+            named = dict(entry.split(b"=", 1) for entry in (_inherited_environment() if env is None else env))
+            env = [name + b"=" + value for name, value in _with_startup(named, startup, more_kept[0]).items()]
         return start(args, paths, close, kept, cwd, env, *more)
 
     fork_exec.__wrapped__ = start  # type: ignore[attr-defined]
@@ -72,7 +72,19 @@ def hand_on(channel: int, file: Callable[[], int], startup: str) -> None:
     os.system = _system
 
 
-def _identity(descriptor: int) -> tuple[int, int] | None:
+def _inherited_environment() -> Iterator[bytes]:
+    """Yield the environment that a new program inherits: C's, which libraries may have changed behind Python's back."""
+    import ctypes
+
+    environ: Any = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    place = 0
+    while environ and (entry := environ[place]) is not None:
+        if b"=" in entry:
+            yield entry
+        place += 1
+
+
+def identity(descriptor: int) -> tuple[int, int] | None:
     """Return what tells an open file from another that has its number later, or None for a closed one."""
     try:
         state = os.fstat(descriptor)
@@ -129,7 +141,8 @@ def _system(command: Any) -> int:
 
     sys.audit("os.system", os.fsencode(command))
     try:
-        pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], os.environ)
+        environment = dict(entry.split(b"=", 1) for entry in _inherited_environment())
+        pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], environment)
     except OSError:
         return -1
     return os.waitpid(pid, 0)[1]
@@ -151,7 +164,24 @@ def _with_startup(env: dict[bytes, bytes], startup: str, descriptor: int) -> dic
     """Return an environment that leads Python to its start-up code."""
     path = PATH_VARIABLE.encode()
     places = [os.fsencode(startup), *filter(None, [env.get(path)])]
-    return {**env, path: b":".join(places), VARIABLE.encode(): str(descriptor).encode()}
+    return {**env, path: b":".join(places), VARIABLE.encode(): handed(descriptor).encode()}
+
+
+def handed(descriptor: int) -> str:
+    """Return how a file is handed on: by its number, and by what tells it from another that a shell gave that number.
+
+    Raises OSError.
+    """
+    state = os.fstat(descriptor)
+    return f"{descriptor}:{state.st_dev}:{state.st_ino}"
+
+
+def taken_over(text: str) -> int:
+    """Return the descriptor of a file that was handed on. Raises OSError when it is not there, ValueError."""
+    descriptor = int(text.partition(":")[0])
+    if handed(descriptor) != text:
+        raise OSError("another file has the number")
+    return descriptor
 
 
 def stored(head: bytes, parts: Iterable[bytes | bytearray]) -> int:

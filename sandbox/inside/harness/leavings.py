@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from sandbox.inside.harness.channel import ShortenedError
 from sandbox.inside.harness.text import clean, name_problem
 
 TYPE_CHECKING = False
@@ -34,8 +35,8 @@ class Leavings:
             before = self._states() if handed_over else dict.fromkeys(os.listdir(top))
         self.before = before
 
-    def _states(self) -> States:
-        return dict(_files_below(self._top, MAX_HANDED_OVER))
+    def _states(self, missed: dict[str, str] | None = None) -> States:
+        return dict(_files_below(self._top, MAX_HANDED_OVER, {} if missed is None else missed))
 
     def hand_over(self, helpers: Helpers) -> list[str]:
         """Save every new or changed file, if that was asked for; return warnings.
@@ -44,12 +45,13 @@ class Leavings:
         """
         if not self._handed_over:
             return []
-        warnings = []
         taken = set(helpers.saved)
-        try:
-            found = sorted(self._states().items(), key=lambda item: (item[0].count("/"), item))
-        except OSError as error:  # the directory itself has gone
-            return [f"files that were left could not be saved: {error.strerror}"]
+        missed: dict[str, str] = {}
+        found = sorted(self._states(missed).items(), key=lambda item: (item[0].count("/"), item))
+        warnings = [
+            f"the files in {clean(repr(place), 100) if place else self._top} were not saved: {why}"
+            for place, why in sorted(missed.items())
+        ]
         for path, state in found:
             if path == self._own or path in helpers.saved or self.before.get(path) == state:
                 continue
@@ -61,6 +63,9 @@ class Leavings:
                     raise OSError(0, f"its name {name_problem(name)}")
                 helpers.send_existing(name, os.path.join(self._top, path))
                 taken.add(name)
+            except ShortenedError as error:
+                taken.add(name)
+                warnings.append(f"the file {clean(repr(path), 100)} was not saved whole: {error}")
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or error
                 warnings.append(f"the file {clean(repr(path), 100)} was not saved: {why}")
@@ -71,7 +76,7 @@ class Leavings:
         if self._handed_over or helpers.saved:
             return []
         try:
-            found = sorted(path for path, _ in _files_below(self._top, MAX_LOOKED_AT) if self._is_news(path))
+            found = sorted(path for path, _ in _files_below(self._top, MAX_LOOKED_AT, {}) if self._is_news(path))
         except Exception:
             return []
         if not found:
@@ -87,25 +92,36 @@ class Leavings:
         return not (own or f"/{path}".find("/_") >= 0 or path.endswith(PASSING) or not path.isprintable())
 
 
-def _files_below(top: str, most: int) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _files_below(top: str, most: int, missed: dict[str, str]) -> Iterator[tuple[str, tuple[int, int, int]]]:
     """Yield the files below `top` that are not hidden, among the first that are there, each with what changes with it.
 
-    No link is followed.
+    No link is followed. A directory that can't be read is `missed`, with the reason, and costs no other one its files.
     """
     looked = 0
     directories = [""]
     while directories:
         directory = directories.pop()
-        with os.scandir(os.path.join(top, directory)) as entries:
-            for entry in entries:
-                looked += 1
-                if looked > most:
-                    return
-                path = os.path.join(directory, entry.name)
-                if entry.name.startswith(".") or entry.name == COMPILED:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    directories.append(path)
-                elif entry.is_file(follow_symlinks=False):
-                    state = entry.stat(follow_symlinks=False)
-                    yield path, (state.st_ino, state.st_size, state.st_mtime_ns)
+        try:
+            with os.scandir(os.path.join(top, directory)) as entries:
+                for entry in entries:
+                    looked += 1
+                    if looked > most:
+                        return
+                    path = os.path.join(directory, entry.name)
+                    if entry.name.startswith(".") or entry.name == COMPILED:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(path)
+                    elif entry.is_file(follow_symlinks=False) and (state := _state(entry)):
+                        yield path, state
+        except OSError as error:
+            missed[directory] = error.strerror or str(error)
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, int, int] | None:
+    """Return what changes with a file, or None for one that another process has removed."""
+    try:
+        state = entry.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -10,7 +10,7 @@ from sandbox.inside.harness.channel import Nobody
 from sandbox.inside.harness.compiling import compile_program, execute
 from sandbox.inside.harness.directory import DIRECTORY, forget_harness
 from sandbox.inside.harness.failures import error_record, location_of, traceback_text, type_and_message
-from sandbox.inside.harness.handing_on import MAX_KEPT_BYTES, MODULE, STARTUP, hand_on, stored
+from sandbox.inside.harness.handing_on import MAX_KEPT_BYTES, MODULE, STARTUP, hand_on, handed, stored
 from sandbox.inside.harness.json_text import from_json, json_chunks, json_record
 from sandbox.inside.harness.leavings import Leavings
 from sandbox.inside.harness.limits import CHUNK_BYTES, MAX_TOPIC_CHARS, MAX_WARNING_CHARS, MAX_WARNINGS
@@ -174,7 +174,7 @@ class Program:
             "program": self.pid,
             "path": self.path,
             "directory": self.app_dir,
-            "channel": self.channel.fileno(),
+            "channel": handed(self.channel.fileno()),
             "started": started,
             "given": {name: self.job[name] for name in GIVEN},
             "sizes": [len(part) for part in parts],

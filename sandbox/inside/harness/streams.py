@@ -18,6 +18,7 @@ AT_ONCE = 10_000  # so many writes in this time; a program that writes more has 
 AT_ONCE_S = 10.0
 LAST_WORDS = 64  # the last signal for real-time use; signal(7)
 IONBF = 2  # setvbuf(3)
+STREAMS = ("stdout", "stderr", "__stdout__", "__stderr__")
 
 
 def open_streams() -> None:
@@ -80,7 +81,12 @@ def flush_all() -> None:
 
     Python does so at its end, when it takes everything apart.
     """
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__, *_open_files()):
+    streams: list[Any] = [getattr(sys, name, None) for name in STREAMS]  # a program may have deleted them
+    try:  # noqa: SIM105 - an import more
+        streams += _open_files()
+    except BaseException:  # noqa: S110 - or what leads to its own names
+        pass
+    for stream in streams:
         try:
             stream.flush()  # None is caught as well
         except BaseException:  # noqa: S112 - closed or replaced by the program

@@ -51,6 +51,11 @@ _TOOLS = frozenset(
     {"glib-compile-schemas", "gio-querymodules", "update-mime-database"}
     | {"libgvc6-config-update", "gtk-query-immodules-2.0", "gtk-query-immodules-3.0"}
 )
+# By which argument commands that leave nothing otherwise write files, or run others.
+_WRITING = {
+    "awk": r".*(print[^;}]*(>|\|)|system\s*\()", "find": r"-(exec|ok|fprint|fls)",
+    "sed": r"-[a-zA-Z]*i|--in-place", "sort": r"-[a-zA-Z]*o|--output",
+}  # fmt: skip # a table
 _ENDLESS = 100
 
 
@@ -224,6 +229,8 @@ class _Evaluation:
         if words[0] is None:
             self._note(f"it runs {node.words[0]}")
             return None
+        if words[0] == "command" and words[1:] and words[1] not in ("-v", "-V"):
+            return self._simple(Simple(node.words[1:], (), ()))
         name = posixpath.basename(words[0])
         if name in ("exit", "exec"):
             if name == "exec":
@@ -260,6 +267,9 @@ class _Evaluation:
             self._tool(words, node)
             return None
         if name == "ln" and self._link(words[1:]):
+            return True
+        if name == "trap" and len(words) > 2 and words[1] not in (None, "-"):
+            self._perhaps(parse(words[1] or ""))
             return True
         # The diversion of a path that a merged /usr no longer has.
         if not _leaves_nothing(name, words) and not (name == "dpkg-divert" and "usr-is-merged" in str(node.words)):
@@ -336,16 +346,14 @@ class _Evaluation:
 def _leaves_nothing(name: str, words: list[str | None]) -> bool:
     """Say whether a command leaves nothing that an image could use."""
     options = [word for word in words[1:] if word is not None]
-    if name == "sed":
-        return not any(re.match(r"-[a-zA-Z]*i|--in-place", option) for option in options)
-    if name == "find":
-        return not any(option in ("-exec", "-execdir", "-ok", "-fprint") for option in options)
+    if name in _WRITING:
+        return not any(re.match(_WRITING[name], option, re.DOTALL) for option in options)
     if name == "install":
         return options[:1] == ["-d"]
     if name == "dpkg-divert":
         return any(option in ("--list", "--remove", "--truename") for option in options)
     if re.fullmatch(r"python3(\.\d+)?", name):
-        return any("py_compile" in option for option in options)
+        return any(re.fullmatch(r"(/.*/)?py_compile(\.py)?", option) for option in options)
     return name in _WITHOUT_TRACE
 
 
