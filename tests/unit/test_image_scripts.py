@@ -143,7 +143,7 @@ def test_what_may_come_after_a_function_s_end_is_not_passed_over() -> None:
     for text in (
         "one() { return 0; }\none\ncp /a /b",
         'one() { if [ -f "$UNKNOWN" ]; then return 0; fi; cp /a /b; }\none',
-        'one() { return 0; }\nif [ -e /perhaps ]; then one; cp /a /b; fi',
+        "one() { return 0; }\nif [ -e /perhaps ]; then one; cp /a /b; fi",
         "return 0\ncp /a /b",
     ):
         assert effects(text).unknown == ["it runs cp /a /b"], text
@@ -160,6 +160,15 @@ def test_makers_of_an_index_are_noted_with_their_arguments() -> None:
     found = effects("[ -d /usr/share/schemas ] && glib-compile-schemas /usr/share/schemas\nlibgvc6-config-update -c")
     assert found.tools == [("glib-compile-schemas", "/usr/share/schemas"), ("libgvc6-config-update", "-c")]
     assert effects("glib-compile-schemas $(find / -name x)").unknown != []
+
+
+def test_fonts_are_listed_for_ghostscript_and_not_for_an_x_server() -> None:
+    found = effects(
+        'if [ -x "$(which update-gsfontmap 2>/dev/null)" ]; then\n update-gsfontmap\nfi\n'
+        "if command -v update-fonts-dir >/dev/null; then\n"
+        " update-fonts-scale Type1;update-fonts-dir --x11r7-layout Type1;update-fonts-alias Type1\nfi\n"
+    )
+    assert (found.tools, found.unknown) == ([("update-gsfontmap",)], [])
 
 
 def test_what_stands_before_an_upgrade_is_read_like_a_first_installation() -> None:
