@@ -54,7 +54,7 @@ TRIED = (
           " pdfinfo /tmp/a.pdf 2>/dev/null | awk '/^Pages/ {print $2}'", "1"),
     Tried("tesseract-ocr", "tesseract --list-langs | grep -x eng", "eng"),
     Tried("libgomp1", "python3 -c 'import ctypes.util; print(ctypes.util.find_library(\"gomp\"))'", "libgomp.so.1"),
-    Tried("ghostscript", "gs -q -dNODISPLAY -dBATCH -c '/Helvetica findfont /FontName get =='", "/NimbusSans-Regular"),
+    Tried("ghostscript", "gs -q -dNODISPLAY -dBATCH -c '/Helvetica findfont /FontName get =='", "/Helvetica"),
     Tried("gdal-bin", "printf 'x,y\\n1,2\\n' > /tmp/a.csv; ogrinfo -q /tmp/a.csv", "1: a (None)"),
 )  # fmt: skip # a table
 IN_SUITE = ("imagemagick", "poppler-utils")
