@@ -370,6 +370,7 @@ export interface BuildConnections {
   allowed: boolean;
   reason: string;
   address: string;
+  proxy: string;
   connections: number;
   bytes_up: number;
   bytes_down: number;

@@ -244,10 +244,10 @@ def builder_row() -> Capability:
 def libraries_row() -> Capability:
     """What installs libraries, and from where: pip's own configuration decides."""
     from sandbox.environment.installation import tools
-    from sandbox.index.pip_config import read_sources
+    from sandbox.index.pip_config import read_index
 
     try:
-        index = read_sources(os.environ, places.home()).public()
+        index = read_index(os.environ, places.home()).public()
     except SandboxError as error:
         return Capability(name="libraries", status="missing", detail=error.message, fix=error.hint)
     sources = ", ".join((*index.urls, *index.find_links)) or "no source at all"
@@ -263,11 +263,12 @@ def libraries_row() -> Capability:
 
 def proxy_row() -> Capability:
     """The HTTP proxy that this host goes through, and whether it answers; its login is not shown."""
-    from sandbox.index.pip_config import read_index
+    from sandbox.index.pip_config import read_sources
     from sandbox.proxies import proxy_advice, read_proxies
 
     try:
-        usual, of_pip = read_proxies(os.environ), read_index(os.environ, places.home()).proxies
+        usual = read_proxies(os.environ)
+        of_pip = read_proxies(os.environ, pip=read_sources(os.environ, places.home()).proxy)
     except SandboxError as error:
         return Capability(name="proxy", status="missing", detail=error.message, fix=error.hint)
     uses = [

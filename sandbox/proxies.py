@@ -22,6 +22,9 @@ __all__ = ["DIRECT", "Proxies", "ProxyServer", "parse_proxy", "podman_variables"
 OWN_URL, OWN_LOGIN_FILE, OWN_BYPASS = (f"SANDBOX_PROXY__{key}" for key in ("URL", "LOGIN_FILE", "BYPASS"))
 PIP = "proxy of pip's configuration"
 FORM = "only HTTP proxies are spoken to, and named as http://[USER:PASSWORD@]HOST:PORT"
+SOCKS = f"{FORM}; for a SOCKS proxy, name a local HTTP proxy that leads to it, such as privoxy"
+# What counts where the variable of a scheme names none.
+ANY_SCHEME = "all_proxy"
 USUAL_PORT = 80
 
 
@@ -115,14 +118,16 @@ def podman_variables(environ: Mapping[str, str]) -> dict[str, str]:
         found = read_proxies(environ)
         url = found.https.url if found.https else ""
         return {"HTTP_PROXY": url, "HTTPS_PROXY": url, "NO_PROXY": ",".join(found.bypass)}
-    named = {name.upper(): _named(environ, name)[1] for name in ("http_proxy", "https_proxy", "no_proxy")}
-    return {name: value if name == "NO_PROXY" else _as_url(value) for name, value in named.items() if value}
+    # Podman knows no variable for all schemes.
+    named = {name.upper(): _as_url(_named(environ, name, ANY_SCHEME)[1]) for name in ("http_proxy", "https_proxy")}
+    named["NO_PROXY"] = _named(environ, "no_proxy")[1]
+    return {name: value for name, value in named.items() if value}
 
 
 def _as_url(text: str) -> str:
     """Return a proxy's address as Podman needs it: with a login that is not a URL's, it would go without the proxy."""
     try:
-        return parse_proxy(text, "").url
+        return parse_proxy(text, "").url if text else ""
     except InvalidRequest:
         return text
 
@@ -136,7 +141,8 @@ def parse_proxy(text: str, source: str, *, login: str = "") -> ProxyServer:
         raise InvalidRequest(f"{source} is not the address of a proxy", hint=FORM) from None
     if parts.scheme != "http" or not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host):
         scheme = f": {parts.scheme}://" if re.fullmatch(r"[a-z0-9+]{1,10}", parts.scheme) else ""
-        raise InvalidRequest(f"{source} is not the address of an HTTP proxy{scheme}", hint=FORM)
+        hint = SOCKS if parts.scheme.startswith("socks") else FORM
+        raise InvalidRequest(f"{source} is not the address of an HTTP proxy{scheme}", hint=hint)
     user, colon, password = parts.netloc.rpartition("@")[0].partition(":")
     if user:
         login = f"{unquote(user)}:{unquote(password) if colon else ''}"
@@ -155,15 +161,14 @@ def is_loopback(bare: str) -> bool:
 
 
 def _variable(environ: Mapping[str, str], name: str) -> ProxyServer | None:
-    name, value = _named(environ, name)
+    name, value = _named(environ, name, ANY_SCHEME)
     return parse_proxy(value, name) if value else None
 
 
-def _named(environ: Mapping[str, str], name: str) -> tuple[str, str]:
-    """Return the spelling of a variable that counts, and its value; the lower-case one does, as for curl and pip."""
-    return next(
-        ((one, environ[one].strip()) for one in (name, name.upper()) if environ.get(one, "").strip()), (name, "")
-    )
+def _named(environ: Mapping[str, str], *names: str) -> tuple[str, str]:
+    """Return the variable that counts, and its value: the lower-case spelling of each wins, as for curl and pip."""
+    spellings = [spelling for name in names for spelling in (name, name.upper())]
+    return next(((one, environ[one].strip()) for one in spellings if environ.get(one, "").strip()), (names[0], ""))
 
 
 def _entries(text: str) -> tuple[str, ...]:

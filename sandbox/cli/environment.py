@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -165,10 +166,20 @@ def show_command(obj: dict[str, Any], /, *, environment_id: str, as_json: bool) 
         "asked for": ", ".join(map(without_hashes, record.requirements)),
         "size": f"{record.size_bytes // MIB} MiB beyond the base image",
         "packages": f"\n{'':14}".join(record.packages),
+        **({"connections": ways_of(egress)} if egress else {}),
         **({"left out": "; ".join(record.left_out)} if record.left_out else {}),
     }
     for name, value in rows.items():
         click.echo(f"{name:<12}  {escaped(value) if name != 'packages' else value}")
+
+
+def ways_of(egress: list[dict[str, Any]]) -> str:
+    """Return how the connections by which a build was given anything left this host."""
+    counts: Counter[str] = Counter()
+    for row in egress:
+        if row["bytes_down"]:
+            counts[f"through the proxy {row['proxy']}" if row["proxy"] else "directly"] += row["connections"]
+    return ", ".join(f"{way}: {count}" for way, count in counts.items()) or "none"
 
 
 @environment.command("export")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,27 @@ def requirements_of(options: dict[str, Any], *, code: str = "", filename: str = 
         *map(read_requirements, options["requirement_files"]),
     ]
     libraries = {library for one in found for library in one.libraries}
+    if replaced := _left_out(code, libraries):
+        said = f"the header of {printable(filename)} is not followed, which names {printable(', '.join(replaced))}"
+        click.echo(f"sandbox: warning: {said}: --with and --requirements replace it", err=True)
     return Declared(tuple(sorted(libraries)), ",".join(dict.fromkeys(one.python for one in found if one.python)))
+
+
+def _left_out(code: str, libraries: Collection[str]) -> list[str]:
+    """Return what the header of a script asks for beside these libraries; of one that can't be read, nothing."""
+    from sandbox.environment.declared import parse_script
+
+    try:
+        declared = parse_script(code)
+    except InvalidRequest:
+        return []
+    if declared is None:
+        return []
+    from sandbox.environment.identity import package_of
+
+    covered = {*libraries, *map(package_of, libraries)}
+    python = [f"Python {declared.python}"] if declared.python else []
+    return [*(library for library in declared.libraries if library not in covered), *python]
 
 
 def read_requirements(path: str, above: tuple[str, ...] = ()) -> Declared:

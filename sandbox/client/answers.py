@@ -337,6 +337,7 @@ class BuildConnections(TypedDict):
     allowed: bool
     reason: str
     address: str
+    proxy: str
     connections: int
     bytes_up: int
     bytes_down: int

@@ -13,10 +13,12 @@ from sandbox.egress.answer_head import ClosingAnswer
 from sandbox.egress.refusal import Refusal
 from sandbox.egress.request_body import Body, BodyRefused
 
-__all__ = ["Meter", "Splice"]
+__all__ = ["USED_UP", "Meter", "Splice"]
 
 UP_BUFFER_BYTES = 64 << 10
 DOWN_BUFFER_BYTES = 256 << 10
+# What the reason of a connection ends with that met the limit.
+USED_UP = " that may be sent and received are used up"
 
 
 class Meter:
@@ -43,7 +45,7 @@ class Meter:
     def _used_up(self) -> Refusal:
         large = self._limit_bytes >= 1 << 20
         size = f"{self._limit_bytes >> 20} MiB" if large else f"{self._limit_bytes} bytes"
-        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"the {size} that may be sent and received are used up")
+        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"the {size}{USED_UP}")
 
 
 class Splice:

@@ -28,8 +28,8 @@ COUNTED = ("connections", "bytes_up", "bytes_down")
 def summed(rows: Iterable[Row], step: str, records: Iterable[EgressRecord], *, now: float) -> list[Row]:
     """Return `rows` with the records of one step added: those that say the same are one row. The newest 200 are kept.
 
-    A row is `{"step", "host", "port", "allowed", "reason", "address", "connections", "bytes_up", "bytes_down",
-    "last"}`; `last` is in seconds since 1970.
+    A row is `{"step", "host", "port", "allowed", "reason", "address", "proxy", "connections", "bytes_up",
+    "bytes_down", "last"}`; `last` is in seconds since 1970, `proxy` the one of this host's network, or empty.
     """
     found = {_same(row): dict(row) for row in rows}
     for record in records:
@@ -40,6 +40,7 @@ def summed(rows: Iterable[Row], step: str, records: Iterable[EgressRecord], *, n
             "allowed": record.allowed,
             "reason": record.reason,
             "address": record.address,
+            "proxy": record.proxy,
             "connections": 1,
             "bytes_up": record.bytes_up,
             "bytes_down": record.bytes_down,
@@ -72,11 +73,11 @@ def read(path: Path) -> list[Row]:
 
 def _parsed(text: str) -> list[Row]:
     try:
-        rows = json.loads(text)
+        rows = [{"proxy": "", **row} for row in json.loads(text)]  # earlier versions said nothing of it
         return [row for row in rows if _same(row)]
     except (ValueError, TypeError, KeyError):
         return []
 
 
 def _same(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("step", "host", "port", "allowed", "reason", "address"))
+    return tuple(row[name] for name in ("step", "host", "port", "allowed", "reason", "address", "proxy"))

@@ -10,6 +10,7 @@ from sandbox.errors import InvalidRequest
 
 __all__ = ["check_format", "check_header", "check_tools"]
 
+SHOWN = 5
 _LIST = "list the libraries in a requirements.txt, or as dependencies below [project] in a pyproject.toml"
 _EXPORTED = "{} > requirements.txt, then --requirements requirements.txt"
 # Files that are no requirements.txt, by their names: whose they are, and what to give instead.
@@ -38,6 +39,9 @@ _UV_WITHOUT_EFFECT = {
 }  # fmt: skip # a list
 # What Poetry and PDM take files from.
 _SOURCES = {"poetry": ("source",), "pdm": ("source", "resolution", "overrides")}
+_POETRY = f"; or have Poetry give its choice: {_FORMATS[1][2]}"
+# Where they list libraries beside [project].
+_LISTS = (("poetry", "dependencies"), ("pixi", "dependencies"), ("pixi", "pypi-dependencies"))
 _SHEBANG = re.compile(r"#!.*\b(?:uv[ \t]+run|uvx|pipx[ \t]+run)\b(.*)")
 _HARMLESS = frozenset(("-s", "--script", "-q", "--quiet", "-v", "--verbose", "--no-project", "--isolated", "--offline"))
 
@@ -55,7 +59,10 @@ def check_format(text: str, name: str) -> None:
 
 
 def check_tools(table: dict[str, Any], text: str, name: str, first_line: int) -> None:
-    """Refuse what tools are told of where files come from: taking others in silence would be the wrong answer."""
+    """Refuse what tools are told of where files come from, and libraries that they alone are told of.
+
+    Taking others in silence would be the wrong answer.
+    """
     tools = table.get("tool")
     for tool, said in tools.items() if isinstance(tools, dict) else ():
         for key in said if isinstance(said, dict) else ():
@@ -67,6 +74,32 @@ def check_tools(table: dict[str, Any], text: str, name: str, first_line: int) ->
                     " pip is configured to use",
                     hint=f"remove it; or have {tool} choose, and give its choice: {_export(tool)}",
                 )
+    _check_lists(table, text, name, first_line)
+
+
+def _check_lists(table: dict[str, Any], text: str, name: str, first_line: int) -> None:
+    project = table.get("project", table)
+    listed = project.get("dependencies") if isinstance(project, dict) else ()
+    entries = listed if isinstance(listed, list) else ()
+    known = {"python", *(_plain(entry) for entry in entries if isinstance(entry, str))}
+    for tool, key in _LISTS:
+        said: Any = table
+        for part in ("tool", tool, key):
+            said = said.get(part) if isinstance(said, dict) else None
+        others = [one for one in map(_plain, said) if one not in known] if isinstance(said, dict) else []
+        if others:
+            at = re.search(rf"^[ \t]*\[ *tool *\. *{tool} *\. *{key}\b", text, re.MULTILINE)
+            line = first_line + text.count("\n", 0, at.start() if at else 0)
+            raise InvalidRequest(
+                f"{name}:{line}: {', '.join(others[:SHOWN])[:100]} of [tool.{tool}.{key}] would be left out: only"
+                " dependencies of [project] are read",
+                hint=f"list there what the code imports{_POETRY if tool == 'poetry' else ''}",
+            )
+
+
+def _plain(requirement: str) -> str:
+    """Return the one spelling of a package's name that a requirement begins with."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0]).lower()
 
 
 def check_header(table: dict[str, Any], code: str, name: str, line: int) -> None:

@@ -22,6 +22,8 @@ from sandbox.channel.collector import FileSink
 from sandbox.container.spec import Bind
 from sandbox.container.standby import Egress, Setting
 from sandbox.egress.rules import networks, rules_of
+from sandbox.egress.splice import USED_UP
+from sandbox.environment.constraints import read_constraints
 from sandbox.environment.identity import Wanted
 from sandbox.environment.lock import Lock, from_pylock
 from sandbox.environment.locked_package import LockedPackage
@@ -74,9 +76,15 @@ class Installer:
     async def resolve(self) -> Lock:
         """Resolve what is wanted to a lock. Raises `BuildFailed` in the words of who asked."""
         requirements, allow_sdists = self._wanted.requirements, self._policy.build.allow_sdists
+        constraints = await asyncio.to_thread(read_constraints, self._index.constraints)
         self._on_progress(Progress(step="resolving", text=", ".join(map(without_hashes, requirements))))
         said = await self._step(
-            {"step": "resolve", "requirements": list(requirements), "sdists": allow_sdists},
+            {
+                "step": "resolve",
+                "requirements": list(requirements),
+                "constraints": list(constraints),
+                "sdists": allow_sdists,
+            },
             online=True,
             subject=requirements,
         )
@@ -210,6 +218,7 @@ class Installer:
                     subject=subject,
                     refused=refusals(result),
                     broken=broken(result),
+                    used_up=used_up(result),
                     index=self._index,
                     policy=self._policy,
                     python=self._wanted.base.python_version,
@@ -347,3 +356,8 @@ def refusals(result: RunResult) -> list[str]:
 def broken(result: RunResult) -> list[str]:
     """Return in words which connections were allowed and could not be made."""
     return list(dict.fromkeys(r.reason for r in result.egress if r.allowed and r.reason and not r.bytes_down))[:10]
+
+
+def used_up(result: RunResult) -> bool:
+    """Tell whether the step fetched all that it may."""
+    return any(record.reason.endswith(USED_UP) for record in result.egress)

@@ -37,7 +37,8 @@ DOING = {"resolve": "resolving", "fetch": "fetching", "install": "installing"}
 class StepFailure:
     """A step that failed: what its tool said, what it was about, and which connections the egress proxy refused.
 
-    `broken` are the reasons of those that it allowed and could not make. `python` is the image's (3, 11), where that is
+    `broken` are the reasons of those that it allowed and could not make; `used_up` says that it let no more bytes
+    through. `python` is the image's (3, 11), where that is
     known.
     """
 
@@ -46,6 +47,7 @@ class StepFailure:
     subject: Sequence[str]
     refused: Sequence[str]
     broken: Sequence[str]
+    used_up: bool
     index: Index
     policy: Policy
     python: tuple[int, int] | None
@@ -70,14 +72,20 @@ def explained(failure: StepFailure) -> BuildFailed:
     # Addresses of an index may hold a password.
     text = re.sub(r"(https?://)[^/\s@]{0,500}@", r"\1", shortened(failure.text))
     failure = StepFailure(**{**vars(failure), "text": text})
-    for pattern, explain in PATTERNS:
-        if match := re.search(pattern, text):
-            message, hint = explain(failure, match)
-            break
-    else:
-        message = f"{DOING[failure.step]} {failure.about} failed: {failure.reason}"
-        hint = "try again; if it repeats, ask for another version"
+    message, hint = _explanation(failure)
     return BuildFailed(message, hint=hint, step=failure.step, output=last_lines(text), refused=list(failure.refused))
+
+
+def _explanation(failure: StepFailure) -> tuple[str, str]:
+    if failure.used_up:  # what the tools say of a connection that is cut, or refused with 429, is no cause
+        return _too_large(failure)
+    for pattern, explain in PATTERNS:
+        if match := re.search(pattern, failure.text):
+            return explain(failure, match)
+    return (
+        f"{DOING[failure.step]} {failure.about} failed: {failure.reason}",
+        "try again; if it repeats, ask for another version",
+    )
 
 
 def shortened(text: str) -> str:
@@ -113,6 +121,15 @@ def _no_space(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     return (
         f"{failure.about} does not fit into the {policy.build.installed_mib} MiB that a build may fill",
         f"raise build.installed_mib (and build.memory_mib) in policy {policy.name!r}, or ask for less",
+    )
+
+
+def _too_large(failure: StepFailure) -> tuple[str, str]:
+    policy = failure.policy
+    return (
+        f"{DOING[failure.step]} {named(failure.subject)} takes more than the {policy.build.download_mib} MiB that a"
+        " build may download (build.download_mib)",
+        f"raise build.download_mib in policy {policy.name!r}, or ask for less",
     )
 
 
@@ -187,7 +204,9 @@ def _conflict(failure: StepFailure, _match: re.Match[str]) -> tuple[str, str]:
     uv = failure.text.partition("cause:")[2].partition("hint:")[0]
     pip = failure.text.partition("The conflict is caused by:")[2].partition("To fix this")[0]
     reason = re.sub(r"\s+", " ", uv or pip).strip() or last_lines(failure.text, 4)
-    return f"these requirements can't be met together: {clipped(reason, 800)}", "loosen one of the versions"
+    constraints = ", ".join(map(str, failure.index.constraints))
+    also = f"; the constraints of pip's configuration hold, too: {constraints}" if constraints else ""
+    return f"these requirements can't be met together: {clipped(reason, 800)}", f"loosen one of the versions{also}"
 
 
 def _hash(_failure: StepFailure, match: re.Match[str]) -> tuple[str, str]:

@@ -26,7 +26,7 @@ __all__ = ["LOGIN_HINT", "Index", "as_pip_environment", "environment_for_handove
 
 VARIABLES = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_FIND_LINKS", "PIP_CERT", "PIP_TRUSTED_HOST",
-    "PIP_CONFIG_FILE", "PIP_PROXY", "PIP_CLIENT_CERT",
+    "PIP_CONFIG_FILE", "PIP_PROXY", "PIP_CLIENT_CERT", "PIP_CONSTRAINT",
 )  # fmt: skip # a table
 BUNDLES = ("etc/ssl/certs/ca-certificates.crt", "etc/pki/tls/certs/ca-bundle.crt")
 FIRST_PERSON = 1000
@@ -35,6 +35,12 @@ LOGIN_HINT = (
     " ~/.netrc (machine HOST login USER password PASSWORD); both of the user who installs, which is the service's own"
     " where one runs"
 )
+# What else of pip's configuration chooses files. Nobody here follows it, and to pass it over would install others.
+CHOOSES = (
+    "abi", "ignore-requires-python", "implementation", "no-binary", "no-deps", "platform", "pre", "python-version",
+    "require-hashes", "requirement", "uploaded-prior-to",
+)  # fmt: skip # a list
+NO = frozenset(("0", "n", "no", "f", "false", "off"))
 ARCHIVES = (".whl", ".tar.gz", ".zip")
 # Of an index on disk, this much is looked at to learn where its files lie.
 MAX_LOCAL_PAGES = 200
@@ -47,7 +53,7 @@ class Index:
 
     Every local source is a `file://` URL. Without `urls`, only `find_links` are used. `proxies` lead to the remote
     ones, `proxy` being pip's own setting; `client_certificate` is a file with the certificate and the key that this
-    host shows to them.
+    host shows to them. `constraints` are the files with versions that a resolution keeps to.
     """
 
     urls: tuple[str, ...] = field(repr=False)
@@ -57,6 +63,7 @@ class Index:
     proxy: str = field(default="", repr=False)
     proxies: Proxies = DIRECT
     client_certificate: Path | None = None
+    constraints: tuple[Path, ...] = ()
 
     @property
     def local_paths(self) -> tuple[Path, ...]:
@@ -98,7 +105,11 @@ class Index:
 
 
 def read_index(environ: Mapping[str, str], home: Path, root: Path = Path("/")) -> Index:
-    """Return the same as `read_sources`, with what leads there. Raises `InvalidRequest` also for what is no proxy."""
+    """Return the same as `read_sources`, with what leads there.
+
+    Raises `InvalidRequest` also for what is no proxy, and for a setting that chooses files and is not followed.
+    """
+    _check_followed(_settings(environ, home, root))
     index = read_sources(environ, home, root)
     return replace(index, proxies=read_proxies(environ, pip=index.proxy))
 
@@ -110,7 +121,7 @@ def read_sources(environ: Mapping[str, str], home: Path, root: Path = Path("/"))
     """
     settings = _settings(environ, home, root)
     # What is neither yes nor no, and an error in pip, asks no index either.
-    no_index = settings.get("no-index", "no").strip().lower() not in {"0", "n", "no", "f", "false", "off"}
+    no_index = settings.get("no-index", "no").strip().lower() not in NO
     urls = (
         [] if no_index else [settings.get("index-url") or default_url(), *settings.get("extra-index-url", "").split()]
     )
@@ -124,6 +135,7 @@ def read_sources(environ: Mapping[str, str], home: Path, root: Path = Path("/"))
         trusted_hosts=tuple(dict.fromkeys(settings.get("trusted-host", "").split())),
         proxy=settings.get("proxy", "").strip(),
         client_certificate=client_certificate(settings.get("client-cert", ""), home),
+        constraints=tuple(_constraint(name, home) for name in settings.get("constraint", "").split()),
     )
 
 
@@ -159,6 +171,7 @@ def as_pip_environment(index: Index) -> dict[str, str]:
         os.devnull,
         index.proxy,
         str(index.client_certificate or ""),
+        " ".join(map(str, index.constraints)),
     )
     return {name: value for name, value in zip(VARIABLES, values, strict=True) if value}
 
@@ -168,6 +181,7 @@ def environment_for_handover(environ: Mapping[str, str], home: Path, root: Path 
 
     That user can neither read this one's files nor should its own count. Raises `InvalidRequest`.
     """
+    _check_followed(_settings(environ, home, root))
     others = {name: value for name, value in environ.items() if name not in VARIABLES}
     return others | as_pip_environment(read_sources(environ, home, root))
 
@@ -234,6 +248,28 @@ def _as_url(source: str, home: Path) -> str:
         return source
     path = home / source.removeprefix("~").lstrip("/") if source.startswith("~/") else Path(source)
     return Path(os.path.normpath(path.absolute())).as_uri()
+
+
+def _constraint(name: str, home: Path) -> Path:
+    if "://" in name:
+        raise InvalidRequest(
+            "a constraint of pip's configuration is an address, and only files are read",
+            hint="save it on this host, and name the file: constraint in pip.conf, or PIP_CONSTRAINT",
+        )
+    return home / name[2:] if name.startswith("~/") else Path(name).absolute()
+
+
+def _check_followed(settings: Mapping[str, str]) -> None:
+    for name in CHOOSES:
+        if settings.get(name, "no").strip().lower() not in NO:
+            raise InvalidRequest(
+                f"{name} of pip's configuration is not followed here, and without it other files would be installed",
+                hint=f"write what you want into the requirements, and switch it off here: {_variable(name)}=no",
+            )
+
+
+def _variable(name: str) -> str:
+    return f"PIP_{name.upper().replace('-', '_')}"
 
 
 def _certificate(configured: str, environ: Mapping[str, str], home: Path, root: Path) -> Path | None:

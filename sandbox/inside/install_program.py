@@ -119,12 +119,12 @@ def no_index(index: dict[str, Any]) -> list[str]:
 
 def resolve(job: dict[str, Any]) -> dict[str, Any]:
     """Resolve requirements to a lock in the format of PEP 751."""
-    requirements = APP / "requirements.txt"
-    requirements.write_text("\n".join(job["requirements"]) + "\n")
-    kinds = [] if job["sdists"] else ["--only-binary", ":all:"]
+    for name in ("requirements", "constraints"):
+        (APP / f"{name}.txt").write_text("\n".join(job[name]) + "\n")
+    options = ["--constraint", f"{APP}/constraints.txt", *([] if job["sdists"] else ["--only-binary", ":all:"])]
     ask = resolve_with_uv if uv_works() else resolve_with_pip
     return {
-        "pylock": ask(str(requirements), kinds, job["index"]),
+        "pylock": ask(f"{APP}/requirements.txt", options, job["index"]),
         "python": list(sys.version_info[:3]),
         "libc": list(platform.libc_ver()),
         "machine": platform.machine(),

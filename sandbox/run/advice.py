@@ -123,6 +123,14 @@ def _forbidden(found: Found) -> str:
     return f"{_allowed(policy)}: sandbox policy explain {policy.name}" if policy.network.mode != "none" else ""
 
 
+def _used_up(found: Found) -> str:
+    policy, network = found.place.policy, found.place.policy.network
+    return (
+        f"policy {policy.name} lets one run send and receive {network.transfer_mib} MiB (network.transfer_mib) over"
+        f" {network.connections} connections (network.connections)"
+    )
+
+
 def _by_proxy(found: Found) -> str:
     return proxy_advice(found.match[0])
 
@@ -165,6 +173,7 @@ RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     (r"sqlite3\.OperationalError", r"unable to open database file", lambda _found: DATABASE),
     ("FileNotFoundError", r"\[Errno 2\] No such file or directory: '([ -~]{1,200})'", _no_file),
     (ANY, r"this host's proxy [^\n]{1,300}|has no address here", _by_proxy),
+    (ANY, r"that may be (?:sent and received|made) are used up", _used_up),
     (ANY, r"Tunnel connection failed: 403|ProxyError[\s\S]{0,200}?403 Forbidden", _forbidden),
     (ANY, NO_NAME, _network),
     (ANY, r"Connection refused|Errno 111\]", _refused),

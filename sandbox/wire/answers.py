@@ -185,6 +185,7 @@ class BuildConnections(Given, frozen=True, kw_only=True):
     allowed: bool
     reason: str
     address: str
+    proxy: str
     connections: int
     bytes_up: int
     bytes_down: int

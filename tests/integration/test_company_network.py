@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.cli.environment import ways_of
 from sandbox.document import as_document
 from sandbox.errors import BuildFailed, InvalidRequest
 from sandbox.image.admission import REPOSITORY
@@ -157,6 +158,11 @@ def test_libraries_come_through_the_proxy(
     assert desk.value("import tiny\nresult = tiny.X", "tiny", policy=policy) == 1
     assert index.hits
     assert set(company.asked()) == {f"CONNECT {NAME}:443"}
+    store = desk.runner().environments().store
+    (record,) = store.records()
+    ways = ways_of(store.egress(record.id))
+    assert ways.startswith(f"through the proxy {company.proxy}: ")
+    assert "directly" not in ways
     kept = everything_kept(desk)
     assert "tiny" in kept
     assert shows_no_secret(kept)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ import pytest
 
 from sandbox.environment import installation
 from sandbox.environment.layers import BaseImage, add, write_image
+from sandbox.errors import BuildFailed
 from sandbox.image.admission import REPOSITORY
 from sandbox.inside import install_program
+from sandbox.models import RunRequest
 from tests.command import COMMAND, document, environment, sandbox
 from tests.integration.desk import Desk, desk, index, shared_images, versions
 from tests.integration.package_index import BACKEND, PackageIndex, package_index, sdist, wheel
@@ -262,3 +266,77 @@ def test_an_image_that_can_run_neither_says_so(
     index.add(greeting())
     monkeypatch.setattr(installation, "tools", lambda: ())
     assert desk.failure("greeting").message.startswith("this image can install nothing")
+
+
+# ---- more than a build may download
+
+
+def large(name: str = "large") -> tuple[str, bytes]:
+    return wheel(name, "1.0", {f"{name}.py": "X = 1\n", f"{name}.bin": os.urandom(3 << 20)})
+
+
+def too_large(error: BuildFailed, step: str) -> bool:
+    assert re.fullmatch(
+        rf"{step} large(==1\.0)? takes more than the 1 MiB that a build may download \(build\.download_mib\)",
+        error.message,
+    )
+    assert error.hint == "raise build.download_mib in policy 'narrow', or ask for less"
+    return True
+
+
+def test_a_resolution_that_needs_more_than_may_be_downloaded_names_the_key(desk: Desk, index: PackageIndex) -> None:
+    index.add(large())
+    # To learn what a package needs, the whole wheel is read where the index does not say it apart.
+    error = desk.failure("large", policy=desk.policy("narrow", build__download_mib=1))
+    assert too_large(error, "resolving")
+
+
+def test_pip_s_resolution_that_needs_more_than_may_be_downloaded_names_the_key(
+    desk: Desk, index: PackageIndex, image_with_pip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "tools", lambda: ())
+    index.add(large())
+    error = desk.failure("large", policy=desk.policy("narrow", build__download_mib=1), image=image_with_pip)
+    assert too_large(error, "resolving")
+
+
+def test_a_lock_whose_files_are_more_than_may_be_downloaded_names_the_key(desk: Desk, index: PackageIndex) -> None:
+    index.add(large())
+    request = RunRequest(code="", requirements=("large",), policy="local")
+    lock = asyncio.run(desk.runner().lock(request, lambda _: None))
+    desk.policy("narrow", build__download_mib=1)
+    with pytest.raises(BuildFailed) as caught:
+        desk.build(policy="narrow", lock=lock)
+    assert too_large(caught.value, "fetching")
+    # The control: a policy that lets more be downloaded takes the same lock.
+    assert desk.build(lock=lock).lock == lock
+
+
+# ---- the constraints of pip's configuration
+
+
+def constrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "constraints.txt").write_text(text)
+    monkeypatch.setenv("PIP_CONSTRAINT", str(tmp_path / "constraints.txt"))
+
+
+def test_a_resolution_keeps_to_the_constraints_of_pips_configuration(
+    desk: Desk, index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(*(wheel("tiny", version, {"tiny.py": f"X = {version}\n"}) for version in ("1.0", "2.0")))
+    index.add(wheel("needing", "1.0", {"needing.py": ""}, requires=["tiny"]))
+    assert desk.lock("needing") == ["needing==1.0", "tiny==2.0"]  # the control
+    constrained(tmp_path, monkeypatch, "tiny<2\nnever-asked-for==3\n")
+    assert desk.lock("needing", upgrade=True) == ["needing==1.0", "tiny==1.0"]
+    error = desk.failure("tiny>=2")
+    assert error.message.startswith("these requirements can't be met together: ")
+    assert error.hint.endswith(f"the constraints of pip's configuration hold, too: {tmp_path}/constraints.txt")
+
+
+def test_the_images_own_pip_keeps_to_them_too(
+    desk: Desk, index: PackageIndex, image_with_pip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "tools", lambda: ())
+    index.add(*(wheel("tiny", version, {"tiny.py": f"X = {version}\n"}) for version in ("1.0", "2.0")))
+    constrained(tmp_path, monkeypatch, "tiny<2\n")
+    assert desk.value("import tiny\nresult = tiny.X", "tiny", image=image_with_pip) == 1.0

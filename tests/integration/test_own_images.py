@@ -53,7 +53,8 @@ TRIED = (
           "/Count 1>>endobj 3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 72 72]>>endobj\\ntrailer<</Root 1 0 R>>' > /tmp/a.pdf;"
           " pdfinfo /tmp/a.pdf 2>/dev/null | awk '/^Pages/ {print $2}'", "1"),
     Tried("tesseract-ocr", "tesseract --list-langs | grep -x eng", "eng"),
-    Tried("libgomp1", "ldconfig -p | grep -o -m1 'libgomp.so.1'", "libgomp.so.1"),
+    Tried("libgomp1", "python3 -c 'import ctypes.util; print(ctypes.util.find_library(\"gomp\"))'", "libgomp.so.1"),
+    Tried("ghostscript", "gs -q -dNODISPLAY -dBATCH -c '/Helvetica findfont /FontName get =='", "/Helvetica"),
     Tried("gdal-bin", "printf 'x,y\\n1,2\\n' > /tmp/a.csv; ogrinfo -q /tmp/a.csv", "1: a (None)"),
 )  # fmt: skip # a table
 IN_SUITE = ("imagemagick", "poppler-utils")

@@ -326,6 +326,16 @@ def test_a_refused_connection_is_the_sandboxs_own_loopback() -> None:
         assert "HTTP_PROXY" in told(kind, message, under=OPEN)
 
 
+def test_what_one_run_has_used_up_names_its_keys() -> None:
+    for message in (
+        "<urlopen error Tunnel connection failed: 429 the 64 MiB that may be sent and received are used up>",
+        "HTTP Error 429: the 100 connections that may be made are used up",
+    ):
+        said = told("URLError", message, under=OPEN)
+        assert f"{OPEN.network.transfer_mib} MiB (network.transfer_mib)" in said
+        assert f"{OPEN.network.connections} connections (network.connections)" in said
+
+
 def test_a_host_that_the_policy_does_not_allow_is_told_with_those_that_it_does() -> None:
     for kind, message in (
         ("URLError", "<urlopen error Tunnel connection failed: 403 Forbidden>"),

@@ -21,6 +21,15 @@ def test_records_that_say_the_same_are_one_row_with_their_sums() -> None:
     assert [row["step"] for row in summed(rows, "resolve", [record()], now=8.0)] == ["fetch", "fetch", "resolve"]
 
 
+def test_connections_by_a_proxy_are_rows_of_their_own_and_older_rows_say_of_none(tmp_path: Path) -> None:
+    by_proxy = EgressRecord(host="index.test", port=443, allowed=True, proxy="http://proxy.test:3128", bytes_down=3)
+    path = tmp_path / "x.egress"
+    note(path, "fetch", [record(), by_proxy, by_proxy])
+    assert [(row["proxy"], row["connections"]) for row in read(path)] == [("", 1), ("http://proxy.test:3128", 2)]
+    path.write_text(path.read_text().replace('"proxy": "", ', ""))
+    assert [row["proxy"] for row in read(path)] == ["", "http://proxy.test:3128"]
+
+
 def test_the_newest_rows_are_kept() -> None:
     rows = summed([], "fetch", [record(f"h{number}.test") for number in range(MAX_ROWS + 5)], now=1.0)
     rows = summed(rows, "fetch", [record("h9.test")], now=2.0)

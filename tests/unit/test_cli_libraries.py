@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cli.libraries import read_requirements
+from sandbox.cli.libraries import read_requirements, requirements_of
 from sandbox.errors import InvalidRequest, NotFound
 
 TEXT = "# ce qu'il faut: déjà\r\nsix==1.17.0\r\n"
@@ -51,3 +51,33 @@ def test_files_in_a_circle_and_files_that_are_not_there_are_errors(tmp_path: Pat
     second.write_text("-r a.txt\n")
     with pytest.raises(InvalidRequest, match="again"):
         read_requirements(str(first))
+
+
+HEADER = '# /// script\n# requires-python = ">=3.10"\n# dependencies = ["pandas>=2", "six"]\n# ///\n'
+
+
+@pytest.mark.parametrize(
+    ("code", "libraries", "named"),
+    [
+        (HEADER, ("six==1.17.0",), "pandas>=2, Python >=3.10"),
+        (HEADER, ("six", "pandas"), "pandas>=2, Python >=3.10"),
+        (HEADER.replace(">=2", ""), ("six", "pandas<3"), "Python >=3.10"),
+        (HEADER.replace("# requires", "# # requires"), ("six", "pandas>=2"), ""),
+        ("# /// script\n# broken\n", ("six",), ""),
+        ("result = 1\n", ("six",), ""),
+    ],
+)
+def test_a_header_that_options_replace_is_named_in_a_warning(
+    code: str, libraries: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"libraries": libraries, "requirement_files": ()}
+    asked = requirements_of(options, code=code, filename="chart.py")
+    assert asked == (tuple(sorted(libraries)), "")
+    said = f"sandbox: warning: the header of chart.py is not followed, which names {named}: --with and --requirements"
+    assert capsys.readouterr().err == (f"{said} replace it\n" if named else "")
+
+
+def test_a_header_alone_is_followed_without_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"libraries": (), "requirement_files": ()}
+    assert requirements_of(options, code=HEADER) == (("pandas>=2", "six"), ">=3.10")
+    assert capsys.readouterr().err == ""

@@ -162,6 +162,15 @@ def test_makers_of_an_index_are_noted_with_their_arguments() -> None:
     assert effects("glib-compile-schemas $(find / -name x)").unknown != []
 
 
+def test_fonts_are_listed_for_ghostscript_and_not_for_an_x_server() -> None:
+    found = effects(
+        'if [ -x "$(which update-gsfontmap 2>/dev/null)" ]; then\n update-gsfontmap\nfi\n'
+        "if command -v update-fonts-dir >/dev/null; then\n"
+        " update-fonts-scale Type1;update-fonts-dir --x11r7-layout Type1;update-fonts-alias Type1\nfi\n"
+    )
+    assert (found.tools, found.unknown) == ([("update-gsfontmap",)], [])
+
+
 def test_what_stands_before_an_upgrade_is_read_like_a_first_installation() -> None:
     text = 'case "$1" in install|upgrade) dpkg-maintscript-helper x -- "$@";; esac; [ "$1" = upgrade ] && cp /a /b'
     assert effects(text, "install", "") == Effects()

@@ -524,3 +524,30 @@ def test_without_a_configuration_it_is_pip_s_own_index_and_without_pip_an_error(
         "https://a.example/simple",
     )
     assert read_index({"PIP_NO_INDEX": "1"}, home, tmp_path).urls == ()
+
+
+# ---- what chooses versions
+
+
+def test_constraints_are_files_of_files_and_variables_alike(home: Path, root: Path) -> None:
+    write(root / "etc/pip.conf", "[install]\nconstraint = ~/company.txt\n")
+    assert read_index({}, home, root).constraints == (home / "company.txt",)
+    environ = {"PIP_CONSTRAINT": "/a.txt /b.txt"}
+    index = read_index(environ, home, root)
+    assert index.constraints == (Path("/a.txt"), Path("/b.txt"))
+    assert environment_for_handover(environ, home, root)["PIP_CONSTRAINT"] == "/a.txt /b.txt"
+    with pytest.raises(InvalidRequest, match="is an address") as caught:
+        read_index({"PIP_CONSTRAINT": "https://ada:s3cr3t@files.example/c.txt"}, home, root)
+    assert "s3cr3t" not in repr(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pre", "no-binary", "requirement", "ignore-requires-python", "uploaded-prior-to"])
+def test_what_else_chooses_files_is_refused_in_words(home: Path, root: Path, name: str) -> None:
+    variable = f"PIP_{name.upper().replace('-', '_')}"
+    write(root / "etc/pip.conf", f"[global]\n{name} = true\nprefer-binary = true\nuser = true\n")
+    for read in (read_index, environment_for_handover):
+        with pytest.raises(InvalidRequest, match=f"^{name} of pip's configuration is not followed here") as caught:
+            read({}, home, root)
+        assert f"{variable}=no" in caught.value.hint
+        # The advice works.
+        assert read({variable: "no"}, home, root)

@@ -35,6 +35,29 @@ def test_each_scheme_has_its_variable_and_the_lower_case_spelling_wins() -> None
     assert chosen({"https_proxy": "  ", "HTTPS_PROXY": "http://upper:1"}) == "http://upper:1"
 
 
+def test_the_variable_for_all_schemes_counts_where_none_names_one() -> None:
+    environ = {"ALL_PROXY": "http://all:1", "HTTP_PROXY": "http://plain:3", "NO_PROXY": "inside.example"}
+    assert chosen(environ) == "http://all:1"
+    assert chosen({**environ, "all_proxy": "http://lower:2"}) == "http://lower:2"
+    assert chosen(environ, tls=False) == "http://plain:3"
+    assert chosen(environ, host="inside.example") == ""
+    # Podman knows no such variable, and is told by those that it knows.
+    assert podman_variables(environ) == {
+        "HTTP_PROXY": "http://plain:3", "HTTPS_PROXY": "http://all:1", "NO_PROXY": "inside.example",
+    }  # fmt: skip # a table
+    assert podman_variables({"ALL_PROXY": "socks5://all:1"})["HTTPS_PROXY"] == "socks5://all:1"
+
+
+def test_a_socks_proxy_is_refused_with_what_leads_there() -> None:
+    for scheme in ("socks4", "socks5", "socks5h"):
+        with pytest.raises(
+            InvalidRequest, match=f"ALL_PROXY is not the address of an HTTP proxy: {scheme}://"
+        ) as caught:
+            read_proxies({"ALL_PROXY": f"{scheme}://ada:{SECRET}@proxy:1"})
+        assert "a local HTTP proxy that leads to it" in caught.value.hint
+        assert SECRET not in repr(caught.value) + caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("entry", "host", "direct"),
     [

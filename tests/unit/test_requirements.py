@@ -380,6 +380,28 @@ def test_a_project_that_does_not_say_is_refused(text: str, reason: str) -> None:
         parse_pyproject(text)
 
 
+@pytest.mark.parametrize(
+    ("lists", "left_out"),
+    [
+        (
+            '[tool.poetry.dependencies]\npython = "^3.11"\npandas = "^2"\n',
+            r"3: pandas of \[tool\.poetry\.dependencies\]",
+        ),
+        ('[tool.pixi.dependencies]\npython = "3.11.*"\ngdal = "*"\n', r"3: gdal of \[tool\.pixi\.dependencies\]"),
+        ('[tool.pixi.pypi-dependencies]\n"a\\u001b[31m" = "*"\n', r"3: a of \[tool\.pixi\.pypi-dependencies\]"),
+    ],
+)
+def test_libraries_that_another_tool_alone_is_told_of_are_not_left_out_in_silence(lists: str, left_out: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^pyproject\.toml:{left_out} would be left out") as caught:
+        parse_pyproject(f'[project]\ndependencies = ["NumPy>=1"]\n{lists}')
+    assert caught.value.hint.startswith("list there what the code imports")
+    # What says nothing more than [project] does is no reason.
+    assert parse_pyproject(
+        '[project]\ndependencies = ["NumPy>=1", "my_own[x]"]\n'
+        '[tool.poetry.dependencies]\npython = "^3.11"\nnumpy = "1"\nMy-Own = "*"\n'
+    ).libraries == ("my-own[x]", "numpy>=1")
+
+
 SCRIPT = """#!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11.2"

@@ -44,7 +44,7 @@ def index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolution_failure, "listing_of", listing_of)
 
 
-def told(text: str, step: str = "resolve", refused: Sequence[str] = ()) -> BuildFailed:
+def told(text: str, step: str = "resolve", refused: Sequence[str] = (), *, used_up: bool = False) -> BuildFailed:
     return explained(
         StepFailure(
             text=text,
@@ -52,6 +52,7 @@ def told(text: str, step: str = "resolve", refused: Sequence[str] = ()) -> Build
             subject=["tiny", "wants"],
             refused=refused,
             broken=[],
+            used_up=used_up,
             index=Index(urls=("https://index.test/simple",), certificate=Path("/etc/bundle.crt")),
             policy=POLICY,
             python=(3, 11),
@@ -393,3 +394,12 @@ def test_an_index_that_wants_a_login_is_not_a_matter_of_spelling(text: str) -> N
     assert "spelling" not in str(error)
     assert "user name and password" in error.hint
     assert "netrc" in error.hint
+
+
+@pytest.mark.parametrize("step", ["resolve", "fetch"])
+def test_what_met_the_download_limit_is_no_unreachable_index(step: str) -> None:
+    text = "client error (Connect): Tunnel connection failed: 429 the 5 MiB that may be sent and received are used up"
+    error = told(text, step, used_up=True)
+    assert f"the {POLICY.build.download_mib} MiB that a build may download (build.download_mib)" in error.message
+    assert error.hint.startswith("raise build.download_mib in policy")
+    assert "can't be reached" in told(text, step).message

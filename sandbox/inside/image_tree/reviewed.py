@@ -67,6 +67,9 @@ _TABLE = {
         "it lists the readers of picture formats",
         tools=((f"/usr/lib/{MULTIARCH}/gdk-pixbuf-2.0/gdk-pixbuf-query-loaders", "--update-cache"),),
     ),
+    "libpaper1": Reviewed("it asks for the usual size of paper, which is letter where nobody answers"),
+    "poppler-data": Reviewed("it lists its maps for Ghostscript", tools=(("update-gsfontmap",),)),
+    "xfonts-utils": Reviewed("it begins a list for an X server, of which a sandbox has none"),
     "mysql-common": Reviewed(
         "its fallback is the configuration until another package brings one",
         links=(("/etc/mysql/my.cnf", "/etc/mysql/my.cnf.fallback"),),

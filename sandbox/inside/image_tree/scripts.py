@@ -30,8 +30,8 @@ from sandbox.inside.image_tree.shell import (
 if TYPE_CHECKING:
     from sandbox.inside.image_tree.shell import Node
 
-# Ask or print; change owners, modes, users, services, menus or dpkg's own records, none of which a sandbox has; or make
-# what is made here for all packages together: byte code, the linker's cache.
+# Ask or print; change owners, modes, users, services, menus, an X server's fonts or dpkg's own records, none of which a
+# sandbox has; or make what is made here for all packages together: byte code, the linker's cache.
 _COMMANDS = """
     : set unset echo printf return break continue shift cd pwd command type which umask trap getopts hash wait
     sleep grep egrep fgrep awk cut tr sort uniq head tail ls stat readlink realpath basename dirname uname id getent
@@ -43,13 +43,14 @@ _COMMANDS = """
     start-stop-daemon systemd-tmpfiles systemd-sysusers systemd-hwdb systemd systemd-machine-id-setup journalctl udevadm
     telinit modprobe sysctl update-grub update-initramfs update-locale dbus-send apparmor_parser aa-status aa-enabled
     update-menus update-desktop-database update-mime update-icon-caches gtk-update-icon-cache update-binfmts
+    update-fonts-scale update-fonts-dir update-fonts-alias
     install-info install-docs py3compile pypy3compile py3clean ldconfig fc-cache mandb
 """
 _WITHOUT_TRACE = frozenset(_COMMANDS.split())
 # Makers of an index over the files of all packages: run as they are, on the tree.
 _TOOLS = frozenset(
     {"glib-compile-schemas", "gio-querymodules", "update-mime-database"}
-    | {"libgvc6-config-update", "gtk-query-immodules-2.0", "gtk-query-immodules-3.0"}
+    | {"update-gsfontmap", "libgvc6-config-update", "gtk-query-immodules-2.0", "gtk-query-immodules-3.0"}
 )
 # By which argument commands that leave nothing otherwise write files, or run others.
 _WRITING = {

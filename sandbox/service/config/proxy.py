@@ -20,7 +20,7 @@ class Proxy(Strict):
         default=None,
         description=(
             "The proxy, without a login. Without this key, pip's `proxy` counts for libraries, and HTTPS_PROXY,"
-            " HTTP_PROXY and NO_PROXY of the service's environment for everything."
+            " HTTP_PROXY, ALL_PROXY and NO_PROXY of the service's environment for everything. Webhooks use none."
         ),
         json_schema_extra={"expected": "an address such as http://proxy.example.com:3128"},
     )
