@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+import threading
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from sandbox.channel.collector import Collector
 from sandbox.channel.frames import CANCEL
 from sandbox.inside.harness.streams import AT_ONCE
+from sandbox.inside.harness.supervisor import with_the_rest
 from tests.unit.test_harness_driver import LIMITS, Run, run, started_harness
 from tests.unit.test_harness_preload import Library, library, run_preloaded
+from tests.waiting import WAIT_S
 
 __all__ = ["library"]  # a fixture
 
@@ -157,12 +161,13 @@ def test_streams_that_preloaded_modules_hold_lose_nothing(library: Library) -> N
 
 
 def test_a_line_that_is_written_in_two_pieces_is_told_as_one() -> None:
-    frames: list[bytes] = []
-    with started_harness() as process:
-        process.send_job(
-            "import os, time\nfor part in (b'one', b' line\\n', b'half'):\n    os.write(1, part)\n    time.sleep(0.002)\ntime.sleep(1)\nos.write(1, b' more')"
-        )
-        for kind, body in process.frames_until_quit():
-            if kind == "O":
-                frames.append(body)
-    assert frames == [b"one line\n", b"half", b" more"]
+    ours, its = os.pipe()
+    rest = threading.Timer(0.01, os.write, (its, b" line\n"))
+    rest.start()
+    assert with_the_rest(ours, b"one", within_s=WAIT_S) == b"one line\n"
+    assert with_the_rest(ours, b"a whole line\n", within_s=WAIT_S) == b"a whole line\n"
+    assert with_the_rest(ours, b"half", within_s=0.001) == b"half"
+    os.close(its)
+    assert with_the_rest(ours, b"the last", within_s=WAIT_S) == b"the last"
+    os.close(ours)
+    rest.join()

@@ -148,26 +148,9 @@ class Supervisor:
         if not data:
             self._close(source)
         elif kind:
-            self._output(kind, self._with_the_rest(source, data))
+            self._output(kind, with_the_rest(source, data))
         elif self.ended is None:
             self._packet(data[:1], data[1:])
-
-    def _with_the_rest(self, source: int, data: bytes) -> bytes:
-        """Return output with the rest of its last line, if that comes at once: `print` writes the end by itself."""
-        if data.endswith(b"\n"):
-            return data
-        poll = select.poll()
-        poll.register(source, select.POLLIN)
-        deadline = time.monotonic() + REST_S
-        while not data.endswith(b"\n") and len(data) < CHUNK_BYTES:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not poll.poll(left_s * 1000):
-                break
-            more = os.read(source, CHUNK_BYTES - len(data))
-            if not more:  # its end, which the next look finds, too
-                break
-            data += more
-        return data
 
     def _close(self, source: int) -> None:
         if self.sources.pop(source):
@@ -269,6 +252,24 @@ class Supervisor:
                 deadline = time.monotonic() + DRAIN_S
             elif time.monotonic() > deadline or not self._step(0.05):
                 return
+
+
+def with_the_rest(source: int, data: bytes, *, within_s: float = REST_S) -> bytes:
+    """Return output with the rest of its last line, if that comes at once: `print` writes the end by itself."""
+    if data.endswith(b"\n"):
+        return data
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    deadline = time.monotonic() + within_s
+    while not data.endswith(b"\n") and len(data) < CHUNK_BYTES:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            break
+        more = os.read(source, CHUNK_BYTES - len(data))
+        if not more:  # its end, which the next look finds, too
+            break
+        data += more
+    return data
 
 
 def report_end(
