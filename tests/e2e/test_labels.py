@@ -22,6 +22,7 @@ day = pd.Timestamp("2024-01-01")
 COLUMNS = "import polars as pl, pyarrow as pa, xarray as xr"
 PANDAS: list[tuple[str, Any]] = [
     ("frame[['n']]", [{"n": 1}, {"n": 2}, {"n": 3}]),
+    ("frame[['n']].dtypes", {"n": "int64"}),
     ("frame.iloc[:0]", []),
     ("grouped.sum()", [{"machine": "press", "celsius": 45.0, "n": 4}, {"machine": "saw", "celsius": 18.0, "n": 2}]),
     ("grouped.sum(numeric_only=True).loc['saw']", {"celsius": 18.0, "n": 2.0}),

@@ -191,7 +191,7 @@ def test_the_harness_is_not_the_users_business() -> None:
 
 OURS = """
 import importlib, sys
-lib = sys._getframe().f_back.f_code.co_filename.rpartition("/")[0] + "/"
+lib = log.__func__.__code__.co_filename.rpartition("/")[0] + "/"
 found = []
 for name in ("harness", "harness.text", "text", "limits", "supervisor"):
     try:

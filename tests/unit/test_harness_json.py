@@ -178,7 +178,7 @@ def test_lone_surrogates_are_replaced_with_a_warning() -> None:
     assert converted({"\udc80": 1}) == {"\ufffd": 1}
 
 
-@pytest.mark.parametrize("value", [object(), print, int, Exception("x"), types.SimpleNamespace(a=1), open])
+@pytest.mark.parametrize("value", [object(), print, int, Exception("x"), open])
 def test_what_has_no_json_form_is_an_error_naming_place_and_type(value: Any) -> None:
     with pytest.raises(TypeError, match=r"result\['a'\]\[3\] is a .* no JSON form"):
         as_json_text({"a": [0, 1, 2, value]})

@@ -24,7 +24,7 @@ and at most 64 KiB:
 Read it along the path of a job: `main` connects and prepares (`preload`, `cells`), `serving` takes the job over a
 `connection`, `child` forks the process that `program` runs it in, `supervisor` watches that. What they stand on:
 `compiling`, `values`, `json_text`, `failures`, `program_functions`, `leavings`, `channel`, `sources`, `process`,
-`streams`, `relay`; below those `labelled`, `text`, `limits` and `directory`. `child_start` goes into a file of its own:
-the Python processes that a program starts begin with it, see `handing_on`. The host uses `compiling`, `text`, `values`
-and `json_text` as a library.
+`streams`, `relay`; below those `labelled`, `text`, `limits`, `directory` and `unseen`. `child_start` goes into a
+file of its own: the Python processes that a program starts begin with it, see `handing_on`. The host uses `compiling`,
+`text`, `values` and `json_text` as a library.
 """

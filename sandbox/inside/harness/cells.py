@@ -15,6 +15,7 @@ from sandbox.inside.harness.process import set_dumpable, set_limits, write_at_on
 from sandbox.inside.harness.program import rehearse
 from sandbox.inside.harness.serving import FAREWELL_S, live, say_ready, serve
 from sandbox.inside.harness.text import clean
+from sandbox.inside.harness.unseen import unseen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class CellMaker:
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for cells: the runner sees their end
 
+    @unseen
     def make_cells(self) -> NoReturn:
         """Make a cell for every channel that comes, until the runner is gone."""
         while True:
@@ -87,9 +89,10 @@ class CellMaker:
             except OSError:
                 pid = -1  # the channel's end tells the runner
             if pid == 0:
-                live(lambda: self._become_cell(Connection(channel)))  # noqa: B023 - called at once
+                live(self._become_cell, Connection(channel))
             channel.close()
 
+    @unseen
     def _become_cell(self, connection: Connection) -> None:
         """Move into a cell and take its one job there."""
         self.connection.close()

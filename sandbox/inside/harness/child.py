@@ -13,6 +13,7 @@ from sandbox.inside.harness.failures import cause_of, setup_error, type_and_mess
 from sandbox.inside.harness.json_text import json_value
 from sandbox.inside.harness.limits import CHUNK_BYTES, EXIT_BROKEN
 from sandbox.inside.harness.program import Program, become_program, rehearse, take_on
+from sandbox.inside.harness.unseen import unseen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 class Child:
     """The program's process before it has its job, as the supervisor has it: its id, and our ends of its channels."""
 
+    @unseen
     def __init__(
         self, connection: Connection, app_dir: str, *, preloaded: bool, ahead: bool, rehearsed: bool = False
     ) -> None:
@@ -96,6 +98,7 @@ class Child:
         self._inbox.close()
 
 
+@unseen
 def _run_child(
     not_its: tuple[Connection, Child],
     inbox: socket,

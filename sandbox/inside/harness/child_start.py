@@ -19,6 +19,7 @@ from sandbox.inside.harness.handing_on import (
     hand_on,
     read_stored,
 )
+from sandbox.inside.harness.unseen import unseen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Inherited:
         found: dict[str, Any] = self.harness().variables(self.facts["given"], *parts)
         return found
 
+    @unseen
     def run(self, namespace: dict[str, Any], typed: str) -> None:
         """Run the program's file in a namespace; `typed` is what the file was called to have it run."""
         harness = self.harness()

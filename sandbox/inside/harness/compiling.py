@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sandbox.inside.harness.unseen import unseen
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ast
@@ -238,6 +240,7 @@ def _split_head(body: list[ast.stmt]) -> tuple[list[ast.stmt], list[ast.stmt]]:
     return body[:end], body[end:]
 
 
+@unseen
 def execute(code: CodeType, namespace: dict[str, Any]) -> None:
     """Run what `compile_program` gave; a top-level `return X` sets `result` in `namespace`."""
     if code.co_flags & CO_COROUTINE:

@@ -13,12 +13,14 @@ from sandbox.inside.harness.json_text import json_encoder, json_value
 from sandbox.inside.harness.preload import preload
 from sandbox.inside.harness.process import close_project_ids, hide
 from sandbox.inside.harness.serving import FAREWELL_S, live, say_ready, serve
+from sandbox.inside.harness.unseen import go_on_from_the_top, unseen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
 
+@unseen
 def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None, bytes, bytearray]:
     """Say ready, and again after preparing where that is asked for.
 
@@ -52,6 +54,7 @@ def _prepared(connection: Connection, app_dir: str) -> tuple[bool, Child | None,
 def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
     """Run one job over the socket, in the working directory `app_dir`, and exit; never returns."""
 
+    @unseen
     def life() -> None:
         leave_path()
         os.chdir(app_dir)
@@ -61,4 +64,4 @@ def main(socket_path: str, app_dir: str = "/app") -> NoReturn:
         serve(connection, app_dir, *_prepared(connection, app_dir))
         connection.settle(FAREWELL_S)
 
-    live(life)
+    go_on_from_the_top(live, life)

@@ -18,6 +18,7 @@ from sandbox.inside.harness.process import (
     LIBRARIES,
     add_libraries,
     address_space,
+    call_own_hook,
     exit_status,
     leave,
     report_by_traceback,
@@ -31,6 +32,7 @@ from sandbox.inside.harness.program_functions import Helpers
 from sandbox.inside.harness.sources import SourceLoader, own_name, show_own_lines, write_own
 from sandbox.inside.harness.streams import hear_of_the_end, open_streams
 from sandbox.inside.harness.text import clean, text_of
+from sandbox.inside.harness.unseen import unseen
 from sandbox.inside.harness.values import Converter, ResultTooLargeError, type_name
 
 TYPE_CHECKING = False
@@ -70,6 +72,7 @@ class Program:
         # Address space to give back when memory runs out, so that the error can still be told.
         self.reserve = address_space(RESERVE_BYTES)
 
+    @unseen
     def run(self, started: float) -> NoReturn:
         """Run the program, report, and leave this process; never returns."""
         status = 1
@@ -81,6 +84,7 @@ class Program:
         finally:
             leave(status)
 
+    @unseen
     def _run(self, started: float) -> int:
         error: BaseException | None = None
         status = 0
@@ -91,6 +95,10 @@ class Program:
                 source = self._source(namespace)
                 self._settle(started)
                 execute(compile_program(source, self.filename), namespace)
+            except BaseException as raised:
+                self.reserve = None
+                call_own_hook(raised)
+                raise
             finally:
                 self.reserve = None
         except SystemExit as leaving:

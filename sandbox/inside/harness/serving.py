@@ -13,6 +13,7 @@ from sandbox.inside.harness.json_text import json_value
 from sandbox.inside.harness.limits import EXIT_BROKEN, MAX_PART_BYTES, PROTOCOL
 from sandbox.inside.harness.supervisor import Supervisor, report_end, start_relay, wake_up
 from sandbox.inside.harness.text import clean, path_problem
+from sandbox.inside.harness.unseen import unseen
 from sandbox.inside.harness.values import type_name
 
 TYPE_CHECKING = False
@@ -110,6 +111,7 @@ def _start(connection: Connection, job: dict[str, Any], child: Child) -> Supervi
     return supervisor
 
 
+@unseen
 def serve(
     connection: Connection,
     app_dir: str,
@@ -162,11 +164,12 @@ def serve(
     report_end(connection, ended, status=supervisor.status, wall_s=wall_s, earlier_s=earlier_s)
 
 
-def live(life: Callable[[], None]) -> NoReturn:
+@unseen
+def live(life: Callable[..., None], *given: object) -> NoReturn:
     """Be process 1 of a sandbox, and exit with what came of it; never returns."""
     status = EXIT_BROKEN
     try:
-        life()
+        life(*given)
         status = 0
     except HarnessError as error:
         os.write(2, f"harness: {error}\n".encode())
