@@ -62,7 +62,7 @@ def labelled(value: Any, warn: Callable[[str], None]) -> Any:
 
     Only the outermost level is taken apart.
     """
-    if is_of(value, "pandas", "Period", "Interval") or _is_dtype(value):
+    if is_of(value, "pandas", "Period", "Interval"):
         return str(value)
     if is_of(value, "pandas", "Index"):
         return _of_index(value)
@@ -77,11 +77,6 @@ def labelled(value: Any, warn: Callable[[str], None]) -> Any:
     if offers(value, "tolist", "dtype") and getattr(value.dtype, "names", None):
         return _of_structured(value)
     return _of_record(value)
-
-
-def _is_dtype(value: Any) -> bool:
-    """Tell whether a value says what a column consists of, as `DataFrame.dtypes` has it for each."""
-    return is_of(value, "numpy", "dtype") or is_of(value, "pandas.api.extensions", "ExtensionDtype")
 
 
 def _of_frame(frame: Any, warn: Callable[[str], None]) -> Table:
@@ -164,8 +159,6 @@ def _of_record(value: Any) -> Pairs | None:
 def _fields(value: Any) -> Iterable[str] | None:
     """Return the names of the attributes that a value is made of, if its class says which."""
     kind: Any = type(value)
-    if is_of(value, "types", "SimpleNamespace") or is_of(value, "argparse", "Namespace"):
-        return list(vars(value))
     if is_of(value, "pydantic", "BaseModel"):
         fields: dict[str, Any] = (
             getattr(kind, "model_fields", None) or kind.__fields__
