@@ -6,7 +6,7 @@ import sys
 
 __all__ = ["ELSEWHERE", "REMOVED", "SCREEN", "STANDARD", "WINDOWS"]
 
-SCREEN = frozenset({"tkinter", "_tkinter", "turtle", "turtledemo", "idlelib"})
+SCREEN = frozenset({"tkinter", "Tkinter", "tkMessageBox", "_tkinter", "turtle", "turtledemo", "idlelib"})
 # module -> the first Python without it, and what Python's own notes name in its place, or what is known to bring it
 REMOVED = {
     "_bootlocale": ("3.10", ""),
@@ -80,7 +80,26 @@ ELSEWHERE = {
     "dbutils": "is a part of Databricks",
     "js": "is a part of Pyodide, which is Python in a browser",
     "pyodide": "is a part of Pyodide, which is Python in a browser",
+    "apt": "is a part of Debian and Ubuntu",
     "arcpy": "comes with ArcGIS",
     "bpy": "comes with Blender",
+    "gi": "comes with GNOME's libraries",
+    "idaapi": "comes with IDA",
+    "maya": "comes with Maya",
     "qgis": "comes with QGIS",
+    "unreal": "comes with the Unreal Engine",
+    "uno": "comes with LibreOffice",
+    "xbmc": "comes with Kodi",
 }
+
+# what Python 2 called a module -> what it has been since Python 3
+RENAMED = {
+    "BaseHTTPServer": "http.server", "ConfigParser": "configparser", "Cookie": "http.cookies",
+    "HTMLParser": "html.parser", "Queue": "queue", "SimpleHTTPServer": "http.server", "SocketServer": "socketserver",
+    "StringIO": "io", "UserDict": "collections", "UserList": "collections", "UserString": "collections",
+    "__builtin__": "builtins", "anydbm": "dbm", "cPickle": "pickle", "cStringIO": "io", "commands": "subprocess",
+    "cookielib": "http.cookiejar", "copy_reg": "copyreg", "dummy_thread": "_thread",
+    "htmlentitydefs": "html.entities", "httplib": "http.client", "md5": "hashlib",
+    "robotparser": "urllib.robotparser", "sha": "hashlib", "thread": "_thread", "urllib2": "urllib.request",
+    "urlparse": "urllib.parse", "xmlrpclib": "xmlrpc.client",
+}  # fmt: skip # a table

@@ -13,14 +13,22 @@ from sandbox.index.package_names import package_of_module
 from sandbox.models import ProgramError
 from sandbox.policy.model import Policy
 from sandbox.proxies import proxy_advice
+from sandbox.run.file_advice import (
+    CAUSED_BY_MISSING_FILE,
+    MISSING_DATABASE,
+    MISSING_FILE,
+    MISSING_PICTURE,
+    database,
+    missing_file,
+    picture,
+)
 from sandbox.run.limit_advice import Circumstances, limit_advice
-from sandbox.run.module_advice import missing_library, missing_module
+from sandbox.run.module_advice import missing_library, missing_module, shadowed_module
 
 __all__ = ["advice", "last_advice"]
 
 MAX_TEXT_CHARS = 4_000
 SHOWN_HOSTS = 5
-PLAIN_PATH = r"[A-Za-z0-9_][A-Za-z0-9_+,@:./-]*"  # in the directory of the command
 NO_NAME = (
     r"Temporary failure in name resolution|Name or service not known|No address associated with"
     r" hostname|NameResolutionError|getaddrinfo failed"
@@ -43,7 +51,7 @@ def advice(error: ProgramError, place: Circumstances) -> str:
     # Libraries wrap the errors of sockets in their own; the traceback still has them.
     traceback = error.traceback[-MAX_TEXT_CHARS:]
     for kind, pattern, explain in RULES:
-        text = said if kind != ANY else f"{said}\n{traceback}"
+        text = said if kind not in WITH_TRACEBACK else f"{said}\n{traceback}"
         if re.fullmatch(kind, error.type) and (match := re.search(pattern, text)):
             told = explain(Found(match=match, error=error, place=place))
             break
@@ -68,6 +76,10 @@ def _module(found: Found) -> str:
     return missing_module(found.match[1], found.match[2], found.error.traceback[-MAX_TEXT_CHARS:])
 
 
+def _shadowed(found: Found) -> str:
+    return shadowed_module(found.match[1])
+
+
 def _optional(found: Found) -> str:
     package = package_of_module(found.match[1])
     return f"to install it: --with {package}" if package else ""
@@ -77,21 +89,8 @@ def _shared_library(found: Found) -> str:
     return missing_library(found.match[1])
 
 
-def _no_file(found: Found) -> str:
-    path = found.match[1].removeprefix("/app/").removeprefix("./")
-    directory, _, name = path.rpartition("/")
-    if not name:
-        return ""
-    if "/." in path or not re.fullmatch(PLAIN_PATH, path):
-        # A program must not have itself recommended a file that nobody should hand over (/etc/shadow, .ssh/id_rsa),
-        # that the user perhaps can't read, nor a name that is more than one word to a shell.
-        given = "--file NAME=PATH, and the program opens NAME"
-    else:
-        given = f"--file {path}={path}" if directory else f"--file {name}"
-    return (
-        f"the sandbox has only those of your files that you send: {given}; what the program writes goes into its"
-        " working directory"
-    )
+def _file(explain: Callable[[re.Match[str], str], str]) -> Callable[[Found], str]:
+    return lambda found: explain(found.match, found.error.traceback[-MAX_TEXT_CHARS:])
 
 
 def _read_only(_found: Found) -> str:
@@ -157,26 +156,32 @@ INTERFACES = (
     " do without, or use 127.0.0.1"
 )
 
-DATABASE = (
-    "the sandbox has only those of your files that you send, with --file NAME, and a program may make new ones in its"
-    " working directory and /tmp"
+ANY = r"[\s\S]*"  # and whatever the traceback says
+ITS_OWN = r".*"  # any, by its own words alone
+GAVE_UP = "SystemExit|ImportError"  # what a program says when it has caught that a module is missing
+WITH_TRACEBACK = frozenset({ANY, GAVE_UP})
+MISSED_MODULE = (
+    r"ModuleNotFoundError: No module named '([A-Za-z0-9_.]{1,80})'()\n\n(?:During handling of|The above exception was)"
 )
-
-ANY = r"[\s\S]*"
 LIBRARY = r"\b(lib[A-Za-z0-9_.+-]{1,60}\.so[0-9.]{0,20}): cannot open shared object file"
 INDENTED = re.compile(r"^[ \t].*$", re.MULTILINE)
 # In the order of what is most telling: one text may match several.
 RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("ModuleNotFoundError", r"No module named '([A-Za-z0-9_.]{1,80})'([\s\S]{0,200})", _module),
-    ("ImportError", r"Missing optional dependency '([A-Za-z0-9_.]{1,80})'", _optional),
+    (GAVE_UP, MISSED_MODULE, _module),
+    ("ImportError", r"cannot import name '\w{1,80}' from '(\w{1,80})'", _shadowed),
+    ("ImportError", r"(?:Missing optional dependency '|`Import )([A-Za-z0-9_.]{1,80})[`']", _optional),
     (ANY, LIBRARY, _shared_library),
-    (r"sqlite3\.OperationalError", r"unable to open database file", lambda _found: DATABASE),
-    ("FileNotFoundError", r"\[Errno 2\] No such file or directory: '([ -~]{1,200})'", _no_file),
+    ("FileNotFoundError", MISSING_FILE, _file(missing_file)),
     (ANY, r"this host's proxy [^\n]{1,300}|has no address here", _by_proxy),
     (ANY, r"that may be (?:sent and received|made) are used up", _used_up),
     (ANY, r"Tunnel connection failed: 403|ProxyError[\s\S]{0,200}?403 Forbidden", _forbidden),
     (ANY, NO_NAME, _network),
     (ANY, r"Connection refused|Errno 111\]", _refused),
+    (ITS_OWN, MISSING_DATABASE, _file(database)),
+    (ITS_OWN, MISSING_PICTURE, _file(picture)),
+    (ITS_OWN, MISSING_FILE, _file(missing_file)),
+    (ANY, CAUSED_BY_MISSING_FILE, _file(missing_file)),
     ("OSError", r"\[Errno 30\] Read-only file system", _read_only),
     (r"(locale\.)?Error", r"unsupported locale setting", lambda _found: LOCALES),
     (ANY, r"\b(net_if_addrs|net_if_stats|if_nameindex|getifaddrs)\b[\s\S]*OSError", lambda _found: INTERFACES),

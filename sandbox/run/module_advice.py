@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import shlex
 
-from sandbox.index.absent_modules import ELSEWHERE, REMOVED, SCREEN, STANDARD, WINDOWS
+from sandbox.index.absent_modules import ELSEWHERE, REMOVED, RENAMED, SCREEN, STANDARD, WINDOWS
 from sandbox.index.package_names import package_of_module
 
-__all__ = ["missing_library", "missing_module"]
+__all__ = ["missing_library", "missing_module", "shadowed_module"]
 
 _IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+([\w.]{1,80})[ \t]+import[ \t]+(\w{1,80})|import[ \t]+([\w.]{1,80}))", re.ASCII | re.MULTILINE
@@ -34,6 +34,8 @@ def missing_module(module: str, detail: str, traceback: str) -> str:
         return f"{top} is for Windows alone, and a sandbox runs Linux"
     if top in STANDARD:
         return _standard(top)
+    if top in RENAMED:
+        return f"{top} is a module of Python 2, which Python 3 has as {RENAMED[top]}; {_own(top)}"
     if reason := ELSEWHERE.get(full) or ELSEWHERE.get(top):
         return f"the library {full} {reason}, which a sandbox is not; {_own(top)}"
     package = package_of_module(full)
@@ -45,6 +47,11 @@ def missing_module(module: str, detail: str, traceback: str) -> str:
         f"{_own(top)}; a library is installed: --with NAME, with its name on the package index, which its own"
         " documentation says: it need not be that of the module"
     )
+
+
+def shadowed_module(module: str) -> str:
+    """Return what to do when a name was looked for in a module of Python, and is perhaps in one of the user's own."""
+    return f"{module} is here the module of Python; {_own(module)}" if module in STANDARD else ""
 
 
 def _standard(top: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.index.absent_modules import ELSEWHERE, REMOVED, STANDARD, WINDOWS
+from sandbox.index.absent_modules import ELSEWHERE, REMOVED, RENAMED, STANDARD, WINDOWS
 from sandbox.index.package_names import package_of_module
 from sandbox.index.package_table import PACKAGES
 from sandbox.models import ProgramError
@@ -52,6 +52,10 @@ def told(kind: str, message: str, traceback: str = "", *, under: Policy = NONE, 
         ("board", "drives the pins of a small computer", "--with"),
         ("RPi", "drives the pins of a small computer", "--with"),
         ("win32com", "Windows alone", "--with"),
+        ("gi", "comes with GNOME", "--with"),
+        ("urllib2", "Python 3 has as urllib.request", "--with"),
+        ("Queue", "Python 3 has as queue", "--with"),
+        ("Tkinter", "needs a screen", "--with"),
         ("winreg", "Windows alone", "--with"),
         ("tkinter", "needs a screen", "--with"),
         ("_tkinter", "needs a screen", "--with"),
@@ -99,7 +103,7 @@ def test_no_package_is_named_that_is_not_in_a_reviewed_table(module: str, traceb
 def test_the_tables_are_of_one_mind() -> None:
     assert len(PACKAGES) >= 150
     tops = {name for name in PACKAGES if "." not in name}
-    assert not tops & (STANDARD | WINDOWS | ELSEWHERE.keys())
+    assert not tops & (STANDARD | WINDOWS | ELSEWHERE.keys() | RENAMED.keys())
     for package in PACKAGES.values():
         assert re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(\[[a-z]+\])?(<\d+)?", package.replace("typing_", "")), (
             package
@@ -251,8 +255,112 @@ def test_a_file_that_is_not_there_is_sent_along(path: str, said: str) -> None:
     assert said in told("FileNotFoundError", f"[Errno 2] No such file or directory: {path!r}")
 
 
-def test_a_database_that_is_not_there_is_sent_along() -> None:
-    assert "with --file NAME" in told("sqlite3.OperationalError", "unable to open database file")
+# what libraries say, word for word
+MISSING = {
+    "Polars": ("FileNotFoundError", "No such file or directory (os error 2): {}"),
+    "Polars, with more": (
+        "FileNotFoundError",
+        "No such file or directory (os error 2): {}\n\nThis error occurred with",
+    ),
+    "Arrow": (
+        "FileNotFoundError",
+        "[Errno 2] Failed to open local file '{}'. Detail: [errno 2] No such file or directory",
+    ),
+    "Arrow's datasets, pandas.read_parquet": ("FileNotFoundError", "{}"),
+    "NumPy": ("FileNotFoundError", "{} not found."),
+    "pandas": ("FileNotFoundError", "File {} does not exist"),
+    "h5py": (
+        "FileNotFoundError",
+        "[Errno 2] Unable to synchronously open file (unable to open file: name = '{}', errno = 2, error message = 'No such"
+        " file or directory', flags = 0, o_flags = 0)",
+    ),
+    "DuckDB": ("duckdb.IOException", 'IO Error: No files found that match the pattern "{}"'),
+    "DuckDB, a database": (
+        "_duckdb.IOException",
+        'IO Error: Cannot open database "{}" in read-only mode: database does not exist',
+    ),
+    "lxml": ("OSError", "Error reading file '{0}': failed to load \"{0}\": No such file or directory"),
+    "python-docx": ("docx.opc.exceptions.PackageNotFoundError", "Package not found at '{}'"),
+    "soundfile": ("soundfile.LibsndfileError", "Error opening '{}': System error."),
+    "ONNX Runtime": (
+        "onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile",
+        "[ONNXRuntimeError] : 3 : NO_SUCHFILE : Load model from {0} failed:Load model {0} failed. File doesn't exist",
+    ),
+    "pyogrio": ("pyogrio.errors.DataSourceError", "{}: No such file or directory"),
+    "rasterio": ("RasterioIOError", "{}: No such file or directory"),
+    "OpenCV": (
+        "cv2.error",
+        "OpenCV(5.0.0) /io/x.cpp:341: error: (-5:Bad argument) Can't read ONNX file: {} in function 'parseFile'",
+    ),
+    "TensorFlow Lite": ("ValueError", "Could not open '{}'."),
+}
+
+
+@pytest.mark.parametrize("library", MISSING)
+def test_a_missing_file_is_seen_in_whatever_words_a_library_has_for_it(library: str) -> None:
+    kind, words = MISSING[library]
+    assert "--file data.csv;" in told(kind, words.format("data.csv"))
+    assert "--file in/data.csv=in/data.csv;" in told(kind, words.format("/app/in/data.csv"))
+    assert "--file NAME=PATH, and the program opens NAME;" in told(kind, words.format("/etc/shadow"))
+    assert "shadow" not in told(kind, words.format("/etc/shadow"))
+
+
+def test_a_missing_file_is_seen_behind_the_error_that_it_caused_and_not_behind_one_that_came_later() -> None:
+    first = "Traceback (most recent call last):\nFileNotFoundError: [Errno 2] No such file or directory: 'a.yaml'\n\n"
+    cause = "The above exception was the direct cause of the following exception:\n\n"
+    later = "During handling of the above exception, another exception occurred:\n\n"
+    assert "--file a.yaml;" in told("RuntimeError", "no configuration", first + cause)
+    assert told("RuntimeError", "no configuration", first + later) == ""
+
+
+@pytest.mark.parametrize("kind", ["SystemExit", "ImportError"])
+def test_a_program_that_asks_for_a_module_in_words_of_its_own_is_told_how_to_have_it(kind: str) -> None:
+    missed = (
+        "    import paho.mqtt.client as mqtt\nModuleNotFoundError: No module named 'paho'\n\nDuring handling of the above"
+        f" exception, another exception occurred:\n\nTraceback:\n{kind}: please install it\n"
+    )
+    assert "--with paho-mqtt" in told(kind, "please install it", missed)
+    assert told("KeyError", "'a'", missed) == ""
+
+
+def test_the_first_of_the_modules_that_a_library_would_take_is_offered() -> None:
+    words = (
+        "Unable to find a usable engine; tried using: 'pyarrow', 'fastparquet'.\n - `Import pyarrow` failed. pyarrow is"
+    )
+    assert "--with pyarrow" in told("ImportError", words)
+
+
+def test_a_name_that_a_module_of_python_lacks_is_looked_for_in_ones_own() -> None:
+    words = "cannot import name 'WIFI' from '{0}' (/usr/lib/{0}.py)"
+    assert "--file secrets.py" in told("ImportError", words.format("secrets"))
+    assert told("ImportError", words.format("pandas")) == ""
+
+
+def test_a_missing_program_is_no_file_to_send() -> None:
+    started = '  File "subprocess.py", line 1955, in _execute_child\n    raise child_exception_type(errno_num)\n'
+    found = told("FileNotFoundError", "[Errno 2] No such file or directory: 'ffmpeg'", started)
+    assert "no program or directory ffmpeg: sandbox image build NAME --package PACKAGE" in found
+    assert "--file" not in found
+    assert "ffmpeg -x" not in told("FileNotFoundError", "[Errno 2] No such file or directory: 'ffmpeg -x'", started)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "said"),
+    [
+        ("sqlite3.OperationalError", "unable to open database file", "SQLite begins an empty database"),
+        ("sqlite3.OperationalError", "no such table: readings", "SQLite begins an empty database"),
+        ("OperationalError", "(sqlite3.OperationalError) no such table: readings\n[SQL: x]", "SQLite begins an empty"),
+        (
+            "cv2.error",
+            "OpenCV(4.9.0) /io/color.cpp:196: error: (-215:Assertion failed) !_src.empty() in function 'cvtColor'\n",
+            "imread() returns None",
+        ),
+    ],
+)
+def test_what_a_missing_file_leads_to_is_told_of_the_file(kind: str, message: str, said: str) -> None:
+    found = told(kind, message)
+    assert said in found
+    assert "--file NAME=PATH" in found
 
 
 @pytest.mark.parametrize(

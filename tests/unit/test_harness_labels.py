@@ -5,8 +5,14 @@ What needs pandas and its like: tests/e2e/test_labels.py.
 
 from __future__ import annotations
 
+import argparse
 import collections
+import csv
+import os
 import sqlite3
+import sys
+import time
+import types
 from email.message import Message
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
@@ -82,11 +88,49 @@ def row(query: str) -> sqlite3.Row:
         (collections.ChainMap({"a": 1}, {"b": 2}), {"b": 2, "a": 1}),
         (Group(), {"a": 1, "b": 2}),
         (collections.Counter("aab"), {"a": 2, "b": 1}),
+        (types.SimpleNamespace(machine="press"), {"machine": "press"}),
+        (argparse.Namespace(machine="press"), {"machine": "press"}),
+        (
+            time.struct_time((1970, 1, 2, 3, 4, 5, 4, 2, 0)),
+            {
+                "tm_year": 1970,
+                "tm_mon": 1,
+                "tm_mday": 2,
+                "tm_hour": 3,
+                "tm_min": 4,
+                "tm_sec": 5,
+                "tm_wday": 4,
+                "tm_yday": 2,
+                "tm_isdst": 0,
+                "tm_zone": None,
+                "tm_gmtoff": None,
+            },
+        ),
     ],
 )
 def test_a_record_is_an_object(value: Any, expected: Any) -> None:
     assert converted(value) == (expected, [])
     assert converted([value, [value]]) == ([expected, [expected]], [])
+
+
+def test_what_the_system_tells_of_a_file_keeps_its_names() -> None:
+    found, warnings = converted(os.stat("/"))
+    assert {"st_mode", "st_size", "st_mtime"} <= found.keys()
+    assert not warnings
+    assert converted(sys.version_info)[0]["major"] == sys.version_info.major
+
+
+def test_what_can_be_gone_through_once_is_a_list() -> None:
+    with sqlite3.connect(":memory:") as database:
+        assert converted(database.execute("SELECT 1 UNION SELECT 2"))[0] == [[1], [2]]
+    database.close()
+    assert converted(csv.DictReader(["a,b", "1,2"]))[0] == [{"a": "1", "b": "2"}]
+    assert converted({"rows": csv.reader(["a,b"]), "again": iter([1])})[0] == {"rows": [["a", "b"]], "again": [1]}
+
+
+def test_an_open_file_is_no_list() -> None:
+    with open(os.devnull) as file, pytest.raises(TypeError, match="has no JSON form"):
+        converted(file)
 
 
 def test_columns_of_one_name_are_warned_of() -> None:

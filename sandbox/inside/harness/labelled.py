@@ -32,6 +32,12 @@ def offers(value: object, *names: str) -> bool:
     return all(hasattr(type(value), name) for name in names)
 
 
+def has_names(value: list[Any] | tuple[Any, ...]) -> bool:
+    """Tell whether the items of a sequence have names as well."""
+    kind = type(value)
+    return any(hasattr(kind, name) for name in ("keys", "_asdict", "n_sequence_fields"))
+
+
 class Pairs:
     """Names and values, of which a name may occur twice."""
 
@@ -133,9 +139,12 @@ def _listed(array: Any) -> list[Any]:
 
 
 def _of_record(value: Any) -> Pairs | None:
-    """Return the names and values of a named tuple, a database's row and the like."""
+    """Return the names and values of a named tuple, a database's row, an object of fields and the like."""
     from collections.abc import Sequence
 
+    fields = _fields(value)
+    if fields is not None:
+        return Pairs([(name, getattr(value, name)) for name in fields if hasattr(value, name)])
     if offers(value, "_fields", "_asdict"):
         names = value._fields
     elif offers(value, "keys") and (isinstance(value, Sequence) or offers(value, "values", "__getitem__")):
@@ -145,3 +154,21 @@ def _of_record(value: Any) -> Pairs | None:
     # By place where there is one: two columns may have one name.
     placed = isinstance(value, Sequence) and len(value) == len(names)
     return Pairs(zip(names, value) if placed else [(name, value[name]) for name in names])  # noqa: B905 - Python 3.8
+
+
+def _fields(value: Any) -> Iterable[str] | None:
+    """Return the names of the attributes that a value is made of, if its class says which."""
+    kind: Any = type(value)
+    if is_of(value, "pydantic", "BaseModel"):
+        fields: dict[str, Any] = (
+            getattr(kind, "model_fields", None) or kind.__fields__
+        )  # its second version, or its first
+        return list(fields)
+    if "__attrs_attrs__" in vars(kind):
+        return [field.name for field in kind.__attrs_attrs__]
+    if is_of(value, "msgspec", "Struct"):
+        return list(kind.__struct_fields__)
+    if isinstance(value, tuple) and hasattr(kind, "n_sequence_fields"):  # what os.stat() and time.localtime() give
+        names = [name for name, member in vars(kind).items() if type(member).__name__ == "member_descriptor"]
+        return [name for name in names if not name.endswith("_ns")]  # the same once more, beyond 2**53
+    return None

@@ -73,23 +73,43 @@ def set_limits(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def report(text: str, error: BaseException | None) -> None:
+    """Write an error to standard error as Python does, after a text."""
+    import traceback
+
+    if sys.stderr is not None and error is not None:
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        sys.stderr.write(text + "".join(lines))
+
+
+def report_uncaught(_kind: object, error: BaseException, _tb: object) -> None:
+    """Report an error as `sys.excepthook`."""
+    report("", error)
+
+
+def call_own_hook(error: BaseException) -> None:
+    """Call the program's own `sys.excepthook`, if it has set one, for the error that ends it. Raises SystemExit."""
+    hook = sys.excepthook
+    if hook in (report_uncaught, sys.__excepthook__, None) or isinstance(error, SystemExit):
+        return
+    try:
+        hook(type(error), error, error.__traceback__)
+    except SystemExit:
+        raise
+    except BaseException as failure:
+        report("Error in sys.excepthook:\n", failure)
+
+
 def report_by_traceback() -> None:
     """Have `traceback` report uncaught errors, also of threads and finalizers: Python's own report opens files."""
     import _thread
-
-    def report(text: str, error: BaseException | None) -> None:
-        import traceback
-
-        if sys.stderr is not None and error is not None:
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-            sys.stderr.write(text + "".join(lines))
 
     def in_thread(found: Any) -> None:
         if found.exc_type is not SystemExit:
             name = found.thread.name if found.thread else _thread.get_ident()
             report(f"Exception in thread {name}:\n", found.exc_value)
 
-    sys.excepthook = lambda _kind, error, _tb: report("", error)
+    sys.excepthook = report_uncaught
     sys.unraisablehook = lambda found: report(
         f"{found.err_msg or 'Exception ignored in'}: {found.object!r}\n", found.exc_value
     )

@@ -18,6 +18,7 @@ from sandbox.inside.harness.process import (
     LIBRARIES,
     add_libraries,
     address_space,
+    call_own_hook,
     exit_status,
     leave,
     report_by_traceback,
@@ -106,7 +107,11 @@ class Program:
         error: BaseException | None = None
         status = 0
         try:
-            begin()
+            try:
+                begin()
+            except BaseException as raised:
+                call_own_hook(raised)
+                raise
         except SystemExit as leaving:
             status = exit_status(leaving.code)
             error = leaving if status else None

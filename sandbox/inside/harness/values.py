@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 
-from sandbox.inside.harness.labelled import Pairs, Table, is_of, labelled, offers
+from sandbox.inside.harness.labelled import Pairs, Table, has_names, is_of, labelled, offers
 from sandbox.inside.harness.text import clean
 
 TYPE_CHECKING = False
@@ -211,7 +211,7 @@ class Converter:
             return self._plain(float.__float__(value))
         if isinstance(value, dict):
             return self._object(value)
-        if isinstance(value, (list, tuple)) and not offers(value, "keys") and not offers(value, "_asdict"):
+        if isinstance(value, (list, tuple)) and not has_names(value):
             return self._array(value)
         if isinstance(value, complex):
             return self._object({"real": value.real, "imag": value.imag})
@@ -313,13 +313,12 @@ class Converter:
     def _of_iterable(self, value: Any) -> tuple[bool, Any]:
         """Convert mappings, ranges, generators and other one-pass iterables, bounded."""
         from collections import abc
+        from io import IOBase
 
         if isinstance(value, abc.Mapping):
             return True, self._object(dict(value.items()))
-        known = (abc.Sequence, abc.Set, abc.ValuesView, abc.Generator)
-        lazy = (map, filter, zip, enumerate, reversed)
-        module = type(value).__module__
-        if not isinstance(value, (*known, *lazy)) and module not in ("itertools", "collections"):
+        known = (abc.Sequence, abc.Set, abc.ValuesView, abc.Iterator)
+        if isinstance(value, IOBase) or not (isinstance(value, known) or type(value).__module__ == "collections"):
             return False, None
         if not isinstance(value, abc.Iterable):
             return False, None
