@@ -26,6 +26,7 @@ from tests.waiting import WAIT_S, until
 
 AT_ONCE = 20
 KILLS = 16
+MORE_KILLS = 6  # three times what may be there by chance
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(servic
         ):  # each thread that has spoken with Podman keeps a connection: as many as once worked at the same time
             killed_once(client)
         before = held()
-        for _ in range(KILLS):
+        for _ in range(MORE_KILLS):
             killed_once(client)
         fds, threads = held()
     assert fds <= before[0] + 2
