@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -20,7 +23,7 @@ import pytest
 
 from sandbox.channel.collector import Collector
 from sandbox.channel.frames import HEADER, RunCaps, job_frames
-from sandbox.container.harness_files import harness_source, write_sources
+from sandbox.container.harness_files import harness_directory, harness_source
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
@@ -109,13 +112,20 @@ def separate(chunks: Iterable[bytes]) -> list[bytes]:
     return frames
 
 
+@functools.cache
+def compiled_harness() -> Path:
+    """Return the harness's directory as sandboxes see it: joining and compiling it took more than most programs."""
+    made = tempfile.TemporaryDirectory(prefix="harness-")
+    atexit.register(made.cleanup)
+    return harness_directory(Path(made.name))
+
+
 @contextmanager
 def started_harness(python: str = PYTHON) -> Iterator[Harness]:
     """Start a harness in a new short directory (a socket's path has at most 107 bytes)."""
     with tempfile.TemporaryDirectory(prefix="h-") as directory:
         base = Path(directory)
-        (base / "lib").mkdir()
-        write_sources(base / "lib")
+        shutil.copytree(compiled_harness(), base / "lib")
         (base / "app").mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(base / "job.sock"))
