@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -23,8 +24,19 @@ EVENS_OUT = (
     "tests/escape/test_cells_more.py", "tests/escape/test_file_locks.py", "tests/escape/test_verification.py",
 )  # fmt: skip # a table
 EXAMPLES = "tests/e2e"
+NOT_HERE = "host_only"
 BASE_IMAGE = f"{image.REPOSITORY}:latest"
 LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}
+
+
+def not_here() -> list[str]:
+    """Return the files of tests of which none is for the machine: to import them takes it half of a minute.
+
+    They may also look at what does not go in, such as the pages of the documentation.
+    """
+    marked = re.compile(rf"^pytestmark = .*\b{NOT_HERE}\b", re.MULTILINE)
+    files = sorted((disk.CHECKOUT / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(disk.CHECKOUT)) for path in files if marked.search(path.read_text())]
 
 
 def sessions(arguments: list[str]) -> dict[str, list[str]]:
@@ -43,6 +55,8 @@ def sessions(arguments: list[str]) -> dict[str, list[str]]:
     if {KERNEL_TIER, ESCAPE} <= set(paths):
         shares["tester"] += EVENS_OUT
         shares["colleague"] += [f"--ignore={path}" for path in EVENS_OUT]
+    if f"not {NOT_HERE}" in options:
+        shares["colleague"] += [f"--ignore={path}" for path in not_here()] if shares["colleague"] else []
     return {user: [*share, *options] for user, share in shares.items() if share}
 
 
