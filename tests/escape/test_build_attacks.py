@@ -176,7 +176,10 @@ def tried(builds: Builds, targets: Targets, weaken: Weakening | None = None, all
     """Build a package that tries everything, in sandboxes without one control, or with one more host allowed."""
     name = f"attack{''.join(char for char in weaken.name if char.isalpha()) if weaken else len(allow)}"
     host = f"{name}.canary.example.com"
-    policy = builds.policy(allow_sdists=True, allow=["@index", *(rule.replace("NAMED", host) for rule in allow)])
+    # On the host's network, the sockets of the whole host count as its own.
+    roomy = {"memory_mib": 4096} if weaken else {}
+    rules = ["@index", *(rule.replace("NAMED", host) for rule in allow)]
+    policy = builds.policy(allow_sdists=True, allow=rules, **roomy)
     lock = builds.lock_of(probing_sdist(name, targets.attack(name=host)))
     looked = Looked()
     targets.heard()

@@ -151,16 +151,16 @@ def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(servic
         until(lambda: settled(service))
 
     with service.client() as client:
-        for _ in range(
-            KILLS
-        ):  # each thread that has spoken with Podman keeps a connection: as many as once worked at the same time
+        for _ in range(KILLS):
             killed_once(client)
         before = held()
         for _ in range(MORE_KILLS):
             killed_once(client)
         fds, threads = held()
-    assert fds <= before[0] + 2
-    assert threads <= before[1] + 2
+    # What is lost at each kill shows KILLS times. Each thread that has spoken with Podman keeps a connection, and a few
+    # more may have worked at the same time than in the first series.
+    assert fds < before[0] + KILLS / 2
+    assert threads < before[1] + KILLS / 2
 
 
 @pytest.mark.parametrize("service", [AT_ONCE], indirect=True)

@@ -101,7 +101,7 @@ def pack(target: Path, wheel: Path, scratch: Path, arguments: list[str], acceler
         return None if Path(entry.name).name in LEFT_OUT or entry.name.endswith("_cache") else entry
 
     with tarfile.open(target, "w") as archive:
-        for name in ("tests", "pyproject.toml", "policies"):
+        for name in ("tests", "pyproject.toml", "policies", "README.md", "docs"):  # tests read the pages, too
             archive.add(disk.CHECKOUT / name, arcname=name, filter=kept)
         archive.add(wheel, arcname=wheel.name)
         archive.add(saved, arcname=saved.name)
