@@ -26,7 +26,6 @@ from tests.waiting import WAIT_S, until
 
 AT_ONCE = 20
 KILLS = 16
-MORE_KILLS = 6  # three times what may be there by chance
 
 
 @pytest.fixture
@@ -154,7 +153,7 @@ def test_killing_podman_again_and_again_leaks_no_descriptor_and_no_thread(servic
         for _ in range(KILLS):
             killed_once(client)
         before = held()
-        for _ in range(MORE_KILLS):
+        for _ in range(KILLS):
             killed_once(client)
         fds, threads = held()
     # What is lost at each kill shows KILLS times. Each thread that has spoken with Podman keeps a connection, and a few

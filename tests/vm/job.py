@@ -30,10 +30,7 @@ LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".h
 
 
 def not_here() -> list[str]:
-    """Return the files of tests of which none is for the machine: to import them takes it half of a minute.
-
-    They may also look at what does not go in, such as the pages of the documentation.
-    """
+    """Return the files of tests of which none is for the machine: to import them takes it half of a minute."""
     marked = re.compile(rf"^pytestmark = .*\b{NOT_HERE}\b", re.MULTILINE)
     files = sorted((disk.CHECKOUT / "tests").rglob("test_*.py"))
     return [str(path.relative_to(disk.CHECKOUT)) for path in files if marked.search(path.read_text())]
