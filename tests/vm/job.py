@@ -85,7 +85,10 @@ def libraries(base: Path, images: Path) -> list[tuple[Path, str]]:
         save(name, saved, "docker-dir")
         sources = {BASE_IMAGE: f"docker-archive:{base}", name: f"dir:{saved}"}
         storage.write(images, sources, images.parent)
-    return [(places.data_dir() / name, f"data/{name}") for name in ("locks", "environments")]
+    # What was found in the images' files as well: to read them all takes the machine half of a minute. The others admit
+    # the base image there.
+    verdicts = [(path, f"cache/{path.name}") for path in places.cache_dir().glob("image-*.json")]
+    return [*((places.data_dir() / name, f"data/{name}") for name in ("locks", "environments")), *verdicts]
 
 
 def pack(target: Path, wheel: Path, scratch: Path, arguments: list[str], accelerator: str) -> None:
