@@ -143,7 +143,7 @@ def test_what_may_come_after_a_function_s_end_is_not_passed_over() -> None:
     for text in (
         "one() { return 0; }\none\ncp /a /b",
         'one() { if [ -f "$UNKNOWN" ]; then return 0; fi; cp /a /b; }\none',
-        'one() { return 0; }\nif [ -e /perhaps ]; then one; cp /a /b; fi',
+        "one() { return 0; }\nif [ -e /perhaps ]; then one; cp /a /b; fi",
         "return 0\ncp /a /b",
     ):
         assert effects(text).unknown == ["it runs cp /a /b"], text
