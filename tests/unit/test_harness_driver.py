@@ -23,7 +23,7 @@ import pytest
 
 from sandbox.channel.collector import Collector
 from sandbox.channel.frames import HEADER, RunCaps, job_frames
-from sandbox.container.harness_files import harness_directory, harness_source
+from sandbox.container.harness_files import harness_source, write_sources
 
 PYTHON = os.environ.get("HARNESS_PYTHON", sys.executable)  # to try the harness on other versions
 START = "import sys; sys.path[0] = sys.argv[1]; import harness; harness.main(sys.argv[2], sys.argv[3])"
@@ -113,11 +113,12 @@ def separate(chunks: Iterable[bytes]) -> list[bytes]:
 
 
 @functools.cache
-def compiled_harness() -> Path:
-    """Return the harness's directory as sandboxes see it: joining and compiling it took more than most programs."""
+def harness_sources() -> Path:
+    """Return a directory with the harness, joined once: each time, that took more than most programs."""
     made = tempfile.TemporaryDirectory(prefix="harness-")
     atexit.register(made.cleanup)
-    return harness_directory(Path(made.name))
+    write_sources(Path(made.name))
+    return Path(made.name)
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def started_harness(python: str = PYTHON) -> Iterator[Harness]:
     """Start a harness in a new short directory (a socket's path has at most 107 bytes)."""
     with tempfile.TemporaryDirectory(prefix="h-") as directory:
         base = Path(directory)
-        shutil.copytree(compiled_harness(), base / "lib")
+        shutil.copytree(harness_sources(), base / "lib")
         (base / "app").mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(base / "job.sock"))
