@@ -32,7 +32,7 @@ from tests.integration.service import Service, served
 from tests.integration.test_service import raw
 from tests.waiting import WAIT_S, until
 
-EXAMPLES = 12  # of each route, the same ones every time
+EXAMPLES = 20
 SECRET = "correct horse battery"
 
 
