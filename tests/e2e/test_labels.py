@@ -45,6 +45,8 @@ PANDAS: list[tuple[str, Any]] = [
     ("frame.groupby(['machine', 'n']).sum().index[:1]", [{"machine": "press", "n": 1}]),
     ("frame.set_index('n', drop=False)[['n']].head(1)", [{"index": 1, "n": 1}]),
     ("frame.rename_axis('row')[['n']].head(1)", [{"row": 0, "n": 1}]),
+    ("frame[['n', 'celsius']].dtypes", {"n": "int64", "celsius": "float64"}),
+    ("frame['machine'].astype('category').dtype", "category"),
     ("frame[['n']].corr()", [{"index": "n", "n": 1.0}]),
     ("frame[['n']].T", [{"index": "n", "0": 1, "1": 2, "2": 3}]),
     (
@@ -78,11 +80,13 @@ PANDAS: list[tuple[str, Any]] = [
 OTHERS: list[tuple[str, Any]] = [
     ("pl.DataFrame({'a': [1, 2], 'b': ['x', None]})", [{"a": 1, "b": "x"}, {"a": 2, "b": None}]),
     ("pl.Series('a', [1, None])", [1, None]),
+    ("dict(pl.DataFrame({'a': [1]}).schema)", {"a": "Int64"}),
     ("pl.DataFrame({'k': ['x', 'x'], 'v': [1, 2]}).group_by('k').sum()", [{"k": "x", "v": 3}]),
     ("pl.Series([{'x': 1}])", [{"x": 1}]),
     ("pa.table({'a': [1, 2], 'b': ['x', None]})", [{"a": 1, "b": "x"}, {"a": 2, "b": None}]),
     ("pa.record_batch({'a': [1]})", [{"a": 1}]),
     ("pa.array([1, None])", [1, None]),
+    ("pa.array([1]).type", "int64"),
     ("pa.chunked_array([[1], [2]])", [1, 2]),
     ("pa.scalar({'x': 1})", {"x": 1}),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import collections
 import dataclasses
@@ -16,6 +17,7 @@ import pathlib
 import sys
 import types
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
@@ -138,6 +140,10 @@ def test_bytes_survive_the_way_out_and_in_as_node_buffers(value: bytes) -> None:
         (Point(1, Colour.RED), {"x": 1, "y": "red"}),
         (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         (pathlib.PurePosixPath("/app/a.txt"), "/app/a.txt"),
+        (types.SimpleNamespace(a=1, b=types.SimpleNamespace(c=[2])), {"a": 1, "b": {"c": [2]}}),
+        (argparse.Namespace(verbose=True), {"verbose": True}),
+        (zoneinfo.ZoneInfo("Asia/Tokyo"), "Asia/Tokyo"),
+        (dt.timezone.utc, "UTC"),
         (1 + 2j, {"real": 1.0, "imag": 2.0}),
         ({1: "a", 1.5: "b", "k": "c", None: "d"}, {"1": "a", "1.5": "b", "k": "c", "null": "d"}),
         ({True: 1}, {"true": 1}),
@@ -178,7 +184,7 @@ def test_lone_surrogates_are_replaced_with_a_warning() -> None:
     assert converted({"\udc80": 1}) == {"\ufffd": 1}
 
 
-@pytest.mark.parametrize("value", [object(), print, int, Exception("x"), types.SimpleNamespace(a=1), open])
+@pytest.mark.parametrize("value", [object(), print, int, Exception("x"), types.ModuleType("m"), open])
 def test_what_has_no_json_form_is_an_error_naming_place_and_type(value: Any) -> None:
     with pytest.raises(TypeError, match=r"result\['a'\]\[3\] is a .* no JSON form"):
         as_json_text({"a": [0, 1, 2, value]})

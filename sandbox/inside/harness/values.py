@@ -18,6 +18,9 @@ MAX_DEPTH = 100
 MAX_ITERATOR_ITEMS = 1_000_000
 MAX_EXACT_INT = 2**53
 SAME_NAME = "two keys became the same text; the later one was kept"
+COLUMN_TYPES = (
+    ("numpy", "dtype"), ("pandas.api.extensions", "ExtensionDtype"), ("polars", "DataType"), ("pyarrow", "DataType"),
+)  # fmt: skip # a table
 MAX_INT_BITS = 14_000  # a little below Python's own limit of 4300 digits
 
 
@@ -248,8 +251,10 @@ class Converter:
                 return True, float(value)
             except OverflowError:
                 return True, str(value)
-        if is_of(value, "uuid", "UUID") or type(value).__module__ == "ipaddress":
+        if is_of(value, "uuid", "UUID") or type(value).__module__ == "ipaddress" or is_of(value, "datetime", "tzinfo"):
             return True, str(value)
+        if is_of(value, "types", "SimpleNamespace") or is_of(value, "argparse", "Namespace"):
+            return True, self._object(vars(value), value)
         if isinstance(value, os.PathLike):
             return True, self._plain(os.fsdecode(os.fspath(value)))
         names = getattr(type(value), "__dataclass_fields__", None)
@@ -291,6 +296,8 @@ class Converter:
         """Convert what NumPy and its like have, by the methods that its class offers."""
         if isinstance(value, type):
             return False, None
+        if any(is_of(value, module, kind) for module, kind in COLUMN_TYPES):
+            return True, str(value)
         for method in ("to_dicts", "to_pylist", "as_py", "tolist", "to_list"):  # Polars, Arrow, NumPy, Polars
             if offers(value, method):
                 break
