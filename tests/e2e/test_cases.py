@@ -84,13 +84,14 @@ def fits(key: str, value: str, answer: dict[str, Any], everything: str) -> bool:
 
 
 ALL = [Case(path) for path in sorted(CASES.glob("*.py"))]
-# The machine is a way of its own, and has no index.
+# The machine is a way of its own, and has no index. There a service runs them: under emulation a command alone spends
+# seconds on its imports.
 PARAMETERS = [
     pytest.param(
         case,
         way,
         id=f"{case.path.stem}-{way}",
-        marks=[pytest.mark.host_only] if case.needs_index or way != "embedded" else [],
+        marks=[pytest.mark.host_only] if case.needs_index or way != "warm" else [],
     )
     for case in ALL
     for way in WAYS

@@ -13,6 +13,9 @@ import pytest
 from tests.command import document
 from tests.e2e.libraries import TABLES
 
+# What a table becomes is up to the harness and the library: no kernel has a part in it.
+pytestmark = pytest.mark.host_only
+
 FRAME = """
 import numpy as np, pandas as pd
 frame = pd.DataFrame({"machine": ["press", "saw", "press"], "celsius": [21.5, 18.0, 23.5], "n": [1, 2, 3]})
@@ -134,7 +137,6 @@ def test_labels_of_pandas_and_numpy_are_kept(tmp_path: Path) -> None:
     check(tmp_path, FRAME, PANDAS, *TABLES)
 
 
-@pytest.mark.host_only
 def test_labels_of_polars_arrow_and_xarray_are_kept(tmp_path: Path) -> None:
     check(tmp_path, COLUMNS, OTHERS, "polars", "pyarrow", "xarray")
 

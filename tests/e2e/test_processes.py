@@ -55,7 +55,15 @@ def patient(tmp_path: Path) -> list[str]:
     return [*WITH, "--policy", str(policy)]
 
 
-@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+# Of these, the machine has the one that needs most of its kernel: new interpreters, semaphores, shared memory.
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "loky",
+        pytest.param("multiprocessing", marks=pytest.mark.host_only),
+        pytest.param("threading", marks=pytest.mark.host_only),
+    ],
+)
 def test_workers_of_joblib_have_the_functions_of_the_script(tmp_path: Path, patient: list[str], backend: str) -> None:
     (tmp_path / "script.py").write_text(WORKERS.replace("BACKEND", backend))
     found = document("run", tmp_path / "script.py", *patient, "--input", "7")
@@ -64,6 +72,7 @@ def test_workers_of_joblib_have_the_functions_of_the_script(tmp_path: Path, pati
     assert sorted(file["name"] for file in found["files"]) == [f"{n}.txt" for n in range(4)]
 
 
+@pytest.mark.host_only
 def test_a_class_of_the_script_goes_to_the_workers_of_scikit_learn(tmp_path: Path, patient: list[str]) -> None:
     (tmp_path / "script.py").write_text(FOREST)
     found = document("run", tmp_path / "script.py", *patient)
@@ -71,6 +80,7 @@ def test_a_class_of_the_script_goes_to_the_workers_of_scikit_learn(tmp_path: Pat
     assert [record["message"] for record in found["logs"]] == ["fitting"] * 5
 
 
+@pytest.mark.host_only
 def test_functions_of_the_script_can_be_cached(tmp_path: Path, patient: list[str]) -> None:
     (tmp_path / "script.py").write_text(MEMORY)
     found = document("run", tmp_path / "script.py", *patient)

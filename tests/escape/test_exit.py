@@ -337,6 +337,7 @@ os._exit(0)
     assert b"report this" not in answer.stderr
 
 
+@pytest.mark.usefixtures("bench")  # which made the attacks, each in its tier's way
 def test_the_test_process_itself_has_not_grown() -> None:
     # Last in this file on purpose: everything above ran in this process.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 500 * 1024

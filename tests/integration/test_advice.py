@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.command import document, sandbox
+from tests.command import document, environment, sandbox
+from tests.integration.service import served
 
 pytestmark = pytest.mark.podman
 
@@ -33,18 +35,37 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(tmp_path: Path, code: str, *options: str | Path) -> dict[str, Any]:
+def run(tmp_path: Path, code: str, *options: str | Path, **more: Any) -> dict[str, Any]:
     script = tmp_path / "script.py"
     script.write_text(code)
-    return document("run", script, *options)
+    return document("run", script, *options, **more)
+
+
+@pytest.fixture(scope="module")
+def in_a_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path, str], dict[str, Any]]]:
+    """Give a way to run a program in a cell: only a service has them, whatever policy a command by itself is told."""
+    with served(tmp_path_factory.mktemp("advice")) as service:
+
+        def answer(tmp_path: Path, code: str) -> dict[str, Any]:
+            found = run(tmp_path, code, "--policy", "cells", env=environment(SANDBOX_SOCKET=service.socket))
+            [row] = [row for row in found["receipt"]["controls"] if row["control"] == "isolation"]
+            assert row["mechanism"] != "container", row
+            return found
+
+        yield answer
 
 
 @pytest.mark.parametrize("client", NETWORK)
-@pytest.mark.parametrize("policy", ["default", "cells"])
-def test_whatever_client_finds_no_network_is_told_of_the_policy(tmp_path: Path, client: str, policy: str) -> None:
-    answer = run(tmp_path, NETWORK[client], "--policy", policy)
+def test_whatever_client_finds_no_network_is_told_of_the_policy(tmp_path: Path, client: str) -> None:
+    answer = run(tmp_path, NETWORK[client])
     assert answer["outcome"] == "failed"
-    assert f"policy {policy} gives programs no network" in answer["explanation"]
+    assert "policy default gives programs no network" in answer["explanation"]
+
+
+def test_one_in_a_cell_is_told_of_its_policy(tmp_path: Path, in_a_cell: Callable[[Path, str], dict[str, Any]]) -> None:
+    answer = in_a_cell(tmp_path, NETWORK["socket"])
+    assert answer["outcome"] == "failed"
+    assert "policy cells gives programs no network" in answer["explanation"]
 
 
 def test_a_client_that_passes_the_proxy_by_is_told_of_it_and_of_what_is_allowed(tmp_path: Path) -> None:
@@ -118,14 +139,16 @@ LEFT = [
 ]
 
 
-@pytest.mark.parametrize("policy", ["default", "cells"])
 @pytest.mark.parametrize(("code", "said"), LEFT)
-def test_a_program_that_left_files_and_saved_none_is_told(tmp_path: Path, code: str, said: str, policy: str) -> None:
-    answer = run(tmp_path, code, "--policy", policy)
-    assert answer["outcome"] == "succeeded"
-    [warning] = answer["warnings"]
-    assert said in warning
-    assert len(warning) < 400
+def test_a_program_that_left_files_and_saved_none_is_told(
+    tmp_path: Path, code: str, said: str, in_a_cell: Callable[[Path, str], dict[str, Any]]
+) -> None:
+    for way in (run, in_a_cell):
+        answer = way(tmp_path, code)
+        assert answer["outcome"] == "succeeded"
+        [warning] = answer["warnings"]
+        assert said in warning
+        assert len(warning) < 400
 
 
 def test_following_that_advice_hands_the_file_over(tmp_path: Path) -> None:

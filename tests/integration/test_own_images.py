@@ -95,6 +95,7 @@ def check(tried: Tried, image: str) -> None:
     assert (answer["result"]["returncode"], answer["result"]["stdout"].strip()) == (0, tried.printed), answer["result"]
 
 
+# The base image is made by the same steps, of fewer packages.
 def test_the_same_recipe_and_packages_give_the_same_image(engine: Engine, image: ImageRecord, tmp_path: Path) -> None:
     again = built(engine, RECIPE, f"{NAME}-again:latest", tmp_path)
     engine.remove_image(f"{NAME}-again:latest")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -109,13 +112,21 @@ def separate(chunks: Iterable[bytes]) -> list[bytes]:
     return frames
 
 
+@functools.cache
+def harness_sources() -> Path:
+    """Return a directory with the harness, joined once: each time, that took more than most programs."""
+    made = tempfile.TemporaryDirectory(prefix="harness-")
+    atexit.register(made.cleanup)
+    write_sources(Path(made.name))
+    return Path(made.name)
+
+
 @contextmanager
 def started_harness(python: str = PYTHON) -> Iterator[Harness]:
     """Start a harness in a new short directory (a socket's path has at most 107 bytes)."""
     with tempfile.TemporaryDirectory(prefix="h-") as directory:
         base = Path(directory)
-        (base / "lib").mkdir()
-        write_sources(base / "lib")
+        shutil.copytree(harness_sources(), base / "lib")
         (base / "app").mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(base / "job.sock"))

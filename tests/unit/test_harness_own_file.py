@@ -101,11 +101,16 @@ result = [child.stdout, child.returncode, child.stderr]
 """
 
 
+# What a file is called has no part in how its process ends: each name with one end, each end with one name.
 @pytest.mark.parametrize(
-    ("leave", "status"),
-    [("sys.exit(0)", 0), ("sys.exit(7)", 7), ("return 1", 0), ("await __import__('asyncio').sleep(0); sys.exit(0)", 0)],
+    ("leave", "status", "filename"),
+    [
+        *(("sys.exit(7)", 7, filename) for filename in ("script.py", "größe 1.py", "-x.py", "flow", "[1].py")),
+        ("sys.exit(0)", 0, "script.py"),
+        ("return 1", 0, "script.py"),
+        ("await __import__('asyncio').sleep(0); sys.exit(0)", 0, "script.py"),
+    ],
 )
-@pytest.mark.parametrize("filename", ["script.py", "größe 1.py", "-x.py", "flow", "[1].py"])
 def test_a_program_starts_itself_again(leave: str, status: int, filename: str) -> None:
     done = run(AGAIN.replace("LEAVE", leave), payload=PAYLOAD, filename=filename)
     assert done.result == ["3 t/1 __main__ ['again'] True\n", status, ""]

@@ -310,7 +310,7 @@ def test_the_job_is_whole_sectors_with_all_that_the_machine_reads(
                 "tester": ["tests/kernel", *job.EVENS_OUT, "-m", "not host_only"],
                 "colleague": [
                     *("tests/escape", "tests/e2e"),
-                    *(f"--ignore={path}" for path in job.EVENS_OUT),
+                    *(f"--ignore={path}" for path in (*job.EVENS_OUT, *job.not_here())),
                     *("-m", "not host_only"),
                 ],
             },
@@ -324,6 +324,15 @@ def test_the_kernel_tier_and_the_other_tests_go_to_a_user_each(
     arguments: list[str], shares: dict[str, list[str]]
 ) -> None:
     assert job.sessions(arguments) == shares
+
+
+def test_files_of_which_no_test_is_for_the_machine_are_not_even_imported_there() -> None:
+    assert {"tests/escape/test_build_code.py", "tests/e2e/test_docs_results.py", "tests/e2e/test_node_red.py"} <= {
+        *job.not_here()
+    }
+    assert not {"tests/escape/test_cells.py", "tests/e2e/test_examples.py", "tests/e2e/test_cases.py"} & {
+        *job.not_here()
+    }
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,13 +20,18 @@ from tests.vm import disk, emulator, storage
 SLOWER = {"kvm": 1, "tcg": 8}
 KERNEL_TIER = "tests/kernel"
 ESCAPE = "tests/escape"
-EVENS_OUT = tuple(
-    f"tests/escape/test_{name}.py"
-    for name in ("cells_more", "verification", "processes", "file_locks", "memory", "time")
-)
+EVENS_OUT = tuple(f"tests/escape/test_{name}.py" for name in ("cells_more", "verification", "processes", "file_locks"))
 EXAMPLES = "tests/e2e"
+NOT_HERE = "host_only"
 BASE_IMAGE = f"{image.REPOSITORY}:latest"
 LEFT_OUT = {".git", "build", "dist", "node_modules", "__pycache__", ".venv", ".hypothesis"}
+
+
+def not_here() -> list[str]:
+    """Return the files of tests of which none is for the machine: to import them takes it half of a minute."""
+    marked = re.compile(rf"^pytestmark = .*\b{NOT_HERE}\b", re.MULTILINE)
+    files = sorted((disk.CHECKOUT / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(disk.CHECKOUT)) for path in files if marked.search(path.read_text())]
 
 
 def sessions(arguments: list[str]) -> dict[str, list[str]]:
@@ -44,6 +50,8 @@ def sessions(arguments: list[str]) -> dict[str, list[str]]:
     if {KERNEL_TIER, ESCAPE} <= set(paths):
         shares["tester"] += EVENS_OUT
         shares["colleague"] += [f"--ignore={path}" for path in EVENS_OUT]
+    if f"not {NOT_HERE}" in options:
+        shares["colleague"] += [f"--ignore={path}" for path in not_here()] if shares["colleague"] else []
     return {user: [*share, *options] for user, share in shares.items() if share}
 
 
@@ -75,7 +83,10 @@ def libraries(base: Path, images: Path) -> list[tuple[Path, str]]:
         save(name, saved, "docker-dir")
         sources = {BASE_IMAGE: f"docker-archive:{base}", name: f"dir:{saved}"}
         storage.write(images, sources, images.parent)
-    return [(places.data_dir() / name, f"data/{name}") for name in ("locks", "environments")]
+    # What was found in the images' files as well: to read them all takes the machine half of a minute. The others admit
+    # the base image there.
+    verdicts = [(path, f"cache/{path.name}") for path in places.cache_dir().glob("image-*.json")]
+    return [*((places.data_dir() / name, f"data/{name}") for name in ("locks", "environments")), *verdicts]
 
 
 def pack(target: Path, wheel: Path, scratch: Path, arguments: list[str], accelerator: str) -> None:

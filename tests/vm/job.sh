@@ -21,10 +21,10 @@ load() { as "$1" podman load --quiet --input "$JOB/base-image.tar"; }
 
 # A disk with what the examples import, and the base image: Podman's storage, once its files belong to the user.
 mount_storage() {
-    place="/home/$1/.local/share"
-    as "$1" mkdir -p "$place/containers/storage" "$place/podman-sandbox-runner" || return
+    place="/home/$1/.local/share" cache="/home/$1/.cache/podman-sandbox-runner"
+    as "$1" mkdir -p "$place/containers/storage" "$place/podman-sandbox-runner" "$cache" || return
     mount -o noatime /dev/vdc "$place/containers/storage" && python3 "$JOB/tests/vm/own.py" "$1" "$place/containers/storage" &&
-        as "$1" cp -r "$JOB/data/." "$place/podman-sandbox-runner"
+        as "$1" cp -r "$JOB/data/." "$place/podman-sandbox-runner" && { [ ! -e "$JOB/cache" ] || as "$1" cp "$JOB"/cache/* "$cache"; }
 }
 
 # The images for the tests of one user: loaded in the background, waited for with `loaded USER PID`.
