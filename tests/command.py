@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import pty
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,39 @@ TIMEOUT_S = 120
 NO_SERVICE = "/run/no-service.sock"
 
 
+@dataclass(frozen=True)
+class Through:
+    """A service that makes the runs of the commands; under `cell`, each in a cell of a warm container."""
+
+    socket: str
+    policies: Path
+    cell: bool
+
+    def arguments(self, given: list[str]) -> list[str]:
+        """Return a command's arguments with a policy that this service has."""
+        if given[:1] != ["run"] and given[:2] != ["template", "run"]:
+            return given
+        place = given.index("--policy") + 1 if "--policy" in given else 0
+        named = given[place] if place else "default"
+        if named.endswith(".toml"):
+            text = Path(named).read_text()
+            if self.cell:
+                text += '\n[isolation]\nper_run = "cell"\n'
+            named = f"p{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+            (self.policies / f"{named}.toml").write_text(text)
+        elif self.cell and named == "default":
+            named = "cells"
+        return [*given[:place], named, *given[place + 1 :]] if place else [*given, "--policy", named]
+
+
+# What tests/e2e/conftest.py sets: without it, commands make their runs themselves.
+through: Through | None = None
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Return the caller's environment with changes; if they name no socket, the command itself makes the runs."""
+    if through and "SANDBOX_SOCKET" not in changes:
+        return {**os.environ, "SANDBOX_SOCKET": through.socket, **changes}
     own = {} if "SANDBOX_SOCKET" in changes else {"SANDBOX_SOCKET": NO_SERVICE, "SANDBOX_NO_SERVICE": "1"}
     return {**os.environ, **own, **changes}
 
@@ -41,8 +74,9 @@ def sandbox(
     *arguments: str | Path, stdin: str = "", env: dict[str, str] | None = None, timeout_s: float = TIMEOUT_S
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
+    given = list(map(str, arguments))
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*COMMAND, *(through.arguments(given) if through else given)],
         input=stdin,
         capture_output=True,
         text=True,
@@ -85,7 +119,12 @@ def our_containers() -> list[str]:
 
 
 def left_behind(within_s: float = 5.0) -> list[str]:
-    """Return the containers and workspaces that are there now and still there when `within_s` have passed."""
+    """Return the containers and workspaces that are there now and still there when `within_s` have passed.
+
+    What a service keeps ready is its own.
+    """
+    if through:
+        return []
     left = {*our_containers(), *workspaces()}
     deadline = time.monotonic() + within_s
     while left and time.monotonic() < deadline:

@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="leave out the tests that need a quiet machine, or take them alone",
     )
     parser.addoption(
+        "--way",
+        choices=("embedded", "warm", "cell"),
+        default="embedded",
+        help="how tests/e2e makes runs: by the command itself, or through a service, in containers or in cells",
+    )
+    parser.addoption(
         "--libraries",
         choices=("quick", "all"),
         default="quick",

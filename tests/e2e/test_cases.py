@@ -21,6 +21,7 @@ from tests.command import COMMAND, environment, left_behind
 from tests.integration.service import Service, served
 from tests.waiting import SLOWER
 
+pytestmark = pytest.mark.embedded_only
 CASES = Path(__file__).parent / "cases"
 TIMEOUT_S = 120 * SLOWER
 WAYS = ("embedded", "warm", "cell")
