@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import places
+from sandbox.client import Client
 from sandbox.container.spec import RUN_LABEL
+from tests.waiting import until
 
 COMMAND = [sys.executable, "-m", "sandbox"]
 TIMEOUT_S = 120
@@ -28,6 +31,7 @@ class Through:
     """A service that makes the runs of the commands; under `cell`, each in a cell of a warm container."""
 
     socket: str
+    pid: int
     policies: Path
     cell: bool
 
@@ -42,10 +46,17 @@ class Through:
             if self.cell:
                 text += '\n[isolation]\nper_run = "cell"\n'
             named = f"p{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-            (self.policies / f"{named}.toml").write_text(text)
+            self._have(named, text)
         elif self.cell and named == "default":
             named = "cells"
         return [*given[:place], named, *given[place + 1 :]] if place else [*given, "--policy", named]
+
+    def _have(self, name: str, text: str) -> None:
+        """Give the service one more policy, and wait until it has read that."""
+        (self.policies / f"{name}.toml").write_text(text)
+        os.kill(self.pid, signal.SIGHUP)
+        with Client(self.socket) as client:
+            until(lambda: name in [policy["name"] for policy in client.policies()])
 
 
 # What tests/e2e/conftest.py sets: without it, commands make their runs themselves.

@@ -26,6 +26,6 @@ def through_a_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
         yield
         return
     with served(tmp_path_factory.mktemp("way")) as service:
-        command.through = command.Through(service.socket, service.policies, cell=way == "cell")
+        command.through = command.Through(service.socket, service.process.pid, service.policies, cell=way == "cell")
         yield
         command.through = None

@@ -314,6 +314,7 @@ def test_example_4_collects_from_a_server_that_the_policy_allows(
 
 
 @pytest.mark.host_only
+@pytest.mark.embedded_only
 def test_example_4_collects_over_tls_from_a_server_that_this_host_trusts(
     run: Run, encrypted: tuple[Website, str], tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_ml_learns_the_states_of_its_machines() -> None:
     assert b"RandomForestClassifier" in zlib.decompress(base64.b64decode(model["content_base64"]))
 
 
+@pytest.mark.embedded_only
 def test_ml_runs_again_without_any_index() -> None:
     assert document("template", "run", "ml")["outcome"] == "succeeded"
     again = document("template", "run", "ml", env=environment(**UNREACHABLE))
@@ -88,6 +89,7 @@ def test_ml_runs_again_without_any_index() -> None:
     assert other.returncode != 0, "the index was reached: the test proves nothing"
 
 
+@pytest.mark.embedded_only
 def test_ml_runs_on_a_machine_without_any_lock_wheel_or_record_and_again_without_an_index(tmp_path: Path) -> None:
     fresh = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
     command = ("run", "--with", "pandas", "--with", "scikit-learn", "template:ml")
