@@ -6,12 +6,13 @@ takes. msgspec alone takes none. U+FFFD stands for it, and whoever gets the resu
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from sandbox.channel.canonical import HALF, cuts
+from sandbox.channel.canonical import HALF, PIECE_BYTES, cuts
 from sandbox.inside.harness.json_text import HALF_REPLACED
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ _SKIPPED = msgspec.json.Decoder(msgspec.Raw)
 def read_as_sent(decode: Callable[[Buffer], Value], text: Buffer) -> tuple[Value, bool]:
     """Return what a decoder of msgspec reads in a text, and whether halves of pairs were replaced. Raises as it does.
 
-    Where nothing was, this costs nothing.
+    What a decoder skips is UTF-8, too: msgspec alone would not look.
     """
+    _check_utf8(text)
     try:
         return decode(text), False
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -53,6 +55,19 @@ def has_replaced(text: Buffer) -> bool:
 def half_replaced(name: str) -> str:
     """Return the warning that halves were replaced in what has this name."""
     return f"{HALF_REPLACED} (at {name})"
+
+
+def _check_utf8(text: Buffer) -> None:
+    """Raise `msgspec.DecodeError` for a text that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(text)
+    for start in range(0, len(view) + 1, PIECE_BYTES):
+        kept = len(decoder.getstate()[0])
+        piece = view[start : start + PIECE_BYTES]
+        try:
+            decoder.decode(piece, final=start + PIECE_BYTES > len(view))
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(f"it is not UTF-8 (byte {start - kept + error.start})") from None
 
 
 def _with_whole_pairs(text: Buffer) -> bytearray | None:

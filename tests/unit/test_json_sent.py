@@ -143,16 +143,26 @@ def test_a_pair_at_the_end_of_a_piece_stays_whole(through: Callable[[bytes], Run
 
 @pytest.mark.parametrize(
     "text",
-    [rb'"\ud8"', rb'"\ud8xx"', rb'"\ud83d', rb'"\ud83d\udcxx"', rb'"\x41"', b'"\n"', b"NaN", b"1 2", b"[1,]", b"'a'"],
-)
+    [rb'"\ud8"', rb'"\ud8xx"', rb'"\ud83d', rb'"\ud83d\udcxx"', rb'"\x41"', b'"\n"', b"NaN", b"1 2", b"[1,]", b"'a'",
+     b'"caf\xe9"', b'"\xed\xa0\xbd"', b'"\xc3"', b'["\xf0\x9f\x98", 1]', '"é"'.encode("utf-16"), b"\xef\xbb\xbf1"],
+)  # fmt: skip # a table
 def test_what_is_no_json_is_refused_by_all(through: Callable[[bytes], RunRequest], text: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="is not JSON"):
+    with pytest.raises(InvalidRequest, match=r"is not (JSON|UTF-8)"):
         check_payload(text, "-")
     with pytest.raises(InvalidRequest, match="can't be read"):
         through(b'{"code":"1","payload":%s}' % text)
     if text != b"NaN":  # Python's own reader takes it
         with pytest.raises(ValueError, match=r"."):
             from_json(text)
+
+
+@pytest.mark.parametrize("before", range(8))
+def test_letters_of_several_bytes_may_lie_across_pieces(through: Callable[[bytes], RunRequest], before: int) -> None:
+    document = json.dumps("Q" * (PIECE_BYTES - before) + "é한😀" * 3, ensure_ascii=False).encode()
+    assert check(document, through)[0] == json.loads(document)
+    broken = document[:-3] + document[-2:]
+    with pytest.raises(InvalidRequest, match="it is not UTF-8"):
+        through(b'{"code":"1","payload":%s}' % broken)
 
 
 def test_control_msgspec_alone_takes_no_half() -> None:

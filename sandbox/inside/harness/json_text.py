@@ -81,7 +81,7 @@ def as_json_text(value: Any, *, max_bytes: int = 1 << 30) -> tuple[bytes, list[s
 
 
 def from_json(text: bytes | bytearray) -> Any:
-    """Parse JSON, turning Node Buffers (`{"type": "Buffer", "data": [...]}`) into bytes."""
+    """Parse JSON in UTF-8, turning Node Buffers (`{"type": "Buffer", "data": [...]}`) into bytes. Raises ValueError."""
     # Node never escapes these letters: a text without the word holds no Buffer and parses at full speed.
     return json_value(text, _unbuffered if b'"Buffer"' in text else None)
 
@@ -141,7 +141,7 @@ def json_value(text: bytes | bytearray, hook: Callable[[dict[str, Any]], Any] | 
         pass
     import json
 
-    return json.loads(text, object_hook=hook)
+    return json.loads(text.decode("utf-8"), object_hook=hook)
 
 
 def _unbuffered(value: dict[str, Any]) -> Any:
