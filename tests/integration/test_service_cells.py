@@ -227,5 +227,8 @@ def test_by_pace_a_fast_node_gets_cells_and_one_with_pauses_containers(client: C
 
 
 def paused(client: Client, number: int) -> str:
-    time.sleep(0.6)
+    """Run after a pause in which this machine makes a few containers, busy or not; return in what it ran."""
+    began = time.monotonic()
+    client.run("result = 1", limits={"memory_mib": 100 + number}, node_id="other")  # which no pool has
+    time.sleep(3 * (time.monotonic() - began))
     return isolation(client.run("result = payload", payload=number, policy="paced", node_id="slow"))
