@@ -166,6 +166,11 @@ class Sandbox:
         if self.cgroup is not None:
             self.cgroup = dataclasses.replace(self.cgroup, seen=kernel.read_cgroup_events(self.cgroup))
 
+    def count_kills(self) -> None:
+        """Note how often the kernel has killed for memory around this sandbox, before the program begins."""
+        if self.cgroup is not None:
+            self.cgroup = dataclasses.replace(self.cgroup, killed_around=kernel.killed_around(self.cgroup))
+
     @property
     def events(self) -> kernel.CgroupEvents | None:
         """Return what was kept of the cgroup's counters; None without cgroup v2."""

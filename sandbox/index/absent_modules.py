@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["ELSEWHERE", "REMOVED", "SCREEN", "STANDARD", "WINDOWS"]
+__all__ = ["ELSEWHERE", "MOVED", "REMOVED", "SCREEN", "STANDARD", "STANDARD_PACKAGES", "WINDOWS"]
 
 SCREEN = frozenset({"tkinter", "Tkinter", "tkMessageBox", "_tkinter", "turtle", "turtledemo", "idlelib"})
 # module -> the first Python without it, and what Python's own notes name in its place, or what is known to bring it
@@ -44,6 +44,33 @@ REMOVED = {
 }
 # What one Python or another brings along: no package of that name on an index is meant.
 STANDARD = frozenset(sys.stdlib_module_names | REMOVED.keys() | {"annotationlib", "compression", "tomllib"})
+# Those that have modules in them.
+STANDARD_PACKAGES = frozenset({
+    "asyncio", "collections", "compression", "concurrent", "ctypes", "curses", "dbm", "distutils", "email", "encodings",
+    "ensurepip", "html", "http", "idlelib", "importlib", "json", "lib2to3", "logging", "multiprocessing", "pathlib",
+    "pydoc_data", "re", "sqlite3", "string", "sysconfig", "test", "tkinter", "tomllib", "turtledemo", "unittest",
+    "urllib", "venv", "wsgiref", "xml", "xmlrpc", "zipfile", "zoneinfo",
+})  # fmt: skip # a table
+# (module, name) -> where newer versions of Python have it, or what they have in its place
+MOVED = {
+    **{("collections", name): f"collections.abc.{name}" for name in (
+        "Awaitable", "ByteString", "Callable", "Collection", "Container", "Coroutine", "Generator", "Hashable",
+        "ItemsView", "Iterable", "Iterator", "KeysView", "Mapping", "MappingView", "MutableMapping", "MutableSequence",
+        "MutableSet", "Reversible", "Sequence", "Set", "Sized", "ValuesView",
+    )},
+    ("asyncio", "coroutine"): "async def",
+    ("cgi", "escape"): "html.escape",
+    ("fractions", "gcd"): "math.gcd",
+    ("inspect", "getargspec"): "inspect.getfullargspec",
+    ("itertools", "imap"): "map",
+    ("itertools", "izip"): "zip",
+    ("string", "maketrans"): "str.maketrans",
+    ("time", "clock"): "time.perf_counter",
+    ("urllib", "quote"): "urllib.parse.quote",
+    ("urllib", "unquote"): "urllib.parse.unquote",
+    ("urllib", "urlencode"): "urllib.parse.urlencode",
+    ("urllib", "urlopen"): "urllib.request.urlopen",
+}  # fmt: skip # a table
 WINDOWS = frozenset({
     "_msi", "_overlapped", "_winapi", "_winreg", "msvcrt", "nt", "pythoncom", "pywintypes", "win32api", "win32com",
     "win32con", "win32event", "win32file", "win32gui", "win32process", "win32service", "winreg", "winsound", "wmi",

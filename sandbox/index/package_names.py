@@ -6,7 +6,7 @@ import re
 
 from sandbox.index.package_table import MISREMEMBERED, PACKAGES
 
-__all__ = ["CALLED", "POPULAR", "package_of_module"]
+__all__ = ["CALLED", "POPULAR", "module_as_written", "package_of_module"]
 
 _MODULES = {module.lower(): package for module, package in PACKAGES.items()}
 _PLAIN = {module: package for module, package in _MODULES.items() if re.fullmatch(r"[a-z0-9.-]+", package)}
@@ -24,3 +24,8 @@ def package_of_module(module: str) -> str | None:
     parts = module.lower().split(".")
     names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((_MODULES[name] for name in names if name in _MODULES), None)
+
+
+def module_as_written(module: str) -> str:
+    """Return the name of a module with the letters that it has in the table, where it is there in other letters."""
+    return next((written for written in PACKAGES if written.lower() == module.lower()), module)

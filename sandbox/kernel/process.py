@@ -68,6 +68,8 @@ class CgroupLimits:
     """The tightest cgroup v2 limits on the way from a process to the root; None where nothing limits.
 
     `seen` are events that were read earlier, kept because a group's counters vanish with its last process.
+    `killed_around` is how many processes the kernel had killed for memory in all groups around this one, when the
+    program began.
     """
 
     path: str
@@ -76,6 +78,7 @@ class CgroupLimits:
     cpus: float | None
     processes: int | None
     seen: CgroupEvents | None = None
+    killed_around: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,17 +271,29 @@ def oom_kills(events: dict[str, int]) -> int:
     return events.get("oom_kill", 0) if events.get("oom", 0) else 0
 
 
+def _groups(directory: Path) -> list[Path]:
+    """Return the groups of a sandbox: the runtime may put processes one level below the one that carries the limits."""
+    return [directory, directory.parent] if directory.name == "container" else [directory]  # as crun does
+
+
+def killed_around(limits: CgroupLimits, *, root: Path = CGROUP_ROOT) -> int:
+    """Return how many processes were killed for memory below the group that a sandbox's group lies in."""
+    return oom_kills(read_events(_groups(root / limits.path)[-1].parent / "memory.events"))
+
+
 def read_cgroup_events(limits: CgroupLimits | None, *, root: Path = CGROUP_ROOT) -> CgroupEvents | None:
     """Return the events of a sandbox's group, with those seen earlier; None where it is in none (cgroup v1)."""
     if limits is None:
         return None
     directory = root / limits.path
-    # The runtime may put processes one level below the group that carries the limits (crun: `container`).
-    groups = [directory, directory.parent] if directory.name == "container" else [directory]
+    groups = _groups(directory)
     seen = limits.seen or CgroupEvents(oom_kills=0, fork_failures=0, peak_bytes=None)
     peaks = [peak for group in groups if (peak := read_limit(group / "memory.peak")) is not None]
     peaks += [] if seen.peak_bytes is None else [seen.peak_bytes]
     kills = [oom_kills(read_events(group / "memory.events")) for group in groups]
+    if limits.seen is None and limits.killed_around is not None and not groups[-1].exists():
+        # It went before anybody looked, as it does when process 1 is killed. The groups around it have counted.
+        kills.append(killed_around(limits, root=root) - limits.killed_around)
     fork_failures = [read_events(group / "pids.events").get("max", 0) for group in groups]
     return CgroupEvents(
         oom_kills=max(seen.oom_kills, *kills),

@@ -23,7 +23,7 @@ from sandbox.run.file_advice import (
     picture,
 )
 from sandbox.run.limit_advice import Circumstances, limit_advice
-from sandbox.run.module_advice import missing_library, missing_module, shadowed_module
+from sandbox.run.module_advice import missing_library, missing_module, missing_name
 
 __all__ = ["advice", "last_advice"]
 
@@ -76,8 +76,8 @@ def _module(found: Found) -> str:
     return missing_module(found.match[1], found.match[2], found.error.traceback[-MAX_TEXT_CHARS:])
 
 
-def _shadowed(found: Found) -> str:
-    return shadowed_module(found.match[1])
+def _name(found: Found) -> str:
+    return missing_name(found.match[1], found.match[2])
 
 
 def _optional(found: Found) -> str:
@@ -169,7 +169,7 @@ INDENTED = re.compile(r"^[ \t].*$", re.MULTILINE)
 RULES: tuple[tuple[str, str, Callable[[Found], str]], ...] = (
     ("ModuleNotFoundError", r"No module named '([A-Za-z0-9_.]{1,80})'([\s\S]{0,200})", _module),
     (GAVE_UP, MISSED_MODULE, _module),
-    ("ImportError", r"cannot import name '\w{1,80}' from '(\w{1,80})'", _shadowed),
+    ("ImportError", r"cannot import name '(\w{1,80})' from '(\w{1,80})'", _name),
     ("ImportError", r"(?:Missing optional dependency '|`Import )([A-Za-z0-9_.]{1,80})[`']", _optional),
     (ANY, LIBRARY, _shared_library),
     ("FileNotFoundError", MISSING_FILE, _file(missing_file)),

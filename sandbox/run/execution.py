@@ -74,6 +74,7 @@ class Execution:
 
     async def _drive(self, sandbox: Sandbox) -> None:
         """Hand over the job and follow the program to its end, its deadline, its cap or its cancellation."""
+        sandbox.count_kills()
         capped = asyncio.ensure_future(self._watch(sandbox))
         reading = asyncio.ensure_future(self._read(sandbox))
         pieces: list[asyncio.Future[Any]] = [capped, reading]

@@ -49,6 +49,7 @@ CAUSED_BY_MISSING_FILE = (
 MISSING_DATABASE = r"\bOperationalError\b.{0,3} (unable to open database file|no such table)\b"
 MISSING_PICTURE = r"\(-215:Assertion failed\) !\w+\.empty\(\)"
 
+LOOKS_INTO = re.compile(r"\b(?:listdir|scandir|chdir|iterdir)\(")  # what is missing is a directory
 _ANY_NAME = "--file NAME=PATH, and the program opens NAME"
 _ONLY = "the sandbox has only those of your files that you send"
 
@@ -65,13 +66,19 @@ def missing_file(match: re.Match[str], traceback: str) -> str:
     directory, _, name = path.rpartition("/")
     if named and not name:
         return ""
+    if path.startswith("/dev/"):
+        device = path if re.fullmatch(r"/dev/[a-zA-Z0-9]{1,20}", path) else "that one"
+        return f"a sandbox has none of this host's devices, such as {device}"
     if "/." in path or not re.fullmatch(PLAIN_PATH, path):
         # A program must not have itself recommended a file that nobody should hand over (/etc/shadow, .ssh/id_rsa),
         # that the user perhaps can't read, nor a name that is more than one word to a shell.
         given = _ANY_NAME
     else:
         given = f"--file {path}={path}" if directory else f"--file {name}"
-    return f"{_ONLY}: {given}; what the program writes goes into its working directory"
+        if LOOKS_INTO.search(traceback):
+            given = f"--file {path}/NAME={path}/NAME for each file of {path}"
+    made = ", into directories that it makes" if directory else ""
+    return f"{_ONLY}: {given}; what the program writes goes into its working directory{made}"
 
 
 def database(_match: re.Match[str], _traceback: str) -> str:

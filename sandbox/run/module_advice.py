@@ -9,10 +9,19 @@ from __future__ import annotations
 import re
 import shlex
 
-from sandbox.index.absent_modules import ELSEWHERE, REMOVED, RENAMED, SCREEN, STANDARD, WINDOWS
-from sandbox.index.package_names import package_of_module
+from sandbox.index.absent_modules import (
+    ELSEWHERE,
+    MOVED,
+    REMOVED,
+    RENAMED,
+    SCREEN,
+    STANDARD,
+    STANDARD_PACKAGES,
+    WINDOWS,
+)
+from sandbox.index.package_names import module_as_written, package_of_module
 
-__all__ = ["missing_library", "missing_module", "shadowed_module"]
+__all__ = ["missing_library", "missing_module", "missing_name"]
 
 _IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+([\w.]{1,80})[ \t]+import[ \t]+(\w{1,80})|import[ \t]+([\w.]{1,80}))", re.ASCII | re.MULTILINE
@@ -22,6 +31,8 @@ _IMPORT = re.compile(
 def missing_module(module: str, detail: str, traceback: str) -> str:
     """Return what to do when `module` was not found; `detail` is what Python says after its name."""
     top = module.partition(".")[0]
+    if "not a package" in detail and top in STANDARD - STANDARD_PACKAGES:
+        return _part(module, top, None)
     if "not a package" in detail:
         return f"a file of yours named {top}.py is found before the library of that name: give it another name"
     full = _imported(module, traceback)
@@ -33,7 +44,8 @@ def missing_module(module: str, detail: str, traceback: str) -> str:
     if top in WINDOWS:
         return f"{top} is for Windows alone, and a sandbox runs Linux"
     if top in STANDARD:
-        return _standard(top)
+        # Python names all of a name whose top was found.
+        return _part(module, top, None) if "." in module else _standard(top)
     if top in RENAMED:
         return f"{top} is a module of Python 2, which Python 3 has as {RENAMED[top]}; {_own(top)}"
     if reason := ELSEWHERE.get(full) or ELSEWHERE.get(top):
@@ -42,16 +54,21 @@ def missing_module(module: str, detail: str, traceback: str) -> str:
     if "." in module and package_of_module(module) in (None, package_of_module(top)):
         return _part(module, top, package)
     if package:
-        return f"to install it: --with {shlex.quote(package)}"
+        written = module_as_written(top)
+        return f"to install it: --with {shlex.quote(package)}{f', whose module is {written}' if written != top else ''}"
     return (
         f"{_own(top)}; a library is installed: --with NAME, with its name on the package index, which its own"
         " documentation says: it need not be that of the module"
     )
 
 
-def shadowed_module(module: str) -> str:
-    """Return what to do when a name was looked for in a module of Python, and is perhaps in one of the user's own."""
-    return f"{module} is here the module of Python; {_own(module)}" if module in STANDARD else ""
+def missing_name(name: str, module: str) -> str:
+    """Return what to do when a module of Python has no such name: it moved, or is in a module of the user's own."""
+    if module not in STANDARD:
+        return ""
+    if moved := MOVED.get((module, name)):
+        return f"{module} of this Python has no {name}: use {moved}"
+    return f"{module} is here the module of Python, and has no {name}; {_own(module)}"
 
 
 def _standard(top: str) -> str:

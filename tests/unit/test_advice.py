@@ -242,6 +242,51 @@ def test_a_file_that_hides_a_library_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("No module named 'os.paths'; 'os' is not a package", "os is there and has no paths"),
+        ("No module named 'email.MIMEText'", "email is there and has no MIMEText"),
+        ("No module named 'zoneinfo.x'", "zoneinfo is there and has no x"),
+    ],
+)
+def test_a_part_that_a_module_of_python_lacks_is_named_and_the_module_is_there(words: str, said: str) -> None:
+    found = told("ModuleNotFoundError", words)
+    assert said in found
+    assert "not in this image" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("Mapping", "collections", "use collections.abc.Mapping"),
+        ("gcd", "fractions", "use math.gcd"),
+        ("urlencode", "urllib", "use urllib.parse.urlencode"),
+        ("nothing", "collections", "has no nothing; a module of your own"),
+    ],
+)
+def test_a_name_that_moved_is_told_with_its_place(name: str, module: str, said: str) -> None:
+    words = f"cannot import name {name!r} from {module!r} (/usr/lib/python3.11/{module}.py)"
+    assert said in told("ImportError", words)
+
+
+def test_letters_of_a_module_that_are_others_are_told() -> None:
+    assert "--with pycryptodome, whose module is Crypto" in told("ModuleNotFoundError", "No module named 'crypto'")
+    assert "--with pillow, whose module is PIL" in told("ModuleNotFoundError", "No module named 'pil'")
+    assert told("ModuleNotFoundError", "No module named 'yaml'").endswith("--with pyyaml")
+
+
+def test_devices_and_directories_are_told_as_what_they_are() -> None:
+    missing = "[Errno 2] No such file or directory: '{}'"
+    assert "none of this host's devices, such as /dev/ttyUSB0" in told(
+        "FileNotFoundError", missing.format("/dev/ttyUSB0")
+    )
+    looking = '    for name in os.listdir("images"):\n'
+    found = told("FileNotFoundError", missing.format("images"), looking)
+    assert "--file images/NAME=images/NAME for each file of images" in found
+    assert "into directories that it makes" in told("FileNotFoundError", missing.format("out/x.txt"))
+
+
+@pytest.mark.parametrize(
     ("path", "said"),
     [
         ("data.csv", "--file data.csv;"),

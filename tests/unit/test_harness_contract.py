@@ -575,3 +575,9 @@ def test_lines_of_libraries_are_shown() -> None:
     done = run("import sys\nsys.path.insert(0, '.')\nimport lib\nlib.fails()", files={"lib.py": text.encode()})
     assert "the library's" in done.error.traceback
     assert (done.error.line, "harness" in done.error.traceback) == (4, False)
+
+
+def test_half_of_a_pair_in_the_topic_is_replaced_and_told_like_one_in_the_result() -> None:
+    done = run("result = 'a\\ud83d'\noutput_topic = 't\\ud83d'")
+    assert (done.result, done.meta.output_topic) == ("a\ufffd", "t\ufffd")
+    assert [warning.partition(" (at ")[2] for warning in done.meta.warnings] == ["result)", "output_topic)"]

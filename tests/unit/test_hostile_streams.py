@@ -79,7 +79,7 @@ class Played:
     def kill(self) -> None:
         """Nothing lives."""
 
-    keep_events = kill
+    keep_events = count_kills = kill
 
 
 class Stage:

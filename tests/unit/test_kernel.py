@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from sandbox.kernel.oom import killed_for_memory
 from sandbox.kernel.process import (
     CgroupLimits,
     is_ending,
+    killed_around,
     parse_limits,
     parse_mounts,
     read_cgroup,
@@ -105,6 +108,27 @@ def test_events_of_a_group_that_is_gone_are_none_seen() -> None:
     assert events is not None
     assert (events.oom_kills, events.fork_failures, events.peak_bytes) == (0, 0, None)
     assert read_cgroup_events(None) is None
+
+
+def test_of_a_group_that_went_before_anybody_looked_the_groups_around_it_have_counted(tree: Path) -> None:
+    scope = Path(GROUP).parent
+    write(tree, GROUP, memory_events="oom 0\noom_kill 0")
+    write(tree, str(scope.parent), memory_events="oom 2\noom_kill 2")
+    began = read(tree)
+    assert began is not None
+    began = replace(began, killed_around=killed_around(began, root=tree / "cgroup"))
+    write(tree, str(scope.parent), memory_events="oom 3\noom_kill 3")
+
+    def kills(limits: CgroupLimits) -> int:
+        events = read_cgroup_events(limits, root=tree / "cgroup")
+        assert events is not None
+        return events.oom_kills
+
+    assert kills(began) == 0, "it is there, and has counted none: the kill was another's"
+    seen = replace(began, seen=read_cgroup_events(began, root=tree / "cgroup"))
+    shutil.rmtree(tree / "cgroup" / scope)
+    assert kills(began) == 1
+    assert kills(seen) == 0, "what was seen of it counts"
 
 
 def test_mounts_keep_options_kind_and_size() -> None:

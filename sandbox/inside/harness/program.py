@@ -11,7 +11,7 @@ from sandbox.inside.harness.compiling import compile_program, execute
 from sandbox.inside.harness.directory import DIRECTORY, forget_harness
 from sandbox.inside.harness.failures import error_record, location_of, traceback_text, type_and_message
 from sandbox.inside.harness.handing_on import MAX_KEPT_BYTES, MODULE, STARTUP, hand_on, handed, stored
-from sandbox.inside.harness.json_text import from_json, json_chunks, json_record
+from sandbox.inside.harness.json_text import HALF_REPLACED, from_json, json_chunks, json_record, whole_text
 from sandbox.inside.harness.leavings import Leavings
 from sandbox.inside.harness.limits import CHUNK_BYTES, MAX_TOPIC_CHARS, MAX_WARNING_CHARS, MAX_WARNINGS
 from sandbox.inside.harness.process import (
@@ -220,6 +220,10 @@ class Program:
             if topic is not None:
                 if not isinstance(topic, str):
                     warnings.append(f"output_topic is a {type_name(topic)} and became text")
+                whole = whole_text(str(topic))
+                if whole != str(topic):
+                    topic = whole
+                    warnings.append(f"{HALF_REPLACED} (at output_topic)")
                 meta["output_topic"] = clean(str(topic), MAX_TOPIC_CHARS)
             if self.helpers is not None:
                 warnings += self.leavings.warning(self.helpers)
